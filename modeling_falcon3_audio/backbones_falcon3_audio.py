@@ -1,0 +1,112 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Reads a pretrained Whisper and a pretrained causal language model and names their weights as Falcon3-Audio does.
+
+The weights then go through `from_pretrained` like those of any checkpoint, so that dtype, device_map, quantisation and
+attention are handled in one place, transformers'.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig
+from transformers.modeling_utils import PreTrainedModel
+
+# What some families do to the logits behind `lm_head`, by the field of their config, with the value that means "nothing".
+_AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+
+
+@dataclass(frozen=True)
+class Backbones:
+    audio_config: PreTrainedConfig
+    text_config: PreTrainedConfig
+    audio_token_id: int
+    dtype: torch.dtype
+    generation_config: GenerationConfig
+    state_dict: dict[str, torch.Tensor]
+
+
+def combine_backbones(
+    audio: str | PreTrainedModel, text: str | PreTrainedModel, audio_token_id: int | None, dtype: str | torch.dtype
+) -> Backbones:
+    """
+    Loads what is given by name and collects both models' configs and weights under Falcon3-Audio's names.
+
+    Raises a `ValueError` if `audio` is no Whisper, if the placeholder's id cannot be found out, or if the language
+    model does something to its logits behind `lm_head`.
+    """
+    if audio_token_id is None:
+        audio_token_id = _default_audio_token_id(text)
+    encoder = _load_whisper(audio).get_encoder()
+    language_model = AutoModelForCausalLM.from_pretrained(text, dtype="auto") if _is_name(text) else text
+    _check_head(language_model)
+    head = language_model.get_output_embeddings()
+    tensors = {f"model.audio_tower.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    for name, tensor in language_model.base_model.state_dict().items():
+        tensors[f"model.language_model.{name}"] = tensor
+    tensors["lm_head.weight"] = head.weight
+    text_config = copy.deepcopy(language_model.config)
+    return Backbones(
+        audio_config=encoder.config,
+        text_config=text_config,
+        audio_token_id=audio_token_id,
+        dtype=language_model.dtype if dtype == "auto" else dtype,
+        generation_config=copy.deepcopy(language_model.generation_config),
+        state_dict=tensors,
+    )
+
+
+def _is_name(backbone: Any) -> bool:
+    return not isinstance(backbone, PreTrainedModel)
+
+
+def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(audio) if _is_name(audio) else audio.config
+    if config.model_type != "whisper":
+        raise ValueError(
+            f"The audio backbone must be a Whisper model, got {audio if _is_name(audio) else type(audio).__name__!r} of "
+            f"type {config.model_type!r}. Take for example 'openai/whisper-medium.en'."
+        )
+    model = AutoModel.from_pretrained(audio, config=config, dtype="auto") if _is_name(audio) else audio
+    if not hasattr(model, "get_encoder"):
+        raise ValueError(f"The audio backbone must hold Whisper's encoder, got a {type(model).__name__}.")
+    return model
+
+
+def _check_head(language_model: PreTrainedModel):
+    head = language_model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise ValueError(
+            f"{type(language_model).__name__} has {'no output head' if head is None else 'a bias in its output head'}; "
+            "the text backbone must be a causal language model whose logits are a plain linear map."
+        )
+    for field, neutral in _AFTER_THE_HEAD.items():
+        value = getattr(language_model.config, field, neutral)
+        if value not in (neutral, None):
+            raise ValueError(
+                f"{type(language_model).__name__} changes its logits behind the output head ({field}={value}), which "
+                "Falcon3-Audio does not do. Choose a text backbone without it."
+            )
+
+
+def _default_audio_token_id(text: str | PreTrainedModel) -> int:
+    """The processor chooses the placeholder; this asks it, so that both always agree."""
+    name = text if _is_name(text) else text.name_or_path
+    remedy = "Pass `audio_token_id=processor.audio_token_id` of the processor that fits these backbones."
+    if not name:
+        raise ValueError(
+            f"The text backbone is a model that was not loaded from anywhere, so it has no tokenizer. {remedy}"
+        )
+    try:
+        # The processor lives in another folder of the package, and this file is also loaded as remote code.
+        from falcon3_audio.processing import choose_audio_token, load_tokenizer
+    except ImportError as error:
+        raise ImportError(f"Choosing the placeholder token needs the falcon3-audio package. {remedy}") from error
+    config = AutoConfig.from_pretrained(name) if _is_name(text) else text.config
+    return choose_audio_token(load_tokenizer(name), vocab_size=config.vocab_size)[1]
+
+
+__all__ = ["Backbones", "combine_backbones"]

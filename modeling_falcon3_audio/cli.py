@@ -1,0 +1,30 @@
+"""`falcon3-audio VERB ...`: hands over to the verb's own module, which also runs as `python -m`.
+
+Modules are imported only when their verb is called, so that `falcon3-audio --help` answers at once.
+"""
+
+import importlib
+import sys
+
+# verb -> (module, what it does)
+VERBS = {
+    "compose": ("falcon3_audio.compose", "build a checkpoint from a Whisper and a causal language model"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print("usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one)\n")
+        for name, (_, purpose) in VERBS.items():
+            print(f"  {name:<10} {purpose}")
+        return 0
+    if verb not in VERBS:
+        print(f"falcon3-audio: unknown verb {verb!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

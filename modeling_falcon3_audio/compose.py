@@ -1,0 +1,112 @@
+"""Builds a Falcon3-Audio checkpoint from a pretrained Whisper and a pretrained causal language model.
+
+Only the projector is new; the folder holds model, processor and code, and loads with the Auto classes.
+
+    falcon3-audio compose --audio openai/whisper-medium.en --text tiiuae/Falcon3-3B-Instruct OUT
+    falcon3-audio compose --preset falcon3-audio-3b OUT
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from .configuration_falcon3_audio import PRESETS, get_preset
+from .modeling_falcon3_audio import Falcon3AudioForConditionalGeneration
+from .processing import Falcon3AudioProcessor
+
+
+def compose(
+    audio: str,
+    text: str,
+    output: str | Path,
+    audio_token: str | None = None,
+    pooling_window: int = 2,
+    projector_type: str = "mlp",
+    pad_to_window: bool = False,
+    dtype: str = "auto",
+) -> Path:
+    """
+    Saves the composed checkpoint in `output` and returns its path. Arguments as in `from_backbones` of model and
+    processor.
+
+    The folder appears whole or not at all: files are written beside it and renamed. Raises a `FileExistsError` if
+    `output` holds anything already, and the errors of `from_backbones`.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
+    processor = Falcon3AudioProcessor.from_backbones(
+        audio, text, audio_token=audio_token, pooling_window=pooling_window, pad_to_window=pad_to_window
+    )
+    model = Falcon3AudioForConditionalGeneration.from_backbones(
+        audio,
+        text,
+        audio_token_id=processor.audio_token_id,
+        pooling_window=pooling_window,
+        projector_type=projector_type,
+        pad_to_window=pad_to_window,
+        dtype=dtype,
+    )
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    if output.exists():
+        output.rmdir()
+    unfinished.rename(output)
+    _report(model, processor, output)
+    return output
+
+
+def _report(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor, output: Path):
+    parts = {
+        "audio_tower": model.model.audio_tower,
+        "multi_modal_projector": model.model.multi_modal_projector,
+        "language_model": model.model.language_model,
+    }
+    for name, module in parts.items():
+        print(f"{name:<22} {sum(p.numel() for p in module.parameters()) / 1e6:10.1f} M parameters")
+    rate = 50 / model.config.pooling_window
+    print(f"{'dtype':<22} {model.dtype}")
+    print(f"{'audio token':<22} {processor.audio_token} (id {processor.audio_token_id}), {rate:g} per second of sound")
+    print(f"{'saved in':<22} {output}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio compose", description=__doc__.split("\n\n")[0])
+    parser.add_argument("output", metavar="OUT", help="folder to create")
+    parser.add_argument("--preset", choices=PRESETS, help="backbones of one of the published sizes")
+    parser.add_argument("--audio", help="Whisper: Hub id or local folder")
+    parser.add_argument("--text", help="instruction-tuned causal language model: Hub id or local folder")
+    parser.add_argument("--audio-token", help="placeholder token (default: an unused one of the vocabulary)")
+    parser.add_argument(
+        "--pooling-window", type=int, default=2, help="encoder positions per audio token (1: no pooling)"
+    )
+    parser.add_argument("--projector-type", choices=("mlp", "linear"), default="mlp")
+    parser.add_argument("--pad-to-window", action="store_true", help="encode 30 s always, as stock Whisper does")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (the language model's)")
+    options = parser.parse_args(arguments)
+    preset = get_preset(options.preset) if options.preset else {}
+    audio, text = options.audio or preset.get("audio"), options.text or preset.get("text")
+    if not (audio and text):
+        parser.error("give --audio and --text, or --preset")
+    try:
+        compose(
+            audio,
+            text,
+            options.output,
+            audio_token=options.audio_token,
+            pooling_window=options.pooling_window,
+            projector_type=options.projector_type,
+            pad_to_window=options.pad_to_window,
+            dtype=options.dtype,
+        )
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio compose: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

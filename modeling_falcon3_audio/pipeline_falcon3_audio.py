@@ -1,0 +1,253 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""`pipeline("audio-text-to-text")`: ask a question about a sound, or go on with a chat.
+
+transformers 5.23 has no such task. Choices: every input becomes a chat and goes through the processor's template;
+the answer is cut off from the prompt by token count, not by comparing texts; a batch is one call of the processor.
+Any transformers model with an audio chat template can be used. Travels with every saved checkpoint.
+
+    pipe = pipeline("audio-text-to-text", model=folder)
+    pipe("clip.wav", text="What do you hear?")[0]["generated_text"]
+"""
+
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers.generation import GenerationConfig
+from transformers.pipelines.base import Pipeline
+
+DEFAULT_MAX_NEW_TOKENS = 256
+# What `generate` takes besides the fields of a GenerationConfig.
+_GENERATE_ARGUMENTS = {
+    "generation_config",
+    "streamer",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "assistant_model",
+    "past_key_values",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat to answer. A class of its own, since a list of messages would be taken for a batch."""
+
+    messages: list[dict[str, Any]]
+
+
+class AudioTextToTextPipeline(Pipeline):
+    """See `__call__`. Generation parameters (`max_new_tokens`, `streamer`, ...) go to `pipeline(...)` or to the call."""
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if "audio" not in self.model.input_modalities:
+            raise ValueError(
+                f"{type(self.model).__name__} takes {', '.join(self.model.input_modalities)}, but audio-text-to-text "
+                "needs a model that takes audio."
+            )
+
+    def __call__(self, audio: Any = None, text: Any = None, sampling_rate: int | None = None, **kwargs):
+        r"""
+        Answers in text.
+
+        Args:
+            audio: A clip (path, URL, bytes, array, tensor, dict with `array` and `sampling_rate`); a list of clips,
+                which are asked one by one (a batch); a list of lists, where each inner list goes into one prompt. Or a
+                chat or list of chats; or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset or
+                generator.
+            text (`str`, list of `str`, or chats): The question. One string is asked about every clip of a list.
+            sampling_rate (`int`, *optional*): Of arrays, in Hz. Files know their own.
+            **kwargs: Generation parameters; `batch_size` and `num_workers`; `return_full_text=True` for the whole
+                chat with the answer instead of the answer alone; `processor_kwargs`.
+
+        Returns:
+            For one input a list of `{"input_text": messages, "generated_text": answer}`, one per returned sequence. For
+            several inputs a list of such lists, for a dataset or generator an iterator over them.
+
+        Raises:
+            `ValueError`: for audio that cannot be read (see the processor), lists of unequal length, and no input.
+            `TypeError`: for parameters that neither the pipeline nor `generate` has.
+        """
+        if audio is None and text is None:
+            raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
+        if text is None and _is_chat(audio) or audio is None and _is_chat(text):
+            return super().__call__(Request(text if audio is None else audio), **kwargs)
+        if audio is None or text is None:
+            many = text if audio is None else audio
+            if isinstance(many, (str, bytes, np.ndarray)) or not isinstance(many, Iterable):
+                many = {"text": text, "audio": audio}
+            if isinstance(many, dict):
+                return super().__call__(_request(many, sampling_rate), **kwargs)
+        elif not isinstance(audio, (list, tuple)):
+            return super().__call__(_request({"audio": audio, "text": text}, sampling_rate), **kwargs)
+        else:
+            texts = [text] * len(audio) if isinstance(text, str) else text
+            if len(texts) != len(audio):
+                raise ValueError(
+                    f"Got {len(audio)} clips but {len(texts)} texts; they must match, or one text is asked about all."
+                )
+            many = [{"audio": clip, "text": question} for clip, question in zip(audio, texts)]
+        requests = (_request(item, sampling_rate) for item in many)
+        if isinstance(many, (list, tuple)):
+            requests = list(requests)
+            if not requests:
+                raise ValueError("Nothing was asked: the list of inputs is empty.")
+        return super().__call__(requests, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        return_full_text: bool | None = None,
+        skip_special_tokens: bool | None = None,
+        processor_kwargs: dict | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        allowed = set(vars(GenerationConfig())) | _GENERATE_ARGUMENTS
+        unknown = sorted(set(kwargs) - allowed)
+        if unknown:
+            raise TypeError(
+                f"audio-text-to-text has no parameter {', '.join(unknown)}. It takes the fields of GenerationConfig, "
+                f"{', '.join(sorted(_GENERATE_ARGUMENTS))}, return_full_text, skip_special_tokens and processor_kwargs."
+            )
+        preprocess = {} if processor_kwargs is None else {"processor_kwargs": processor_kwargs}
+        options = {"return_full_text": return_full_text, "skip_special_tokens": skip_special_tokens}
+        postprocess = {name: value for name, value in options.items() if value is not None}
+        return preprocess, {**(generate_kwargs or {}), **kwargs}, postprocess
+
+    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        # Clips of a batch differ in length, which only the processor can pad: it gets whole batches.
+        if isinstance(inputs, Sized):
+            batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
+        else:
+            batches = _in_batches(inputs, batch_size)
+        answered = super().get_iterator(batches, num_workers, 1, preprocess_params, forward_params, postprocess_params)
+        return (records for batch in answered for records in batch)
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+        return super().run_single([inputs], preprocess_params, forward_params, postprocess_params)[0]
+
+    def preprocess(self, requests: list[Request], processor_kwargs: dict | None = None) -> dict[str, Any]:
+        """Model inputs of a batch of chats. A chat that ends with the assistant's words is continued."""
+        continues = {request.messages[-1]["role"] == "assistant" for request in requests}
+        if len(continues) > 1:
+            raise ValueError(
+                "Some chats of this batch end with an assistant message, to be continued, and some do not. Use batch_size=1."
+            )
+        self._check_sampling_rates(requests)
+        go_on = continues.pop()
+        inputs = self.processor.apply_chat_template(
+            [request.messages for request in requests],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=not go_on,
+            continue_final_message=go_on,
+            processor_kwargs={"padding": True} | (processor_kwargs or {}),
+        ).to(dtype=self.dtype)
+        return {"requests": requests, "inputs": dict(inputs)}
+
+    def _check_sampling_rates(self, requests: list[Request]):
+        """Other models' processors do not resample arrays, and would take any rate for their own."""
+        if hasattr(self.processor, "max_audio_seconds"):
+            return
+        rate = self.processor.feature_extractor.sampling_rate
+        for request in requests:
+            for item in _audio_items(request.messages):
+                if item.get("sampling_rate", rate) != rate:
+                    raise ValueError(f"{type(self.processor).__name__} expects audio at {rate} Hz; resample it first.")
+
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs) -> dict[str, Any]:
+        inputs = model_inputs["inputs"]
+        given = self.model.generation_config
+        limits = {"max_new_tokens", "max_length", "generation_config"}
+        if not limits & generate_kwargs.keys() and given.max_new_tokens is None and given.max_length in (None, 20):
+            generate_kwargs["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
+        if generate_kwargs.get("stop_strings") is not None:
+            generate_kwargs["tokenizer"] = self.tokenizer
+        tokens = self.model.generate(**inputs, **generate_kwargs)
+        tokens = getattr(tokens, "sequences", tokens)
+        return {"requests": model_inputs["requests"], "tokens": tokens[:, inputs["input_ids"].shape[1] :]}
+
+    def postprocess(
+        self, model_outputs: dict[str, Any], return_full_text: bool = False, skip_special_tokens: bool = True
+    ) -> list[list[dict[str, Any]]]:
+        requests, tokens = model_outputs["requests"], model_outputs["tokens"]
+        answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=skip_special_tokens)
+        each = len(answers) // len(requests)
+        return [
+            [
+                {
+                    "input_text": request.messages,
+                    "generated_text": _with_answer(request.messages, answer) if return_full_text else answer,
+                }
+                for answer in answers[index * each : (index + 1) * each]
+            ]
+            for index, request in enumerate(requests)
+        ]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Model and processor with their code: a folder that `pipeline` loads again."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], dict) and "role" in value[0]
+
+
+def _request(item: Any, sampling_rate: int | None) -> Request:
+    """From a chat, a string, a clip, or a dict with `audio` and `text`."""
+    if isinstance(item, Request):
+        return item
+    if _is_chat(item):
+        return Request(list(item))
+    if isinstance(item, str):
+        item = {"text": item}
+    if not isinstance(item, dict) or not item.keys() & {"audio", "text"}:
+        raise ValueError(f"Expected a chat, or a dict with 'audio' and 'text', got {str(item)[:200]}.")
+    audio = item.get("audio")
+    clips = [] if audio is None else list(audio) if isinstance(audio, (list, tuple)) else [audio]
+    rate = item.get("sampling_rate", sampling_rate)
+    content: list[dict[str, Any]] = [
+        {"type": "audio", "audio": clip} | ({} if rate is None else {"sampling_rate": rate}) for clip in clips
+    ]
+    if item.get("text") is not None:
+        content.append({"type": "text", "text": item["text"]})
+    return Request([{"role": "user", "content": content}])
+
+
+def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (item for item in message["content"] if item["type"] == "audio")
+
+
+def _in_batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    batch: list[Request] = []
+    for request in requests:
+        batch.append(request)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _with_answer(messages: list[dict[str, Any]], answer: str) -> list[dict[str, Any]]:
+    if messages[-1]["role"] != "assistant":
+        return [*messages, {"role": "assistant", "content": answer}]
+    last = messages[-1]
+    if isinstance(last["content"], str):
+        return [*messages[:-1], last | {"content": last["content"] + answer}]
+    *items, final = last["content"]
+    return [*messages[:-1], last | {"content": [*items, final | {"text": final["text"] + answer}]}]
+
+
+__all__ = ["AudioTextToTextPipeline"]

@@ -1,0 +1,380 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The processor of Falcon3-Audio: Whisper's features, the language model's tokenizer, and the prompts between them.
+
+Choices: features of a clip never depend on the rest of the batch; audio over 30 s becomes 30 s windows side by side
+in one row; the placeholder is a token the language model's vocabulary already has; labels come from the chat
+template's generation markers. Travels with every saved checkpoint and runs on transformers 5.16 to 5.23 (labels: 5.23).
+
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+"""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
+from transformers.utils import logging
+
+from .audio_inputs_falcon3_audio import (
+    FRAMES_PER_POSITION,
+    HOP_LENGTH,
+    POOLING_WINDOW,
+    SAMPLING_RATE,
+    TAIL_SAMPLES,
+    count_frames,
+    count_tokens,
+    load_audio,
+)
+
+logger = logging.get_logger(__name__)
+
+# 5 minutes are 7,500 tokens, which the smallest model (8,192 positions) still holds beside a question.
+MAX_AUDIO_SECONDS = 300.0
+
+# How vocabularies call the slots that nothing was trained on: Falcon3 ">>UNUSED_7<<", Llama 3
+# "<|reserved_special_token_7|>", Gemma "<unused7>", Phi-3 "<|placeholder7|>".
+_UNUSED_TOKEN = re.compile(r"unused|reserved|placeholder", re.IGNORECASE)
+_NEW_AUDIO_TOKEN = "<|audio|>"
+
+# Falcon3's chat format, for tokenizers that come without a template.
+FALCON3_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% if not loop.last or message['role'] != 'assistant' %}{{ '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+class Falcon3AudioTextKwargs(TextKwargs, total=False):
+    """
+    return_labels (`bool`): With `apply_chat_template(..., tokenize=True, return_dict=True)`, add `labels`: the token
+        ids of the assistant's answers and their end tokens, -100 everywhere else.
+    """
+
+    return_labels: bool
+
+
+class Falcon3AudioProcessorKwargs(ProcessingKwargs, total=False):
+    text_kwargs: Falcon3AudioTextKwargs
+
+    # `_defaults`, not class attributes of the processor: those need transformers 5.23.
+    _defaults = {"text_kwargs": {"padding": True, "padding_side": "left", "return_tensors": "pt"}}
+
+
+class Falcon3AudioProcessor(ProcessorMixin):
+    r"""
+    Args:
+        feature_extractor (`WhisperFeatureExtractor`): Whisper's, with 80 or 128 mel bands.
+        tokenizer (`PreTrainedTokenizerBase`): The language model's.
+        chat_template (`str`, *optional*): See `from_backbones`, which makes it from the language model's own.
+        audio_token (`str`, defaults to `"<|audio|>"`): The placeholder; a token of the tokenizer's vocabulary.
+        pooling_window (`int`, defaults to 2): As in the model's config.
+        pad_to_window (`bool`, defaults to `False`): As in the model's config.
+        max_audio_seconds (`float`, defaults to 300): Longest audio. What is longer is cut with a warning that gives
+            its length, or is a `ValueError` under `truncation=False`.
+    """
+
+    valid_processor_kwargs = Falcon3AudioProcessorKwargs
+
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        chat_template=None,
+        audio_token: str = _NEW_AUDIO_TOKEN,
+        pooling_window: int = POOLING_WINDOW,
+        pad_to_window: bool = False,
+        max_audio_seconds: float = MAX_AUDIO_SECONDS,
+    ):
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        if tokenizer.encode(audio_token, add_special_tokens=False) != [self.audio_token_id]:
+            raise ValueError(
+                f"`audio_token` must be one token of the tokenizer, but {audio_token!r} is read as "
+                f"{tokenizer.tokenize(audio_token)}. `Falcon3AudioProcessor.from_backbones` finds a free one."
+            )
+        self.pooling_window = pooling_window
+        self.pad_to_window = pad_to_window
+        self.max_audio_seconds = max_audio_seconds
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_backbones(
+        cls,
+        audio,
+        text,
+        audio_token: str | None = None,
+        vocab_size: int | None = None,
+        chat_template: str | None = None,
+        **options,
+    ) -> "Falcon3AudioProcessor":
+        r"""
+        The processor that fits `Falcon3AudioForConditionalGeneration.from_backbones(audio, text)`.
+
+        Args:
+            audio (`str` or `WhisperFeatureExtractor`): Whisper: Hub id, local folder or feature extractor.
+            text (`str` or `PreTrainedTokenizerBase`): Language model: Hub id, local folder or tokenizer.
+            audio_token (`str`, *optional*): Placeholder. By default an unused slot of the vocabulary (see
+                `choose_audio_token`).
+            vocab_size (`int`, *optional*): Rows of the language model's embedding; read from its config when `text`
+                is a name.
+            chat_template (`str`, *optional*): The language model's template; by default the tokenizer's own, or
+                Falcon3's format where it has none.
+            **options: `pooling_window`, `pad_to_window`, `max_audio_seconds`.
+        """
+        if isinstance(text, (str, os.PathLike)):
+            vocab_size = AutoConfig.from_pretrained(text).vocab_size if vocab_size is None else vocab_size
+            text = load_tokenizer(text)
+        if isinstance(audio, (str, os.PathLike)):
+            audio = AutoFeatureExtractor.from_pretrained(audio)
+        token, _ = choose_audio_token(text, vocab_size, audio_token)
+        template = chat_template or text.chat_template
+        if template is None:
+            logger.warning("The tokenizer has no chat template; using Falcon3's format.")
+            template = FALCON3_CHAT_TEMPLATE
+        return cls(audio, text, chat_template=make_chat_template(template, token), audio_token=token, **options)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, "input_features", "input_features_mask"]
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of one window (30 s: 480,000)."""
+        return int(self.feature_extractor.chunk_length * SAMPLING_RATE)
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Audio of any accepted kind, alone or as a list, becomes a list of mono 16 kHz arrays; see `load_audio`."""
+        if images is not None or videos is not None:
+            raise ValueError("Falcon3-Audio takes text and audio, got images or videos.")
+        if audio is not None:
+            clips = audio if _is_list_of_clips(audio) else [audio]
+            rate = _given_sampling_rate(kwargs)
+            audio = [load_audio(clip, rate, f"audio {index}") for index, clip in enumerate(clips)]
+        if text is not None:
+            text = [text] if isinstance(text, str) else list(text)
+        return None, text, None, audio
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Every audio has a placeholder in the texts, in order, and every placeholder an audio."""
+        if kwargs.get("return_labels"):
+            raise ValueError("`return_labels` needs to know who said what: use `apply_chat_template`.")
+        if text is None and audio is None:
+            raise ValueError("Give the processor `text`, `audio` or both.")
+        if text is None:
+            return
+        if not all(isinstance(sample, str) for sample in text):
+            raise ValueError(f"`text` must be a string or a list of strings, got {[type(s).__name__ for s in text]}.")
+        counts = [sample.count(self.audio_token) for sample in text]
+        clips = 0 if audio is None else len(audio)
+        if sum(counts) != clips:
+            raise ValueError(
+                f"Got {clips} audios, but the texts hold {sum(counts)} audio placeholders {self.audio_token!r} "
+                f"({counts} per text); they must match. Chat messages place them by themselves: see "
+                "`apply_chat_template`."
+            )
+
+    def _process_audio(self, audio: list[np.ndarray], **kwargs) -> tuple[dict[str, np.ndarray], list[str]]:
+        # Only `truncation` is read from the kwargs. Padding and lengths given for the text mean nothing here, and
+        # `truncation` decides whether a clip over the limit is cut or refused, never where it is cut.
+        refuse = kwargs.get("truncation", True) is False
+        clips = [self._limit(clip, f"audio {index}", refuse) for index, clip in enumerate(audio)]
+        rows = [self._features(clip) for clip in clips]
+        width = max(row.shape[1] for row in rows)
+        features = np.zeros((len(rows), rows[0].shape[0], width), dtype=np.float32)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for index, (row, clip) in enumerate(zip(rows, clips)):
+            features[index, :, : row.shape[1]] = row
+            mask[index, : count_frames(len(clip), self.window_samples)] = 1
+        inputs = {"input_features": features, "input_features_mask": mask}
+        return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(rows))]
+
+    def _limit(self, clip: np.ndarray, name: str, refuse: bool) -> np.ndarray:
+        limit = int(self.max_audio_seconds * SAMPLING_RATE)
+        if len(clip) <= limit:
+            return clip
+        what = f"{name} is {len(clip) / SAMPLING_RATE:.1f} s long, over the limit of {self.max_audio_seconds:g} s"
+        remedy = "Split it, or raise `max_audio_seconds` of the processor if the language model has the positions."
+        if refuse:
+            raise ValueError(f"{what}. {remedy}")
+        logger.warning(f"{what}: only the first {self.max_audio_seconds:g} s are heard. {remedy}")
+        return clip[:limit]
+
+    def _features(self, clip: np.ndarray) -> np.ndarray:
+        """Log-mel frames of one clip, `(mel bands, frames)`: its windows side by side."""
+        windows = []
+        for start in range(0, len(clip), self.window_samples):
+            samples = clip[start : start + self.window_samples]
+            wanted = self.window_samples if self.pad_to_window else len(samples) + TAIL_SAMPLES
+            samples = np.pad(samples, (0, max(0, min(wanted, self.window_samples) - len(samples))))
+            # One window at a time: in a batch the last bits would depend on the other clips.
+            frames = self.feature_extractor(
+                samples, sampling_rate=SAMPLING_RATE, padding=False, truncation=False, return_tensors="np"
+            )["input_features"][0]
+            windows.append(frames[:, : self._frames_to_keep(min(len(clip) - start, self.window_samples))])
+        return np.concatenate(windows, axis=1)
+
+    def _frames_to_keep(self, samples: int) -> int:
+        """Frames that the encoder reads for a window: its own and one of right context."""
+        whole = self.window_samples // HOP_LENGTH
+        positions = math.ceil(math.ceil(samples / HOP_LENGTH) / FRAMES_PER_POSITION)
+        return whole if self.pad_to_window else min(whole, positions * FRAMES_PER_POSITION + 1)
+
+    def _count_tokens(self, frames: int) -> int:
+        whole = self.window_samples // HOP_LENGTH
+        return count_tokens(math.ceil(frames / whole) * whole if self.pad_to_window else frames, self.pooling_window)
+
+    def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
+        """What stands in the prompt for one audio: as many placeholders as the model makes tokens of it."""
+        return self.audio_token * self._count_tokens(int(audio_inputs["input_features_mask"][audio_idx].sum()))
+
+    def _get_num_multimodal_tokens(self, audio_lengths: list[int] | None = None, **kwargs) -> MultiModalData:
+        """Audio tokens for clips of `audio_lengths` samples at 16 kHz. Serving engines plan with it."""
+        if audio_lengths is None:
+            return MultiModalData()
+        limit = int(self.max_audio_seconds * SAMPLING_RATE)
+        frames = [count_frames(min(int(length), limit), self.window_samples) for length in audio_lengths]
+        return MultiModalData(num_audio_tokens=[self._count_tokens(count) for count in frames])
+
+    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs) -> Any:
+        r"""
+        As in transformers, for messages whose content is a string or a list of `{"type": "text", "text": ...}` and
+        `{"type": "audio", ...}` items. An audio item has its source under `audio`, `path` or `url` (anything that
+        `load_audio` takes) and may have its own `sampling_rate`.
+
+        With `processor_kwargs={"return_labels": True}` (and `tokenize=True, return_dict=True`) the result has
+        `labels`, of the shape of `input_ids`, for training on the assistant's answers only.
+
+        Raises a `ValueError` that names the message for an audio item without a source, unreadable audio, and text
+        that contains the placeholder token.
+        """
+        processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
+        return_labels = processor_kwargs.pop("return_labels", kwargs.pop("return_labels", False))
+        rate = _given_sampling_rate(kwargs) or _given_sampling_rate(processor_kwargs)
+        kwargs.pop("sampling_rate", None)
+        processor_kwargs.pop("sampling_rate", None)
+        conversation = self._prepare_messages(conversation, rate, load=kwargs.get("tokenize", False))
+        if return_labels:
+            if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
+                raise ValueError("`return_labels` needs `tokenize=True` and `return_dict=True`.")
+            kwargs["return_assistant_tokens_mask"] = True
+        # The template writes every special token; a tokenizer that adds its own would write them twice.
+        processor_kwargs.setdefault("add_special_tokens", False)
+        outputs = super().apply_chat_template(
+            conversation, chat_template=chat_template, processor_kwargs=processor_kwargs, **kwargs
+        )
+        return _with_labels(outputs) if return_labels else outputs
+
+    def _prepare_messages(self, conversation, sampling_rate: int | None, load: bool) -> list:
+        """A copy of the conversation(s) whose audio is loaded; checks what the template would pass over in silence."""
+        if len(conversation) == 0:
+            raise ValueError("The conversation is empty; give at least one message.")
+        if isinstance(conversation[0], (list, tuple)):
+            return [self._prepare_messages(messages, sampling_rate, load) for messages in conversation]
+        prepared = []
+        for index, message in enumerate(conversation):
+            content = message.get("content")
+            items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+            for item in items:
+                if self.audio_token in str(item.get("text", "")):
+                    raise ValueError(
+                        f"Message {index} contains the audio placeholder {self.audio_token!r} as text. Remove it; "
+                        'audio is given as an item {"type": "audio", "path": ...}.'
+                    )
+            if not isinstance(content, str) and content is not None and load:
+                message = message | {"content": [_load_item(item, sampling_rate, index) for item in items]}
+            prepared.append(message)
+        return prepared
+
+
+def _load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
+    if item.get("type") != "audio":
+        return item
+    sources = [item[key] for key in ("audio", "path", "url") if item.get(key) is not None]
+    if len(sources) != 1:
+        raise ValueError(f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url': {item}")
+    rate = item.get("sampling_rate", sampling_rate)
+    return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
+
+
+def _given_sampling_rate(kwargs: dict) -> int | None:
+    return kwargs.get("sampling_rate", (kwargs.get("audio_kwargs") or {}).get("sampling_rate"))
+
+
+def _is_list_of_clips(audio: Any) -> bool:
+    # A list of numbers is one clip.
+    return isinstance(audio, (list, tuple)) and not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
+
+
+def _with_labels(outputs: BatchFeature) -> BatchFeature:
+    masks = torch.as_tensor(np.asarray(outputs.pop("assistant_masks"))).bool()
+    input_ids = torch.as_tensor(outputs["input_ids"])
+    empty = [row for row, mask in enumerate(masks) if not mask.any()]
+    if empty:
+        raise ValueError(
+            f"Conversations {empty} have no answer to learn from. Each needs an assistant message that was not "
+            "truncated away, and a chat template that adds answers at the end without changing what is before them."
+        )
+    outputs["labels"] = input_ids.masked_fill(~masks, -100)
+    return outputs
+
+
+def load_tokenizer(name: str | os.PathLike):
+    """The language model's tokenizer, made ready for batches: it pads, and on the left, as generation needs it."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: str | None = None) -> tuple[str, int]:
+    """
+    The placeholder for audio and its id, without resizing the vocabulary.
+
+    In this order: the token asked for; the last slot that the vocabulary keeps unused (Falcon3, Llama 3, Gemma, Phi-3
+    have some); a new token `<|audio|>` on one of the rows that the embedding has beyond the tokenizer (Qwen2). The
+    token is made known to the tokenizer as a special one, so that it is never split.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): changed in place where a token is added.
+        vocab_size (`int`, *optional*): rows of the language model's embedding.
+        audio_token (`str`, *optional*): a token to use.
+
+    Raises a `ValueError` if there is no free slot or the token asked for would need a new row.
+    """
+    added = tokenizer.added_tokens_encoder
+    unused = [token for token in sorted(added, key=added.__getitem__) if _UNUSED_TOKEN.search(token)]
+    token = audio_token or (unused[-1] if unused else _NEW_AUDIO_TOKEN)
+    if token in added:
+        return token, added[token]
+    known = token in tokenizer.get_vocab()
+    if not known and (vocab_size is None or len(tokenizer) >= vocab_size):
+        rows = "an embedding of unknown size (pass `vocab_size`)" if vocab_size is None else f"{vocab_size} rows"
+        raise ValueError(
+            f"There is no room for the placeholder {token!r}: the tokenizer has {len(tokenizer)} tokens and the language "
+            f"model {rows}. Name a token that your text never contains with `audio_token=`."
+        )
+    tokenizer.add_tokens([token], special_tokens=True)
+    return token, tokenizer.convert_tokens_to_ids(token)
+
+
+def make_chat_template(language_model_template: str, audio_token: str) -> str:
+    """The language model's chat template with audio items and generation markers: chat_template.jinja filled in."""
+    frame = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    # The frame marks the answers; markers inside it would be recorded at every rendering.
+    inner = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", language_model_template)
+    inner = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", inner)
+    quoted = "'" + audio_token.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return frame.replace("<<language model template>>", inner).replace("<<audio token>>", quoted)
+
+
+__all__ = ["Falcon3AudioProcessor", "choose_audio_token", "load_tokenizer", "make_chat_template"]
