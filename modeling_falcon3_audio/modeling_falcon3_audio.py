@@ -325,6 +325,11 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
             raise ValueError(
                 f"These backbones do not fit the architecture. Weights without a counterpart: {sorted(strangers)}"
             )
+        if "disk" in getattr(model, "hf_device_map", {}).values():
+            raise ValueError(
+                f"These backbones do not fit into memory, and weights that are only now composed cannot be left on disk "
+                f"(device_map: {model.hf_device_map}). Save the composed model on a larger machine and load that."
+            )
         model.generation_config = backbones.generation_config
         return model
 
@@ -366,14 +371,32 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(
-        self, input_ids, *args, audio_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
+        self,
+        input_ids: torch.LongTensor,
+        inputs_embeds: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
     ):
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if audio_embeds is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
-            model_inputs["audio_embeds"] = audio_embeds
+            model_inputs["audio_embeds"] = self._without_cached_audio(
+                input_ids, model_inputs["input_ids"], audio_embeds
+            )
         return model_inputs
+
+    def _without_cached_audio(
+        self, prompt: torch.Tensor, rest: torch.Tensor | None, audio_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """The audio of what is left of each prompt when a cache already holds its beginning."""
+        if rest is None or rest.shape == prompt.shape:
+            return audio_embeds
+        token = self.config.audio_token_id
+        left = (rest == token).sum(-1).tolist()
+        parts = audio_embeds.split((prompt == token).sum(-1).tolist())
+        return torch.cat([part[len(part) - count :] for part, count in zip(parts, left)])
 
     @can_return_tuple
     def forward(

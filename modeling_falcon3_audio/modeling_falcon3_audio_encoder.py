@@ -68,6 +68,15 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Loading makes every parameter trainable; Whisper's sinusoidal positions are not meant to be.
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, Falcon3AudioEncoder):
+                module.embed_positions.requires_grad_(False)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -138,15 +147,14 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
             )
         frames = _count_frames(input_features, input_features_mask)
         by_length = self._windows_by_length(frames)
+        if not by_length:
+            return BaseModelOutput(last_hidden_state=input_features.new_zeros(len(frames), 0, self.config.hidden_size))
         packed = [self._embed(input_features, windows, length) for length, windows in by_length.items()]
-        runs = None
         if len(packed) == 1:
-            hidden_states = packed[0]
-        elif packed:
-            runs = [(part.shape[0], part.shape[1]) for part in packed]
-            hidden_states = torch.cat([part.flatten(0, 1) for part in packed])[None]
+            hidden_states, runs = packed[0], None
         else:
-            hidden_states = self.layer_norm.weight.new_zeros(1, 0, self.config.hidden_size)
+            hidden_states = torch.cat([part.flatten(0, 1) for part in packed])[None]
+            runs = [(part.shape[0], part.shape[1]) for part in packed]
 
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
         for layer in self.layers:
@@ -183,7 +191,7 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         self, hidden_states: torch.Tensor, by_length: dict[int, list[tuple[int, int]]], frames: list[int]
     ) -> torch.Tensor:
         """From packed windows to `(batch, positions, hidden_size)`, in the order of the batch."""
-        positions = -(-max(frames, default=0) // FRAMES_PER_POSITION)
+        positions = -(-max(frames) // FRAMES_PER_POSITION)
         index = [
             torch.arange(length) + audio * positions + start
             for length, windows in by_length.items()
@@ -191,8 +199,7 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         ]
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         output = flat.new_zeros(len(frames) * positions, flat.shape[-1])
-        if index:
-            output = output.index_copy(0, torch.cat(index).to(flat.device), flat)
+        output = output.index_copy(0, torch.cat(index).to(flat.device), flat)
         return output.unflatten(0, (len(frames), positions))
 
 

@@ -1,0 +1,193 @@
+"""The audio tower against transformers' WhisperEncoder, alone and with padding masked in all 3000 frames."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import SAMPLING_RATE, make_whisper, tone
+from transformers import WhisperFeatureExtractor
+
+from falcon3_audio import (
+    Falcon3AudioConfig,
+    Falcon3AudioEncoder,
+    Falcon3AudioForConditionalGeneration,
+    Falcon3AudioProcessor,
+)
+
+
+WINDOW = 30 * SAMPLING_RATE
+
+
+def make_pair(num_mel_bins: int = 80):
+    """Whisper's encoder and ours with its weights, loaded by name."""
+    whisper = make_whisper(num_mel_bins).get_encoder()
+    encoder = Falcon3AudioEncoder(Falcon3AudioConfig(audio_config=whisper.config).audio_config)
+    encoder.load_state_dict(whisper.state_dict())
+    return whisper, encoder.eval()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return make_pair()
+
+
+@torch.no_grad()
+def masked_reference(whisper, samples: np.ndarray) -> torch.Tensor:
+    """Whisper's encoder over all 3000 frames of one window, attending to the positions of real audio only."""
+    padded = np.pad(samples, (0, WINDOW - len(samples)))
+    extractor = WhisperFeatureExtractor(feature_size=whisper.config.num_mel_bins)
+    features = extractor(padded, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
+    hidden = torch.nn.functional.gelu(whisper.conv1(features))
+    hidden = torch.nn.functional.gelu(whisper.conv2(hidden)).transpose(1, 2) + whisper.embed_positions.weight
+    positions = -(-(-(-len(samples) // 160)) // 2)
+    mask = torch.zeros(1, 1, 1500, 1500)
+    mask[..., positions:] = torch.finfo(torch.float32).min
+    for layer in whisper.layers:
+        hidden = layer(hidden, mask)
+    return whisper.layer_norm(hidden)[0, :positions]
+
+
+def features_of(processor, *clips):
+    text = [processor.audio_token] * len(clips)
+    inputs = processor(text=text, audio=list(clips), sampling_rate=SAMPLING_RATE)
+    return {name: inputs[name] for name in ("input_features", "input_features_mask")}
+
+
+@pytest.mark.parametrize("num_mel_bins", [80, 128])
+def test_a_full_window_is_whispers_bit_for_bit(num_mel_bins):
+    whisper, encoder = make_pair(num_mel_bins)
+    features = torch.randn(2, num_mel_bins, 3000)
+    with torch.no_grad():
+        expected = whisper(features).last_hidden_state
+        assert torch.equal(encoder(features).last_hidden_state, expected)
+        assert torch.equal(encoder(features, torch.ones(2, 3000)).last_hidden_state, expected)
+
+
+def test_parameter_names_are_whispers(pair):
+    whisper, encoder = pair
+    assert list(encoder.state_dict()) == list(whisper.state_dict())
+
+
+@pytest.mark.parametrize(
+    "samples", [1, 159, 160, 161, 320, 480, 1000, 16_000, 52_345, 147_200, WINDOW - 321, WINDOW - 1, WINDOW]
+)
+def test_real_frames_equal_the_reference_with_padding_masked(pair, processor, samples):
+    whisper, encoder = pair
+    clip = tone(samples / SAMPLING_RATE)
+    with torch.no_grad():
+        hidden = encoder(**features_of(processor, clip)).last_hidden_state[0]
+    expected = masked_reference(whisper, clip)
+    assert hidden.shape == expected.shape
+    assert (hidden - expected).abs().max() < 1e-5
+
+
+def test_a_ragged_batch_equals_the_reference_clip_by_clip(pair, processor):
+    whisper, encoder = pair
+    clips = [tone(0.4, 300), tone(3.1, 500), tone(0.005, 700), tone(3.1, 900), tone(9.2, 1100)]
+    with torch.no_grad():
+        hidden = encoder(**features_of(processor, *clips)).last_hidden_state
+    for row, clip in zip(hidden, clips):
+        expected = masked_reference(whisper, clip)
+        assert (row[: len(expected)] - expected).abs().max() < 1e-5
+        assert not row[len(expected) :].any(), "positions behind a clip's end are zero"
+
+
+def test_long_audio_is_windows_in_a_row(pair, processor):
+    whisper, encoder = pair
+    long, short = tone(71.3), tone(2)
+    with torch.no_grad():
+        hidden = encoder(**features_of(processor, long, short)).last_hidden_state[0]
+    expected = torch.cat(
+        [masked_reference(whisper, long[start : start + WINDOW]) for start in range(0, len(long), WINDOW)]
+    )
+    assert hidden.shape == expected.shape == (3565, 32)
+    assert (hidden - expected).abs().max() < 1e-5
+
+
+def test_only_real_positions_are_computed(pair, processor):
+    _, encoder = pair
+    computed = []
+    hook = encoder.layers[0].fc1.register_forward_hook(
+        lambda module, args, output: computed.append(args[0].shape[:-1].numel())
+    )
+    with torch.no_grad():
+        encoder(**features_of(processor, tone(5), tone(1), tone(1)))
+    hook.remove()
+    assert computed == [250 + 50 + 50]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(pair, processor):
+    _, encoder = pair
+    inputs = features_of(processor, tone(1), tone(2))
+
+    def gradients():
+        encoder.zero_grad()
+        encoder(**inputs).last_hidden_state.square().sum().backward()
+        return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.requires_grad]
+
+    plain = gradients()
+    encoder.train()
+    encoder.gradient_checkpointing_enable()
+    checkpointed = gradients()
+    encoder.gradient_checkpointing_disable()
+    encoder.eval()
+    assert len(plain) == len(checkpointed) > 0
+    for left, right in zip(plain, checkpointed):
+        torch.testing.assert_close(left, right)
+
+
+def test_hidden_states_of_equal_clips_have_whispers_shape(pair, processor):
+    _, encoder = pair
+    encoder.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = encoder(
+            **features_of(processor, tone(1), tone(1)), output_hidden_states=True, output_attentions=True
+        )
+    encoder.set_attn_implementation("sdpa")
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, 50, 32)] * 3
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 4, 50, 50)] * 2
+
+
+def test_wrong_features_are_named(pair):
+    _, encoder = pair
+    with pytest.raises(ValueError, match=r"80 mel bands.*got \(1, 128, 100\)"):
+        encoder(torch.zeros(1, 128, 100))
+    with pytest.raises(ValueError, match=r"\(1, 90\) for features of shape \(1, 80, 100\)"):
+        encoder(torch.zeros(1, 80, 100), torch.ones(1, 90))
+    with pytest.raises(ValueError, match="first frames"):
+        encoder(torch.zeros(1, 80, 4), torch.tensor([[0, 0, 1, 1]]))
+
+
+def test_an_empty_row_gives_no_positions(pair):
+    _, encoder = pair
+    mask = torch.zeros(2, 10, dtype=torch.long)
+    assert encoder(torch.zeros(2, 80, 10), mask).last_hidden_state.shape == (2, 0, 32)
+
+
+def test_processor_and_encoder_agree_on_every_length(model, processor):
+    """The contract between two folders that cannot import each other."""
+    lengths = [1, 2, 159, 160, 161, 319, 320, 321, 640, 641, 15_999, 16_000, 16_001]
+    lengths += [WINDOW + step for step in (-641, -640, -481, -480, -479, -160, -1, 0, 1, 160, 161, 320, 321)]
+    lengths += [int(seconds * SAMPLING_RATE) for seconds in np.linspace(0.7, 95, 30)]
+    expected = processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"]
+    for length, count in zip(lengths, expected):
+        inputs = processor(
+            text=[processor.audio_token], audio=[np.full(length, 0.1, np.float32)], sampling_rate=SAMPLING_RATE
+        )
+        placeholders = int((inputs["input_ids"] == processor.audio_token_id).sum())
+        with torch.no_grad():
+            tokens = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+        assert len(tokens) == placeholders == count >= 1, f"{length} samples"
+
+
+@pytest.mark.parametrize("pooling_window", [1, 2, 4, 5])
+@pytest.mark.parametrize("pad_to_window", [False, True])
+def test_they_agree_for_other_pooling_and_padding(backbone_folders, pooling_window, pad_to_window):
+    options = {"pooling_window": pooling_window, "pad_to_window": pad_to_window}
+    processor = Falcon3AudioProcessor.from_backbones(*backbone_folders, **options)
+    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, **options).eval()
+    for seconds in (0.01, 0.99, 10, 31.234):
+        inputs = processor(text=[processor.audio_token], audio=[tone(seconds)], sampling_rate=SAMPLING_RATE)
+        tokens = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+        assert len(tokens) == int((inputs["input_ids"] == processor.audio_token_id).sum())
+        if pad_to_window:
+            assert len(tokens) == (2 if seconds > 30 else 1) * 1500 // pooling_window

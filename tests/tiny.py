@@ -1,0 +1,69 @@
+"""Small random backbones, sounds and prompts that the tests are made of. Nothing is downloaded."""
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+SAMPLING_RATE = 16_000
+
+# The chat format of Falcon3-Instruct.
+FALCON3_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\n' + message['content'] + eos_token }}"
+    "{% if not loop.last %}{{ '\n' }}{% endif %}{% endif %}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
+)
+
+
+def make_tokenizer(special_tokens: list[str] | None = None, template: str | None = FALCON3_TEMPLATE, **special):
+    """A byte-level tokenizer of some 280 tokens; by default with Falcon3's special tokens."""
+    if special_tokens is None:
+        special_tokens = [">>UNUSED_0<<", ">>UNUSED_1<<", "<|endoftext|>", "<|pad|>"]
+        special = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        special_tokens=special_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=280
+    )
+    tokenizer.train_from_iterator(["what do you hear in this sound a dog a bell"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **special)
+
+
+def make_whisper(num_mel_bins: int = 80, seed: int = 0, **options) -> WhisperForConditionalGeneration:
+    torch.manual_seed(seed)
+    sizes = dict(d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64)
+    decoder = dict(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=100)
+    tokens = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    config = WhisperConfig(num_mel_bins=num_mel_bins, **(sizes | decoder | tokens | options))
+    return WhisperForConditionalGeneration(config).eval()
+
+
+def make_llm(family: str = "llama", vocab_size: int = 300, seed: int = 0, **options):
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+    sizes |= dict(num_key_value_heads=2, head_dim=12, max_position_embeddings=8192)
+    tokens = dict(bos_token_id=None, eos_token_id=2, pad_token_id=3)
+    config = CONFIG_MAPPING[family](vocab_size=vocab_size, **(sizes | tokens | options))
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def tone(seconds: float, pitch: float = 440.0, rate: int = SAMPLING_RATE) -> np.ndarray:
+    """A sine with a little seeded noise, so that no two stretches of it are equal."""
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(int(pitch)).standard_normal(len(time))
+    return (0.3 * np.sin(2 * np.pi * pitch * time) + 0.05 * noise).astype(np.float32)
+
+
+def question(*clips, text: str = "What do you hear?") -> list[dict]:
+    """One user message about some clips."""
+    audio = [{"type": "audio", "audio": clip, "sampling_rate": SAMPLING_RATE} for clip in clips]
+    return [{"role": "user", "content": [*audio, {"type": "text", "text": text}]}]
