@@ -25,6 +25,7 @@ from .modeling_falcon3_audio_encoder import Falcon3AudioEncoder
 from .pipeline_falcon3_audio import AudioTextToTextPipeline
 from .processing import Falcon3AudioProcessor
 
+
 AutoConfig.register(Falcon3AudioEncoderConfig.model_type, Falcon3AudioEncoderConfig)
 AutoConfig.register(Falcon3AudioConfig.model_type, Falcon3AudioConfig)
 AutoProcessor.register(Falcon3AudioConfig, Falcon3AudioProcessor)

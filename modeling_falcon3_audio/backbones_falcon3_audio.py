@@ -6,14 +6,17 @@ attention are handled in one place, transformers'.
 """
 
 import copy
+import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
+
+
+NAME = (str, os.PathLike)
 
 # What some families do to the logits behind `lm_head`, by the field of their config, with the value that means "nothing".
 _AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
@@ -41,7 +44,7 @@ def combine_backbones(
     if audio_token_id is None:
         audio_token_id = _default_audio_token_id(text)
     encoder = _load_whisper(audio).get_encoder()
-    language_model = AutoModelForCausalLM.from_pretrained(text, dtype="auto") if _is_name(text) else text
+    language_model = AutoModelForCausalLM.from_pretrained(text, dtype="auto") if isinstance(text, NAME) else text
     _check_head(language_model)
     head = language_model.get_output_embeddings()
     tensors = {f"model.audio_tower.{name}": tensor for name, tensor in encoder.state_dict().items()}
@@ -59,18 +62,14 @@ def combine_backbones(
     )
 
 
-def _is_name(backbone: Any) -> bool:
-    return not isinstance(backbone, PreTrainedModel)
-
-
 def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(audio) if _is_name(audio) else audio.config
+    config = AutoConfig.from_pretrained(audio) if isinstance(audio, NAME) else audio.config
     if config.model_type != "whisper":
         raise ValueError(
-            f"The audio backbone must be a Whisper model, got {audio if _is_name(audio) else type(audio).__name__!r} of "
+            f"The audio backbone must be a Whisper model, got {audio if isinstance(audio, NAME) else type(audio).__name__!r} of "
             f"type {config.model_type!r}. Take for example 'openai/whisper-medium.en'."
         )
-    model = AutoModel.from_pretrained(audio, config=config, dtype="auto") if _is_name(audio) else audio
+    model = AutoModel.from_pretrained(audio, config=config, dtype="auto") if isinstance(audio, NAME) else audio
     if not hasattr(model, "get_encoder"):
         raise ValueError(f"The audio backbone must hold Whisper's encoder, got a {type(model).__name__}.")
     return model
@@ -94,7 +93,7 @@ def _check_head(language_model: PreTrainedModel):
 
 def _default_audio_token_id(text: str | PreTrainedModel) -> int:
     """The processor chooses the placeholder; this asks it, so that both always agree."""
-    name = text if _is_name(text) else text.name_or_path
+    name = text if isinstance(text, NAME) else text.name_or_path
     remedy = "Pass `audio_token_id=processor.audio_token_id` of the processor that fits these backbones."
     if not name:
         raise ValueError(
@@ -105,7 +104,7 @@ def _default_audio_token_id(text: str | PreTrainedModel) -> int:
         from falcon3_audio.processing import choose_audio_token, load_tokenizer
     except ImportError as error:
         raise ImportError(f"Choosing the placeholder token needs the falcon3-audio package. {remedy}") from error
-    config = AutoConfig.from_pretrained(name) if _is_name(text) else text.config
+    config = AutoConfig.from_pretrained(name) if isinstance(text, NAME) else text.config
     return choose_audio_token(load_tokenizer(name), vocab_size=config.vocab_size)[1]
 
 

@@ -6,6 +6,7 @@ Modules are imported only when their verb is called, so that `falcon3-audio --he
 import importlib
 import sys
 
+
 # verb -> (module, what it does)
 VERBS = {
     "compose": ("falcon3_audio.compose", "build a checkpoint from a Whisper and a causal language model"),

@@ -15,6 +15,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+
 try:
     from transformers.configuration_utils import SubConfigSpec
 except ImportError:  # transformers < 5.20 declares sub-configs as a plain dict

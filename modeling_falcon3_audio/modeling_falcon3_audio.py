@@ -22,6 +22,7 @@ from .backbones_falcon3_audio import combine_backbones
 from .configuration_falcon3_audio import Falcon3AudioConfig
 from .modeling_falcon3_audio_encoder import FRAMES_PER_POSITION, Falcon3AudioEncoder, Falcon3AudioPreTrainedModel
 
+
 # PEFT `target_modules` per tower. Bare names such as "q_proj" match Whisper's layers as well as the language model's.
 # Join two with "|" to train both. Covers decoders named like Llama's (Falcon3, Qwen, Gemma, Mistral, Phi-3, ...).
 LORA_TARGET_MODULES = {
@@ -167,7 +168,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
 
     def _is_audio_token(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         token = self.config.audio_token_id
-        if input_ids is not None and input_ids.numel() > 0:
+        if inputs_embeds is None or (input_ids is not None and input_ids.numel() > 0):
             return input_ids == token
         placeholder = self.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
         return (inputs_embeds == placeholder.to(inputs_embeds.dtype)).all(-1)

@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_falcon3_audio import Falcon3AudioConfig, Falcon3AudioEncoderConfig
 
+
 # Mel frames per encoder position: the stride of Whisper's second convolution.
 FRAMES_PER_POSITION = 2
 
@@ -58,7 +59,7 @@ class Falcon3AudioEncoderLayer(WhisperEncoderLayer):
 class Falcon3AudioPreTrainedModel(PreTrainedModel):
     config: Falcon3AudioConfig
     base_model_prefix = "model"
-    input_modalities = ("audio", "text")
+    input_modalities: tuple[str, ...] = ("audio", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["Falcon3AudioEncoderLayer", "Falcon3AudioMultiModalProjector"]
     _skip_keys_device_placement = ["past_key_values"]

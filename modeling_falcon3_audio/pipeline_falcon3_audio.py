@@ -17,6 +17,7 @@ import numpy as np
 from transformers.generation import GenerationConfig
 from transformers.pipelines.base import Pipeline
 
+
 DEFAULT_MAX_NEW_TOKENS = 256
 # What `generate` takes besides the fields of a GenerationConfig.
 _GENERATE_ARGUMENTS = {
@@ -95,11 +96,11 @@ class AudioTextToTextPipeline(Pipeline):
                 )
             many = [{"audio": clip, "text": question} for clip, question in zip(audio, texts)]
         requests = (_request(item, sampling_rate) for item in many)
-        if isinstance(many, (list, tuple)):
-            requests = list(requests)
-            if not requests:
-                raise ValueError("Nothing was asked: the list of inputs is empty.")
-        return super().__call__(requests, **kwargs)
+        if not isinstance(many, (list, tuple)):
+            return super().__call__(requests, **kwargs)
+        if not many:
+            raise ValueError("Nothing was asked: the list of inputs is empty.")
+        return super().__call__(list(requests), **kwargs)
 
     def _sanitize_parameters(
         self,

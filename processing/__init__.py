@@ -3,6 +3,7 @@
 from .audio_inputs_falcon3_audio import SAMPLING_RATE, TOKENS_PER_SECOND, load_audio
 from .processing_falcon3_audio import Falcon3AudioProcessor, choose_audio_token, load_tokenizer, make_chat_template
 
+
 __all__ = [
     "SAMPLING_RATE",
     "TOKENS_PER_SECOND",

@@ -16,6 +16,7 @@ import torch
 from transformers.audio_utils import load_audio as transformers_load_audio
 from transformers.utils import logging
 
+
 try:
     import soundfile
     import soxr

@@ -32,6 +32,7 @@ from .audio_inputs_falcon3_audio import (
     load_audio,
 )
 
+
 logger = logging.get_logger(__name__)
 
 # 5 minutes are 7,500 tokens, which the smallest model (8,192 positions) still holds beside a question.

@@ -2,14 +2,16 @@
 
 import os
 
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 from tiny import make_llm, make_tokenizer, make_whisper
 from transformers import WhisperFeatureExtractor
+
+from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from falcon3_audio import (
-    LORA_TARGET_MODULES,
-    PRESETS,
-    Falcon3AudioConfig,
-    Falcon3AudioForConditionalGeneration,
-    Falcon3AudioModel,
-    Falcon3AudioProcessor,
-)
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import SAMPLING_RATE, make_llm, make_whisper, question, tone
@@ -33,6 +25,15 @@ from transformers import (
     DynamicCache,
     StaticCache,
     WhisperFeatureExtractor,
+)
+
+from falcon3_audio import (
+    LORA_TARGET_MODULES,
+    PRESETS,
+    Falcon3AudioConfig,
+    Falcon3AudioForConditionalGeneration,
+    Falcon3AudioModel,
+    Falcon3AudioProcessor,
 )
 
 
@@ -428,53 +429,23 @@ def test_a_saved_folder_loads_where_the_package_is_not_installed(checkpoint, mod
     """A clean process that cannot import falcon3_audio: every Auto class, the pipeline, and saving again."""
     clip = tone(1)
     expected = answer(model, prompt(processor, question(clip)))[0].tolist()
-    script = f"""
-import sys
-sys.modules["falcon3_audio"] = None  # importing it fails
-import json
-import numpy as np
-import transformers
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
-
-def check(folder):
-    trust = {{"trust_remote_code": True}}
-    names = [type(AutoConfig.from_pretrained(folder, **trust)).__name__]
-    names += [type(AutoFeatureExtractor.from_pretrained(folder, **trust)).__name__]
-    names += [type(AutoModel.from_pretrained(folder, **trust)).__name__]
-    for name in ("AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM", "AutoModelForCausalLM"):
-        model = getattr(transformers, name).from_pretrained(folder, **trust)
-        names.append(type(model).__name__)
-    processor = AutoProcessor.from_pretrained(folder, **trust)
-    clip = np.load({str(tmp_path / "clip.npy")!r})
-    item = {{"type": "audio", "audio": clip, "sampling_rate": {SAMPLING_RATE}}}
-    chat = [{{"role": "user", "content": [item, {{"type": "text", "text": "What do you hear?"}}]}}]
-    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
-    options = {{"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}}
-    tokens = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1]:]
-    pipe = pipeline("audio-text-to-text", model=folder, **trust)
-    said = pipe(clip, text="What do you hear?", sampling_rate={SAMPLING_RATE}, **options)[0]["generated_text"]
-    print("RESULT", json.dumps([names, tokens.tolist(), said]))
-    return model, processor
-
-model, processor = check({checkpoint!r})
-again = {str(tmp_path / "again")!r}
-model.save_pretrained(again)
-processor.save_pretrained(again)
-check(again)
-"""
     np.save(tmp_path / "clip.npy", clip)
-    run = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    script = Path(__file__).with_name("load_remote_code.py")
+    arguments = [checkpoint, tmp_path / "clip.npy", SAMPLING_RATE, tmp_path / "again"]
+    run = subprocess.run(
+        [sys.executable, "-I", script, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path
+    )
     results = [json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("RESULT ")]
     assert run.returncode == 0 and len(results) == 2, run.stderr[-3000:]
-    for names, tokens, said in results:
-        assert names == [
+    for result in results:
+        assert result["classes"] == [
             "Falcon3AudioConfig",
             "WhisperFeatureExtractor",
             "Falcon3AudioModel",
             *["Falcon3AudioForConditionalGeneration"] * 3,
         ]
-        assert tokens == expected
-        assert said == processor.decode(expected, skip_special_tokens=True)
+        assert result["tokens"] == expected
+        assert result["said"] == processor.decode(expected, skip_special_tokens=True)
 
 
 def test_golden_numbers(golden):

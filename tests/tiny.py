@@ -11,6 +11,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+
 SAMPLING_RATE = 16_000
 
 # The chat format of Falcon3-Instruct.

@@ -1,0 +1,34 @@
+# Everything starts from a machine with Python 3.11, pip and make. `make test` and `make demo` are the two commands.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check test-compat clean
+
+setup: .venv/ready
+
+# torch first: with it in place, nothing else pulls another build of it.
+.venv/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# Sounds, a tiny model trained on them, and answers about clips it has not heard.
+demo: setup
+	$(BIN)/python -m falcon3_audio.training.demo runs/demo
+
+test: check
+	$(BIN)/pytest
+
+# Lint, format and types.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The code saved with a checkpoint, on the oldest and the newest transformers it supports.
+test-compat: setup
+	$(BIN)/python tests/compat.py 5.16.0 5.23.0
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info

@@ -1,0 +1,57 @@
+"""`falcon3-audio compose`: backbones in, a checkpoint out, or one clear line."""
+
+import pytest
+import torch
+from tiny import question, tone
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from falcon3_audio.cli import main
+
+
+def test_compose_makes_a_checkpoint_that_answers(backbone_folders, tmp_path, capsys):
+    audio, text = backbone_folders
+    folder = tmp_path / "model"
+    options = ["--pooling-window", "4", "--projector-type", "linear", "--dtype", "bfloat16"]
+    assert main(["compose", "--audio", audio, "--text", text, *options, str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "12.5 per second of sound" in printed and "torch.bfloat16" in printed
+    model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert (model.config.pooling_window, model.config.projector_type) == (4, "linear")
+    inputs = processor.apply_chat_template(
+        question(tone(1)), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    assert int((inputs["input_ids"] == processor.audio_token_id).sum()) == 13
+    assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"model"}, "nothing unfinished is left behind"
+
+
+def test_an_existing_folder_is_not_overwritten(backbone_folders, tmp_path, capsys):
+    audio, text = backbone_folders
+    (tmp_path / "precious").write_text("weights")
+    assert main(["compose", "--audio", audio, "--text", text, str(tmp_path)]) == 1
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "weights"
+
+
+def test_errors_are_one_line_and_leave_nothing(backbone_folders, tmp_path, capsys):
+    _, text = backbone_folders
+    assert main(["compose", "--audio", text, "--text", text, str(tmp_path / "model")]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("falcon3-audio compose: ") and "\n" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["compose", "OUT"], ["compose", "--preset", "falcon3-audio-9b", "OUT"]])
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "--preset" in capsys.readouterr().err
+
+
+def test_verbs(capsys):
+    assert main([]) == 0
+    assert "compose" in capsys.readouterr().out
+    assert main(["sing"]) == 2
+    assert "unknown verb 'sing'; choose one of compose" in capsys.readouterr().err

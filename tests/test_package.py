@@ -1,0 +1,52 @@
+"""What is installed: one import root, no stray top-level names, files that can travel to the Hub."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAVELLING = sorted(
+    [*ROOT.glob("modeling_falcon3_audio/*falcon3_audio*.py"), *ROOT.glob("processing/*falcon3_audio*.py")]
+)
+
+
+def test_the_wheel_holds_one_top_level_name(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"falcon3_audio"}
+    assert "falcon3_audio/processing/chat_template.jinja" in names
+    assert "falcon3_audio/training/audio_world.py" in names
+
+
+def test_file_names_are_unique_across_folders():
+    names = [path.name for path in TRAVELLING]
+    assert len(names) == len(set(names)) == 7
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
+def test_travelling_files_import_siblings_and_transformers_only(path):
+    """In a checkpoint they lie in one folder, where only `from .sibling import name` works."""
+    allowed = {"torch", "numpy", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+    tree = ast.parse(path.read_text())
+    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module and "." not in node.module, ast.unparse(node)
+            assert (path.parent / f"{node.module}.py").exists(), ast.unparse(node)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in guarded:
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert {module.split(".")[0] for module in modules} <= allowed, ast.unparse(node)
+
+
+def test_the_console_script_is_there():
+    run = subprocess.run([Path(sys.executable).parent / "falcon3-audio", "--help"], capture_output=True, text=True)
+    assert run.returncode == 0 and "compose" in run.stdout
