@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor  # noqa: E402
 from tiny import make_llm, make_tokenizer, make_whisper, question, tone  # noqa: E402
 from transformers import WhisperFeatureExtractor  # noqa: E402
+
+from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor  # noqa: E402
 
 
 def main():
