@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import SAMPLING_RATE, make_llm, make_whisper, question, tone
+from tiny import SAMPLING_RATE, make_llm, make_tokenizer, make_whisper, question, tone
 from torch._dynamo.testing import CompileCounter
 from transformers import (
     AutoConfig,
@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
+    BitsAndBytesConfig,
     DynamicCache,
     StaticCache,
     WhisperFeatureExtractor,
@@ -366,6 +367,29 @@ def test_the_tensor_parallel_plan_of_the_text_model_is_kept(model):
     plan = model.tp_plan
     assert plan["model.language_model.layers.*.self_attn.q_proj"] == "colwise"
     assert plan["model.language_model.layers.*.mlp.down_proj"] == "rowwise"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("skip", [None, ["model.audio_tower", "model.multi_modal_projector", "lm_head"]])
+def test_quantised_loading(tmp_path, bits, skip):
+    """All linear layers but the head by default; with the documented list, those of the language model only."""
+    llm = make_llm(hidden_size=64, intermediate_size=128, head_dim=16)
+    model = Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(d_model=64), llm, audio_token_id=1).eval()
+    model.save_pretrained(tmp_path)
+    processor = Falcon3AudioProcessor.from_backbones(WhisperFeatureExtractor(), make_tokenizer(), vocab_size=300)
+    how = BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, llm_int8_skip_modules=skip)
+    quantised = AutoModelForMultimodalLM.from_pretrained(tmp_path, quantization_config=how, device_map="cpu")
+    layers = {
+        name for name, module in quantised.named_modules() if type(module).__name__.startswith("Linear" + str(bits))
+    }
+    counts = [
+        sum(part in name for name in layers) for part in ("audio_tower", "projector", "language_model", "lm_head")
+    ]
+    assert counts == ([12, 2, 14, 0] if skip is None else [0, 0, 14, 0])
+    inputs = prompt(processor, question(tone(1)))
+    with torch.no_grad():
+        exact, rough = model(**inputs).logits.flatten(), quantised(**inputs).logits.float().flatten()
+    assert torch.cosine_similarity(exact, rough, dim=0) > 0.9
 
 
 # ---------------------------------------------------------------------------------------------- training
