@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.generation import GenerationConfig
 from transformers.pipelines.base import Pipeline
 
@@ -48,9 +49,11 @@ class AudioTextToTextPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if "audio" not in self.model.input_modalities:
+        modalities = self.model.input_modalities
+        modalities = (modalities,) if isinstance(modalities, str) else modalities
+        if "audio" not in modalities:
             raise ValueError(
-                f"{type(self.model).__name__} takes {', '.join(self.model.input_modalities)}, but audio-text-to-text "
+                f"{type(self.model).__name__} takes {', '.join(modalities)}, but audio-text-to-text "
                 "needs a model that takes audio."
             )
 
@@ -63,7 +66,8 @@ class AudioTextToTextPipeline(Pipeline):
                 which are asked one by one (a batch); a list of lists, where each inner list goes into one prompt. Or a
                 chat or list of chats; or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset or
                 generator.
-            text (`str`, list of `str`, or chats): The question. One string is asked about every clip of a list.
+            text (`str`, list of `str`, or chats): The question. One is asked about every clip of a list, and several
+                about one clip each get an answer of their own.
             sampling_rate (`int`, *optional*): Of arrays, in Hz. Files know their own.
             **kwargs: Generation parameters; `batch_size` and `num_workers`; `return_full_text=True` for the whole
                 chat with the answer instead of the answer alone; `processor_kwargs`.
@@ -78,29 +82,15 @@ class AudioTextToTextPipeline(Pipeline):
         """
         if audio is None and text is None:
             raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
-        if text is None and _is_chat(audio) or audio is None and _is_chat(text):
-            return super().__call__(Request(text if audio is None else audio), **kwargs)
-        if audio is None or text is None:
-            many = text if audio is None else audio
-            if isinstance(many, (str, bytes, np.ndarray)) or not isinstance(many, Iterable):
-                many = {"text": text, "audio": audio}
-            if isinstance(many, dict):
-                return super().__call__(_request(many, sampling_rate), **kwargs)
-        elif not isinstance(audio, (list, tuple)):
-            return super().__call__(_request({"audio": audio, "text": text}, sampling_rate), **kwargs)
-        else:
-            texts = [text] * len(audio) if isinstance(text, str) else text
-            if len(texts) != len(audio):
-                raise ValueError(
-                    f"Got {len(audio)} clips but {len(texts)} texts; they must match, or one text is asked about all."
-                )
-            many = [{"audio": clip, "text": question} for clip, question in zip(audio, texts)]
-        requests = (_request(item, sampling_rate) for item in many)
-        if not isinstance(many, (list, tuple)):
-            return super().__call__(requests, **kwargs)
-        if not many:
+        rows = _pair(audio, text)
+        # What an item is that is neither a chat nor a dict with `audio` and `text`.
+        bare = "text" if audio is None else "audio"
+        if not _is_many(rows):
+            return super().__call__(_request(rows, bare, sampling_rate), **kwargs)
+        if isinstance(rows, Sized) and len(rows) == 0:
             raise ValueError("Nothing was asked: the list of inputs is empty.")
-        return super().__call__(list(requests), **kwargs)
+        requests = (_request(row, bare, sampling_rate) for row in rows)
+        return super().__call__(list(requests) if isinstance(rows, (list, tuple)) else requests, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -203,25 +193,53 @@ def _is_chat(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], dict) and "role" in value[0]
 
 
-def _request(item: Any, sampling_rate: int | None) -> Request:
-    """From a chat, a string, a clip, or a dict with `audio` and `text`."""
-    if isinstance(item, Request):
-        return item
+def _is_many(value: Any) -> bool:
+    """Several inputs, rather than one clip, text, chat or row."""
+    if isinstance(value, (list, tuple)):
+        return not _is_chat(value) and not (len(value) > 0 and isinstance(value[0], (int, float, np.number)))
+    one = (str, bytes, bytearray, memoryview, dict, np.ndarray, torch.Tensor)
+    return isinstance(value, Iterable) and not isinstance(value, one) and not hasattr(value, "read")
+
+
+def _pair(audio: Any, text: Any) -> Any:
+    """Clips with their questions: one row, or a list where one clip or one question may stand for all."""
+    if audio is None or text is None:
+        return text if audio is None else audio
+    if any(_is_chat(value) or (_is_many(value) and _is_chat(next(iter(value), None))) for value in (audio, text)):
+        raise ValueError("A chat holds its own audio; give either a chat, or `audio` and `text`.")
+    if not _is_many(audio) and not _is_many(text):
+        return {"audio": audio, "text": text}
+    clips = list(audio) if _is_many(audio) else [audio] * len(text)
+    texts = list(text) if _is_many(text) else [text] * len(clips)
+    if len(texts) != len(clips):
+        raise ValueError(
+            f"Got {len(clips)} clips but {len(texts)} texts; they must match, or one text is asked about all."
+        )
+    return [{"audio": clip, "text": question} for clip, question in zip(clips, texts)]
+
+
+def _request(item: Any, bare: str, sampling_rate: int | None) -> Request:
+    """From a chat, a dict with `audio` and `text`, or a bare clip or text."""
     if _is_chat(item):
-        return Request(list(item))
-    if isinstance(item, str):
-        item = {"text": item}
-    if not isinstance(item, dict) or not item.keys() & {"audio", "text"}:
-        raise ValueError(f"Expected a chat, or a dict with 'audio' and 'text', got {str(item)[:200]}.")
-    audio = item.get("audio")
-    clips = [] if audio is None else list(audio) if isinstance(audio, (list, tuple)) else [audio]
-    rate = item.get("sampling_rate", sampling_rate)
-    content: list[dict[str, Any]] = [
-        {"type": "audio", "audio": clip} | ({} if rate is None else {"sampling_rate": rate}) for clip in clips
-    ]
-    if item.get("text") is not None:
-        content.append({"type": "text", "text": item["text"]})
-    return Request([{"role": "user", "content": content}])
+        return Request([_with_rate(message, sampling_rate) for message in item])
+    if not isinstance(item, dict) or item.keys() & {"array", "raw", "bytes", "path"}:
+        item = {bare: item}
+    if not item.keys() & {"audio", "text"}:
+        raise ValueError(f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(item)}.")
+    audio, text = item.get("audio"), item.get("text")
+    clips = [] if audio is None else list(audio) if _is_many(audio) else [audio]
+    content: list[dict[str, Any]] = [{"type": "audio", "audio": clip} for clip in clips]
+    if text is not None:
+        content.append({"type": "text", "text": text})
+    return Request([_with_rate({"role": "user", "content": content}, item.get("sampling_rate", sampling_rate))])
+
+
+def _with_rate(message: dict[str, Any], rate: int | None) -> dict[str, Any]:
+    """The message, whose audio items have the sampling rate of the call where they have none of their own."""
+    if rate is None or not isinstance(message.get("content"), (list, tuple)):
+        return message
+    content = [{"sampling_rate": rate} | item if item.get("type") == "audio" else item for item in message["content"]]
+    return message | {"content": content}
 
 
 def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

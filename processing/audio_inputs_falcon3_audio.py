@@ -2,13 +2,15 @@
 """From anything that holds sound to mono float32 samples at 16 kHz, and the arithmetic of time in this model.
 
 Files and bytes are decoded with soundfile and resampled with soxr, which gives the samples that librosa and
-transformers give. What soundfile cannot read (m4a, mp4, webm) and URLs go to transformers' `load_audio`. Whatever
-would make a wrong answer in silence (NaN, a contradicting rate, a truncated file) is a `ValueError` that names the clip.
+transformers give. What soundfile cannot read (m4a, mp4, webm) goes to torchcodec where it is installed. Whatever would
+make a wrong answer in silence (NaN, a contradicting rate, a truncated file) is a `ValueError` that names the clip.
 """
 
+import base64
 import io
 import math
 import os
+import urllib.request
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,10 @@ MAX_CHANNELS = 32
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz
 # Float audio is meant to lie in [-1, 1]; a little more happens, this much is 16-bit samples cast to float.
 MAX_FLOAT_PEAK = 100.0
+# libsndfile's number of frames for a file that does not say, or beyond anything real.
+UNKNOWN_FRAMES = 2**40
+DOWNLOAD_TIMEOUT = 30.0  # seconds
+_FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS")
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
 
@@ -105,14 +111,22 @@ def _read(source: Any, name: str) -> tuple[np.ndarray, int | None]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(bytes(source), name)
     if hasattr(source, "read"):
-        return _decode(source.read(), name)
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise TypeError(
+                f"{name} is a file object that gives {type(data).__name__}; open it in binary mode ('rb')."
+            )
+        return _decode(data, name)
     if isinstance(source, torch.Tensor):
         return source.detach().cpu().to(torch.float32 if source.is_floating_point() else source.dtype).numpy(), None
     if isinstance(source, (np.ndarray, list, tuple)):
         try:
-            return np.asarray(source), None
+            samples = np.asarray(source)
         except ValueError as error:
             raise ValueError(f"{name} is a list of unequal parts; pass one clip as a flat list of samples.") from error
+        if samples.dtype == np.uint8 and samples[:4].tobytes() in _FILE_BEGINS:
+            return _decode(samples.tobytes(), name)  # a file read into an array
+        return samples, None
     raise TypeError(
         f"{name} is a {type(source).__name__}; expected a path, URL, bytes, array, tensor, list of samples or a dict "
         "with 'array' and 'sampling_rate'."
@@ -122,8 +136,8 @@ def _read(source: Any, name: str) -> tuple[np.ndarray, int | None]:
 def _read_dict(source: dict, name: str) -> tuple[np.ndarray, int | None]:
     for key in ("array", "raw"):
         if source.get(key) is not None:
-            samples, _ = _read(source[key], name)
-            return samples, source.get("sampling_rate")
+            samples, rate = _read(source[key], name)
+            return samples, source.get("sampling_rate") if rate is None else rate
     for key in ("bytes", "path"):
         if source.get(key) is not None:
             return _read(source[key], name)
@@ -134,14 +148,21 @@ def _read_dict(source: dict, name: str) -> tuple[np.ndarray, int | None]:
 
 def _read_path(path: str, name: str) -> tuple[np.ndarray, int]:
     if path.startswith(("http://", "https://", "data:")):
-        try:
-            return transformers_load_audio(path, sampling_rate=SAMPLING_RATE), SAMPLING_RATE
-        except Exception as error:
-            raise ValueError(f"{name}: could not read {path[:100]!r}: {error}") from error
+        return _decode(_fetch(path, name), f"{name} ({path[:100]})")
     if not os.path.isfile(path):
         raise ValueError(f"{name}: there is no file {path[:200]!r}. Base64 audio goes in a `data:` URL.")
     with open(path, "rb") as file:
         return _decode(file.read(), f"{name} ({path})", path)
+
+
+def _fetch(url: str, name: str) -> bytes:
+    try:
+        if url.startswith("data:"):
+            return base64.b64decode(url.partition(",")[2], validate=True)
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
+            return response.read()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: could not read {url[:100]!r}: {error}") from error
 
 
 def _decode(data: bytes, name: str, path: str | None = None) -> tuple[np.ndarray, int]:
@@ -149,17 +170,28 @@ def _decode(data: bytes, name: str, path: str | None = None) -> tuple[np.ndarray
         raise ImportError("Reading audio files needs soundfile and soxr: pip install soundfile soxr")
     if not data:
         raise ValueError(f"{name} is empty: 0 bytes.")
-    _check_wav_is_whole(data, name)
+    _check_is_whole(data, name)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            promised = file.frames
-            samples = file.read(dtype="float32", always_2d=True)
-            rate = file.samplerate
+            known = file.frames < UNKNOWN_FRAMES
+            samples = file.read(dtype="float32", always_2d=True) if known else _read_to_the_end(file)
+            promised, rate = file.frames, file.samplerate
     except soundfile.LibsndfileError as error:
         return _decode_with_torchcodec(path, name, error), SAMPLING_RATE
-    if len(samples) < promised:
+    if known and len(samples) < promised:
         raise ValueError(f"{name} is truncated: it announces {promised} samples and holds {len(samples)}.")
     return samples, rate
+
+
+def _read_to_the_end(file) -> np.ndarray:
+    """For files whose header does not say how long they are."""
+    blocks = iter(lambda: file.read(SAMPLING_RATE, dtype="float32", always_2d=True), None)
+    parts = []
+    for block in blocks:
+        if len(block) == 0:
+            break
+        parts.append(block)
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
 
 def _decode_with_torchcodec(path: str | None, name: str, error: Exception) -> np.ndarray:
@@ -175,20 +207,31 @@ def _decode_with_torchcodec(path: str | None, name: str, error: Exception) -> np
     ) from error
 
 
-def _check_wav_is_whole(data: bytes, name: str):
-    """libsndfile reads a wav file that was cut off without a word; its header knows better."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return
+def _check_is_whole(data: bytes, name: str):
+    """libsndfile reads wav, aiff and ogg files that were cut off without a word; their headers know better."""
+    missing = 0
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        missing = _missing_from_wav(data)
+    elif data[:4] == b"FORM":
+        missing = int.from_bytes(data[4:8], "big") + 8 - len(data)
+    elif data[:4] == b"OggS":
+        page = data.rfind(b"OggS")
+        lengths = data[page + 27 : page + 27 + data[page + 26]] if page + 26 < len(data) else b""
+        complete = page + 26 < len(data) and len(lengths) == data[page + 26]
+        missing = page + 27 + len(lengths) + sum(lengths) - len(data) if complete else 1
+    if missing > 0:
+        raise ValueError(f"{name} is truncated: by its header at least {missing} bytes are missing.")
+
+
+def _missing_from_wav(data: bytes) -> int:
     position = 12
     while position + 8 <= len(data):
         size = int.from_bytes(data[position + 4 : position + 8], "little")
-        held = len(data) - position - 8
-        # Programs that write to a pipe leave 0 or about 2**31 or 2**32 for the size they cannot know.
         if data[position : position + 4] == b"data":
-            if held < size < 2**31 - 2**16:
-                raise ValueError(f"{name} is truncated: its header announces {size} bytes of sound, {held} are there.")
-            return
+            # Programs that write to a pipe leave about 2**31 or 2**32 for the size they cannot know.
+            return size - (len(data) - position - 8) if size < 2**31 - 2**16 else 0
         position += 8 + size + size % 2
+    return 0
 
 
 def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ template's generation markers. Travels with every saved checkpoint and runs on t
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 """
 
+import copy
 import math
 import os
 import re
@@ -131,13 +132,15 @@ class Falcon3AudioProcessor(ProcessorMixin):
                 Falcon3's format where it has none.
             **options: `pooling_window`, `pad_to_window`, `max_audio_seconds`.
         """
-        if isinstance(text, (str, os.PathLike)):
-            vocab_size = AutoConfig.from_pretrained(text).vocab_size if vocab_size is None else vocab_size
-            text = load_tokenizer(text)
+        if isinstance(text, (str, os.PathLike)) and vocab_size is None:
+            vocab_size = AutoConfig.from_pretrained(text).vocab_size
+        text = load_tokenizer(text)
         if isinstance(audio, (str, os.PathLike)):
             audio = AutoFeatureExtractor.from_pretrained(audio)
         token, _ = choose_audio_token(text, vocab_size, audio_token)
         template = chat_template or text.chat_template
+        if isinstance(template, dict):
+            template = template["default"]
         if template is None:
             logger.warning("The tokenizer has no chat template; using Falcon3's format.")
             template = FALCON3_CHAT_TEMPLATE
@@ -156,6 +159,10 @@ class Falcon3AudioProcessor(ProcessorMixin):
         """Audio of any accepted kind, alone or as a list, becomes a list of mono 16 kHz arrays; see `load_audio`."""
         if images is not None or videos is not None:
             raise ValueError("Falcon3-Audio takes text and audio, got images or videos.")
+        if "audios" in kwargs:
+            raise ValueError("Clips are given as `audio`, not `audios`.")
+        if isinstance(audio, (list, tuple)) and len(audio) == 0:
+            audio = None
         if audio is not None:
             clips = audio if _is_list_of_clips(audio) else [audio]
             rate = _given_sampling_rate(kwargs)
@@ -166,7 +173,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Every audio has a placeholder in the texts, in order, and every placeholder an audio."""
-        if kwargs.get("return_labels"):
+        if kwargs.get("return_labels") or (kwargs.get("text_kwargs") or {}).get("return_labels"):
             raise ValueError("`return_labels` needs to know who said what: use `apply_chat_template`.")
         if text is None and audio is None:
             raise ValueError("Give the processor `text`, `audio` or both.")
@@ -257,11 +264,9 @@ class Falcon3AudioProcessor(ProcessorMixin):
         Raises a `ValueError` that names the message for an audio item without a source, unreadable audio, and text
         that contains the placeholder token.
         """
-        processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
-        return_labels = processor_kwargs.pop("return_labels", kwargs.pop("return_labels", False))
-        rate = _given_sampling_rate(kwargs) or _given_sampling_rate(processor_kwargs)
-        kwargs.pop("sampling_rate", None)
-        processor_kwargs.pop("sampling_rate", None)
+        processor_kwargs = copy.deepcopy(kwargs.pop("processor_kwargs", None) or {})
+        return_labels = _take("return_labels", kwargs, processor_kwargs, processor_kwargs.get("text_kwargs"))
+        rate = _take("sampling_rate", kwargs, processor_kwargs, processor_kwargs.get("audio_kwargs"))
         conversation = self._prepare_messages(conversation, rate, load=kwargs.get("tokenize", False))
         if return_labels:
             if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
@@ -285,15 +290,28 @@ class Falcon3AudioProcessor(ProcessorMixin):
             content = message.get("content")
             items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
             for item in items:
-                if self.audio_token in str(item.get("text", "")):
-                    raise ValueError(
-                        f"Message {index} contains the audio placeholder {self.audio_token!r} as text. Remove it; "
-                        'audio is given as an item {"type": "audio", "path": ...}.'
-                    )
+                self._check_text(item, index)
             if not isinstance(content, str) and content is not None and load:
                 message = message | {"content": [_load_item(item, sampling_rate, index) for item in items]}
             prepared.append(message)
         return prepared
+
+    def _check_text(self, item: dict, message: int):
+        if item.get("type") != "text":
+            return
+        if not isinstance(item.get("text"), str):
+            raise ValueError(f"A text item of message {message} needs a string under 'text', got {item}.")
+        if self.audio_token in item["text"]:
+            raise ValueError(
+                f"Message {message} contains the audio placeholder {self.audio_token!r} as text. Remove it; "
+                'audio is given as an item {"type": "audio", "path": ...}.'
+            )
+
+
+def _take(name: str, *places: dict | None) -> Any:
+    """Removes an argument from wherever it may stand; the value of the first place that has one."""
+    values = [place.pop(name) for place in places if place and name in place]
+    return next((value for value in values if value is not None), None)
 
 
 def _load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
@@ -302,7 +320,7 @@ def _load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
     sources = [item[key] for key in ("audio", "path", "url") if item.get(key) is not None]
     if len(sources) != 1:
         raise ValueError(f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url': {item}")
-    rate = item.get("sampling_rate", sampling_rate)
+    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
     return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
 
 
@@ -328,9 +346,9 @@ def _with_labels(outputs: BatchFeature) -> BatchFeature:
     return outputs
 
 
-def load_tokenizer(name: str | os.PathLike):
-    """The language model's tokenizer, made ready for batches: it pads, and on the left, as generation needs it."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
+def load_tokenizer(text):
+    """The language model's tokenizer, by name or as it is, made to pad, and on the left, as generation needs it."""
+    tokenizer = AutoTokenizer.from_pretrained(text) if isinstance(text, (str, os.PathLike)) else text
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -353,7 +371,9 @@ def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: st
     Raises a `ValueError` if there is no free slot or the token asked for would need a new row.
     """
     added = tokenizer.added_tokens_encoder
-    unused = [token for token in sorted(added, key=added.__getitem__) if _UNUSED_TOKEN.search(token)]
+    in_use = set(map(str, tokenizer.special_tokens_map.values()))
+    free = [token for token in added if _UNUSED_TOKEN.search(token) and token not in in_use]
+    unused = sorted(free, key=added.__getitem__)
     token = audio_token or (unused[-1] if unused else _NEW_AUDIO_TOKEN)
     if token in added:
         return token, added[token]
@@ -374,6 +394,8 @@ def make_chat_template(language_model_template: str, audio_token: str) -> str:
     # The frame marks the answers; markers inside it would be recorded at every rendering.
     inner = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", language_model_template)
     inner = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", inner)
+    # At the end of a file Jinja drops one newline; inside the frame it would stay.
+    inner = inner.removesuffix("\n")
     quoted = "'" + audio_token.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return frame.replace("<<language model template>>", inner).replace("<<audio token>>", quoted)
 

@@ -1,0 +1,437 @@
+"""The audio-text-to-text pipeline against the processor's chat template and `generate`, called by hand."""
+
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Dataset
+from tiny import make_llm, question, tone
+from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig, TextStreamer, pipeline
+
+from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small only lose time on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+CLIPS = {"a": tone(0.5, 300), "b": tone(1.3, 1000), "c": tone(0.9, 2000)}
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    """A checkpoint with large weights, whose answers depend on every clip and word, and are letters only."""
+    model = Falcon3AudioForConditionalGeneration.from_pretrained(checkpoint)
+    processor = Falcon3AudioProcessor.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    model.model.language_model.embed_tokens.weight.data.normal_(0, 1)
+    for part in (model.model.language_model.layers, model.lm_head):
+        for weight in part.parameters():
+            if weight.dim() > 1:
+                weight.data.normal_(0, 0.3)
+    for part in (model.model.audio_tower, model.model.multi_modal_projector):
+        for weight in part.parameters():
+            if weight.dim() > 1:
+                weight.data.normal_(0, weight[0].numel() ** -0.5)
+    words = processor.tokenizer.batch_decode([[index] for index in range(model.config.text_config.vocab_size)])
+    letters = {index for index, word in enumerate(words) if word.isascii() and word.isalpha()}
+    model.generation_config.suppress_tokens = sorted(set(range(len(words))) - letters)
+    path = tmp_path_factory.mktemp("sensitive")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return pipeline("audio-text-to-text", model=folder, max_new_tokens=8, do_sample=False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """name -> path of each clip, as float samples at 16 kHz."""
+    path = tmp_path_factory.mktemp("clips")
+    for name, clip in CLIPS.items():
+        soundfile.write(path / f"{name}.wav", clip, 16_000, subtype="FLOAT")
+    return {name: str(path / f"{name}.wav") for name in CLIPS}
+
+
+def by_hand(pipe, chat, **options) -> list[str]:
+    """The answers to one chat, without the pipeline."""
+    ends = chat[-1]["role"] == "assistant"
+    inputs = pipe.processor.apply_chat_template(
+        chat, tokenize=True, return_dict=True, add_generation_prompt=not ends, continue_final_message=ends
+    )
+    tokens = pipe.model.generate(**inputs, **({"max_new_tokens": 8, "do_sample": False} | options))
+    return pipe.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def about(pipe, names, text="What?", **options) -> str:
+    """The answer to one question about some clips."""
+    return by_hand(pipe, question(*[CLIPS[name] for name in names], text=text), **options)[0]
+
+
+def texts(results) -> list[str]:
+    """The first answers of several inputs."""
+    return [records[0]["generated_text"] for records in results]
+
+
+@pytest.fixture
+def calls(pipe, monkeypatch):
+    """What `generate` is called with."""
+    seen = []
+    generate = pipe.model.generate
+    monkeypatch.setattr(pipe.model, "generate", lambda **kwargs: seen.append(kwargs) or generate(**kwargs))
+    return seen
+
+
+def test_answers_of_this_model_tell_inputs_apart(pipe):
+    """Otherwise the tests below could not fail."""
+    asked = [
+        ("a", "What?"),
+        ("b", "What?"),
+        ("c", "What?"),
+        ("a", "Why?"),
+        ("ab", "What?"),
+        ("ba", "What?"),
+        ("", "What?"),
+    ]
+    answers = [about(pipe, names, text) for names, text in asked]
+    assert len(set(answers)) == len(asked) and all(answer.isalpha() for answer in answers)
+
+
+# One input.
+
+
+def test_a_file_and_a_question(pipe, files):
+    records = pipe(files["a"], text="What?")
+    assert records == [
+        {
+            "input_text": [
+                {
+                    "role": "user",
+                    "content": [{"type": "audio", "audio": files["a"]}, {"type": "text", "text": "What?"}],
+                }
+            ],
+            "generated_text": about(pipe, "a"),
+        }
+    ]
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "dict", "bytes", "file object"])
+def test_other_kinds_of_clips(pipe, files, kind):
+    with open(files["a"], "rb") as file:
+        data = file.read()
+    clip, rate = {
+        "array": (CLIPS["a"], 16_000),
+        "tensor": (torch.from_numpy(CLIPS["a"]), 16_000),
+        "dict": ({"array": CLIPS["a"], "sampling_rate": 16_000}, None),
+        "bytes": (data, None),
+        "file object": (io.BytesIO(data), None),
+    }[kind]
+    assert pipe(clip, text="What?", sampling_rate=rate)[0]["generated_text"] == about(pipe, "a")
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "dict", "bytes", "file object", "path"])
+def test_a_clip_alone_is_the_question(pipe, files, kind):
+    with open(files["a"], "rb") as file:
+        data = file.read()
+    clip, rate = {
+        "array": (CLIPS["a"], 16_000),
+        "tensor": (torch.from_numpy(CLIPS["a"]), 16_000),
+        "dict": ({"array": CLIPS["a"], "sampling_rate": 16_000}, None),
+        "bytes": (data, None),
+        "file object": (io.BytesIO(data), None),
+        "path": (files["a"], None),
+    }[kind]
+    chat = [{"role": "user", "content": [{"type": "audio", "audio": CLIPS["a"], "sampling_rate": 16_000}]}]
+    assert pipe(clip, sampling_rate=rate)[0]["generated_text"] == by_hand(pipe, chat)[0]
+
+
+def test_the_sampling_rate_of_arrays(pipe, tmp_path):
+    clip = tone(0.5, 700, 44_100)
+    soundfile.write(tmp_path / "clip.wav", clip, 44_100, subtype="FLOAT")
+    wanted = pipe(str(tmp_path / "clip.wav"), text="What?")[0]["generated_text"]
+    assert wanted != pipe(clip, text="What?", sampling_rate=16_000)[0]["generated_text"]
+    chat = [{"role": "user", "content": [{"type": "audio", "audio": clip}, {"type": "text", "text": "What?"}]}]
+    row = {"audio": clip, "text": "What?"}
+    for result in (
+        pipe(clip, text="What?", sampling_rate=44_100),
+        pipe({"array": clip, "sampling_rate": 44_100}, text="What?"),
+        pipe([clip], text="What?", sampling_rate=44_100)[0],
+        pipe(row | {"sampling_rate": 44_100}),
+        pipe([row], sampling_rate=44_100)[0],
+        pipe(chat, sampling_rate=44_100),
+        pipe(text=[chat], sampling_rate=44_100)[0],
+    ):
+        assert result[0]["generated_text"] == wanted
+
+
+def test_chats(pipe):
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        *question(CLIPS["a"]),
+        {"role": "assistant", "content": "a dog"},
+        *question(CLIPS["b"], text="And now?"),
+    ]
+    before = copy.deepcopy(chat)
+    wanted = by_hand(pipe, chat)[0]
+    for records in (pipe(chat), pipe(text=chat), pipe(tuple(chat))):
+        assert records[0]["generated_text"] == wanted
+    assert texts(pipe([chat, question(CLIPS["c"], text="What?")])) == [wanted, about(pipe, "c")]
+    assert texts(pipe(text=[chat, chat], batch_size=2)) == [wanted, wanted]
+    assert str(chat) == str(before)
+
+
+def test_words_only(pipe):
+    assert pipe(text="What?")[0]["generated_text"] == about(pipe, "")
+    assert texts(pipe(text=["What?", "Why?"], batch_size=2)) == [about(pipe, ""), about(pipe, "", "Why?")]
+
+
+# Several inputs.
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_one_question_about_many_clips(pipe, files, batch_size):
+    results = pipe([files["a"], files["b"], files["c"]], text="What?", batch_size=batch_size)
+    assert texts(results) == [about(pipe, name) for name in "abc"]
+
+
+def test_a_question_for_each_clip(pipe, files):
+    results = pipe((files["b"], files["a"]), text=["Why?", "What?"], batch_size=2)
+    assert texts(results) == [about(pipe, "b", "Why?"), about(pipe, "a")]
+
+
+def test_several_clips_in_one_prompt(pipe, files):
+    results = pipe([[files["a"], files["b"]], [files["b"], files["a"]], [files["c"]]], text="What?", batch_size=2)
+    assert texts(results) == [about(pipe, "ab"), about(pipe, "ba"), about(pipe, "c")]
+
+
+def test_clips_without_questions(pipe, files):
+    """Spoken instructions: paths are never taken for words."""
+    wanted = []
+    for name in "ab":
+        audio = {"type": "audio", "audio": CLIPS[name], "sampling_rate": 16_000}
+        wanted += by_hand(pipe, [{"role": "user", "content": [audio]}])
+    paths = [files["a"], files["b"]]
+    assert texts(pipe(paths)) == wanted
+    assert texts(pipe(audio=paths, batch_size=2)) == wanted
+    assert texts(pipe(path for path in paths)) == wanted
+    assert texts(pipe([CLIPS["a"], CLIPS["b"]], sampling_rate=16_000)) == wanted
+
+
+def test_dicts_and_datasets(pipe, files):
+    rows = [{"audio": files["a"], "text": "What?"}, {"audio": files["b"], "text": "Why?"}, {"text": "What?"}]
+    rows.append({"audio": [files["a"], files["b"]], "text": "What?"})
+    wanted = [about(pipe, "a"), about(pipe, "b", "Why?"), about(pipe, ""), about(pipe, "ab")]
+    assert pipe(rows[0])[0]["generated_text"] == wanted[0]
+    assert texts(pipe(rows)) == texts(pipe(rows, batch_size=3)) == wanted
+    samples = {"array": CLIPS["a"], "sampling_rate": 16_000, "path": None}
+    assert pipe({"audio": samples, "text": "What?", "label": 3})[0]["generated_text"] == wanted[0]
+    assert texts(pipe(Dataset.from_list(rows[:2]))) == wanted[:2]
+    assert texts(pipe(Dataset.from_list(rows[:2]), batch_size=2)) == wanted[:2]
+
+
+def test_a_generator_is_read_as_answers_are_asked_for(pipe, files):
+    read = []
+
+    def rows():
+        for name in "abcabcabc":
+            read.append(name)
+            yield {"audio": files[name], "text": "What?"}
+
+    results = pipe(rows(), batch_size=2)
+    assert next(results)[0]["generated_text"] == about(pipe, "a")
+    assert len(read) <= 3
+    assert texts(results) == [about(pipe, name) for name in "bcabcabc"]
+
+
+def test_a_row_that_ends_early_leaves_no_padding(pipe, files):
+    end = pipe.tokenizer.encode(about(pipe, "a"), add_special_tokens=False)[1]
+    wanted = [about(pipe, name, eos_token_id=end) for name in "ab"]
+    assert len(wanted[0]) < len(about(pipe, "a"))
+    results = pipe([files["a"], files["b"]], text="What?", batch_size=2, eos_token_id=end)
+    assert texts(results) == wanted
+
+
+def test_several_sequences_for_each_input(pipe, files):
+    options = {"num_beams": 3, "num_return_sequences": 2}
+    results = pipe([files["a"], files["b"]], text="What?", batch_size=2, **options)
+    wanted = [by_hand(pipe, question(CLIPS[name], text="What?"), **options) for name in "ab"]
+    assert [[record["generated_text"] for record in records] for records in results] == wanted
+    assert len(set(wanted[0] + wanted[1])) == 4
+    assert results[1][1]["input_text"][0]["content"][0]["audio"] == files["b"]
+
+
+# Parameters.
+
+
+def test_streaming(pipe, files):
+    class Streamer(TextStreamer):
+        text = ""
+
+        def on_finalized_text(self, text, stream_end=False):
+            self.text += text
+
+    streamer = Streamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    answer = pipe(files["a"], text="What?", streamer=streamer)[0]["generated_text"]
+    assert streamer.text == answer == about(pipe, "a")
+
+
+def test_the_whole_chat(pipe, files):
+    chat = question(CLIPS["a"], text="What?")
+    records = pipe([chat], return_full_text=True, num_beams=2, num_return_sequences=2)[0]
+    wanted = by_hand(pipe, chat, num_beams=2, num_return_sequences=2)
+    for record, answer in zip(records, wanted, strict=True):
+        assert record["generated_text"] == [*chat, {"role": "assistant", "content": answer}]
+        assert record["input_text"] == chat
+    content = pipe(files["a"], text="What?", return_full_text=True)[0]["generated_text"]
+    assert content[-1] == {"role": "assistant", "content": about(pipe, "a")}
+
+
+@pytest.mark.parametrize("as_items", [False, True])
+def test_an_answer_that_was_begun_is_continued(pipe, as_items):
+    begun = [{"type": "text", "text": "It is "}] if as_items else "It is "
+    chat = [*question(CLIPS["a"], text="What?"), {"role": "assistant", "content": begun}]
+    wanted = by_hand(pipe, chat)[0]
+    assert wanted != about(pipe, "a")
+    assert pipe(chat)[0]["generated_text"] == wanted
+    last = pipe(chat, return_full_text=True)[0]["generated_text"][-1]
+    whole = "It is " + wanted
+    assert last == {"role": "assistant", "content": [{"type": "text", "text": whole}] if as_items else whole}
+    assert chat[-1]["content"] == begun
+    mixed = [chat, question(CLIPS["a"], text="What?")]
+    assert texts(pipe(mixed)) == [wanted, about(pipe, "a")]
+    with pytest.raises(ValueError, match="batch_size=1"):
+        pipe(mixed, batch_size=2)
+
+
+def test_length_of_answers(pipe, folder, files, calls):
+    assert len(pipe.tokenizer.encode(pipe(files["a"], text="What?", max_new_tokens=3)[0]["generated_text"])) == 3
+    pipe(files["a"], text="What?", generate_kwargs={"max_new_tokens": 2})
+    assert [call["max_new_tokens"] for call in calls] == [3, 2]
+    calls.clear()
+    plain = AudioTextToTextPipeline(model=pipe.model, processor=pipe.processor)
+    plain(files["a"], text="What?", stop_strings=[about(pipe, "a")[:3]])
+    assert calls[-1]["max_new_tokens"] == 256
+    plain(files["a"], text="What?", generation_config=GenerationConfig(max_new_tokens=4))
+    assert "max_new_tokens" not in calls[-1]
+
+
+def test_stop_strings(pipe, files):
+    answer = about(pipe, "a")
+    assert answer.startswith(pipe(files["a"], text="What?", stop_strings=[answer[:3]])[0]["generated_text"])
+    assert len(pipe(files["a"], text="What?", stop_strings=[answer[:3]])[0]["generated_text"]) < len(answer)
+
+
+def test_special_tokens_are_shown_on_request(pipe, files):
+    options = {"suppress_tokens": None, "forced_eos_token_id": pipe.tokenizer.eos_token_id, "max_new_tokens": 2}
+    assert "<|endoftext|>" not in pipe(files["a"], text="What?", **options)[0]["generated_text"]
+    shown = pipe(files["a"], text="What?", skip_special_tokens=False, **options)[0]["generated_text"]
+    assert shown.endswith("<|endoftext|>")
+
+
+def test_processor_kwargs(folder, files):
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.max_audio_seconds = 1.0
+    short = pipeline("audio-text-to-text", model=folder, processor=processor, max_new_tokens=4)
+    assert short(files["b"], text="What?") and short(files["a"], text="What?", processor_kwargs={"truncation": False})
+    with pytest.raises(ValueError, match=r"1\.3 s long, over the limit of 1 s"):
+        short(files["b"], text="What?", processor_kwargs={"truncation": False})
+
+
+def test_half_precision(folder, files):
+    half = pipeline("audio-text-to-text", model=folder, dtype=torch.bfloat16, max_new_tokens=4)
+    assert half.model.dtype == torch.bfloat16
+    assert half(files["a"], text="What?")[0]["generated_text"]
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("arguments", [{}, {"audio": []}, {"text": []}, {"audio": [], "text": "What?"}])
+def test_nothing_was_asked(pipe, arguments):
+    with pytest.raises(ValueError, match="Nothing was asked"):
+        pipe(**arguments)
+
+
+def test_lists_of_unequal_length(pipe, files):
+    with pytest.raises(ValueError, match="Got 2 clips but 1 texts"):
+        pipe([files["a"], files["b"]], text=["What?"])
+
+
+def test_several_questions_about_one_clip(pipe, files):
+    """They are asked one by one or refused, but never run together."""
+    try:
+        results = pipe(files["a"], text=["What?", "Why?"])
+    except ValueError:
+        return
+    assert texts(results) == [about(pipe, "a"), about(pipe, "a", "Why?")]
+
+
+def test_a_clip_beside_a_chat_is_refused(pipe, files):
+    chat = question(text="What?")
+    for arguments in ({"audio": files["a"], "text": chat}, {"audio": [files["a"]], "text": [chat]}):
+        with pytest.raises(ValueError):
+            pipe(**arguments)
+
+
+def test_unknown_parameters(pipe, folder):
+    with pytest.raises(TypeError, match="no parameter max_token,"):
+        pipe(text="What?", max_token=5, top_q=1)
+    with pytest.raises(TypeError, match="no parameter max_token"):
+        pipeline("audio-text-to-text", model=pipe.model, processor=pipe.processor, max_token=5)
+
+
+def test_bad_inputs_are_named(pipe):
+    for arguments, message in (
+        ({"audio": "nowhere.wav", "text": "What?"}, "no file 'nowhere.wav'"),
+        ({"audio": np.zeros(0), "text": "What?", "sampling_rate": 16_000}, "is empty"),
+        ({"audio": CLIPS["a"], "text": "What?", "sampling_rate": 0}, "whole number of Hz"),
+        ({"audio": [{"sound": "a.wav"}]}, "'audio' and 'text'"),
+        ({"text": "What is " + pipe.processor.audio_token}, "placeholder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(**arguments)
+
+
+def test_a_model_without_ears(pipe):
+    with pytest.raises(ValueError, match="LlamaForCausalLM takes text.*needs a model that takes audio"):
+        AudioTextToTextPipeline(model=make_llm(), processor=pipe.processor)
+
+
+# Loading and saving.
+
+
+def test_saving_and_loading(pipe, files, tmp_path):
+    """The saved config names the pipeline's own code; where the package is imported nobody has to trust that."""
+    pipe.save_pretrained(tmp_path)
+    custom = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]["audio-text-to-text"]
+    assert (tmp_path / (custom["impl"].split(".")[0] + ".py")).exists()
+    loaded = pipeline("audio-text-to-text", model=str(tmp_path), max_new_tokens=8)
+    assert type(loaded) is AudioTextToTextPipeline
+    assert loaded(files["a"], text="What?", do_sample=False)[0]["generated_text"] == about(pipe, "a")
+
+
+def test_from_objects(folder, pipe, files):
+    model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    made = pipeline("audio-text-to-text", model=model, processor=processor, batch_size=2)
+    results = made([files["a"], files["b"]], text="What?", max_new_tokens=8)
+    assert texts(results) == [about(pipe, "a"), about(pipe, "b")]
+
+
+def test_the_any_to_any_pipeline(folder, pipe):
+    general = pipeline("any-to-any", model=folder)
+    chats = [question(CLIPS[name], text="What?") for name in "ab"]
+    options = {"max_new_tokens": 8, "return_full_text": False}
+    assert general(text=chats[0], **options)[0]["generated_text"] == about(pipe, "a")
+    assert texts(general(text=chats, **options)) == [about(pipe, "a"), about(pipe, "b")]
