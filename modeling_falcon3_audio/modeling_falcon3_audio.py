@@ -263,6 +263,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
     """Falcon3-Audio with the language model's head: answers in text to prompts of text and audio."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    # The language model's plan covers its layers; the head is this class's own.
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: Falcon3AudioConfig):
         super().__init__(config)
@@ -357,8 +359,12 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
             if audio_embeds is not None:
                 raise ValueError("Specify at most one of `input_features` and `audio_embeds`.")
             audio_embeds = self.get_audio_features(features, mask, return_dict=True).pooler_output
-        elif audio_embeds is None and inputs_embeds is None:
-            self.model._check_no_audio_expected(input_ids)
+        elif audio_embeds is None and inputs_embeds is None and input_ids is not None:
+            # Audio that a cache holds already need not be given again; a single token is what the model said last.
+            cache = model_kwargs.get("past_key_values")
+            rest = input_ids if cache is None else input_ids[:, int(cache.get_seq_length()) :]
+            if rest.shape[1] > 1:
+                self.model._check_no_audio_expected(rest)
         if audio_embeds is not None:
             per_prompt = self.model._is_audio_token(input_ids, inputs_embeds).sum(-1).tolist()
             if sum(per_prompt) == audio_embeds.shape[0]:  # otherwise the forward says what is wrong

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
+from transformers.audio_utils import AudioInput
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.tokenization_utils_base import TextInput
 from transformers.utils import logging
 
 from .audio_inputs_falcon3_audio import (
@@ -155,6 +157,23 @@ class Falcon3AudioProcessor(ProcessorMixin):
         """Samples of one window (30 s: 480,000)."""
         return int(self.feature_extractor.chunk_length * SAMPLING_RATE)
 
+    def __call__(
+        self,
+        text: TextInput | list[TextInput] | None = None,
+        audio: AudioInput | None = None,
+        **kwargs: Unpack[Falcon3AudioProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Model inputs for texts with placeholders and the audio that belongs to them, or for one of the two.
+
+        Args:
+            text (`str` or `list[str]`, *optional*): Prompts; each placeholder becomes as many as its audio has tokens.
+            audio (*optional*): One clip or a list of clips, in the order of the placeholders; see `load_audio`.
+
+        Raises a `ValueError` if placeholders and clips do not match, and for audio that cannot be used.
+        """
+        return super().__call__(text=text, audio=audio, **kwargs)
+
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Audio of any accepted kind, alone or as a list, becomes a list of mono 16 kHz arrays; see `load_audio`."""
         if images is not None or videos is not None:
@@ -185,9 +204,9 @@ class Falcon3AudioProcessor(ProcessorMixin):
         clips = 0 if audio is None else len(audio)
         if sum(counts) != clips:
             raise ValueError(
-                f"Got {clips} audios, but the texts hold {sum(counts)} audio placeholders {self.audio_token!r} "
-                f"({counts} per text); they must match. Chat messages place them by themselves: see "
-                "`apply_chat_template`."
+                f"The number of {self.audio_token} tokens in the prompts should be the same as the number of audios "
+                f"passed. Got {clips} audios, but the texts hold {sum(counts)} audio placeholders ({counts} per text). "
+                "Chat messages place them by themselves: see `apply_chat_template`."
             )
 
     def _process_audio(self, audio: list[np.ndarray], **kwargs) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -281,6 +281,15 @@ def test_a_second_turn_goes_on_from_the_cache(model, processor):
     assert reply and torch.equal(cached, fresh)
 
 
+def test_audio_in_the_cache_need_not_be_given_again(model, processor):
+    inputs = prompt(processor, question(tone(1)))
+    cache = DynamicCache(config=model.config.text_config)
+    options = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
+    said = model.generate(**inputs, past_key_values=cache, **options)
+    more = model.generate(said, past_key_values=cache, attention_mask=torch.ones_like(said), **options)
+    assert torch.equal(more[:, -8:], answer(model, inputs))
+
+
 def test_audio_and_placeholders_must_match(model, processor):
     inputs = prompt(processor, question(tone(1)))
     short = dict(inputs, input_ids=inputs["input_ids"][:, 12:], attention_mask=inputs["attention_mask"][:, 12:])
@@ -367,6 +376,7 @@ def test_the_tensor_parallel_plan_of_the_text_model_is_kept(model):
     plan = model.tp_plan
     assert plan["model.language_model.layers.*.self_attn.q_proj"] == "colwise"
     assert plan["model.language_model.layers.*.mlp.down_proj"] == "rowwise"
+    assert plan["lm_head"] == "colwise_gather_output"  # a tied head is sharded with the embedding
 
 
 @pytest.mark.parametrize("bits", [4, 8])
