@@ -205,12 +205,13 @@ def _pair(audio: Any, text: Any) -> Any:
     """Clips with their questions: one row, or a list where one clip or one question may stand for all."""
     if audio is None or text is None:
         return text if audio is None else audio
-    if any(_is_chat(value) or (_is_many(value) and _is_chat(next(iter(value), None))) for value in (audio, text)):
+    audio, text = (list(value) if _is_many(value) else value for value in (audio, text))
+    if any(_is_chat(value) or (_is_many(value) and value and _is_chat(value[0])) for value in (audio, text)):
         raise ValueError("A chat holds its own audio; give either a chat, or `audio` and `text`.")
     if not _is_many(audio) and not _is_many(text):
         return {"audio": audio, "text": text}
-    clips = list(audio) if _is_many(audio) else [audio] * len(text)
-    texts = list(text) if _is_many(text) else [text] * len(clips)
+    clips = audio if _is_many(audio) else [audio] * len(text)
+    texts = text if _is_many(text) else [text] * len(clips)
     if len(texts) != len(clips):
         raise ValueError(
             f"Got {len(clips)} clips but {len(texts)} texts; they must match, or one text is asked about all."
@@ -222,8 +223,10 @@ def _request(item: Any, bare: str, sampling_rate: int | None) -> Request:
     """From a chat, a dict with `audio` and `text`, or a bare clip or text."""
     if _is_chat(item):
         return Request([_with_rate(message, sampling_rate) for message in item])
-    if not isinstance(item, dict) or item.keys() & {"array", "raw", "bytes", "path"}:
+    if not isinstance(item, dict):
         item = {bare: item}
+    elif not item.keys() & {"audio", "text"} and item.keys() & {"array", "raw", "bytes", "path"}:
+        item = {"audio": item}
     if not item.keys() & {"audio", "text"}:
         raise ValueError(f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(item)}.")
     audio, text = item.get("audio"), item.get("text")
@@ -231,14 +234,18 @@ def _request(item: Any, bare: str, sampling_rate: int | None) -> Request:
     content: list[dict[str, Any]] = [{"type": "audio", "audio": clip} for clip in clips]
     if text is not None:
         content.append({"type": "text", "text": text})
-    return Request([_with_rate({"role": "user", "content": content}, item.get("sampling_rate", sampling_rate))])
+    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
+    return Request([_with_rate({"role": "user", "content": content}, rate)])
 
 
 def _with_rate(message: dict[str, Any], rate: int | None) -> dict[str, Any]:
     """The message, whose audio items have the sampling rate of the call where they have none of their own."""
     if rate is None or not isinstance(message.get("content"), (list, tuple)):
         return message
-    content = [{"sampling_rate": rate} | item if item.get("type") == "audio" else item for item in message["content"]]
+    content = [
+        item | {"sampling_rate": rate} if item.get("type") == "audio" and item.get("sampling_rate") is None else item
+        for item in message["content"]
+    ]
     return message | {"content": content}
 
 

@@ -49,7 +49,7 @@ MAX_FLOAT_PEAK = 100.0
 # libsndfile's number of frames for a file that does not say, or beyond anything real.
 UNKNOWN_FRAMES = 2**40
 DOWNLOAD_TIMEOUT = 30.0  # seconds
-_FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS")
+_FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS", b"ID3")
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
 
@@ -118,13 +118,13 @@ def _read(source: Any, name: str) -> tuple[np.ndarray, int | None]:
             )
         return _decode(data, name)
     if isinstance(source, torch.Tensor):
-        return source.detach().cpu().to(torch.float32 if source.is_floating_point() else source.dtype).numpy(), None
+        source = source.detach().cpu().to(torch.float32 if source.is_floating_point() else source.dtype).numpy()
     if isinstance(source, (np.ndarray, list, tuple)):
         try:
             samples = np.asarray(source)
         except ValueError as error:
             raise ValueError(f"{name} is a list of unequal parts; pass one clip as a flat list of samples.") from error
-        if samples.dtype == np.uint8 and samples[:4].tobytes() in _FILE_BEGINS:
+        if samples.dtype == np.uint8 and samples[:4].tobytes().startswith(_FILE_BEGINS):
             return _decode(samples.tobytes(), name)  # a file read into an array
         return samples, None
     raise TypeError(
@@ -148,7 +148,7 @@ def _read_dict(source: dict, name: str) -> tuple[np.ndarray, int | None]:
 
 def _read_path(path: str, name: str) -> tuple[np.ndarray, int]:
     if path.startswith(("http://", "https://", "data:")):
-        return _decode(_fetch(path, name), f"{name} ({path[:100]})")
+        return _decode(_fetch(path, name), f"{name} ({path[:100]})", path)
     if not os.path.isfile(path):
         raise ValueError(f"{name}: there is no file {path[:200]!r}. Base64 audio goes in a `data:` URL.")
     with open(path, "rb") as file:

@@ -284,6 +284,9 @@ class Falcon3AudioProcessor(ProcessorMixin):
         that contains the placeholder token.
         """
         processor_kwargs = copy.deepcopy(kwargs.pop("processor_kwargs", None) or {})
+        for group in ("text_kwargs", "audio_kwargs"):  # transformers takes them in both places
+            if group in kwargs:
+                processor_kwargs[group] = kwargs.pop(group) | (processor_kwargs.get(group) or {})
         return_labels = _take("return_labels", kwargs, processor_kwargs, processor_kwargs.get("text_kwargs"))
         rate = _take("sampling_rate", kwargs, processor_kwargs, processor_kwargs.get("audio_kwargs"))
         conversation = self._prepare_messages(conversation, rate, load=kwargs.get("tokenize", False))
@@ -308,6 +311,10 @@ class Falcon3AudioProcessor(ProcessorMixin):
         for index, message in enumerate(conversation):
             content = message.get("content")
             items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+            if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
+                raise ValueError(
+                    f"The content of message {index} must be a string or a list of dicts, got {content!r}."
+                )
             for item in items:
                 self._check_text(item, index)
             if not isinstance(content, str) and content is not None and load:

@@ -14,6 +14,10 @@ from transformers import WhisperFeatureExtractor
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 
 
+# Models this small are faster on one thread, by far where other programs run beside the tests.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def whisper():
     return make_whisper()

@@ -20,7 +20,8 @@ from falcon3_audio.processing import audio_inputs_falcon3_audio as audio_inputs
 from falcon3_audio.processing import load_audio
 
 
-STEREO = np.stack([tone(0.5, 440, 44_100), tone(0.5, 997, 44_100)], axis=1)
+# A length that no rate divides.
+STEREO = np.stack([tone(0.5, 440, 44_100), tone(0.5, 997, 44_100)], axis=1)[:-7]
 MONO = tone(0.25)
 
 
@@ -189,7 +190,7 @@ def test_samples_by_hand(kind):
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
 def test_arrays_are_resampled_as_files_are(rate):
-    clip = tone(0.3, rate=rate)
+    clip = tone(0.3, rate=rate)[:-7]
     samples = load_audio(clip, rate)
     np.testing.assert_array_equal(samples, expected(encode(clip, rate, subtype="FLOAT")))
     assert len(samples) == math.ceil(len(clip) * 16_000 / rate)
@@ -219,10 +220,12 @@ def test_a_file_inside_of_a_dict_keeps_its_rate():
     np.testing.assert_array_equal(load_audio({"array": data}), expected(data))
 
 
-def test_a_file_read_into_a_uint8_array_is_not_taken_for_samples():
-    data = encode(STEREO, 44_100)
+@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg"])
+def test_a_file_read_into_a_uint8_array_is_not_taken_for_samples(format, make):
+    data = encode(STEREO, 44_100, format)
     try:
-        samples = load_audio(np.frombuffer(data, np.uint8), 16_000)
+        samples = load_audio(make(np.frombuffer(data, np.uint8)), 16_000)
     except ValueError:
         return
     np.testing.assert_array_equal(samples, expected(data))
@@ -317,6 +320,14 @@ def test_files_that_were_cut_off(format, share):
     data = encode(tone(12.0), format=format)
     with pytest.raises(ValueError, match="clip 7 .*(truncated|cannot be decoded|is empty)"):
         load_audio(data[: int(share * len(data))], name="clip 7")
+
+
+def test_a_wav_file_that_was_cut_off_behind_an_odd_chunk():
+    data = encode(MONO)
+    start = data.index(b"data")
+    odd = b"LIST" + struct.pack("<I", 5) + b"abcde\0"
+    with pytest.raises(ValueError, match="clip 7.*truncated"):
+        load_audio((data[:start] + odd + data[start:])[:-1000], name="clip 7")
 
 
 def test_urls_that_were_cut_off(server):

@@ -15,15 +15,6 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConf
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only lose time on more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 CLIPS = {"a": tone(0.5, 300), "b": tone(1.3, 1000), "c": tone(0.9, 2000)}
 
 
@@ -163,6 +154,8 @@ def test_the_sampling_rate_of_arrays(pipe, tmp_path):
     wanted = pipe(str(tmp_path / "clip.wav"), text="What?")[0]["generated_text"]
     assert wanted != pipe(clip, text="What?", sampling_rate=16_000)[0]["generated_text"]
     chat = [{"role": "user", "content": [{"type": "audio", "audio": clip}, {"type": "text", "text": "What?"}]}]
+    unset = copy.deepcopy(chat)
+    unset[0]["content"][0]["sampling_rate"] = None
     row = {"audio": clip, "text": "What?"}
     for result in (
         pipe(clip, text="What?", sampling_rate=44_100),
@@ -170,7 +163,9 @@ def test_the_sampling_rate_of_arrays(pipe, tmp_path):
         pipe([clip], text="What?", sampling_rate=44_100)[0],
         pipe(row | {"sampling_rate": 44_100}),
         pipe([row], sampling_rate=44_100)[0],
+        pipe([row | {"sampling_rate": None}], sampling_rate=44_100)[0],
         pipe(chat, sampling_rate=44_100),
+        pipe(unset, sampling_rate=44_100),
         pipe(text=[chat], sampling_rate=44_100)[0],
     ):
         assert result[0]["generated_text"] == wanted
@@ -206,6 +201,14 @@ def test_one_question_about_many_clips(pipe, files, batch_size):
     assert texts(results) == [about(pipe, name) for name in "abc"]
 
 
+def test_one_question_about_the_clips_of_a_generator_or_a_column(pipe, files):
+    paths = [files["a"], files["b"], files["c"]]
+    column = Dataset.from_dict({"audio": paths})["audio"]
+    wanted = [about(pipe, name) for name in "abc"]
+    assert texts(pipe((path for path in paths), text="What?")) == wanted
+    assert texts(pipe(column, text="What?", batch_size=2)) == wanted
+
+
 def test_a_question_for_each_clip(pipe, files):
     results = pipe((files["b"], files["a"]), text=["Why?", "What?"], batch_size=2)
     assert texts(results) == [about(pipe, "b", "Why?"), about(pipe, "a")]
@@ -237,6 +240,8 @@ def test_dicts_and_datasets(pipe, files):
     assert texts(pipe(rows)) == texts(pipe(rows, batch_size=3)) == wanted
     samples = {"array": CLIPS["a"], "sampling_rate": 16_000, "path": None}
     assert pipe({"audio": samples, "text": "What?", "label": 3})[0]["generated_text"] == wanted[0]
+    # Common Voice and others have the path in a column of its own.
+    assert pipe({"path": files["c"], "audio": files["a"], "text": "What?"})[0]["generated_text"] == wanted[0]
     assert texts(pipe(Dataset.from_list(rows[:2]))) == wanted[:2]
     assert texts(pipe(Dataset.from_list(rows[:2]), batch_size=2)) == wanted[:2]
 

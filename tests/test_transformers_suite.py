@@ -38,17 +38,14 @@ AUDIO_TOKEN, PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = 0, 96, 97, 98
 
 @pytest.fixture(autouse=True, scope="module")
 def surroundings():
-    """Class names in the tables where the shared tests look up what a model's inputs are, and a single thread."""
+    """Class names in the tables where the shared tests look up what a model's inputs are."""
     heads = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MULTIMODAL_LM")
     tables = {f"MODEL_FOR_{head}_MAPPING_NAMES": Falcon3AudioForConditionalGeneration for head in heads}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are so small that threads would only wait for each other
     with contextlib.ExitStack() as stack:
         for table, model_class in (tables | {"MODEL_MAPPING_NAMES": Falcon3AudioModel}).items():
             entry = {Falcon3AudioConfig.model_type: model_class.__name__}
             stack.enter_context(mock.patch.dict(getattr(modeling_auto, table), entry))
         yield
-    torch.set_num_threads(threads)
 
 
 def ids_tensor(shape, vocab_size, *args, **kwargs):

@@ -8,8 +8,11 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
     WhisperConfig,
+    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
+
+from falcon3_audio import Falcon3AudioProcessor
 
 
 SAMPLING_RATE = 16_000
@@ -68,3 +71,18 @@ def question(*clips, text: str = "What do you hear?") -> list[dict]:
     """One user message about some clips."""
     audio = [{"type": "audio", "audio": clip, "sampling_rate": SAMPLING_RATE} for clip in clips]
     return [{"role": "user", "content": [*audio, {"type": "text", "text": text}]}]
+
+
+def make_processor(tokenizer=None, mels=80, vocab_size=None, **options):
+    tokenizer = make_tokenizer() if tokenizer is None else tokenizer
+    return Falcon3AudioProcessor.from_backbones(
+        WhisperFeatureExtractor(feature_size=mels), tokenizer, vocab_size=vocab_size, **options
+    )
+
+
+def tokenized(processor, conversation, **kwargs):
+    return processor.apply_chat_template(conversation, tokenize=True, return_dict=True, **kwargs)
+
+
+def audio_tokens(processor, row) -> int:
+    return int((row == processor.audio_token_id).sum())

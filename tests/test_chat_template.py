@@ -1,0 +1,360 @@
+"""Chat templates, labels and placeholders against the language models' own templates, for several families."""
+
+import copy
+import json
+
+import pytest
+import torch
+from jinja2 import TemplateError
+from tiny import FALCON3_TEMPLATE, audio_tokens, make_llm, make_processor, make_tokenizer, question, tokenized, tone
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoProcessor, WhisperFeatureExtractor
+
+from falcon3_audio import Falcon3AudioProcessor
+from falcon3_audio.processing import choose_audio_token
+
+
+SECOND = 16_000
+SOUND = tone(61.0)
+
+
+# Chat templates. The formats of the families, as their tokenizers have them.
+
+QWEN = """{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+{%- else %}
+    {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    "+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+MARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{%- generation -%}{{ m.content + '<|im_end|>' }}{%- endgeneration -%}"
+    "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MACRO = (
+    "{% macro show(m, depth) %}{% if depth > 0 %}{{ show(m, depth - 1) }}{% else %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endmacro %}"
+    "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}{{ show(m, 2) }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PLAIN = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# family -> (template, end of an answer)
+FAMILIES = {
+    "falcon3": (FALCON3_TEMPLATE, "<|endoftext|>"),
+    "qwen2.5": (QWEN, "<|im_end|>"),
+    "llama3": (LLAMA3, "<|eot_id|>"),
+    "gemma": (GEMMA, "<end_of_turn>"),
+    "mistral": (MISTRAL, "<|endoftext|>"),
+    "generation markers": (MARKED, "<|im_end|>"),
+    "macros": (MACRO, "<|im_end|>"),
+}
+# Jinja treats white space at the edges of a file in its own way.
+EDGES = {
+    "newline in front": "\n" + PLAIN,
+    "two newlines in front": "\n\n" + PLAIN,
+    "indented": "    " + PLAIN,
+    "newline behind": PLAIN + "{{ '' }}\n",
+    "two newlines behind": PLAIN + "{{ '' }}\n\n",
+    "spaces behind": PLAIN + "\n   ",
+}
+TEMPLATES = {family: template for family, (template, _) in FAMILIES.items()} | EDGES
+SPECIAL = [
+    ">>UNUSED_0<<",
+    ">>UNUSED_1<<",
+    "<|endoftext|>",
+    "<|pad|>",
+    "<s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+]
+SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>"]
+
+
+def chat_tokenizer(template):
+    """One that, as Llama's, writes <s> in front of everything it is not told to leave alone."""
+    names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "bos_token": "<s>"}
+    tokenizer = make_tokenizer(SPECIAL, template, **names)
+    first = [("<s>", tokenizer.convert_tokens_to_ids("<s>"))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=first)
+    return tokenizer
+
+
+def conversations(token, clip):
+    """Chats for the processor, each with the same chat in which the placeholder was put by hand."""
+    audio = {"type": "audio", "audio": clip, "sampling_rate": 16_000}
+    text = {"type": "text", "text": "What do you hear?"}
+    user = {"role": "user", "content": [audio, text]}
+    by_hand = {"role": "user", "content": token + "What do you hear?"}
+    answer = {"role": "assistant", "content": " A dog. "}
+    items = {"role": "assistant", "content": [{"type": "text", "text": " A dog. "}]}
+    two = {"role": "user", "content": [text, audio, {"type": "text", "text": "Or this?"}, audio]}
+    two_by_hand = {"role": "user", "content": token * 2 + "What do you hear?\nOr this?"}
+    words = {"role": "user", "content": "And now?"}
+    return [
+        ([words], [words]),
+        ([user], [by_hand]),
+        ([{"role": "user", "content": [audio]}], [{"role": "user", "content": token}]),
+        ([user, answer], [by_hand, answer]),
+        ([user, items], [by_hand, answer]),
+        ([user, answer, words, answer, two], [by_hand, answer, words, answer, two_by_hand]),
+    ]
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_prompts_are_those_of_the_language_model(family):
+    tokenizer = chat_tokenizer(TEMPLATES[family])
+    processor = make_processor(chat_tokenizer(TEMPLATES[family]))
+    for chat, by_hand in conversations(processor.audio_token, SOUND[:640]):
+        modes = [{"add_generation_prompt": False}, {"add_generation_prompt": True}]
+        if chat[-1]["role"] == "assistant":
+            modes.append({"continue_final_message": True})
+        for mode in modes:
+            prompt = tokenizer.apply_chat_template(by_hand, tokenize=False, **mode)
+            assert processor.apply_chat_template(chat, **mode) == prompt
+            # Clips of 640 samples are one token: the placeholder stands as it is.
+            ids = tokenizer.apply_chat_template(by_hand, tokenize=True, **mode)["input_ids"]
+            assert tokenized(processor, chat, **mode)["input_ids"].tolist() == [ids]
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("gemma",)])
+def test_system_prompts(family):
+    template = FAMILIES[family][0]
+    chat = [{"role": "system", "content": "Be brief."}, *question(text="Hi?")]
+    by_hand = [chat[0], {"role": "user", "content": "Hi?"}]
+    wanted = chat_tokenizer(template).apply_chat_template(by_hand, tokenize=False, add_generation_prompt=True)
+    assert make_processor(chat_tokenizer(template)).apply_chat_template(chat, add_generation_prompt=True) == wanted
+
+
+def test_errors_of_the_language_models_template_come_through():
+    processor = make_processor(chat_tokenizer(GEMMA))
+    with pytest.raises(TemplateError, match="System role not supported"):
+        processor.apply_chat_template([{"role": "system", "content": "Be brief."}, *question()])
+
+
+def test_variables_reach_the_language_models_template():
+    words, options = [{"role": "user", "content": "Hi?"}], {"add_generation_prompt": True, "enable_thinking": False}
+    wanted = chat_tokenizer(QWEN).apply_chat_template(words, tokenize=False, **options)
+    assert "</think>" in wanted
+    assert make_processor(chat_tokenizer(QWEN)).apply_chat_template(words, **options) == wanted
+    template, tools = "{% if tools %}{{ tools | tojson }}{% endif %}" + PLAIN, [{"name": "play", "parameters": {}}]
+    wanted = chat_tokenizer(template).apply_chat_template(words, tokenize=False, tools=tools)
+    assert "play" in wanted
+    assert make_processor(chat_tokenizer(template)).apply_chat_template(words, tools=tools) == wanted
+
+
+def test_a_tokenizer_without_a_template_gets_falcon3s():
+    processor = make_processor(make_tokenizer(template=None))
+    for chat, by_hand in conversations(processor.audio_token, None):
+        wanted = make_tokenizer().apply_chat_template(by_hand, tokenize=False, add_generation_prompt=True)
+        assert processor.apply_chat_template(chat, add_generation_prompt=True) == wanted
+
+
+def test_the_default_of_several_named_templates_is_taken():
+    tokenizer = make_tokenizer(template={"default": FALCON3_TEMPLATE, "tool_use": "tools!"})
+    wanted = make_tokenizer().apply_chat_template([{"role": "user", "content": "Hi?"}], tokenize=False)
+    assert make_processor(tokenizer).apply_chat_template([{"role": "user", "content": "Hi?"}]) == wanted
+
+
+# Labels.
+
+
+def spans(processor, labels) -> list[str]:
+    """The stretches of text that are learned."""
+    found, last = [], -100
+    for label in labels.tolist():
+        if label != -100:
+            found.append([]) if last == -100 else None
+            found[-1].append(label)
+        last = label
+    return [processor.tokenizer.decode(ids) for ids in found]
+
+
+def with_answers(clip, *answers):
+    """Turns with audio in every question."""
+    turns = [(*question(clip, text="Ein Bär 🐻?"), {"role": "assistant", "content": answer}) for answer in answers]
+    return [message for turn in turns for message in turn]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_the_answers_and_their_end_tokens(family):
+    template, end = FAMILIES[family]
+    processor = make_processor(chat_tokenizer(template))
+    answers = ["A dog.", "Ein Bär 🐻?", "a\n\nb"]
+    inputs = tokenized(processor, with_answers(SOUND[:3_000], *answers), processor_kwargs={"return_labels": True})
+    labels, ids = inputs["labels"][0], inputs["input_ids"][0]
+    assert spans(processor, labels) == [answer + end for answer in answers]
+    assert torch.equal(labels[labels != -100], ids[labels != -100])
+
+
+def test_labels_agree_with_the_language_models_own_markers():
+    words = [message | {"content": str(message["content"])} for message in with_answers(None, "A dog.", "b")]
+    tokenizer = chat_tokenizer(MARKED)
+    own = tokenizer.apply_chat_template(words, tokenize=True, return_assistant_tokens_mask=True)
+    inputs = tokenized(make_processor(chat_tokenizer(MARKED)), words, processor_kwargs={"return_labels": True})
+    assert (inputs["labels"][0] != -100).int().tolist() == own["assistant_masks"]
+    assert inputs["input_ids"][0].tolist() == own["input_ids"]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_labels_of_a_padded_batch(padding_side):
+    processor = make_processor(chat_tokenizer(LLAMA3))
+    chats = [with_answers(SOUND[:20_000], "A dog."), with_answers(SOUND[:1_000], "A bell", "b")]
+    chats.append([{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hi."}])
+    options = {"return_labels": True, "padding_side": padding_side}
+    inputs = tokenized(processor, chats, processor_kwargs=options)
+    assert inputs["labels"].shape == inputs["input_ids"].shape
+    assert (inputs["labels"][inputs["attention_mask"] == 0] == -100).all()
+    assert (inputs["attention_mask"][2, 0] == 0) == (padding_side == "left")
+    ends = [["A dog.<|eot_id|>"], ["A bell<|eot_id|>", "b<|eot_id|>"], ["Hi.<|eot_id|>"]]
+    assert [spans(processor, row) for row in inputs["labels"]] == ends
+
+
+def test_a_conversation_without_an_answer_has_no_labels(processor):
+    chats = [with_answers(SOUND[:1_000], "A dog."), question(SOUND[:1_000])]
+    with pytest.raises(ValueError, match=r"Conversations \[1\] have no answer"):
+        tokenized(processor, chats, processor_kwargs={"return_labels": True})
+    words = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    length = len(
+        processor.tokenizer(processor.apply_chat_template(words[:1], add_generation_prompt=True))["input_ids"]
+    )
+    options = {"return_labels": True, "truncation": True, "max_length": length}
+    with pytest.raises(ValueError, match=r"Conversations \[0\] have no answer"):
+        tokenized(processor, words, processor_kwargs=options)
+    cut = tokenized(processor, words, processor_kwargs=options | {"max_length": length + 2})
+    assert spans(processor, cut["labels"][0]) == ["He"]
+
+
+def test_labels_are_never_left_out_in_silence(processor):
+    chat = with_answers(SOUND[:1_000], "A dog.")
+    with pytest.raises(ValueError, match="return_labels"):
+        processor.apply_chat_template(chat, processor_kwargs={"return_labels": True})
+    try:
+        inputs = tokenized(processor, chat, processor_kwargs={"text_kwargs": {"return_labels": True}})
+    except ValueError:
+        return
+    assert spans(processor, inputs["labels"][0]) == ["A dog.<|endoftext|>"]
+
+
+# The placeholder token.
+
+
+@pytest.mark.parametrize(
+    "special, wanted",
+    [
+        (["<|endoftext|>", ">>UNUSED_0<<", ">>UNUSED_1<<", "<|pad|>"], ">>UNUSED_1<<"),
+        (["<|endoftext|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>", "<|pad|>"], "_1|>"),
+        (["<pad>", "<|endoftext|>", "<unused0>", "<unused1>", "<start_of_turn>"], "<unused1>"),
+        (["<|endoftext|>", "<|placeholder1|>", "<|user|>", "<|placeholder2|>"], "<|placeholder2|>"),
+    ],
+    ids=["falcon3", "llama3", "gemma", "phi3"],
+)
+def test_an_unused_slot_becomes_the_placeholder(special, wanted):
+    tokenizer = make_tokenizer(special, eos_token="<|endoftext|>")
+    size = len(tokenizer)
+    token, index = choose_audio_token(tokenizer)
+    assert token.endswith(wanted) and index == tokenizer.convert_tokens_to_ids(token) < size == len(tokenizer)
+    assert tokenizer.encode(f"a{token}{token}b").count(index) == 2
+
+
+def test_a_slot_that_is_the_padding_token_is_not_free():
+    tokenizer = make_tokenizer(pad_token=">>UNUSED_1<<", eos_token="<|endoftext|>", special_tokens=SPECIAL)
+    assert choose_audio_token(tokenizer)[0] == ">>UNUSED_0<<"
+
+
+def test_a_spare_row_of_the_embedding_becomes_the_placeholder():
+    tokenizer = make_tokenizer(["<|endoftext|>", "<|im_start|>"], eos_token="<|endoftext|>")
+    size = len(tokenizer)
+    assert choose_audio_token(tokenizer, size + 1) == ("<|audio|>", size)
+    assert choose_audio_token(tokenizer, size + 1) == ("<|audio|>", size)  # and is found again
+    ids = tokenizer.encode("a<|audio|><|audio|>b")
+    assert ids.count(size) == 2 and tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+
+
+@pytest.mark.parametrize("rows, named", [(280, "280 rows"), (None, "unknown size")])
+def test_no_room_for_a_placeholder(rows, named):
+    tokenizer = make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>")
+    assert len(tokenizer) == 280
+    with pytest.raises(ValueError, match=f"no room.*280 tokens.*{named}.*audio_token="):
+        choose_audio_token(tokenizer, rows)
+    assert len(tokenizer) == 280
+
+
+def test_the_placeholder_asked_for(tokenizer):
+    assert make_processor(copy.deepcopy(tokenizer), audio_token=">>UNUSED_0<<").audio_token_id == 0
+    word = next(word for word in tokenizer.get_vocab() if len(word) > 3 and word.isalpha())
+    processor = make_processor(copy.deepcopy(tokenizer), audio_token=word)
+    assert processor.audio_token_id == tokenizer.convert_tokens_to_ids(word)
+    inputs = processor(text=word + "x", audio=SOUND[:SECOND], sampling_rate=16_000)
+    assert audio_tokens(processor, inputs["input_ids"]) == 25
+    with pytest.raises(ValueError, match="must be one token.*'never heard of it'"):
+        Falcon3AudioProcessor(WhisperFeatureExtractor(), tokenizer, audio_token="never heard of it")
+
+
+# Saving.
+
+
+@pytest.mark.parametrize("family", ["falcon3", "qwen2.5"])
+def test_a_saved_processor_is_the_same(tmp_path, family):
+    unused = [] if family == "qwen2.5" else [">>UNUSED_0<<"]
+    special = [*unused, "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+    names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    tokenizer = make_tokenizer(special, FAMILIES[family][0], **names)
+    options = {"pooling_window": 4, "pad_to_window": True, "max_audio_seconds": 45.5}
+    processor = make_processor(tokenizer, mels=128, vocab_size=300, **options)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is Falcon3AudioProcessor
+    for name in (*options, "audio_token", "audio_token_id", "chat_template", "model_input_names"):
+        assert getattr(loaded, name) == getattr(processor, name), name
+    chats = [with_answers(SOUND[:2_000], "A dog."), with_answers(SOUND[:1_000], "b", "c")]
+    ours, theirs = (tokenized(each, chats, processor_kwargs={"return_labels": True}) for each in (processor, loaded))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_names_and_objects_give_the_same_processor(tmp_path, backbone_folders):
+    tokenizer = make_tokenizer(["<|endoftext|>", "<|pad|>"], QWEN, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    tokenizer.save_pretrained(tmp_path)
+    make_llm().save_pretrained(tmp_path)  # 300 rows for 280 tokens
+    by_name = Falcon3AudioProcessor.from_backbones(backbone_folders[0], str(tmp_path))
+    by_object = make_processor(tokenizer, vocab_size=300)
+    assert (by_name.audio_token, by_name.audio_token_id) == ("<|audio|>", 280)
+    assert (by_object.audio_token, by_object.audio_token_id) == ("<|audio|>", 280)
+    assert by_name.chat_template == by_object.chat_template
+    assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] > by_name.audio_token_id
