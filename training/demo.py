@@ -40,7 +40,7 @@ from .collator import AudioChatCollator
 
 SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 384}
 PAD, END, AUDIO, UNKNOWN = "<|pad|>", "<|endoftext|>", "<|audio|>", "<|unknown|>"
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 MAX_ANSWER_TOKENS = 24
 
@@ -166,7 +166,7 @@ def accuracy(answered: list[dict[str, Any]]) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the world and the checkpoint")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: 1500)")
+    parser.add_argument("--steps", type=int, default=1200, help="training steps (default: 1200)")
     parser.add_argument("--train-clips", type=int, default=900)
     parser.add_argument("--test-clips", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
