@@ -1,5 +1,5 @@
 # Everything starts from a machine with Python 3.11, pip and make. `make test` and `make demo` are the two commands.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: setup demo test check test-compat clean

@@ -39,13 +39,13 @@ def combine_backbones(
     Loads what is given by name and collects both models' configs and weights under Falcon3-Audio's names.
 
     Raises a `ValueError` if `audio` is no Whisper, if the placeholder's id cannot be found out, or if the language
-    model does something to its logits behind `lm_head`.
+    model is more than a base model and a linear head.
     """
     if audio_token_id is None:
         audio_token_id = _default_audio_token_id(text)
     encoder = _load_whisper(audio).get_encoder()
     language_model = AutoModelForCausalLM.from_pretrained(text, dtype="auto") if isinstance(text, NAME) else text
-    _check_head(language_model)
+    _check_language_model(language_model)
     head = language_model.get_output_embeddings()
     tensors = {f"model.audio_tower.{name}": tensor for name, tensor in encoder.state_dict().items()}
     for name, tensor in language_model.base_model.state_dict().items():
@@ -75,20 +75,49 @@ def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _check_head(language_model: PreTrainedModel):
+def _check_language_model(language_model: PreTrainedModel):
+    """Falcon3-Audio feeds embeddings to the base model and puts the head on top; refuses models that need more."""
+    name, config = type(language_model).__name__, language_model.config
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"{name} takes more than text; the text backbone must be a causal language model of text alone."
+        )
     head = language_model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
+        what = "no output head" if head is None else "a bias in its output head"
         raise ValueError(
-            f"{type(language_model).__name__} has {'no output head' if head is None else 'a bias in its output head'}; "
-            "the text backbone must be a causal language model whose logits are a plain linear map."
+            f"{name} has {what}; the text backbone's logits must be a plain linear map. Choose another one."
         )
-    for field, neutral in _AFTER_THE_HEAD.items():
-        value = getattr(language_model.config, field, neutral)
+    for field, neutral in _AFTER_THE_HEAD.items():  # a soft cap does not show on small logits
+        value = getattr(config, field, neutral)
         if value not in (neutral, None):
             raise ValueError(
-                f"{type(language_model).__name__} changes its logits behind the output head ({field}={value}), which "
-                "Falcon3-Audio does not do. Choose a text backbone without it."
+                f"{name} changes its logits behind the output head ({field}={value}), which Falcon3-Audio does not do. "
+                "Choose another text backbone."
             )
+    training = language_model.training
+    try:
+        same = _works_from_embeddings(language_model.eval(), head)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be fed with embeddings ({error}). Choose another text backbone.") from error
+    finally:
+        language_model.train(training)
+    if not same:
+        raise ValueError(
+            f"{name} gives other logits, or no key-value cache, when its base model is fed with embeddings and its head "
+            "is put on top. Choose another text backbone."
+        )
+
+
+@torch.no_grad()
+def _works_from_embeddings(language_model: PreTrainedModel, head: torch.nn.Module) -> bool:
+    ids = torch.arange(4, device=language_model.device)[None]
+    embeddings = language_model.get_input_embeddings()(ids)
+    expected = language_model(input_ids=ids, use_cache=False).logits
+    outputs = language_model.base_model(inputs_embeds=embeddings, use_cache=True)
+    language_model.base_model(inputs_embeds=embeddings.flip(-1))  # embeddings that belong to no token
+    cached = getattr(outputs, "past_key_values", None) is not None
+    return cached and torch.allclose(head(outputs.last_hidden_state), expected, rtol=1e-3, atol=1e-5)
 
 
 def _default_audio_token_id(text: str | PreTrainedModel) -> int:
@@ -105,7 +134,7 @@ def _default_audio_token_id(text: str | PreTrainedModel) -> int:
     except ImportError as error:
         raise ImportError(f"Choosing the placeholder token needs the falcon3-audio package. {remedy}") from error
     config = AutoConfig.from_pretrained(name) if isinstance(text, NAME) else text.config
-    return choose_audio_token(load_tokenizer(name), vocab_size=config.vocab_size)[1]
+    return choose_audio_token(load_tokenizer(name), vocab_size=config.get_text_config().vocab_size)[1]
 
 
 __all__ = ["Backbones", "combine_backbones"]

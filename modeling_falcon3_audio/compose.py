@@ -48,6 +48,12 @@ def compose(
         pad_to_window=pad_to_window,
         dtype=dtype,
     )
+    frames = 2 * model.model.audio_tower.config.max_source_positions
+    if processor.feature_extractor.nb_max_frames != frames:
+        raise ValueError(
+            f"{audio}: the feature extractor makes windows of {processor.feature_extractor.nb_max_frames} frames, but the "
+            f"encoder takes {frames}. Use the feature extractor that was saved with this Whisper."
+        )
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)

@@ -2,7 +2,7 @@
 """Falcon3-Audio: Whisper encoder -> average pooling -> projector -> any causal language model (arXiv 2509.07526).
 
 The audio takes the places of placeholder tokens in the prompt; the vocabulary keeps the language model's shape. A
-prompt's audio is encoded exactly once, also with beams. The encoder is in modeling_falcon3_audio_encoder.py.
+prompt's audio is encoded exactly once, also with beams. Encoder, pooling and projector are in modeling_falcon3_audio_encoder.py.
 
 These files travel with every saved checkpoint and run on transformers 5.16 to 5.23.
 """
@@ -20,7 +20,13 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .backbones_falcon3_audio import combine_backbones
 from .configuration_falcon3_audio import Falcon3AudioConfig
-from .modeling_falcon3_audio_encoder import FRAMES_PER_POSITION, Falcon3AudioEncoder, Falcon3AudioPreTrainedModel
+from .modeling_falcon3_audio_encoder import (
+    FRAMES_PER_POSITION,
+    Falcon3AudioEncoder,
+    Falcon3AudioMultiModalProjector,
+    Falcon3AudioPreTrainedModel,
+    average_pool,
+)
 
 
 # PEFT `target_modules` per tower. Bare names such as "q_proj" match Whisper's layers as well as the language model's.
@@ -31,43 +37,9 @@ LORA_TARGET_MODULES = {
 }
 
 
-class Falcon3AudioMultiModalProjector(nn.Module):
-    """LayerNorm, Linear, GELU, Linear, LayerNorm (`"mlp"`), or one Linear between the LayerNorms (`"linear"`)."""
-
-    def __init__(self, config: Falcon3AudioConfig):
-        super().__init__()
-        audio_width, text_width = config.audio_config.hidden_size, config.text_config.hidden_size
-        self.norm_in = nn.LayerNorm(audio_width)
-        self.linear_1 = nn.Linear(audio_width, text_width)
-        self.linear_2 = nn.Linear(text_width, text_width) if config.projector_type == "mlp" else None
-        self.norm_out = nn.LayerNorm(text_width)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., audio width)` to `(..., text width)`."""
-        hidden_states = self.linear_1(self.norm_in(hidden_states))
-        if self.linear_2 is not None:
-            hidden_states = self.linear_2(nn.functional.gelu(hidden_states))
-        return self.norm_out(hidden_states)
-
-
-def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Means over `window` neighbouring positions; the last mean of an audio is over the positions that are left.
-
-    Args:
-        hidden_states (`torch.Tensor` of shape `(batch, positions, width)`): zero behind each audio's end.
-        lengths (`torch.Tensor` of shape `(batch,)`): real positions of each audio.
-        window (`int`): positions per mean.
-
-    Returns:
-        The means, `(batch, ceil(positions / window), width)`, and how many of them are real, `(batch,)`.
-    """
-    padding = -hidden_states.shape[1] % window
-    grouped = nn.functional.pad(hidden_states, (0, 0, 0, padding)).unflatten(1, (-1, window))
-    starts = torch.arange(grouped.shape[1], device=lengths.device) * window
-    counts = (lengths[:, None] - starts).clamp(1, window).to(hidden_states.device)
-    means = grouped.sum(2, dtype=torch.float32) / counts[..., None]
-    return means.to(hidden_states.dtype), (lengths + window - 1) // window
+def _holds_a_prompt(cache: Cache | None) -> bool:
+    # The length of a cache is no constant for the compiler; compiled code continues prompts, it does not begin them.
+    return cache is not None and (torch.compiler.is_compiling() or int(cache.get_seq_length()) > 0)
 
 
 @dataclass
@@ -156,6 +128,11 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
 
         Raises a `ValueError` with both numbers if the prompts have more or fewer audio tokens than there are features.
         """
+        if audio_features.shape[-1] != inputs_embeds.shape[-1]:
+            raise ValueError(
+                f"The audio embeddings are {audio_features.shape[-1]} wide, the language model's {inputs_embeds.shape[-1]}; "
+                "they must come from `get_audio_features` of this very model."
+            )
         is_audio = self._is_audio_token(input_ids, inputs_embeds)
         tokens, features = int(is_audio.sum()), audio_features.shape[0]
         if tokens != features:
@@ -239,7 +216,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             inputs_embeds, audio_embeds = self._place_audio(
                 input_ids, inputs_embeds, input_features, input_features_mask, audio_embeds
             )
-        elif input_ids is not None and input_ids.shape[1] > 1 and past_key_values is None:
+        elif input_ids is not None and input_ids.shape[1] > 1 and not _holds_a_prompt(past_key_values):
             self._check_no_audio_expected(input_ids)
 
         outputs = self.language_model(
@@ -289,7 +266,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         **kwargs,
     ) -> "Falcon3AudioForConditionalGeneration":
         r"""
-        A model from a pretrained Whisper and a pretrained causal language model; only the projector is new.
+        A model from a pretrained Whisper and a pretrained causal language model; only the projector is new. Model
+        objects are taken over: the result shares their weights.
 
         Args:
             audio (`str` or `PreTrainedModel`): Whisper: Hub id, local folder or model.
@@ -302,8 +280,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
             **kwargs: to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
 
         Raises:
-            `ValueError`: if `audio` is no Whisper, or `text` computes its logits in a way this model cannot (a bias,
-            scaling or soft-capping behind its head).
+            `ValueError`: if `audio` is no Whisper, or `text` is a model that base model and head, fed with embeddings,
+            do not reproduce (scaled or soft-capped logits, states instead of a key-value cache, several modalities).
         """
         backbones = combine_backbones(audio, text, audio_token_id, dtype)
         config = Falcon3AudioConfig(
@@ -334,6 +312,9 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
                 f"(device_map: {model.hf_device_map}). Save the composed model on a larger machine and load that."
             )
         model.generation_config = backbones.generation_config
+        # Nobody is to say the placeholder, neither the model nor a draft that is copied from the prompt.
+        suppressed = model.generation_config.suppress_tokens or []
+        model.generation_config.suppress_tokens = [*suppressed, config.audio_token_id]
         return model
 
     def get_audio_features(
@@ -402,6 +383,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
             return audio_embeds
         token = self.config.audio_token_id
         left = (rest == token).sum(-1).tolist()
+        if sum(left) == audio_embeds.shape[0]:  # only what the cache does not hold was given
+            return audio_embeds
         parts = audio_embeds.split((prompt == token).sum(-1).tolist())
         return torch.cat([part[len(part) - count :] for part, count in zip(parts, left)])
 

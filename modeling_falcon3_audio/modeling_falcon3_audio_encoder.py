@@ -1,7 +1,8 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The audio tower: Whisper's encoder, made to compute only the frames that carry sound.
+"""From log-mel frames to what the language model reads: the audio tower, average pooling, the projector.
 
-Stock Whisper computes and attends to 30 s whatever the clip. Here the windows of a batch are grouped by length; layers
+The audio tower is Whisper's encoder, made to compute only the frames that carry sound; stock Whisper computes and
+attends to 30 s whatever the clip. The windows of a batch are grouped by length; layers
 that act on each position alone run on all of them packed into one sequence, convolutions and attention run group by
 group, so no window sees padding or another window. Layers, attention and parameter names are transformers' Whisper's.
 """
@@ -56,6 +57,13 @@ class Falcon3AudioEncoderLayer(WhisperEncoderLayer):
         )
 
 
+class Falcon3AudioPositions(nn.Embedding):
+    """
+    Whisper's fixed sinusoidal positions. A class of its own, because transformers initialises, of models outside of
+    its own tree, only modules that hold parameters themselves.
+    """
+
+
 class Falcon3AudioPreTrainedModel(PreTrainedModel):
     config: Falcon3AudioConfig
     base_model_prefix = "model"
@@ -74,15 +82,15 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         # Loading makes every parameter trainable; Whisper's sinusoidal positions are not meant to be.
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
-            if isinstance(module, Falcon3AudioEncoder):
-                module.embed_positions.requires_grad_(False)
+            if isinstance(module, Falcon3AudioPositions):
+                module.requires_grad_(False)
         return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, Falcon3AudioEncoder):
-            init.copy_(module.embed_positions.weight, sinusoids(*module.embed_positions.weight.shape))
+        if isinstance(module, Falcon3AudioPositions):
+            init.copy_(module.weight, sinusoids(*module.weight.shape))
 
 
 class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
@@ -99,7 +107,7 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         width = config.hidden_size
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1)
-        self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        self.embed_positions = Falcon3AudioPositions(config.max_source_positions, width)
         self.embed_positions.requires_grad_(False)
         self.layers = nn.ModuleList([Falcon3AudioEncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.layer_norm = nn.LayerNorm(width)
@@ -225,4 +233,43 @@ def _count_frames(input_features: torch.Tensor, mask: torch.Tensor | None) -> li
     return counts
 
 
-__all__ = ["Falcon3AudioEncoder", "Falcon3AudioPreTrainedModel"]
+class Falcon3AudioMultiModalProjector(nn.Module):
+    """LayerNorm, Linear, GELU, Linear, LayerNorm (`"mlp"`), or one Linear between the LayerNorms (`"linear"`)."""
+
+    def __init__(self, config: Falcon3AudioConfig):
+        super().__init__()
+        audio_width, text_width = config.audio_config.hidden_size, config.text_config.hidden_size
+        self.norm_in = nn.LayerNorm(audio_width)
+        self.linear_1 = nn.Linear(audio_width, text_width)
+        self.linear_2 = nn.Linear(text_width, text_width) if config.projector_type == "mlp" else None
+        self.norm_out = nn.LayerNorm(text_width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., audio width)` to `(..., text width)`."""
+        hidden_states = self.linear_1(self.norm_in(hidden_states))
+        if self.linear_2 is not None:
+            hidden_states = self.linear_2(nn.functional.gelu(hidden_states))
+        return self.norm_out(hidden_states)
+
+
+def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Means over `window` neighbouring positions; the last mean of an audio is over the positions that are left.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(batch, positions, width)`): zero behind each audio's end.
+        lengths (`torch.Tensor` of shape `(batch,)`): real positions of each audio.
+        window (`int`): positions per mean.
+
+    Returns:
+        The means, `(batch, ceil(positions / window), width)`, and how many of them are real, `(batch,)`.
+    """
+    padding = -hidden_states.shape[1] % window
+    grouped = nn.functional.pad(hidden_states, (0, 0, 0, padding)).unflatten(1, (-1, window))
+    starts = torch.arange(grouped.shape[1], device=lengths.device) * window
+    counts = (lengths[:, None] - starts).clamp(1, window).to(hidden_states.device)
+    means = grouped.sum(2, dtype=torch.float32) / counts[..., None]
+    return means.to(hidden_states.dtype), (lengths + window - 1) // window
+
+
+__all__ = ["Falcon3AudioEncoder", "Falcon3AudioMultiModalProjector", "Falcon3AudioPreTrainedModel", "average_pool"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers.generation import GenerationConfig
 from transformers.pipelines.base import Pipeline
 
@@ -28,6 +29,8 @@ _GENERATE_ARGUMENTS = {
     "stopping_criteria",
     "prefix_allowed_tokens_fn",
     "assistant_model",
+    "assistant_tokenizer",
+    "tokenizer",
     "past_key_values",
 }
 
@@ -89,7 +92,7 @@ class AudioTextToTextPipeline(Pipeline):
             return super().__call__(_request(rows, bare, sampling_rate), **kwargs)
         if isinstance(rows, Sized) and len(rows) == 0:
             raise ValueError("Nothing was asked: the list of inputs is empty.")
-        requests = (_request(row, bare, sampling_rate) for row in rows)
+        requests = (_request(row, bare, sampling_rate) for row in _each(rows))
         return super().__call__(list(requests) if isinstance(rows, (list, tuple)) else requests, **kwargs)
 
     def _sanitize_parameters(
@@ -198,14 +201,20 @@ def _is_many(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return not _is_chat(value) and not (len(value) > 0 and isinstance(value[0], (int, float, np.number)))
     one = (str, bytes, bytearray, memoryview, dict, np.ndarray, torch.Tensor)
-    return isinstance(value, Iterable) and not isinstance(value, one) and not hasattr(value, "read")
+    many = isinstance(value, (Iterable, Dataset))
+    return many and not isinstance(value, one) and not hasattr(value, "read")
+
+
+def _each(rows: Any) -> Iterator[Any]:
+    """The items of a list, dataset or generator; datasets of torch need not be iterable."""
+    return (rows[index] for index in range(len(rows))) if isinstance(rows, Dataset) else iter(rows)
 
 
 def _pair(audio: Any, text: Any) -> Any:
     """Clips with their questions: one row, or a list where one clip or one question may stand for all."""
     if audio is None or text is None:
         return text if audio is None else audio
-    audio, text = (list(value) if _is_many(value) else value for value in (audio, text))
+    audio, text = (list(_each(value)) if _is_many(value) else value for value in (audio, text))
     if any(_is_chat(value) or (_is_many(value) and value and _is_chat(value[0])) for value in (audio, text)):
         raise ValueError("A chat holds its own audio; give either a chat, or `audio` and `text`.")
     if not _is_many(audio) and not _is_many(text):

@@ -1,7 +1,8 @@
 """From sound and words to tensors, and back."""
 
 from .audio_inputs_falcon3_audio import SAMPLING_RATE, TOKENS_PER_SECOND, load_audio
-from .processing_falcon3_audio import Falcon3AudioProcessor, choose_audio_token, load_tokenizer, make_chat_template
+from .processing_falcon3_audio import Falcon3AudioProcessor
+from .tokenizer_falcon3_audio import choose_audio_token, load_tokenizer, make_chat_template
 
 
 __all__ = [

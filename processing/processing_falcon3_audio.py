@@ -11,13 +11,11 @@ template's generation markers. Travels with every saved checkpoint and runs on t
 import copy
 import math
 import os
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
+from transformers import AutoConfig, AutoFeatureExtractor
 from transformers.audio_utils import AudioInput
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
@@ -34,27 +32,19 @@ from .audio_inputs_falcon3_audio import (
     count_tokens,
     load_audio,
 )
+from .tokenizer_falcon3_audio import (
+    FALCON3_CHAT_TEMPLATE,
+    NEW_AUDIO_TOKEN,
+    choose_audio_token,
+    load_tokenizer,
+    make_chat_template,
+)
 
 
 logger = logging.get_logger(__name__)
 
 # 5 minutes are 7,500 tokens, which the smallest model (8,192 positions) still holds beside a question.
 MAX_AUDIO_SECONDS = 300.0
-
-# How vocabularies call the slots that nothing was trained on: Falcon3 ">>UNUSED_7<<", Llama 3
-# "<|reserved_special_token_7|>", Gemma "<unused7>", Phi-3 "<|placeholder7|>".
-_UNUSED_TOKEN = re.compile(r"unused|reserved|placeholder", re.IGNORECASE)
-_NEW_AUDIO_TOKEN = "<|audio|>"
-
-# Falcon3's chat format, for tokenizers that come without a template.
-FALCON3_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% if not loop.last or message['role'] != 'assistant' %}{{ '\n' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
 
 
 class Falcon3AudioTextKwargs(TextKwargs, total=False):
@@ -93,7 +83,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
         feature_extractor,
         tokenizer,
         chat_template=None,
-        audio_token: str = _NEW_AUDIO_TOKEN,
+        audio_token: str = NEW_AUDIO_TOKEN,
         pooling_window: int = POOLING_WINDOW,
         pad_to_window: bool = False,
         max_audio_seconds: float = MAX_AUDIO_SECONDS,
@@ -135,7 +125,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
             **options: `pooling_window`, `pad_to_window`, `max_audio_seconds`.
         """
         if isinstance(text, (str, os.PathLike)) and vocab_size is None:
-            vocab_size = AutoConfig.from_pretrained(text).vocab_size
+            vocab_size = AutoConfig.from_pretrained(text).get_text_config().vocab_size
         text = load_tokenizer(text)
         if isinstance(audio, (str, os.PathLike)):
             audio = AutoFeatureExtractor.from_pretrained(audio)
@@ -299,7 +289,11 @@ class Falcon3AudioProcessor(ProcessorMixin):
         outputs = super().apply_chat_template(
             conversation, chat_template=chat_template, processor_kwargs=processor_kwargs, **kwargs
         )
-        return _with_labels(outputs) if return_labels else outputs
+        if not return_labels:
+            return outputs
+        chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
+        answers = [sum(message["role"] == "assistant" for message in chat[1:]) for chat in chats]
+        return _with_labels(outputs, answers)
 
     def _prepare_messages(self, conversation, sampling_rate: int | None, load: bool) -> list:
         """A copy of the conversation(s) whose audio is loaded; checks what the template would pass over in silence."""
@@ -359,71 +353,21 @@ def _is_list_of_clips(audio: Any) -> bool:
     return isinstance(audio, (list, tuple)) and not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
 
 
-def _with_labels(outputs: BatchFeature) -> BatchFeature:
+def _with_labels(outputs: BatchFeature, answers: list[int]) -> BatchFeature:
+    """Adds `labels`; `answers` is the number of assistant messages of each conversation."""
     masks = torch.as_tensor(np.asarray(outputs.pop("assistant_masks"))).bool()
     input_ids = torch.as_tensor(outputs["input_ids"])
-    empty = [row for row, mask in enumerate(masks) if not mask.any()]
-    if empty:
-        raise ValueError(
-            f"Conversations {empty} have no answer to learn from. Each needs an assistant message that was not "
-            "truncated away, and a chat template that adds answers at the end without changing what is before them."
-        )
+    begins = masks & ~torch.nn.functional.pad(masks, (1, 0))[:, :-1]
+    found = begins.sum(-1).tolist()
+    for row, (count, wanted) in enumerate(zip(found, answers)):
+        if count == 0 or count < wanted:
+            raise ValueError(
+                f"Conversation {row} has {wanted} answers to learn from, of which {count} were found in the prompt. Each "
+                "has to be an assistant message that is not truncated away, and the chat template must add it at the "
+                "end without changing what is before it; otherwise make a conversation of its own of each answer."
+            )
     outputs["labels"] = input_ids.masked_fill(~masks, -100)
     return outputs
 
 
-def load_tokenizer(text):
-    """The language model's tokenizer, by name or as it is, made to pad, and on the left, as generation needs it."""
-    tokenizer = AutoTokenizer.from_pretrained(text) if isinstance(text, (str, os.PathLike)) else text
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: str | None = None) -> tuple[str, int]:
-    """
-    The placeholder for audio and its id, without resizing the vocabulary.
-
-    In this order: the token asked for; the last slot that the vocabulary keeps unused (Falcon3, Llama 3, Gemma, Phi-3
-    have some); a new token `<|audio|>` on one of the rows that the embedding has beyond the tokenizer (Qwen2). The
-    token is made known to the tokenizer as a special one, so that it is never split.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): changed in place where a token is added.
-        vocab_size (`int`, *optional*): rows of the language model's embedding.
-        audio_token (`str`, *optional*): a token to use.
-
-    Raises a `ValueError` if there is no free slot or the token asked for would need a new row.
-    """
-    added = tokenizer.added_tokens_encoder
-    in_use = set(map(str, tokenizer.special_tokens_map.values()))
-    free = [token for token in added if _UNUSED_TOKEN.search(token) and token not in in_use]
-    unused = sorted(free, key=added.__getitem__)
-    token = audio_token or (unused[-1] if unused else _NEW_AUDIO_TOKEN)
-    if token in added:
-        return token, added[token]
-    known = token in tokenizer.get_vocab()
-    if not known and (vocab_size is None or len(tokenizer) >= vocab_size):
-        rows = "an embedding of unknown size (pass `vocab_size`)" if vocab_size is None else f"{vocab_size} rows"
-        raise ValueError(
-            f"There is no room for the placeholder {token!r}: the tokenizer has {len(tokenizer)} tokens and the language "
-            f"model {rows}. Name a token that your text never contains with `audio_token=`."
-        )
-    tokenizer.add_tokens([token], special_tokens=True)
-    return token, tokenizer.convert_tokens_to_ids(token)
-
-
-def make_chat_template(language_model_template: str, audio_token: str) -> str:
-    """The language model's chat template with audio items and generation markers: chat_template.jinja filled in."""
-    frame = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-    # The frame marks the answers; markers inside it would be recorded at every rendering.
-    inner = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", language_model_template)
-    inner = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", inner)
-    # At the end of a file Jinja drops one newline; inside the frame it would stay.
-    inner = inner.removesuffix("\n")
-    quoted = "'" + audio_token.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return frame.replace("<<language model template>>", inner).replace("<<audio token>>", quoted)
-
-
-__all__ = ["Falcon3AudioProcessor", "choose_audio_token", "load_tokenizer", "make_chat_template"]
+__all__ = ["Falcon3AudioProcessor"]

@@ -189,6 +189,12 @@ def test_backbones_that_do_not_fit_are_named(backbone_folders, tmp_path):
         compose(audio, make_llm("gemma2", final_logit_softcapping=30.0), audio_token_id=1)
     with pytest.raises(ValueError, match="bias in its output head"):
         compose(audio, make_llm("phi"), audio_token_id=1)
+    with pytest.raises(ValueError, match="FalconMambaForCausalLM (gives other logits, or no key-value|cannot be fed)"):
+        compose(audio, make_llm("falcon_mamba"), audio_token_id=1)
+    with pytest.raises(ValueError, match="CohereForCausalLM changes its logits .*logit_scale=0.0625"):
+        compose(audio, make_llm("cohere"), audio_token_id=1)
+    with pytest.raises(ValueError, match="FalconH1ForCausalLM gives other logits"):
+        compose(audio, make_llm("falcon_h1", embedding_multiplier=5.0, lm_head_multiplier=0.5), audio_token_id=1)
     with pytest.raises(Exception, match="0 to 299.*got 300"):
         compose(audio, text, audio_token_id=300)
 
@@ -281,6 +287,31 @@ def test_a_second_turn_goes_on_from_the_cache(model, processor):
     assert reply and torch.equal(cached, fresh)
 
 
+def test_only_new_audio_has_to_be_given_with_a_cache(model, processor):
+    first = prompt(processor, question(tone(1)))
+    cache = DynamicCache(config=model.config.text_config)
+    said = model.generate(**first, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    new = prompt(processor, question(tone(0.5, 800), text="And now?"))
+    ids = torch.cat([said, new["input_ids"]], dim=1)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    features = {name: new[name] for name in ("input_features", "input_features_mask")}
+    both = prompt(processor, question(tone(1), tone(0.5, 800)))
+    features_of_both = {name: both[name] for name in features}
+    cached = model.generate(ids, **features, past_key_values=cache, **options)
+    assert torch.equal(cached, model.generate(ids, **features_of_both, **options))
+
+
+def test_prompt_lookup_does_not_draft_placeholders(model, processor):
+    inputs = prompt(processor, question(tone(1)))
+    assert torch.equal(answer(model, inputs, prompt_lookup_num_tokens=5), answer(model, inputs))
+
+
+def test_audio_of_another_width_is_an_error(model, processor):
+    inputs = prompt(processor, question(tone(1)))
+    with pytest.raises(ValueError, match="embeddings are 96 wide, the language model's 48"):
+        model(inputs["input_ids"], audio_embeds=torch.zeros(25, 96))
+
+
 def test_audio_in_the_cache_need_not_be_given_again(model, processor):
     inputs = prompt(processor, question(tone(1)))
     cache = DynamicCache(config=model.config.text_config)
@@ -308,6 +339,8 @@ def test_a_prompt_without_its_audio_is_an_error(model, processor):
     for call in (model, model.generate):
         with pytest.raises(ValueError, match="hold 25 audio tokens .* but no audio was given"):
             call(input_ids=ids)
+    with pytest.raises(ValueError, match="no audio was given"):
+        model(ids, past_key_values=DynamicCache(config=model.config.text_config))
     with pytest.raises(ValueError, match="exactly one of"):
         model()
     with pytest.raises(ValueError, match="at most one of"):

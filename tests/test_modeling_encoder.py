@@ -69,6 +69,15 @@ def test_parameter_names_are_whispers(pair):
     assert list(encoder.state_dict()) == list(whisper.state_dict())
 
 
+def test_new_encoders_have_whispers_positions(model):
+    """Random positions would be learned around in silence; transformers does not initialise them for us."""
+    whisper = make_whisper().get_encoder()
+    composed = Falcon3AudioForConditionalGeneration(model.config).model.audio_tower
+    for encoder in (composed, Falcon3AudioEncoder(model.config.audio_config)):
+        assert torch.equal(encoder.embed_positions.weight, whisper.embed_positions.weight)
+        assert not encoder.embed_positions.weight.requires_grad
+
+
 @pytest.mark.parametrize(
     "samples", [1, 159, 160, 161, 320, 480, 1000, 16_000, 52_345, 147_200, WINDOW - 321, WINDOW - 1, WINDOW]
 )

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from tiny import make_llm, question, tone
 from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig, TextStreamer, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 
@@ -440,3 +441,11 @@ def test_the_any_to_any_pipeline(folder, pipe):
     options = {"max_new_tokens": 8, "return_full_text": False}
     assert general(text=chats[0], **options)[0]["generated_text"] == about(pipe, "a")
     assert texts(general(text=chats, **options)) == [about(pipe, "a"), about(pipe, "b")]
+
+
+def test_a_column_of_a_dataset(pipe, files):
+    """transformers' KeyDataset, which has a length and an index but is no iterable."""
+    rows = Dataset.from_list([{"clip": files["a"]}, {"clip": files["b"]}])
+    wanted = [about(pipe, "a"), about(pipe, "b")]
+    assert texts(pipe(KeyDataset(rows, "clip"), text="What?")) == wanted
+    assert texts(pipe(KeyDataset(rows, "clip"), batch_size=2)) == texts(pipe([files["a"], files["b"]]))

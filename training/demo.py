@@ -68,7 +68,9 @@ def make_model(processor: Falcon3AudioProcessor) -> Falcon3AudioForConditionalGe
     config = Falcon3AudioConfig(
         audio_config=dict(SIZES), text_config=text_config, audio_token_id=processor.audio_token_id
     )
-    return Falcon3AudioForConditionalGeneration(config)
+    model = Falcon3AudioForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = [processor.audio_token_id]  # nobody is to say the placeholder
+    return model
 
 
 def read_training_rows(world: Path) -> list[dict[str, Any]]:

@@ -248,14 +248,14 @@ def test_labels_of_a_padded_batch(padding_side):
 
 def test_a_conversation_without_an_answer_has_no_labels(processor):
     chats = [with_answers(SOUND[:1_000], "A dog."), question(SOUND[:1_000])]
-    with pytest.raises(ValueError, match=r"Conversations \[1\] have no answer"):
+    with pytest.raises(ValueError, match="Conversation 1 has 0 answers"):
         tokenized(processor, chats, processor_kwargs={"return_labels": True})
     words = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
     length = len(
         processor.tokenizer(processor.apply_chat_template(words[:1], add_generation_prompt=True))["input_ids"]
     )
     options = {"return_labels": True, "truncation": True, "max_length": length}
-    with pytest.raises(ValueError, match=r"Conversations \[0\] have no answer"):
+    with pytest.raises(ValueError, match="Conversation 0 has 1 answers .* of which 0 were found"):
         tokenized(processor, words, processor_kwargs=options)
     cut = tokenized(processor, words, processor_kwargs=options | {"max_length": length + 2})
     assert spans(processor, cut["labels"][0]) == ["He"]
@@ -358,3 +358,19 @@ def test_names_and_objects_give_the_same_processor(tmp_path, backbone_folders):
     assert (by_object.audio_token, by_object.audio_token_id) == ("<|audio|>", 280)
     assert by_name.chat_template == by_object.chat_template
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] > by_name.audio_token_id
+
+
+def test_answers_that_the_template_rewrites_are_not_lost_in_silence():
+    """As with templates that take the thinking out of earlier answers: only the last one can be learned."""
+    rewriting = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{{ m.content if m.role != 'assistant' or loop.last else '(said before)' }}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    processor = make_processor(chat_tokenizer(rewriting))
+    labels = {"processor_kwargs": {"return_labels": True}}
+    assert spans(processor, tokenized(processor, with_answers(SOUND[:1_000], "one"), **labels)["labels"][0])
+    with pytest.raises(
+        ValueError, match="Conversation 0 has 2 answers .* of which 1 were found.*conversation of its own"
+    ):
+        tokenized(processor, with_answers(SOUND[:1_000], "one", "two"), **labels)
