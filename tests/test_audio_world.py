@@ -352,7 +352,7 @@ def test_melodies_are_heard_as_answered(folder, world, answers):
         count = len(clip["notes"])
         assert count - 1 < (end - start) / period <= count + 0.1
         assert audio_world.COUNTS[count - 1] == answers[path]["note_count"]
-        heard = [strongest(waveform[start + i * period :][: period // 2], 450, 2500) for i in range(count)]
+        heard = [strongest(waveform[start + i * period :][: period // 2], 350, 1700) for i in range(count)]
         np.testing.assert_allclose(heard, [hertz for [hertz] in clip["notes"]], rtol=0.02)
         way, pace = ("rising" if heard[0] < heard[-1] else "falling"), "slowly" if period > 0.3 * RATE else "quickly"
         assert answers[path]["movement"] == f"a {way} melody played {pace}"

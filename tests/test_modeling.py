@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import SAMPLING_RATE, make_llm, make_tokenizer, make_whisper, question, tone
+from tiny import SAMPLING_RATE, make_llm, make_processor, make_tokenizer, make_whisper, question, tone
 from torch._dynamo.testing import CompileCounter
 from transformers import (
     AutoConfig,
@@ -380,6 +381,22 @@ def test_attention_can_be_chosen_per_tower(checkpoint, model, processor):
     with torch.no_grad():
         torch.testing.assert_close(mixed(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
     assert all([model._supports_flash_attn, model._supports_sdpa, model._supports_flex_attn])
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="flex attention on a CPU is compiled C++"
+)
+@pytest.mark.parametrize("attention", ["flex_attention", {"text_config": "flex_attention"}])
+def test_flex_attention_gives_the_same_logits(attention):
+    llm = make_llm(hidden_size=64, head_dim=16)
+    model = Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(d_model=64), llm, audio_token_id=1).eval()
+    inputs = prompt(make_processor(vocab_size=300), question(tone(1)), question(tone(0.4), tone(2)))
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        model.set_attn_implementation(attention)
+        logits = model(**inputs).logits
+    kept = inputs["attention_mask"].bool()
+    torch.testing.assert_close(logits[kept], expected[kept], atol=1e-5, rtol=0)
 
 
 def test_decoding_compiles_without_a_graph_break(model, processor):
