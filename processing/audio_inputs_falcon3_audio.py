@@ -194,7 +194,7 @@ def _read_to_the_end(file) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
 
-def _decode_with_torchcodec(path: str | None, name: str, error: Exception) -> np.ndarray:
+def _decode_with_torchcodec(path: str | None, name: str, error: Any) -> np.ndarray:
     """m4a, mp4, webm and the like, where torchcodec is installed."""
     if path is not None:
         try:
@@ -202,7 +202,7 @@ def _decode_with_torchcodec(path: str | None, name: str, error: Exception) -> np
         except (ImportError, RuntimeError):  # not installed, or not a format that it reads either
             pass
     raise ValueError(
-        f"{name} cannot be decoded: {error} It may be damaged or no audio. soundfile reads wav, flac, ogg and mp3; for "
+        f"{name} cannot be decoded: {error.error_string} It may be damaged or no audio. soundfile reads wav, flac, ogg and mp3; for "
         "files in other formats install torchcodec and ffmpeg."
     ) from error
 
