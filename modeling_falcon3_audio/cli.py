@@ -10,6 +10,8 @@ import sys
 # verb -> (module, what it does)
 VERBS = {
     "compose": ("falcon3_audio.compose", "build a checkpoint from a Whisper and a causal language model"),
+    "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
+    "merge": ("falcon3_audio.training.merge", "merge a trained adapter into a plain checkpoint"),
 }
 
 

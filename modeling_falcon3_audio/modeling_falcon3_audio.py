@@ -98,7 +98,13 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             input_features_mask = input_features.new_ones(input_features.shape[0], input_features.shape[-1])
         if self.config.pad_to_window:
             input_features_mask = self._whole_windows(input_features_mask)
-        outputs = self.audio_tower(input_features, input_features_mask=input_features_mask, return_dict=True, **kwargs)
+        # A frozen encoder needs no graph. Without this, gradient checkpointing with adapters elsewhere (which makes
+        # embeddings require gradients) would run its backward for nothing.
+        frozen = not input_features.requires_grad and not any(p.requires_grad for p in self.audio_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            outputs = self.audio_tower(
+                input_features, input_features_mask=input_features_mask, return_dict=True, **kwargs
+            )
         lengths = self.audio_tower._get_feat_extract_output_lengths(input_features_mask.bool().sum(-1))
         pooled, counts = average_pool(outputs.last_hidden_state, lengths, self.config.pooling_window)
         is_token = torch.arange(pooled.shape[1], device=counts.device) < counts[:, None]

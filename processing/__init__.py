@@ -1,13 +1,14 @@
 """From sound and words to tensors, and back."""
 
 from .audio_inputs_falcon3_audio import SAMPLING_RATE, TOKENS_PER_SECOND, load_audio
-from .processing_falcon3_audio import Falcon3AudioProcessor
+from .processing_falcon3_audio import AudioTooLongError, Falcon3AudioProcessor
 from .tokenizer_falcon3_audio import choose_audio_token, load_tokenizer, make_chat_template
 
 
 __all__ = [
     "SAMPLING_RATE",
     "TOKENS_PER_SECOND",
+    "AudioTooLongError",
     "Falcon3AudioProcessor",
     "choose_audio_token",
     "load_audio",

@@ -47,6 +47,10 @@ logger = logging.get_logger(__name__)
 MAX_AUDIO_SECONDS = 300.0
 
 
+class AudioTooLongError(ValueError):
+    """A clip over `max_audio_seconds`, where cutting it was refused (`truncation=False`)."""
+
+
 class Falcon3AudioTextKwargs(TextKwargs, total=False):
     """
     return_labels (`bool`): With `apply_chat_template(..., tokenize=True, return_dict=True)`, add `labels`: the token
@@ -73,7 +77,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
         pooling_window (`int`, defaults to 2): As in the model's config.
         pad_to_window (`bool`, defaults to `False`): As in the model's config.
         max_audio_seconds (`float`, defaults to 300): Longest audio. What is longer is cut with a warning that gives
-            its length, or is a `ValueError` under `truncation=False`.
+            its length, or is an `AudioTooLongError` (a `ValueError`) under `truncation=False`.
     """
 
     valid_processor_kwargs = Falcon3AudioProcessorKwargs
@@ -221,7 +225,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
         what = f"{name} is {len(clip) / SAMPLING_RATE:.1f} s long, over the limit of {self.max_audio_seconds:g} s"
         remedy = "Split it, or raise `max_audio_seconds` of the processor if the language model has the positions."
         if refuse:
-            raise ValueError(f"{what}. {remedy}")
+            raise AudioTooLongError(f"{what}. {remedy}")
         logger.warning(f"{what}: only the first {self.max_audio_seconds:g} s are heard. {remedy}")
         return clip[:limit]
 
@@ -370,4 +374,4 @@ def _with_labels(outputs: BatchFeature, answers: list[int]) -> BatchFeature:
     return outputs
 
 
-__all__ = ["Falcon3AudioProcessor"]
+__all__ = ["AudioTooLongError", "Falcon3AudioProcessor"]

@@ -1,0 +1,198 @@
+"""All options of a training run, as dataclasses that check themselves and say what to set instead.
+
+The defaults are the paper's recipe (arXiv 2509.07526): one stage, LoRA of rank 8 on encoder and language model, the
+projector in full, bf16, one epoch, 256 questions a step, learning rate 2e-4. Where the paper is silent (alpha,
+dropout, schedule, clipping) they follow LTU-AS, which trained the same data with the same rank, batch and rate.
+A YAML recipe sets any of them (`--config recipe.yaml`), the command line overrides the recipe.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trl import SFTConfig
+
+
+# `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
+LoraTargets = Literal["all", "attention", "qv", "none"]
+
+
+@dataclass
+class DataSource:
+    """
+    One training set: an entry of `train_data` in a recipe. A bare string stands for `path` alone.
+
+    Args:
+        path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow file, folder of
+            such files, or Hub id.
+        name: configuration of a Hub set.
+        split: split of a Hub set.
+        weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not self.path or not isinstance(self.path, str):
+            raise ValueError(f"A data source needs a `path` (a folder, a file or a Hub id), got {self.path!r}.")
+        if not self.weight > 0:
+            raise ValueError(
+                f"The weight of {self.path} must be above 0, got {self.weight}; leave the set out instead."
+            )
+
+
+def _sources(given: list[Any] | None, option: str) -> list[DataSource]:
+    sources = []
+    for entry in given or []:
+        if isinstance(entry, DataSource):
+            sources.append(entry)
+        elif isinstance(entry, str):
+            sources.append(DataSource(entry))
+        elif isinstance(entry, dict):
+            unknown = set(entry) - set(DataSource.__dataclass_fields__)
+            if unknown or "path" not in entry:
+                raise ValueError(
+                    f"An entry of `{option}` takes path, name, split and weight, and needs the path; got {entry}."
+                )
+            sources.append(DataSource(**entry))
+        else:
+            raise ValueError(f"An entry of `{option}` is a path or a mapping with a path, got {entry!r}.")
+    return sources
+
+
+@dataclass
+class DataArguments:
+    train_data: list[DataSource] = field(
+        default_factory=list,
+        metadata={"help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight}."},
+    )
+    eval_data: list[DataSource] = field(default_factory=list, metadata={"help": "Sets for the evaluation loss."})
+
+    def __post_init__(self):
+        self.train_data = _sources(self.train_data, "train_data")
+        self.eval_data = _sources(self.eval_data, "eval_data")
+        if not self.train_data:
+            raise ValueError("There is nothing to train on: give at least one set in `train_data`.")
+
+
+@dataclass
+class ModelArguments:
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Composed checkpoint to train: folder or Hub id. Or give audio_model and text_model."},
+    )
+    audio_model: str | None = field(default=None, metadata={"help": "Whisper to compose from: folder or Hub id."})
+    text_model: str | None = field(
+        default=None, metadata={"help": "Instruction-tuned causal language model to compose from: folder or Hub id."}
+    )
+    pooling_window: int = field(default=2, metadata={"help": "Encoder positions per audio token (1: no pooling)."})
+    projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "The new projector."})
+    pad_to_window: bool = field(default=False, metadata={"help": "Encode 30 s always, as stock Whisper does."})
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
+        default="bfloat16", metadata={"help": "Of the frozen weights; trained weights are float32."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ... (default: transformers' choice)."}
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "QLoRA: the language model's linear layers in 4-bit NF4 (bitsandbytes)."}
+    )
+
+    def __post_init__(self):
+        composed = self.audio_model is not None or self.text_model is not None
+        if (self.model is None) != composed or composed and not (self.audio_model and self.text_model):
+            raise ValueError(
+                "Give either `model`, a composed checkpoint, or both `audio_model` and `text_model`; got "
+                f"model={self.model!r}, audio_model={self.audio_model!r}, text_model={self.text_model!r}."
+            )
+        if self.model is not None:
+            options = {"pooling_window": 2, "projector_type": "mlp", "pad_to_window": False}
+            changed = [name for name, default in options.items() if getattr(self, name) != default]
+            if changed:
+                raise ValueError(
+                    f"{', '.join(changed)} belong to a model that is composed now; {self.model!r} has them in its "
+                    "config already. Leave them out, or give `audio_model` and `text_model` instead."
+                )
+
+
+@dataclass
+class LoraArguments:
+    lora_r: int = field(default=8, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
+    lora_audio_tower: LoraTargets = field(
+        default="all", metadata={"help": "Layers of the encoder with LoRA; `none` freezes it."}
+    )
+    lora_language_model: LoraTargets = field(
+        default="all", metadata={"help": "Layers of the language model with LoRA; `none` freezes it."}
+    )
+
+    def __post_init__(self):
+        if self.lora_r < 1:
+            raise ValueError(
+                f"lora_r must be at least 1, got {self.lora_r}; to train without LoRA set both towers to `none`."
+            )
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}.")
+
+
+@dataclass
+class AudioSFTConfig(SFTConfig):
+    """`trl.SFTConfig` with this project's defaults; `global_batch_size` sets the gradient accumulation."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share if below 1."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training mix."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Questions per step over all devices; gradient accumulation is set from it."},
+    )
+    max_length: int | None = field(
+        default=2048,
+        metadata={"help": "Longest example in tokens, audio included. Longer text is cut and counted, audio never."},
+    )
+    # On unless it is set to something under either of its names (transformers renames `gradient_checkpointing`).
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    )
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Compute activations again in the backward pass to save memory (default: on)."}
+    )
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."}
+    )
+    save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints, or a share of the run."})
+    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay False."})
+    # One clip at least is in every micro-batch (see the collator), so every trained weight gets a gradient.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed here."})
+
+    def __post_init__(self):
+        for name in (
+            "packing",
+            "padding_free",
+            "assistant_only_loss",
+            "completion_only_loss",
+            "remove_unused_columns",
+        ):
+            if getattr(self, name):
+                raise ValueError(f"{name} must stay off: the collator prepares the rows and masks the prompts itself.")
+        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+            self.activation_checkpointing = True
+        # The processor prepares the rows in the collator; TRL must not tokenize them.
+        self.dataset_kwargs = {"skip_prepare_dataset": True} | (self.dataset_kwargs or {})
+        super().__post_init__()
+        if self.global_batch_size is not None:
+            self._set_accumulation(self.global_batch_size)
+
+    def _set_accumulation(self, batch: int):
+        at_once = self.per_device_train_batch_size * self.world_size
+        if batch < 1 or batch % at_once:
+            raise ValueError(
+                f"global_batch_size={batch} is no multiple of the {at_once} questions that {self.world_size} device(s) take "
+                f"at once ({self.per_device_train_batch_size} each). Change per_device_train_batch_size."
+            )
+        self.gradient_accumulation_steps = batch // at_once

@@ -1,0 +1,188 @@
+"""Training data of any kind as chats with sound: one `datasets.Dataset` of small index rows, read when asked for.
+
+A set holds chats (`messages`) or clips with all their questions in one row (`questions`, as `open_asqa prepare` writes
+them); each question becomes an example of its own. Only (set, row, question) is held in memory; rows are looked up in the
+memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
+`{"messages": [...], "origin": "set, row 7, question 2"}`, every audio item with its source in it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Audio, Dataset, DatasetDict, List, load_dataset, load_from_disk
+
+from .arguments import DataSource
+from .shards import REPORT, read_shards
+
+
+# File endings and the builders of `datasets` that read them.
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+WHOLE_ROW = -1  # in the place of a question's number, where the row itself is the chat
+SOURCE_KEYS = ("audio", "path", "url")
+
+
+def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]:
+    """
+    All examples of some sets, end to end in the order given, and how many each set has (for the sampler).
+
+    Raises:
+        `ValueError`: a set that cannot be found or read, is empty, or has neither `messages` nor `questions`.
+    """
+    sets = [(source, _open(source)) for source in sources]
+    parts = [_index(source, rows) for source, rows in sets]
+    columns = {
+        "set": np.repeat(np.arange(len(parts), dtype=np.int16), [len(part) for part in parts]),
+        "row": np.concatenate([part[:, 0] for part in parts]),
+        "question": np.concatenate([part[:, 1] for part in parts]).astype(np.int32),
+    }
+    examples = Dataset.from_dict(columns).with_transform(_Reader(sets))
+    return examples, [len(part) for part in parts]
+
+
+def _open(source: DataSource) -> Dataset:
+    """The set as it is stored, memory-mapped, with its audio left encoded."""
+    path = Path(source.path)
+    try:
+        if (path / REPORT).exists():
+            rows = read_shards(path)
+        elif path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+            rows = load_from_disk(os.fspath(path))
+        elif path.exists():
+            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in BUILDERS)
+            builders = {BUILDERS.get(file.suffix) for file in files}
+            if len(builders) != 1 or None in builders:
+                raise ValueError(
+                    f"expected files of one kind of {', '.join(BUILDERS)}, found {len(files)} of {len(builders)} kinds"
+                )
+            rows = load_dataset(builders.pop(), data_files=[os.fspath(file) for file in files], split="train")
+        else:
+            rows = load_dataset(source.path, source.name, split=source.split)
+    except (OSError, ValueError, RuntimeError) as error:  # the errors of `datasets` are of these kinds
+        raise ValueError(f"The training set {source.path!r} cannot be read: {error}") from error
+    if isinstance(rows, DatasetDict):
+        if source.split not in rows:
+            raise ValueError(f"{source.path!r} has the splits {sorted(rows)}, not {source.split!r}.")
+        rows = rows[source.split]
+    for name, feature in rows.features.items():
+        if isinstance(feature, Audio):
+            rows = rows.cast_column(name, Audio(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Audio):
+            rows = rows.cast_column(name, List(Audio(decode=False)))
+    return rows
+
+
+def _index(source: DataSource, rows: Dataset) -> np.ndarray:
+    """(row, question) of every example of a set, `(examples, 2)`."""
+    if len(rows) == 0:
+        raise ValueError(f"The training set {source.path!r} is empty.")
+    if "messages" in rows.column_names:
+        return np.stack([np.arange(len(rows)), np.full(len(rows), WHOLE_ROW)], axis=1)
+    if "questions" not in rows.column_names:
+        raise ValueError(
+            f"The training set {source.path!r} has the columns {rows.column_names}; expected `messages` (chats) or "
+            "`questions` (clips with their questions, as `open_asqa prepare` writes them)."
+        )
+    counts = np.array(list(_question_counts(rows)))
+    if counts.sum() == 0:
+        raise ValueError(f"The training set {source.path!r} holds no questions.")
+    first = np.cumsum(counts) - counts
+    return np.stack(
+        [np.repeat(np.arange(len(rows)), counts), np.arange(counts.sum()) - np.repeat(first, counts)], axis=1
+    )
+
+
+def _question_counts(rows: Dataset) -> Iterator[int]:
+    # Arrow's own lengths: no row becomes Python objects.
+    for batch in rows.select_columns("questions").with_format("arrow").iter(batch_size=10_000):
+        yield from batch["questions"].combine_chunks().value_lengths().fill_null(0).to_pylist()
+
+
+class _Reader:
+    """Turns index rows into examples; given to `Dataset.with_transform`, so it runs where rows are read."""
+
+    def __init__(self, sets: Sequence[tuple[DataSource, Dataset]]):
+        self.sets = list(sets)
+
+    def __call__(self, index: dict[str, list[int]]) -> dict[str, list[Any]]:
+        examples = [self._read(*key) for key in zip(index["set"], index["row"], index["question"])]
+        return {name: [example[name] for example in examples] for name in ("messages", "origin")}
+
+    def _read(self, number: int, row: int, question: int) -> dict[str, Any]:
+        source, rows = self.sets[number]
+        origin = f"{source.path}, row {row}" + ("" if question == WHOLE_ROW else f", question {question}")
+        example = rows[row]
+        messages = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
+        folder = Path(source.path)
+        folder = folder if folder.is_dir() else folder.parent
+        try:
+            return {"messages": _fill_in(messages, _clips(example), folder), "origin": origin}
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+
+
+def _as_chat(question: dict[str, str]) -> list[dict[str, Any]]:
+    # The audio item is filled in; the clip's transcript (`input`) is not shown, it would give answers away.
+    return [
+        {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": question["instruction"]}]},
+        {"role": "assistant", "content": question["output"]},
+    ]
+
+
+def _clips(example: dict[str, Any]) -> list[Any]:
+    """The clips of a row's own columns: `audios` (several) or `audio` (one)."""
+    if example.get("audios") is not None:
+        return list(example["audios"])
+    return [example["audio"]] if example.get("audio") is not None else []
+
+
+def _fill_in(messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
+    """
+    The chat with a source in every audio item: its own, or the row's clips in order. Clips of a chat that has no audio
+    item open its first user message. Relative paths start at the set's folder.
+    """
+    filled = [dict(message) for message in messages]
+    items = [_items(message) for message in filled]
+    places = [item for content in items for item in content if item.get("type") == "audio"]
+    if clips and not places:
+        user = next((number for number, message in enumerate(filled) if message["role"] == "user"), None)
+        if user is None:
+            raise ValueError("there are clips, but no user message to put them in")
+        places = [{"type": "audio"} for _ in clips]
+        items[user] = [*places, *items[user]]
+    empty = [item for item in places if all(item.get(key) is None for key in SOURCE_KEYS)]
+    if len(empty) != len(clips):
+        raise ValueError(
+            f"the messages have {len(empty)} audio items without a source, but the row has {len(clips)} clips in `audio` or "
+            "`audios`; they must match"
+        )
+    for item, clip in zip(empty, clips):
+        item["audio"] = clip
+    for item in places:
+        _resolve(item, folder)
+    for message, content in zip(filled, items):
+        message["content"] = content
+    return filled
+
+
+def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [dict(item) for item in content or []]
+
+
+def _resolve(item: dict[str, Any], folder: Path):
+    for key in SOURCE_KEYS:
+        item[key] = _from_folder(item.get(key), folder)
+    clip = item["audio"]
+    if isinstance(clip, dict) and clip.get("bytes") is None and clip.get("path"):
+        item["audio"] = _from_folder(clip["path"], folder)
+
+
+def _from_folder(source: Any, folder: Path) -> Any:
+    if not isinstance(source, str) or "://" in source or source.startswith("data:"):
+        return source
+    return os.fspath(folder / source)  # an absolute path stays as it is

@@ -1,0 +1,78 @@
+"""From the adapter that a run leaves to a plain checkpoint that needs no PEFT: LoRA added into the weights.
+
+    falcon3-audio merge RUN OUT          # RUN: a run's folder, or one of its checkpoint-N
+
+The base model is the one the adapter names, or `base` in the run's folder where that was moved. The result has the base
+model's dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from falcon3_audio import Falcon3AudioForConditionalGeneration
+
+
+def merge(run: str | Path, output: str | Path) -> Path:
+    """
+    Merges the adapter in `run` into its base model, saves the result in `output` and returns that path.
+
+    Raises:
+        `FileExistsError`: if `output` holds anything already.
+        `ValueError`: if `run` holds no adapter, or its base model is not to be found.
+    """
+    run, output = Path(run), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
+    model = load_adapted(run).merge_and_unload()
+    # The projector was trained in float32.
+    model = model.to(model.model.language_model.dtype)
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    AutoProcessor.from_pretrained(run).save_pretrained(unfinished)
+    if output.exists():
+        output.rmdir()
+    unfinished.rename(output)
+    return output
+
+
+def load_adapted(run: Path) -> PeftModel:
+    """The base model with the adapter of `run` on it, not merged. Errors as in `merge`."""
+    if not (run / "adapter_config.json").exists():
+        plain = ": it is a plain checkpoint already" if (run / "config.json").exists() else ""
+        raise ValueError(f"{run} holds no adapter (adapter_config.json){plain}. Give the folder of a run with LoRA.")
+    base = find_base(run)
+    model: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(base, dtype="auto")
+    return PeftModel.from_pretrained(model, run)
+
+
+def find_base(run: Path) -> str:
+    """Where the base model of an adapter is: as named in it, else `base` beside it (in a run's folder or above it)."""
+    named = PeftConfig.from_pretrained(str(run)).base_model_name_or_path
+    places = [Path(named), run / "base", run.parent / "base"]
+    found = next((place for place in places if (place / "config.json").exists()), None)
+    if found is None and Path(named).is_absolute():
+        raise ValueError(f"The base model of {run} is gone: looked in {', '.join(map(str, places))}.")
+    return str(found or named)  # otherwise a Hub id
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio merge", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", metavar="RUN", help="folder of a training run, or one of its checkpoints")
+    parser.add_argument("output", metavar="OUT", help="folder to create")
+    options = parser.parse_args(arguments)
+    try:
+        print(f"merged model saved in {merge(options.run, options.output)}")
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio merge: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The model of a run: composed or loaded, with LoRA on the towers that are to learn, the projector trained in full.
+
+Each tower has a LoRA pattern of its own, because bare layer names such as `q_proj` exist in both. Frozen weights keep the
+run's dtype; what is trained is float32 (the new projector too, which PEFT would leave in bfloat16). A model that is composed
+from backbones is saved first, under `base` in the run's folder: the adapter then has a base model to be loaded onto, and
+every process and every resumed run starts from the same projector.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, set_seed
+
+from falcon3_audio import LORA_TARGET_MODULES
+from falcon3_audio.compose import compose
+from falcon3_audio.processing import Falcon3AudioProcessor
+
+from .arguments import LoraArguments, ModelArguments
+
+
+TOWERS = ("audio_tower", "language_model")
+PROJECTOR = "multi_modal_projector"
+# What is not quantised. The names are full paths: shorter ones would be passed over in silence.
+FULL_PRECISION = ["model.audio_tower", "model.multi_modal_projector", "lm_head"]
+# PEFT `target_modules` by tower and choice.
+LORA_PATTERNS = {
+    "audio_tower": {
+        "all": LORA_TARGET_MODULES["audio_tower"],
+        "attention": r"model\.audio_tower\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",
+        "qv": r"model\.audio_tower\.layers\.\d+\.self_attn\.(q|v)_proj",
+    },
+    "language_model": {
+        "all": LORA_TARGET_MODULES["language_model"],
+        "attention": r"model\.language_model\.layers\.\d+\.self_attn\.\w+_proj",
+        "qv": r"model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj",
+    },
+}
+
+
+def load_model(
+    arguments: ModelArguments, output_dir: str | Path, seed: int = 0
+) -> tuple[PreTrainedModel, Falcon3AudioProcessor]:
+    """
+    The model to train, everything in it still as loaded, and its processor.
+
+    Raises the errors of `compose` and of `from_pretrained`.
+    """
+    folder = arguments.model or str(_compose_base(arguments, Path(output_dir) / "base", seed))
+    quantization = None
+    if arguments.load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=arguments.dtype if arguments.dtype != "auto" else "bfloat16",
+            llm_int8_skip_modules=FULL_PRECISION,
+        )
+    model = AutoModelForMultimodalLM.from_pretrained(
+        folder,
+        dtype=arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        quantization_config=quantization,
+    )
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
+    with PartialState().main_process_first():
+        if not (folder / "config.json").exists():
+            set_seed(seed)  # of the new projector
+            compose(
+                str(arguments.audio_model),
+                str(arguments.text_model),
+                folder,
+                pooling_window=arguments.pooling_window,
+                projector_type=arguments.projector_type,
+                pad_to_window=arguments.pad_to_window,
+                dtype=arguments.dtype,
+            )
+    return folder
+
+
+def choose_trained_weights(model: PreTrainedModel, arguments: LoraArguments) -> LoraConfig | None:
+    """
+    The LoRA configuration for `SFTTrainer(peft_config=...)`, or `None` where no tower has LoRA: then the projector is
+    all that is left trainable in `model`. Makes the projector float32 in either case.
+
+    Raises a `ValueError` if a tower that is to have LoRA holds no layer of the names looked for.
+    """
+    projector = model.model.multi_modal_projector.to(torch.float32)
+    chosen = {tower: getattr(arguments, f"lora_{tower}") for tower in TOWERS}
+    patterns = [LORA_PATTERNS[tower][choice] for tower, choice in chosen.items() if choice != "none"]
+    for pattern in patterns:
+        _check_pattern(model, pattern)
+    if not patterns:
+        model.requires_grad_(False)
+        projector.requires_grad_(True)
+        return None
+    return LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules="|".join(patterns),
+        modules_to_save=[PROJECTOR],
+        task_type="CAUSAL_LM",
+    )
+
+
+def _check_pattern(model: PreTrainedModel, pattern: str):
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not any(re.fullmatch(pattern, name) for name in linear):
+        tower = pattern.split(r"\.")[1]
+        names = sorted({re.sub(r"\d+", "N", name) for name in linear if f".{tower}." in name})
+        raise ValueError(
+            f"LoRA found no layers to adapt: nothing in the {tower} matches {pattern!r}. It has the layers {names}. Set "
+            f"lora_{tower} to `none`, or choose a model whose layers are named like Llama's."
+        )
+
+
+def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """
+    (all, trained) parameters of each part: `audio_tower`, `multi_modal_projector`, `language_model` with its head.
+
+    Adapters count as trained parameters of their tower; the untrained original that PEFT keeps of the projector does
+    not count. 4-bit weights count as what they stand for.
+    """
+    counts = {part: [0, 0] for part in ("audio_tower", PROJECTOR, "language_model")}
+    for name, parameter in model.named_parameters():
+        if "original_module" in name:
+            continue
+        part = next((part for part in ("audio_tower", PROJECTOR) if f".{part}." in name), "language_model")
+        size = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        counts[part][0] += size
+        counts[part][1] += size if parameter.requires_grad else 0
+    return {part: (total, trained) for part, (total, trained) in counts.items()}

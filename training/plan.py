@@ -1,0 +1,85 @@
+"""What a run is about to do, printed before it starts: what is trained, in what precision, how much per step, how long."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
+
+from .arguments import LoraArguments
+from .collator import COUNTERS, AudioChatCollator
+from .model import PROJECTOR, count_parameters
+from .trainer import AudioSFTTrainer
+
+
+SAMPLE = 32  # examples that are read to estimate a step
+
+
+def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: int, done: int) -> str:
+    """
+    The lines to print.
+
+    Args:
+        trainer: ready to train.
+        lora: what was asked for.
+        global_batch: questions per step over all devices.
+        done: steps that the checkpoint to go on from has behind it.
+    """
+    arguments = trainer.args
+    choices = {"audio_tower": lora.lora_audio_tower, "language_model": lora.lora_language_model}
+    lines = []
+    counts = count_parameters(trainer.model)
+    for part, (total, trained) in counts.items():
+        how = "in full, it is new" if part == PROJECTOR else f"LoRA of rank {lora.lora_r} on: {choices[part]}"
+        how = how if trained else "frozen"
+        lines.append((part, f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({how})"))
+    total, trained = (sum(values) for values in zip(*counts.values()))
+    lines.append(("together", f"{total / 1e6:,.2f} M parameters, {trained / total:.2%} trained"))
+    lines.append(("precision", _precision(trainer)))
+    lines.append(("attention", _attention(trainer)))
+    devices = arguments.world_size
+    lines.append(
+        (
+            "batch",
+            f"{global_batch} questions: {arguments.per_device_train_batch_size} on each of {devices} device(s), "
+            f"{arguments.gradient_accumulation_steps} times",
+        )
+    )
+    steps = math.ceil(len(trainer.sampler) / global_batch * arguments.num_train_epochs)
+    steps = arguments.max_steps if arguments.max_steps > 0 else steps
+    tokens, seconds = estimate_example(trainer.data_collator, trainer.train_dataset)
+    lines.append(
+        (
+            "a step",
+            f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of sound "
+            f"(mean of {min(SAMPLE, len(trainer.train_dataset))} examples)",
+        )
+    )
+    lines.append(("steps", f"{steps - done} to go of {steps}, {len(trainer.sampler):,} questions per epoch"))
+    return "\n".join(f"{name:<22} {text}" for name, text in lines)
+
+
+def estimate_example(collator: AudioChatCollator, examples: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Mean tokens and audio seconds of an example, from some that are spread evenly over the set."""
+    count = min(SAMPLE, len(examples))
+    batch = collator([examples[index * len(examples) // count] for index in range(count)])
+    kept = max(1, count - int(batch[COUNTERS[1]]))
+    tokens, frames = int(batch["attention_mask"].sum()), int(batch["input_features_mask"].sum())
+    return tokens / kept, frames / FRAMES_PER_SECOND / kept
+
+
+def _precision(trainer: AudioSFTTrainer) -> str:
+    arguments = trainer.args
+    frozen = {
+        str(weight.dtype).removeprefix("torch.") for weight in trainer.model.parameters() if not weight.requires_grad
+    }
+    trained = {
+        str(weight.dtype).removeprefix("torch.") for weight in trainer.model.parameters() if weight.requires_grad
+    }
+    computed = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
+    return f"frozen weights {', '.join(sorted(frozen)) or '-'}, trained {', '.join(sorted(trained))}, computed in {computed}"
+
+
+def _attention(trainer: AudioSFTTrainer) -> str:
+    config = trainer.model.config
+    return f"{config.audio_config._attn_implementation} (encoder), {config.text_config._attn_implementation} (language model)"

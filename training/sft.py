@@ -1,0 +1,101 @@
+"""Single-stage training of Falcon3-Audio with TRL's SFTTrainer: LoRA on both towers, the projector in full, one epoch.
+
+    falcon3-audio train --config training/recipes/falcon3_audio_3b.yaml                     # one GPU
+    accelerate launch --config_file training/accelerate/ddp.yaml \
+        -m falcon3_audio.training.sft --config training/recipes/falcon3_audio_7b.yaml       # several
+    python -m falcon3_audio.training.sft --config training/recipes/audio_world.yaml --learning_rate 1e-3
+
+Any option of a recipe can be overridden on the command line; an option that nobody knows is an error. Started again
+with the same output_dir, a run goes on from its last whole checkpoint, at the exact question where that was written.
+Leaves there: the adapter (or, where no tower has LoRA, the model), the processor, recipe.yaml, log and loss_curve.png.
+"""
+
+import sys
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import TrainerState
+from trl import TrlParser
+
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .collator import AudioChatCollator
+from .data import load_training_data
+from .loss_curve import plot_loss
+from .model import choose_trained_weights, load_model
+from .plan import describe_plan
+from .run_folder import STATE, check_readable, describe_recipe, is_write_failure, start_or_go_on
+from .trainer import AudioSFTTrainer
+
+
+def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataArguments, args: AudioSFTConfig):
+    """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
+    ################
+    # The run's folder
+    ################
+    recipe = describe_recipe(model_args, lora_args, data_args, args)
+    checkpoint = start_or_go_on(args.output_dir, recipe, write=args.process_index == 0)
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        check_readable(checkpoint)
+    done = TrainerState.load_from_json(str(checkpoint / STATE)).global_step if checkpoint else 0
+
+    ################
+    # Model, processor, data
+    ################
+    model, processor = load_model(model_args, args.output_dir, seed=args.seed)
+    peft_config = choose_trained_weights(model, lora_args)
+    train_dataset, sizes = load_training_data(data_args.train_data)
+    eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
+
+    ################
+    # Training
+    ################
+    trainer = AudioSFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        set_sizes=sizes,
+        set_weights=[source.weight for source in data_args.train_data],
+        processing_class=processor,
+        data_collator=AudioChatCollator(processor, args.max_length),
+        peft_config=peft_config,
+    )
+    if trainer.is_world_process_zero():
+        print(describe_plan(trainer, lora_args, recipe["global_batch_size"], done), flush=True)
+        if checkpoint:
+            print(f"{'going on from':<22} {checkpoint}", flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    ################
+    # Results
+    ################
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
+        plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
+        print(f"saved in {args.output_dir}", flush=True)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
+    parser = TrlParser(options, prog="falcon3-audio train")  # type: ignore[arg-type]  # it is a NewType of Any
+    try:
+        train(*parser.parse_args_and_config(arguments))
+    except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
+        failed_write = is_write_failure(error)
+        if isinstance(error, RuntimeError) and not failed_write:
+            raise  # not a mistake in the options, and nothing we can explain
+        message = str(error)
+        if failed_write:
+            message += " (checkpoints written before are whole; make room and start the same command again)"
+        print(f"falcon3-audio train: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

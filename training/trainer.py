@@ -1,0 +1,114 @@
+"""TRL's SFTTrainer for sounds: the sampler of this project, honest logs, and a stop where training has gone wrong.
+
+TRL has no path for audio; its trainer works with a collator that does the preparation (`AudioChatCollator`) and this
+much around it. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
+per second over all devices, peak memory, and how many examples were shortened or left out so far.
+"""
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from trl import SFTTrainer
+
+from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
+
+from .collator import COUNTERS
+from .sampler import MixtureSampler
+
+
+class AudioSFTTrainer(SFTTrainer):
+    """
+    Args:
+        set_sizes: examples of each set that `train_dataset` is made of, in order (see `load_training_data`).
+        set_weights: passes over each set per epoch.
+        *args, **kwargs: those of `SFTTrainer`.
+    """
+
+    def __init__(self, *args, set_sizes: Sequence[int], set_weights: Sequence[float], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sampler = MixtureSampler(set_sizes, set_weights, seed=self.args.data_seed or self.args.seed)
+        self._seen: Counter[str] = Counter()  # on this device, since the last log
+        self._totals: Counter[str] = Counter()  # of COUNTERS, over all devices
+        self._last_log = time.monotonic()
+
+    def get_train_dataloader(self) -> DataLoader:
+        arguments = self.args
+
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=arguments.train_batch_size,
+            sampler=self.sampler,
+            collate_fn=self.data_collator,
+            num_workers=arguments.dataloader_num_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            pin_memory=arguments.dataloader_pin_memory and torch.cuda.is_available(),
+            drop_last=arguments.dataloader_drop_last,
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        counts = {name: inputs.pop(name, 0) for name in COUNTERS}
+        if model.training:
+            self._count(inputs, counts)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "
+                "checkpoints of earlier steps are whole. Usual causes are a learning rate that is too high and "
+                "float16; look at the gradient norms of the last log lines."
+            )
+        return result
+
+    def _count(self, inputs: dict[str, torch.Tensor], counts: dict[str, Any]):
+        self._seen["samples"] += inputs["input_ids"].shape[0]
+        self._seen["tokens"] += int(inputs["attention_mask"].sum())
+        self._seen["audio_seconds"] += int(inputs["input_features_mask"].sum()) / FRAMES_PER_SECOND
+        for name, count in counts.items():
+            self._seen[name] += int(count)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._throughput())
+        super().log(logs, start_time)
+
+    def _throughput(self) -> dict[str, float]:
+        """Rates since the last log over all devices, and totals."""
+        now = time.monotonic()
+        names = ["samples", "tokens", "audio_seconds", *COUNTERS]
+        seen = torch.tensor([float(self._seen[name]) for name in names], device=self.accelerator.device)
+        everywhere = dict(zip(names, self.accelerator.reduce(seen, reduction="sum").tolist()))
+        elapsed, self._last_log = now - self._last_log, now
+        self._seen.clear()
+        for name in COUNTERS:
+            self._totals[name] += int(everywhere.pop(name))
+        rates = {f"{name}_per_second": round(count / elapsed, 2) for name, count in everywhere.items()}
+        return rates | dict(self._totals) | {"peak_memory_gib": round(peak_memory() / 2**30, 3)}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        broken = [
+            name
+            for name, weight in self.model.named_parameters()
+            if weight.requires_grad and not torch.isfinite(weight).all()
+        ]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} trained weights are no longer finite numbers ({broken[0]} for one), so nothing is saved; "
+                "the checkpoints of earlier steps are whole. Lower the learning rate and go on from one of them."
+            )
+        super().save_model(output_dir, _internal_call)
+
+
+def peak_memory() -> int:
+    """Bytes: the most that was allocated on this process's GPU, or the most memory that the process held on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
