@@ -7,13 +7,20 @@ A YAML recipe sets any of them (`--config recipe.yaml`), the command line overri
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trl import SFTConfig
 
 
 # `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
 LoraTargets = Literal["all", "attention", "qv", "none"]
+
+
+def _check_choices(options: Any):
+    """Recipes pass by the command line's own check of choices."""
+    for name, kind in get_type_hints(type(options)).items():
+        if get_origin(kind) is Literal and getattr(options, name) not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(options, name)!r}.")
 
 
 @dataclass
@@ -101,6 +108,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        _check_choices(self)
         composed = self.audio_model is not None or self.text_model is not None
         if (self.model is None) != composed or composed and not (self.audio_model and self.text_model):
             raise ValueError(
@@ -130,6 +138,7 @@ class LoraArguments:
     )
 
     def __post_init__(self):
+        _check_choices(self)
         if self.lora_r < 1:
             raise ValueError(
                 f"lora_r must be at least 1, got {self.lora_r}; to train without LoRA set both towers to `none`."
@@ -155,7 +164,7 @@ class AudioSFTConfig(SFTConfig):
         metadata={"help": "Longest example in tokens, audio included. Longer text is cut and counted, audio never."},
     )
     # On unless it is set to something under either of its names (transformers renames `gradient_checkpointing`).
-    gradient_checkpointing: bool | None = field(
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # TRL knows no "not set"
         default=None, metadata={"help": "Old name of activation_checkpointing."}
     )
     activation_checkpointing: bool | None = field(

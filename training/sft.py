@@ -15,7 +15,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import TrainerState
-from trl import TrlParser
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .collator import AudioChatCollator
@@ -23,6 +22,7 @@ from .data import load_training_data
 from .loss_curve import plot_loss
 from .model import choose_trained_weights, load_model
 from .plan import describe_plan
+from .recipe import parse_options
 from .run_folder import STATE, check_readable, describe_recipe, is_write_failure, start_or_go_on
 from .trainer import AudioSFTTrainer
 
@@ -82,9 +82,8 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
 
 def main(arguments: list[str] | None = None) -> int:
     options = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
-    parser = TrlParser(options, prog="falcon3-audio train")  # type: ignore[arg-type]  # it is a NewType of Any
     try:
-        train(*parser.parse_args_and_config(arguments))
+        train(*parse_options(options, arguments, prog="falcon3-audio train"))
     except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
         failed_write = is_write_failure(error)
         if isinstance(error, RuntimeError) and not failed_write:

@@ -1,0 +1,68 @@
+"""Recipes: YAML files with the options of a run, and the command line that overrides them.
+
+A recipe may begin with `extends: other.yaml` (in the same folder) and then holds only what differs; so an ablation shows
+at a glance what it changes. Keys that no option has are errors, in the file as on the command line.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import TrlParser
+
+
+EXTENDS = "extends"
+HELP = "Options come from a recipe (--config) and from the command line, which overrides it."
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """
+    The options of a recipe, those of the one that it extends included.
+
+    Raises:
+        `OSError`: if a file cannot be read.
+        `ValueError`: if it is no YAML mapping, or extends a recipe that extends another.
+    """
+    own = _read(Path(path))
+    if EXTENDS not in own:
+        return own
+    parent = Path(path).parent / str(own.pop(EXTENDS))
+    inherited = _read(parent)
+    if EXTENDS in inherited:
+        raise ValueError(f"{path} extends {parent}, which extends another recipe itself; one step is enough.")
+    return inherited | own
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a YAML mapping of options, got {type(content).__name__}.")
+    return content
+
+
+def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str) -> tuple[Any, ...]:
+    """
+    One instance of each dataclass in `options`, from `--config RECIPE` and what the command line says besides.
+
+    Raises a `ValueError` for unknown options and what the dataclasses do not accept, and an `OSError` for a recipe that
+    cannot be read.
+    """
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config", metavar="RECIPE", help="YAML file of options; the command line overrides it")
+    parser = TrlParser(options, prog=prog, parents=[config], description=HELP)
+    given, rest = config.parse_known_args(arguments)
+    recipe = read_recipe(given.config) if given.config else {}
+    unknown = parser.set_defaults_with_config(**recipe)
+    if unknown:
+        raise ValueError(
+            f"{given.config} has options that do not exist: {', '.join(unknown[::2])}. `{prog} --help` lists all."
+        )
+    *parsed, _, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    if left:
+        raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help` lists all.")
+    return tuple(parsed)
