@@ -1,0 +1,91 @@
+"""What a recipe is said to cost: counted by hand for one size, and in every recipe's first line."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, Qwen2Config, WhisperConfig
+
+from falcon3_audio import PRESETS, Falcon3AudioConfig
+from falcon3_audio.training import estimate
+from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+
+
+RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"
+ESTIMATED = [path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.startswith("audio_world")]
+PRESET_7B = PRESETS["falcon3-audio-7b"]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Shapes that the recipes name and the package does not know, as their config.json files give them."""
+    whisper = WhisperConfig(d_model=1024, encoder_layers=24, encoder_attention_heads=16, encoder_ffn_dim=4096)
+    qwen = Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        head_dim=128,
+    )
+    shapes = {
+        "Qwen/Qwen2.5-7B-Instruct": qwen,
+        "openai/whisper-medium": whisper,
+        "runs/ablations/two_stage_1_projector": Falcon3AudioConfig.from_preset("falcon3-audio-7b"),
+    }
+    monkeypatch.setattr(AutoConfig, "from_pretrained", shapes.__getitem__)
+
+
+def recipe_7b(**training):
+    model = ModelArguments(audio_model=PRESET_7B["audio"], text_model=PRESET_7B["text"])
+    options = {"output_dir": "unused", "bf16": False, "per_device_train_batch_size": 8} | training
+    return model, LoraArguments(), DataArguments(["data/voice_instructions"]), AudioSFTConfig(**options)
+
+
+def test_time_is_that_of_the_matrix_products():
+    """440 K questions of 5 s: 250 encoder positions and 125 + 60 tokens, by the published parameter counts."""
+    cost = estimate.estimate(*recipe_7b(), devices=1, card="h100")
+    tokens, positions = 125 + 60, 250
+    llm = 3 * tokens * 2 * (7.456e9 - 131072 * 3072)  # forward, backward, forward again; the embedding is a look-up
+    encoder = 3 * positions * 2 * 307.2e6
+    by_hand = 440_000 * (llm + encoder) / (989e12 * estimate.UTILISATION) / 60
+    assert cost.questions == 440_000
+    assert cost.minutes == pytest.approx(by_hand, rel=0.03)  # the attention scores and the adapters are not in it
+
+
+def test_memory_is_at_least_the_weights_and_grows_with_what_is_kept():
+    frozen = (7.456e9 + 307.2e6) * 2 / 2**30
+    checkpointed = estimate.estimate(*recipe_7b(), devices=1, card="h100").gib
+    kept = estimate.estimate(*recipe_7b(activation_checkpointing=False), devices=1, card="h100").gib
+    assert frozen + 2 < checkpointed < frozen + 6
+    assert kept > checkpointed + 8
+
+
+def test_more_devices_take_less_time_and_a_frozen_encoder_costs_its_forward_only():
+    model, lora, data, training = recipe_7b()
+    one = estimate.estimate(model, lora, data, training, 1, "h100")
+    eight = estimate.estimate(model, lora, data, training, 8, "h100")
+    assert eight.minutes == pytest.approx(one.minutes / 8)
+    frozen = estimate.estimate(model, LoraArguments(lora_audio_tower="none"), data, training, 1, "h100")
+    encoder = 440_000 * 250 * 2 * 307.2e6 / (989e12 * estimate.UTILISATION) / 60
+    assert one.minutes - frozen.minutes == pytest.approx(2 * encoder, rel=0.15)
+
+
+@pytest.mark.parametrize("path", ESTIMATED, ids=lambda path: path.stem)
+def test_every_recipe_begins_with_its_estimate(path, hub, capsys):
+    devices, _, card = path.read_text().split()[1:4]
+    assert estimate.main([str(path), "--devices", devices, "--card", card.lower()]) == 0
+    assert path.read_text().splitlines()[0] == capsys.readouterr().out.strip()
+
+
+def test_what_is_not_known_is_said(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"extends: {RECIPES / 'falcon3_audio_1b.yaml'}\n")
+    assert estimate.main([str(recipe)]) == 1
+    assert "one step is enough" in capsys.readouterr().err
+    recipe.write_text("audio_model: a\ntext_model: b\ntrain_data: [mine]\noutput_dir: out\n")
+    model, lora, _, training = recipe_7b()
+    with pytest.raises(ValueError, match="sizes are known here of data/open_asqa"):
+        estimate.estimate(model, lora, DataArguments(["mine"]), training, 1, "h100")
+    with pytest.raises(ValueError, match="expected one of h100, a100"):
+        estimate.estimate(model, lora, DataArguments(["data/open_asqa"]), training, 1, "t4")

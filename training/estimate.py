@@ -1,0 +1,188 @@
+"""What a recipe will cost, computed from shapes before anything is rented: minutes and GiB per device.
+
+    python -m falcon3_audio.training.estimate training/recipes/falcon3_audio_7b.yaml --devices 8 --card h100
+
+Counted are matrix products. A token costs 2 FLOPs per weight forward and 2 more for the gradient of the activations
+(frozen weights have no gradient of their own, LoRA's are not worth counting), and 2 for computing activations again. The
+time is what the card needs for that at a stated share of its peak. The first line of each recipe is what this prints:
+an estimate, no measurement. To measure: `--max_steps 20`, and look at samples_per_second and peak_memory_gib.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoConfig, PreTrainedConfig
+
+from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
+from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
+
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .model import PROJECTOR, choose_trained_weights, count_parameters
+from .recipe import parse_options
+
+
+# (bf16 FLOP/s without sparsity, bytes of memory) as in NVIDIA's data sheets of the SXM cards.
+CARDS = {"h100": (989e12, 80e9), "a100": (312e12, 80e9)}
+# Model FLOP utilisation. What well-tuned training of this size commonly reaches; not measured with this code.
+UTILISATION = 0.4
+# Folder of the recipes -> (questions, mean seconds of sound). Open-ASQA v2 as published (10,324,230 questions, 26 K
+# hours); of the 440 K voice instructions the paper gives no length, 5 s is our guess.
+PUBLISHED = {"data/open_asqa": (10_324_230, 9.2), "data/voice_instructions": (440_000, 5.0)}
+TEXT_TOKENS = 60  # of a question with its answer and the chat format, about what Open-ASQA has
+BYTES_TRAINED = 16  # float32: weight, gradient and Adam's two moments
+BYTES_4BIT = 0.55  # a weight in NF4 with its double-quantised scales
+BYTES_ACTIVATION = 2  # bfloat16
+OVERHEAD = 2 * 2**30  # CUDA context, loss chunks, fragmentation: a guess
+
+
+@dataclass(frozen=True)
+class Cost:
+    minutes: float
+    gib: float
+    questions: int
+
+
+def estimate(
+    model: ModelArguments, lora: LoraArguments, data: DataArguments, training: AudioSFTConfig, devices: int, card: str
+) -> Cost:
+    """
+    Minutes for the whole run on `devices` cards of the kind `card`, and GiB on each.
+
+    Raises a `ValueError` for a card or a training set whose size is not known here.
+    """
+    if card not in CARDS:
+        raise ValueError(f"got the card {card!r}; expected one of {', '.join(CARDS)}")
+    config = _config(model)
+    with torch.device("meta"):
+        network = Falcon3AudioForConditionalGeneration(config)
+    adapter = choose_trained_weights(network, lora)
+    trained = count_parameters(network if adapter is None else get_peft_model(network, adapter))
+    passes = _passes(trained, bool(training.activation_checkpointing))
+    flops = questions = longest = 0.0
+    for source in data.train_data:
+        if source.path not in PUBLISHED:
+            raise ValueError(f"got the data {source.path!r}; sizes are known here of {', '.join(PUBLISHED)}")
+        published, seconds = PUBLISHED[source.path]
+        count = published * source.weight * training.num_train_epochs
+        questions += count
+        longest = max(longest, seconds)
+        forward = _forward_flops(config, trained, seconds)
+        flops += count * sum(forward[part] * passes[part] for part in forward)
+    minutes = flops / (devices * CARDS[card][0] * UTILISATION) / 60
+    return Cost(minutes, _bytes(model, config, trained, training, longest) / 2**30, round(questions))
+
+
+def _config(model: ModelArguments) -> Falcon3AudioConfig:
+    """Shapes by name: those of the presets are known without a network."""
+    if model.model is not None:
+        return AutoConfig.from_pretrained(model.model)
+    audio = _shape(str(model.audio_model), "audio")
+    text = _shape(str(model.text_model), "text")
+    vocabulary = text["vocab_size"] if isinstance(text, dict) else text.vocab_size
+    options = {"pooling_window": model.pooling_window, "projector_type": model.projector_type}
+    return Falcon3AudioConfig(audio_config=audio, text_config=text, audio_token_id=vocabulary - 1, **options)
+
+
+def _shape(name: str, role: str) -> dict[str, Any] | PreTrainedConfig:
+    known = next((preset for preset in PRESETS.values() if preset[role] == name), None)
+    return dict(known[f"{role}_config"]) if known else AutoConfig.from_pretrained(name)
+
+
+def _passes(parameters: dict[str, tuple[int, int]], recomputed: bool) -> dict[str, int]:
+    """How often the forward's FLOPs are spent on each part: the gradient has to reach everything trained."""
+    learning = 2 + recomputed
+    return {
+        "audio_tower": learning if parameters["audio_tower"][1] else 1,
+        PROJECTOR: learning + 1,  # trained in full: its weights' gradients besides
+        "language_model": learning,  # also where it is frozen, since the projector lies behind it
+    }
+
+
+def _forward_flops(
+    config: Falcon3AudioConfig, parameters: dict[str, tuple[int, int]], seconds: float
+) -> dict[str, float]:
+    """Of one question: 2 per weight and token, and 4 x width per pair of positions that attend to each other."""
+    audio, text = config.audio_config, config.text_config
+    positions = seconds * POSITIONS_PER_SECOND
+    heard = positions / config.pooling_window
+    tokens = heard + TEXT_TOKENS
+    width = text.num_attention_heads * text.head_dim
+    embedding = text.vocab_size * text.hidden_size  # looked up, not multiplied
+    return {
+        "audio_tower": positions
+        * (2 * parameters["audio_tower"][0] + 4 * audio.hidden_size * positions * audio.num_hidden_layers),
+        PROJECTOR: heard * 2 * parameters[PROJECTOR][0],
+        "language_model": tokens
+        * (2 * (parameters["language_model"][0] - embedding) + 2 * width * tokens * text.num_hidden_layers),
+    }
+
+
+def _bytes(
+    model: ModelArguments,
+    config: Falcon3AudioConfig,
+    parameters: dict[str, tuple[int, int]],
+    training: AudioSFTConfig,
+    seconds: float,
+) -> float:
+    """Of one device that holds all weights: frozen and trained ones, activations of one micro-batch, overhead."""
+    element = 4 if model.dtype == "float32" else 2
+    frozen = {part: total - trained for part, (total, trained) in parameters.items()}
+    weights = element * (frozen["audio_tower"] + frozen[PROJECTOR])
+    weights_of_llm = frozen["language_model"] * (BYTES_4BIT if model.load_in_4bit else element)
+    learned = BYTES_TRAINED * sum(trained for _, trained in parameters.values())
+    batch = training.per_device_train_batch_size
+    positions = batch * seconds * POSITIONS_PER_SECOND
+    tokens = positions / config.pooling_window + batch * TEXT_TOKENS
+    recomputed = bool(training.activation_checkpointing)
+    activations = _activations(config.text_config, tokens, recomputed, gated=True)
+    if parameters["audio_tower"][1]:
+        activations += _activations(config.audio_config, positions, recomputed, gated=False)
+    return weights + weights_of_llm + learned + activations + OVERHEAD
+
+
+def _activations(config: PreTrainedConfig, tokens: float, recomputed: bool, gated: bool) -> float:
+    """
+    Bytes kept for the backward: per layer its input, eight tensors of the model's width (norms, q, k, v, attention,
+    residuals) and those of the feed-forward part (two, or four if gated). Recomputed, all layers keep their input only
+    and one at a time the rest.
+    """
+    inside = 8 * config.hidden_size + (4 if gated else 2) * config.intermediate_size
+    layers = config.num_hidden_layers
+    kept = layers * config.hidden_size + inside if recomputed else layers * inside
+    return BYTES_ACTIVATION * tokens * kept
+
+
+def describe(cost: Cost, devices: int, card: str, batch: int) -> str:
+    """The first line of a recipe."""
+    return (
+        f"# {devices} x {card.upper()} 80 GB: about {cost.minutes:,.0f} minutes and {cost.gib:.0f} GiB per GPU at {batch} "
+        "questions each. Estimated (falcon3_audio.training.estimate), not measured."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("recipe", metavar="RECIPE", type=Path)
+    parser.add_argument("--devices", type=int, default=8, help="cards (default: %(default)s)")
+    parser.add_argument("--card", choices=CARDS, default="h100")
+    given = parser.parse_args(arguments)
+    try:
+        options = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
+        # A machine without a GPU cannot compute in bfloat16, which the recipes ask for; here nothing is computed.
+        recipe = parse_options(options, ["--config", str(given.recipe), "--bf16", "false"], prog=parser.prog)
+        model, lora, data, training = recipe
+        cost = estimate(model, lora, data, training, given.devices, given.card)
+    except (ValueError, OSError) as error:
+        print(f"estimate: {error}", file=sys.stderr)
+        return 1
+    print(describe(cost, given.devices, given.card, training.per_device_train_batch_size))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
