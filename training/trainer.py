@@ -14,12 +14,26 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .collator import COUNTERS
 from .sampler import MixtureSampler
+
+
+class _EpochOrder(TrainerCallback):
+    """
+    Tells the sampler which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
+    middle of an epoch on several devices: that would begin the first epoch's order again, without a word.
+    """
+
+    def __init__(self, sampler: MixtureSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class AudioSFTTrainer(SFTTrainer):
@@ -32,14 +46,15 @@ class AudioSFTTrainer(SFTTrainer):
 
     def __init__(self, *args, set_sizes: Sequence[int], set_weights: Sequence[float], **kwargs):
         super().__init__(*args, **kwargs)
-        self.sampler = MixtureSampler(set_sizes, set_weights, seed=self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.sampler = MixtureSampler(set_sizes, set_weights, seed)
+        self.add_callback(_EpochOrder(self.sampler))
         self._seen: Counter[str] = Counter()  # on this device, since the last log
         self._totals: Counter[str] = Counter()  # of COUNTERS, over all devices
         self._last_log = time.monotonic()
 
     def get_train_dataloader(self) -> DataLoader:
         arguments = self.args
-
         loader = DataLoader(
             self.train_dataset,
             batch_size=arguments.train_batch_size,
