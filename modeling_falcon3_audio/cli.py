@@ -10,6 +10,8 @@ import sys
 # verb -> (module, what it does)
 VERBS = {
     "compose": ("falcon3_audio.compose", "build a checkpoint from a Whisper and a causal language model"),
+    "open-asqa": ("falcon3_audio.training.open_asqa", "make training shards from Open-ASQA's JSON and your audio"),
+    "voice-instructions": ("falcon3_audio.training.voice_instructions", "speak a text instruction set"),
     "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
     "merge": ("falcon3_audio.training.merge", "merge a trained adapter into a plain checkpoint"),
 }

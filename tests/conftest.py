@@ -1,9 +1,13 @@
 """Fixtures shared by all tests: backbones as from the Hub, and a composed checkpoint."""
 
 import os
+import tempfile
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What `datasets` converts; removed at the end.
+CACHE = tempfile.TemporaryDirectory(prefix="falcon3-audio-tests-")
+os.environ.setdefault("HF_DATASETS_CACHE", CACHE.name)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
@@ -57,3 +61,34 @@ def checkpoint(model, backbone_folders, tmp_path_factory):
     model.save_pretrained(folder)
     Falcon3AudioProcessor.from_backbones(*backbone_folders).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def recipe(backbone_folders, tmp_path_factory):
+    """A recipe for tiny runs on a mix of two sets, chats and clips with all their questions."""
+    from training_runs import CLIP_FEATURES, SETTINGS, clip_row, write_chats, write_clips, write_recipe
+
+    from falcon3_audio.training.shards import begin_set, finish_set, write_shard
+
+    folder = tmp_path_factory.mktemp("training")
+    chats = write_chats(folder / "chats")
+    clips = write_clips(folder / "clips", 3, seconds=0.5)
+    shards = folder / "shards"
+    report = begin_set(shards, {})
+    write_shard(shards / "0.arrow", [clip_row(path, 2) for path in clips], CLIP_FEATURES)
+    finish_set(shards, report, {"0.arrow": 3})
+    audio, text = backbone_folders
+    data = [{"path": str(chats)}, {"path": str(shards), "weight": 0.5}]
+    return write_recipe(folder / "recipe.yaml", audio_model=audio, text_model=text, train_data=data, **SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def finished_run(recipe, tmp_path_factory):
+    """The trainer of an uninterrupted run; its folder is `Path(trainer.args.output_dir)`."""
+    from training_runs import parse
+
+    from falcon3_audio.training import sft
+
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    arguments = ("--config", recipe, "--output_dir", str(run), "--report_to", "tensorboard", "--save_total_limit", "9")
+    return sft.train(*parse(*arguments))

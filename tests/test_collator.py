@@ -1,21 +1,27 @@
 """The collator: chats with sounds become a batch whose labels are the answers."""
 
+import copy
+
 import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from tiny import SAMPLING_RATE, question, tone
+from tiny import SAMPLING_RATE, audio_tokens, question, tone
+from training_runs import assistant, heard, user
 
+from falcon3_audio.processing import TOKENS_PER_SECOND
 from falcon3_audio.training.collator import AudioChatCollator
+
+
+TENSORS = ("input_ids", "attention_mask", "labels", "input_features", "input_features_mask")
 
 
 def chat(path, *turns):
     """Turns of (question, answer); the clip opens the first."""
     messages = []
     for number, (asked, said) in enumerate(turns):
-        audio = [{"type": "audio", "path": str(path)}] if number == 0 and path else []
-        messages.append({"role": "user", "content": [*audio, {"type": "text", "text": asked}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+        audio = [heard(path)] if number == 0 and path else []
+        messages += [user(*audio, {"type": "text", "text": asked}), assistant(said)]
     return {"messages": messages}
 
 
@@ -23,6 +29,13 @@ def chat(path, *turns):
 def clip(tmp_path):
     path = tmp_path / "clip.wav"
     soundfile.write(path, tone(1), SAMPLING_RATE)
+    return path
+
+
+@pytest.fixture
+def long_clip(tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, tone(2.3, 700), SAMPLING_RATE)
     return path
 
 
@@ -35,6 +48,11 @@ def learned(processor, row):
         elif spans[-1]:
             spans.append([])
     return [processor.decode(span) for span in spans if span]
+
+
+def inputs_of(batch):
+    """What the model gets."""
+    return {name: batch[name] for name in TENSORS}
 
 
 def test_the_loss_is_on_answers_and_their_ends(processor, clip):
@@ -75,3 +93,141 @@ def test_a_row_without_an_answer_is_an_error(processor, clip):
         AudioChatCollator(processor)(
             [chat(clip, ("What?", "a dog")), {"messages": question(tone(1)), "origin": "train.jsonl, row 7"}]
         )
+
+
+def test_several_clips_and_turns_are_masked_alike(processor, clip, long_clip):
+    """The spans that are learned, and that what lies around them is everything else."""
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user(heard(clip), heard(long_clip), {"type": "text", "text": "Compare."}),
+        assistant("a bell, a dog"),
+        user(heard(clip), {"type": "text", "text": "And this?"}),
+        {"role": "assistant", "content": [{"type": "text", "text": "a bell"}]},
+    ]
+    batch = AudioChatCollator(processor)([{"messages": messages}])
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    assert learned(processor, labels) == ["a bell, a dog<|endoftext|>", "a bell<|endoftext|>"]
+    assert torch.equal(ids[labels != -100], labels[labels != -100])
+    sounds = [processor.audio_token * count for count in (25, 58, 25)]  # 1 s and 2.3 s at 25 a second, rounded up
+    assert processor.decode(ids[labels == -100]).split("\n")[:-1] == [
+        *("<|system|>", "Be brief.", "<|user|>", sounds[0] + sounds[1] + "Compare.", "<|assistant|>"),
+        *("", "<|user|>", sounds[2] + "And this?", "<|assistant|>"),
+    ]
+    assert batch["input_features_mask"].sum(-1).tolist() == [100, 230, 100]
+
+
+def test_padding_is_on_the_right_and_not_learned(processor, clip, long_clip):
+    rows = [chat(clip, ("What?", "a dog")), chat(long_clip, ("What do you hear in this sound?", "a bell"))]
+    batch = AudioChatCollator(processor)(rows)
+    alone = [AudioChatCollator(processor)([row]) for row in rows]
+    for name in TENSORS[:3]:
+        fill = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}[name]
+        for row, single in zip(batch[name], alone):
+            size = single[name].shape[1]
+            assert torch.equal(row[:size], single[name][0]) and (row[size:] == fill).all()
+    # The audio's own padding does not depend on the text's.
+    assert torch.equal(batch["input_features"][1], alone[1]["input_features"][0])
+    frames = alone[0]["input_features"].shape[-1]
+    assert torch.equal(batch["input_features"][0, :, :frames], alone[0]["input_features"][0])
+    assert (batch["input_features_mask"][0, frames:] == 0).all()
+
+
+def test_a_batch_has_the_losses_of_its_rows(model, processor, clip, long_clip):
+    """Whatever else is in the batch: with and without sound, short and long."""
+    rows = [
+        chat(clip, ("What?", "a dog")),
+        chat(long_clip, ("What?", "a bell"), ("Sure?", "yes")),
+        chat(None, ("Hi", "ho")),
+    ]
+    collator = AudioChatCollator(processor)
+    with torch.no_grad():
+        together = model(**inputs_of(collator(rows))).loss
+        alone = [(batch := inputs_of(collator([row])), model(**batch).loss) for row in rows]
+    counts = torch.tensor([float((batch["labels"] != -100).sum()) for batch, _ in alone])
+    expected = (torch.stack([loss for _, loss in alone]) * counts).sum() / counts.sum()
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_silence_beside_text_alone_changes_nothing(model, processor):
+    rows = [chat(None, ("Hi", "ho")), chat(None, ("What?", "a dog"))]
+    batch = inputs_of(AudioChatCollator(processor)(rows))
+    assert batch["input_ids"].shape[0] == 3 and batch["input_features"].shape[0] == 1
+    assert (batch["labels"][2] == -100).all()
+    assert audio_tokens(processor, batch["input_ids"][2]) == batch["attention_mask"][2].sum() == 1
+    model = copy.deepcopy(model)
+    model(**{name: batch[name][:2] for name in TENSORS[:3]}).loss.backward()
+    expected = {name: weight.grad for name, weight in model.named_parameters()}
+    assert all(expected[name] is None for name in expected if "projector" in name)
+    model.zero_grad()
+    with_silence = model(**batch).loss
+    with_silence.backward()
+    for name, weight in model.named_parameters():
+        if expected[name] is not None:
+            torch.testing.assert_close(weight.grad, expected[name], atol=1e-7, rtol=1e-5)
+        elif weight.requires_grad:
+            # Every trained weight gets a gradient, as distributed training needs, of nothing.
+            assert weight.grad is not None and not weight.grad.any(), name
+
+
+def test_text_over_the_length_is_cut_and_counted(processor, clip):
+    row = chat(clip, ("What?", "a dog a dog a dog a dog"))
+    whole = AudioChatCollator(processor)([row])
+    size = whole["input_ids"].shape[1]
+    batch = AudioChatCollator(processor, max_length=size)([row])
+    assert (batch["num_shortened"], batch["num_dropped"]) == (0, 0)
+    batch = AudioChatCollator(processor, max_length=size - 3)([row, chat(clip, ("?", "a"))])
+    assert (batch["num_shortened"], batch["num_dropped"]) == (1, 0)
+    assert torch.equal(batch["input_ids"][0], whole["input_ids"][0, : size - 3])
+    assert torch.equal(batch["labels"][0], whole["labels"][0, : size - 3])
+    said = learned(processor, batch["labels"][0])
+    assert len(said) == 1 and said[0] and "a dog a dog a dog a dog<|endoftext|>".startswith(said[0])
+    assert batch["input_features"].shape[0] == 2
+
+
+def test_what_would_be_cut_through_audio_or_before_the_answer_is_dropped_and_counted(model, processor, clip):
+    fits = chat(None, ("Hi", "ho"))
+    cases = {
+        "the first clip": ([chat(clip, ("What?", "a dog"))], 20),
+        "before the answer": ([chat(clip, ("What do you hear in this sound? " * 9, "a dog"))], 60),
+        "the second clip, behind an answer": (
+            [{"messages": [user(heard(clip)), assistant("a dog"), user(heard(clip)), assistant("a bell")]}],
+            60,
+        ),
+    }
+    for name, (rows, max_length) in cases.items():
+        batch = AudioChatCollator(processor, max_length)([*rows, fits])
+        assert (batch["num_shortened"], batch["num_dropped"]) == (0, 1), name
+        assert learned(processor, batch["labels"][0]) == ["ho<|endoftext|>"], name
+        # Nothing of its audio is left over either: tokens and features match.
+        assert torch.isfinite(model(**inputs_of(batch)).loss), name
+
+
+def test_a_batch_of_which_nothing_is_left_has_nothing_to_learn(model, processor, clip):
+    batch = AudioChatCollator(processor, max_length=5)([chat(clip, ("What?", "a dog"))] * 2)
+    assert (batch["num_shortened"], batch["num_dropped"]) == (0, 2)
+    assert batch["input_ids"].shape[0] == 1 and (batch["labels"] == -100).all()
+    model(**{name: batch[name] for name in TENSORS if name != "labels"})
+
+
+def test_clips_over_the_processors_limit_are_dropped_and_counted(processor, clip, long_clip):
+    processor.max_audio_seconds = 2.0
+    batch = AudioChatCollator(processor)([chat(long_clip, ("What?", "a dog")), chat(clip, ("What?", "a bell"))])
+    assert (batch["num_shortened"], batch["num_dropped"]) == (0, 1)
+    assert learned(processor, batch["labels"][0]) == ["a bell<|endoftext|>"]
+    assert audio_tokens(processor, batch["input_ids"]) == TOKENS_PER_SECOND
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([{"type": "audio", "path": "gone.wav"}], "there is no file 'gone.wav'"),
+        ([{"type": "audio", "audio": 7}], "is a int; expected a path"),
+        ([{"type": "image"}], "Content of type 'image' is not understood"),
+        ([{"type": "audio", "audio": {"bytes": b"", "path": None}}], "is empty: 0 bytes"),
+        ("<|user|> >>UNUSED_1<<", "contains the audio placeholder"),
+    ],
+)
+def test_what_cannot_be_used_is_named(processor, content, message):
+    row = {"messages": [{"role": "user", "content": content}, assistant("a dog")], "origin": "train.jsonl, row 7"}
+    with pytest.raises(ValueError, match=f"^train.jsonl, row 7: .*{message}"):
+        AudioChatCollator(processor)([row])

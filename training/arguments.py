@@ -6,6 +6,7 @@ dropout, schedule, clipping) they follow LTU-AS, which trained the same data wit
 A YAML recipe sets any of them (`--config recipe.yaml`), the command line overrides the recipe.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,11 +17,18 @@ from trl import SFTConfig
 LoraTargets = Literal["all", "attention", "qv", "none"]
 
 
-def _check_choices(options: Any):
-    """Recipes pass by the command line's own check of choices."""
+def _check_values(options: Any):
+    """Values of recipes pass by the command line's own checks of choices and types."""
     for name, kind in get_type_hints(type(options)).items():
-        if get_origin(kind) is Literal and getattr(options, name) not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(options, name)!r}.")
+        value = getattr(options, name)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}.")
+            continue
+        kinds = get_args(kind) or (kind,)
+        if type(value) not in kinds and not (float in kinds and type(value) is int):
+            names = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
+            raise ValueError(f"{name} must be of type {names}, got {value!r} of type {type(value).__name__}.")
 
 
 @dataclass
@@ -44,15 +52,16 @@ class DataSource:
     def __post_init__(self):
         if not self.path or not isinstance(self.path, str):
             raise ValueError(f"A data source needs a `path` (a folder, a file or a Hub id), got {self.path!r}.")
-        if not self.weight > 0:
+        if type(self.weight) not in (int, float) or not 0 < self.weight < math.inf:
             raise ValueError(
-                f"The weight of {self.path} must be above 0, got {self.weight}; leave the set out instead."
+                f"The weight of {self.path} must be a number above 0, got {self.weight!r}; to go without it, leave the "
+                "set out."
             )
 
 
-def _sources(given: list[Any] | None, option: str) -> list[DataSource]:
+def _sources(given: Any, option: str) -> list[DataSource]:
     sources = []
-    for entry in given or []:
+    for entry in given if isinstance(given, list) else [] if given is None else [given]:
         if isinstance(entry, DataSource):
             sources.append(entry)
         elif isinstance(entry, str):
@@ -108,7 +117,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        _check_choices(self)
+        _check_values(self)
         composed = self.audio_model is not None or self.text_model is not None
         if (self.model is None) != composed or composed and not (self.audio_model and self.text_model):
             raise ValueError(
@@ -123,6 +132,8 @@ class ModelArguments:
                     f"{', '.join(changed)} belong to a model that is composed now; {self.model!r} has them in its "
                     "config already. Leave them out, or give `audio_model` and `text_model` instead."
                 )
+        if self.pooling_window < 1:
+            raise ValueError(f"pooling_window must be at least 1 (no pooling), got {self.pooling_window}.")
 
 
 @dataclass
@@ -138,7 +149,7 @@ class LoraArguments:
     )
 
     def __post_init__(self):
-        _check_choices(self)
+        _check_values(self)
         if self.lora_r < 1:
             raise ValueError(
                 f"lora_r must be at least 1, got {self.lora_r}; to train without LoRA set both towers to `none`."
@@ -189,19 +200,29 @@ class AudioSFTConfig(SFTConfig):
         ):
             if getattr(self, name):
                 raise ValueError(f"{name} must stay off: the collator prepares the rows and masks the prompts itself.")
+        if self.save_only_model:
+            raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = True
         # The processor prepares the rows in the collator; TRL must not tokenize them.
         self.dataset_kwargs = {"skip_prepare_dataset": True} | (self.dataset_kwargs or {})
         super().__post_init__()
         if self.global_batch_size is not None:
-            self._set_accumulation(self.global_batch_size)
+            self.gradient_accumulation_steps = self._accumulation(self.global_batch_size)
 
-    def _set_accumulation(self, batch: int):
+    def _accumulation(self, batch: int) -> int:
         at_once = self.per_device_train_batch_size * self.world_size
         if batch < 1 or batch % at_once:
             raise ValueError(
                 f"global_batch_size={batch} is no multiple of the {at_once} questions that {self.world_size} device(s) take "
                 f"at once ({self.per_device_train_batch_size} each). Change per_device_train_batch_size."
             )
-        self.gradient_accumulation_steps = batch // at_once
+        given, needed = self.gradient_accumulation_steps, batch // at_once
+        if given not in (1, needed):
+            raise ValueError(
+                f"global_batch_size={batch} takes {needed} gradient accumulation step(s) of {at_once} questions, but "
+                f"gradient_accumulation_steps={given}. Leave one of the two out."
+            )
+        return needed

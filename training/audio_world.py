@@ -164,6 +164,15 @@ def generate_world(
     return json.loads((out / "world.json").read_text(encoding="utf-8"))
 
 
+def draw_train(count: int, rng: np.random.Generator) -> list[tuple[Clip, list[dict[str, str]]]]:
+    """Training clips that nobody has rendered yet, each with its Open-ASQA rows; for as many as wanted, without files."""
+    clips = _plan_train(count, rng)
+    rows: dict[str, list[dict[str, str]]] = {}
+    for row in _train_rows(clips, rng):
+        rows.setdefault(row["audio_id"], []).append(row)
+    return [(clip, rows[_audio_path("train", index, clip)]) for index, clip in enumerate(clips)]
+
+
 def _shares(total: int, parts: int) -> list[int]:
     return [total // parts + (index < total % parts) for index in range(parts)]
 

@@ -227,8 +227,8 @@ class Settings:
 
 
 TRAIN = Settings(
-    men=("en-us+m1", "en-gb+m3", "en-us+m4", "en-gb+m7", "en-us+rob"),
-    women=("en-us+f1", "en-gb+f2", "en-us+f4", "en-gb+linda", "en-us+steph"),
+    men=tuple(f"{tag}+{name}" for tag in ("en-us", "en-gb") for name in ("m1", "m2", "m3", "m4", "m5", "m7", "rob")),
+    women=tuple(f"{tag}+{name}" for tag in ("en-us", "en-gb") for name in ("f1", "f2", "f4", "f5", "linda", "steph")),
     slow_speeds=(120, 130, 140),
     quick_speeds=(200, 215, 230),
     voice_pitches=(42, 48, 54),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor
@@ -49,7 +50,8 @@ class AudioChatCollator:
             scalars `num_shortened` and `num_dropped`.
 
         Raises:
-            `ValueError`: for an example that has no answer or whose audio cannot be used, by its `origin`.
+            `ValueError`: for an example that has no answer, that the chat template refuses or whose audio cannot be
+                used, by its `origin`.
         """
         encoded = [self._encode(example) for example in examples]
         fitting = [self._fit(row) for row in encoded]
@@ -69,7 +71,7 @@ class AudioChatCollator:
             )
         except AudioTooLongError:
             return None
-        except ValueError as error:
+        except (ValueError, TypeError, TemplateError) as error:
             raise ValueError(f"{example.get('origin', 'A training example')}: {error}") from error
         return {name: value[0] if name in ("input_ids", "labels") else value for name, value in row.items()}
 

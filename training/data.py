@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Audio, Dataset, DatasetDict, List, load_dataset, load_from_disk
+from datasets import Audio, Dataset, DatasetDict, LargeList, List, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
 from .arguments import DataSource
 from .shards import REPORT, read_shards
@@ -60,18 +61,28 @@ def _open(source: DataSource) -> Dataset:
             rows = load_dataset(builders.pop(), data_files=[os.fspath(file) for file in files], split="train")
         else:
             rows = load_dataset(source.path, source.name, split=source.split)
-    except (OSError, ValueError, RuntimeError) as error:  # the errors of `datasets` are of these kinds
-        raise ValueError(f"The training set {source.path!r} cannot be read: {error}") from error
+    except StopIteration as error:  # what `datasets` raises for a JSON file without rows
+        raise ValueError(f"The training set {source.path!r} is empty.") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise ValueError(f"The training set {source.path!r} cannot be read: {error}{cause}") from error
     if isinstance(rows, DatasetDict):
         if source.split not in rows:
             raise ValueError(f"{source.path!r} has the splits {sorted(rows)}, not {source.split!r}.")
         rows = rows[source.split]
-    for name, feature in rows.features.items():
-        if isinstance(feature, Audio):
-            rows = rows.cast_column(name, Audio(decode=False))
-        elif isinstance(feature, List) and isinstance(feature.feature, Audio):
-            rows = rows.cast_column(name, List(Audio(decode=False)))
+    _leave_encoded(rows.info.features)
     return rows
+
+
+def _leave_encoded(feature: Any):
+    """Audio, however deep in a set's features, is read as bytes. (`cast_column` would copy a set with lists of clips.)"""
+    if isinstance(feature, Audio):
+        feature.decode = False
+    elif isinstance(feature, (List, LargeList)):
+        _leave_encoded(feature.feature)
+    elif isinstance(feature, dict):
+        for part in feature.values():
+            _leave_encoded(part)
 
 
 def _index(source: DataSource, rows: Dataset) -> np.ndarray:
@@ -114,16 +125,18 @@ class _Reader:
         source, rows = self.sets[number]
         origin = f"{source.path}, row {row}" + ("" if question == WHOLE_ROW else f", question {question}")
         example = rows[row]
-        messages = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
         folder = Path(source.path)
         folder = folder if folder.is_dir() else folder.parent
         try:
+            messages = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
             return {"messages": _fill_in(messages, _clips(example), folder), "origin": origin}
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 
 
 def _as_chat(question: dict[str, str]) -> list[dict[str, Any]]:
+    if not (question.get("instruction") and question.get("output")):
+        raise ValueError(f"a question needs the texts `instruction` and `output`, got {question}")
     # The audio item is filled in; the clip's transcript (`input`) is not shown, it would give answers away.
     return [
         {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": question["instruction"]}]},

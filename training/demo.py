@@ -1,15 +1,18 @@
-"""From nothing to answers about sounds, on a CPU, in a few minutes.
+"""The real recipe in small, on a CPU, in minutes: from a world of sounds to answers about clips nobody has heard.
 
-Generates a small world of spoken words, sound events and music as wav files, trains a tiny model of this architecture
-on questions about them with TRL's SFTTrainer (all weights, from scratch), saves it, loads it back through the Auto
-classes, and asks the pipeline about clips it has not heard, with held-out voices, pitches and durations.
+Generates the audio world (spoken words, sound events and music as wav files, questions in Open-ASQA's format), prepares it
+as Open-ASQA is prepared, trains recipes/audio_world.yaml (pretrained tiny backbones, LoRA of rank 8 on both, a new
+projector, one stage), merges the adapter, and asks the pipeline about held-out voices, pitches and durations, with the
+sound and with silence in its place. Started again after it was stopped, it goes on where it was.
 
-    python -m falcon3_audio.training.demo runs/demo
+    python -m falcon3_audio.training.demo runs/demo --seed 0
 """
 
 import argparse
 import json
+import os
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -18,120 +21,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    WhisperFeatureExtractor,
-    pipeline,
-    set_seed,
-)
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 
-from falcon3_audio import Falcon3AudioConfig, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 
+from . import sft
 from .audio_world import build_prompt, generate_world
-from .collator import AudioChatCollator
+from .merge import merge
+from .open_asqa import prepare
 
 
-SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 384}
-PAD, END, AUDIO, UNKNOWN = "<|pad|>", "<|endoftext|>", "<|audio|>", "<|unknown|>"
-BATCH_SIZE = 16
-LEARNING_RATE = 2e-3
+TRAINING = Path(__file__).resolve().parent
+RECIPE = TRAINING / "recipes" / "audio_world.yaml"
+BACKBONES = TRAINING / "tiny_backbones"
+TEST_CLIPS = 150
+TRAIN_CLIPS = 900
 MAX_ANSWER_TOKENS = 24
 
 
-def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """One token per word and mark of the world's questions and answers, which keeps sequences short."""
-    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special_tokens = [END, PAD, AUDIO, UNKNOWN, "<|system|>", "<|user|>", "<|assistant|>"]
-    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special_tokens, show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, unk_token=UNKNOWN)
+def make_data(folder: Path, train_clips: int, test_clips: int, seed: int):
+    """The world, and its training questions as a prepared set: `folder/world` and `folder/data`."""
+    workers = os.cpu_count() or 1
+    world = folder / "world"
+    generate_world(world, train_clips, test_clips, seed, workers)
+    prepare(world / "train.json", folder / "data", workers=workers)
 
 
-def make_model(processor: Falcon3AudioProcessor) -> Falcon3AudioForConditionalGeneration:
-    """Half a million random parameters in the shape of the real thing."""
-    tokenizer = processor.tokenizer
-    text_config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **SIZES,
-    )
-    config = Falcon3AudioConfig(
-        audio_config=dict(SIZES), text_config=text_config, audio_token_id=processor.audio_token_id
-    )
-    model = Falcon3AudioForConditionalGeneration(config)
-    model.generation_config.suppress_tokens = [processor.audio_token_id]  # nobody is to say the placeholder
-    return model
-
-
-def read_training_rows(world: Path) -> list[dict[str, Any]]:
-    """Open-ASQA rows as chats. The transcript under `input` is not shown: it would give the answer away."""
-    return [
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "audio", "path": str(world / row["audio_id"])},
-                        {"type": "text", "text": row["instruction"]},
-                    ],
-                },
-                {"role": "assistant", "content": [{"type": "text", "text": row["output"]}]},
-            ]
-        }
-        for row in json.loads((world / "train.json").read_text())
-    ]
-
-
-def train(rows: list[dict[str, Any]], output: Path, steps: int, seed: int):
-    """Trains a new tiny model on chats and leaves a checkpoint folder in `output`."""
-    set_seed(seed)
-    # Matrices this small make two threads wait for each other; the second core loads the data.
+def train(folder: Path, seed: int, options: list[str]) -> int:
+    """The recipe on `folder/data`; leaves the run in `folder/run` and the merged model in `folder/model`."""
+    # Matrices this small make two threads wait for each other; the other core prepares the data.
     torch.set_num_threads(1)
-    texts = [item["text"] for row in rows for turn in row["messages"] for item in turn["content"] if "text" in item]
-    processor = Falcon3AudioProcessor.from_backbones(
-        WhisperFeatureExtractor(), make_tokenizer(texts), audio_token=AUDIO
-    )
-    model = make_model(processor)
-    print(f"training {model.num_parameters() / 1e6:.2f} M parameters on {len(rows)} questions for {steps} steps")
-    arguments = SFTConfig(
-        output_dir=str(output.with_name("trainer")),
-        max_steps=steps,
-        per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="cosine",
-        warmup_steps=steps // 20,
-        logging_steps=max(1, steps // 20),
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        bf16=False,
-        gradient_checkpointing=False,
-        dataloader_num_workers=1,
-        # The processor prepares the rows, sound included; TRL must neither tokenize nor cut nor drop columns.
-        max_length=None,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=processor,
-        data_collator=AudioChatCollator(processor),
-    )
-    trainer.train()
-    trainer.save_model(str(output))
-    processor.save_pretrained(output)
+    arguments = ["--config", str(RECIPE), "--train_data", str(folder / "data"), "--output_dir", str(folder / "run")]
+    arguments += ["--audio_model", str(BACKBONES / "whisper"), "--text_model", str(BACKBONES / "llm")]
+    failed = sft.main([*arguments, "--seed", str(seed), *options])
+    if not failed:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        merge(folder / "run", folder / "model")
+    return failed
 
 
 def ask(checkpoint: Path, world: Path, silence: bool = False) -> list[dict[str, Any]]:
@@ -165,28 +91,37 @@ def accuracy(answered: list[dict[str, Any]]) -> dict[str, float]:
     return {name: right[name] / count for name, count in asked.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("output", metavar="OUT", type=Path, help="folder for the world and the checkpoint")
-    parser.add_argument("--steps", type=int, default=1200, help="training steps (default: 1200)")
-    parser.add_argument("--train-clips", type=int, default=900)
-    parser.add_argument("--test-clips", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    world, checkpoint = options.output / "world", options.output / "model"
-    begin = time.monotonic()
-    generate_world(world, train_clips=options.train_clips, test_clips=options.test_clips, seed=options.seed)
-    print(f"world ready after {time.monotonic() - begin:.0f} s")
-    train(read_training_rows(world), checkpoint, options.steps, options.seed)
-    print(f"model saved in {checkpoint} after {time.monotonic() - begin:.0f} s")
-    answered, deaf = ask(checkpoint, world), ask(checkpoint, world, silence=True)
+def show(answered: list[dict[str, Any]], deaf: list[dict[str, Any]]):
+    """Ten questions with their answers, and the scores of both."""
     for row in answered[:: max(1, len(answered) // 10)][:10]:
         mark = "right" if is_right(row) else f"wrong, it is {row['answer']!r}"
         print(f"  {row['audio_id']}: {row['question']}  ->  {row['reply']!r} ({mark})")
     hears, guesses = accuracy(answered), accuracy(deaf)
     for name in hears:
         print(f"{name:<8} {hears[name]:6.1%} right on clips never heard, {guesses[name]:6.1%} when fed silence")
-    print(f"done after {time.monotonic() - begin:.0f} s; try: pipeline('audio-text-to-text', model='{checkpoint}')")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog="Further options are those of `falcon3-audio train`."
+    )
+    parser.add_argument("output", metavar="OUT", type=Path, help="folder for the world, the run and the model")
+    parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help="default: %(default)s")
+    parser.add_argument("--test-clips", type=int, default=TEST_CLIPS, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the world and of training (default: %(default)s)")
+    given, options = parser.parse_known_args(arguments)
+    if not (BACKBONES / "whisper" / "config.json").exists():
+        print(f"demo: the pretrained tiny backbones are not in {BACKBONES}; run it from a clone.", file=sys.stderr)
+        return 1
+    begin = time.monotonic()
+    make_data(given.output, given.train_clips, given.test_clips, given.seed)
+    ready = time.monotonic()
+    print(f"world made and prepared in {ready - begin:.0f} s", flush=True)
+    if train(given.output, given.seed, options):
+        return 1
+    checkpoint, world = given.output / "model", given.output / "world"
+    show(ask(checkpoint, world), ask(checkpoint, world, silence=True))
+    print(f"trained and scored in {time.monotonic() - ready:.0f} s; the model is in {checkpoint}")
     return 0
 
 

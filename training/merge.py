@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+
+from .run_folder import BASE
 
 
 def merge(run: str | Path, output: str | Path) -> Path:
@@ -52,9 +55,14 @@ def load_adapted(run: Path) -> PeftModel:
 
 
 def find_base(run: Path) -> str:
-    """Where the base model of an adapter is: as named in it, else `base` beside it (in a run's folder or above it)."""
+    """
+    Where the base model of an adapter is: if the run composed it, `base` in the run's folder, wherever that is now;
+    otherwise as named in the adapter.
+    """
     named = PeftConfig.from_pretrained(str(run)).base_model_name_or_path
-    places = [Path(named), run / "base", run.parent / "base"]
+    places = [Path(named)]
+    if Path(named).name == BASE:  # looked for here first: where it was, there may be another run by now
+        places.insert(0, (run.parent if run.name.startswith("checkpoint-") else run) / BASE)
     found = next((place for place in places if (place / "config.json").exists()), None)
     if found is None and Path(named).is_absolute():
         raise ValueError(f"The base model of {run} is gone: looked in {', '.join(map(str, places))}.")
@@ -68,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(f"merged model saved in {merge(options.run, options.output)}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"falcon3-audio merge: {error}", file=sys.stderr)
         return 1
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from peft import LoraConfig
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, set_seed
 
@@ -20,6 +21,7 @@ from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import LoraArguments, ModelArguments
+from .run_folder import BASE
 
 
 TOWERS = ("audio_tower", "language_model")
@@ -47,9 +49,13 @@ def load_model(
     """
     The model to train, everything in it still as loaded, and its processor.
 
-    Raises the errors of `compose` and of `from_pretrained`.
+    Raises the errors of `compose` and of `from_pretrained`, and a `ValueError` if `arguments.model` is an adapter.
     """
-    folder = arguments.model or str(_compose_base(arguments, Path(output_dir) / "base", seed))
+    if arguments.model and (Path(arguments.model) / "adapter_config.json").exists():
+        raise ValueError(
+            f"{arguments.model} is an adapter; merge it into its model first (`falcon3-audio merge`) and give the result."
+        )
+    folder = arguments.model or str(_compose_base(arguments, Path(output_dir) / BASE, seed))
     quantization = None
     if arguments.load_in_4bit:
         quantization = BitsAndBytesConfig(
@@ -59,12 +65,17 @@ def load_model(
             bnb_4bit_compute_dtype=arguments.dtype if arguments.dtype != "auto" else "bfloat16",
             llm_int8_skip_modules=FULL_PRECISION,
         )
-    model = AutoModelForMultimodalLM.from_pretrained(
-        folder,
-        dtype=arguments.dtype,
-        attn_implementation=arguments.attn_implementation,
-        quantization_config=quantization,
-    )
+    try:
+        model = AutoModelForMultimodalLM.from_pretrained(
+            folder,
+            dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+            quantization_config=quantization,
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights in {folder} cannot be read: {error}. Copy or compose that model again."
+        ) from error
     return model, AutoProcessor.from_pretrained(folder)
 
 

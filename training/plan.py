@@ -30,7 +30,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     lines = []
     counts = count_parameters(trainer.model)
     for part, (total, trained) in counts.items():
-        how = "in full, it is new" if part == PROJECTOR else f"LoRA of rank {lora.lora_r} on: {choices[part]}"
+        how = "in full" if part == PROJECTOR else f"LoRA of rank {lora.lora_r} on: {choices[part]}"
         how = how if trained else "frozen"
         lines.append((part, f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({how})"))
     total, trained = (sum(values) for values in zip(*counts.values()))
@@ -45,7 +45,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
             f"{arguments.gradient_accumulation_steps} times",
         )
     )
-    steps = math.ceil(len(trainer.sampler) / global_batch * arguments.num_train_epochs)
+    steps = math.ceil(math.ceil(len(trainer.sampler) / global_batch) * arguments.num_train_epochs)
     steps = arguments.max_steps if arguments.max_steps > 0 else steps
     tokens, seconds = estimate_example(trainer.data_collator, trainer.train_dataset)
     lines.append(
@@ -70,12 +70,11 @@ def estimate_example(collator: AudioChatCollator, examples: Sequence[dict[str, A
 
 def _precision(trainer: AudioSFTTrainer) -> str:
     arguments = trainer.args
-    frozen = {
-        str(weight.dtype).removeprefix("torch.") for weight in trainer.model.parameters() if not weight.requires_grad
-    }
-    trained = {
-        str(weight.dtype).removeprefix("torch.") for weight in trainer.model.parameters() if weight.requires_grad
-    }
+    kinds: dict[bool, set[str]] = {True: set(), False: set()}
+    for name, weight in trainer.model.named_parameters():
+        if "original_module" not in name:  # PEFT's untrained copy of the projector, which is not used
+            kinds[weight.requires_grad].add(str(weight.dtype).removeprefix("torch."))
+    frozen, trained = kinds[False], kinds[True]
     computed = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
     return f"frozen weights {', '.join(sorted(frozen)) or '-'}, trained {', '.join(sorted(trained))}, computed in {computed}"
 

@@ -6,6 +6,7 @@ One that is complete but damaged is an error that names the file: which one to g
 """
 
 import dataclasses
+import errno
 import json
 import re
 import zipfile
@@ -21,14 +22,20 @@ from .shards import whole_file
 
 RECIPE = "recipe.yaml"
 STATE = "trainer_state.json"
+BASE = "base"  # the model that a run composed, see `load_model`
 # Options of the trainer that decide the result; the others say how it is run, logged and saved.
 DECIDING = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("max_length", "loss_type", "bf16", "fp16", "seed", "data_seed"),
+    *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
 )
+# Options that decide what is composed.
+DECIDING_BASE = (*("audio_model", "text_model", "pooling_window", "projector_type", "pad_to_window", "dtype", "seed"),)
+# No room, too much for the quota or the file system, a broken or read-only disk.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # What torch and safetensors say when a file could not be written; they raise no OSError.
-_WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "os error", "I/O error")
+_WRITE_FAILURES = ("PytorchStreamWriter", "unexpected pos", *(f"(os error {number})" for number in _DISK_ERRORS))
 
 
 def describe_recipe(
@@ -43,7 +50,9 @@ def describe_recipe(
     return json.loads(json.dumps(recipe, default=str))
 
 
-def start_or_go_on(output_dir: str | Path, recipe: dict[str, Any], write: bool = True) -> Path | None:
+def start_or_go_on(
+    output_dir: str | Path, recipe: dict[str, Any], write: bool = True, resume: str | None = None
+) -> Path | None:
     """
     Records the recipe in the run's folder and returns the checkpoint to go on from, `None` for a new run.
 
@@ -51,21 +60,24 @@ def start_or_go_on(output_dir: str | Path, recipe: dict[str, Any], write: bool =
         output_dir: the run's folder; made if it is missing.
         recipe: from `describe_recipe`.
         write: whether this process records (one of them does).
+        resume: the checkpoint to go on from, instead of the last one.
 
-    Raises a `ValueError` if the folder holds a run with another recipe, or its last checkpoint is damaged.
+    Raises a `ValueError` if the folder holds a run with another recipe, or the checkpoint is damaged.
     """
-    path = Path(output_dir) / RECIPE
-    checkpoint = find_checkpoint(output_dir)
-    if checkpoint is not None and path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = [name for name in recipe if before.get(name) != recipe[name]]
-        if changed:
-            differences = ", ".join(f"{name}: {before.get(name)!r} -> {recipe[name]!r}" for name in changed)
-            raise ValueError(
-                f"{output_dir} holds a run that was started with other options ({differences}). Give another "
-                "output_dir, or remove that folder."
-            )
-    elif write:
+    folder = Path(output_dir)
+    path = folder / RECIPE
+    checkpoint = _given_checkpoint(Path(resume)) if resume else find_checkpoint(output_dir)
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    changed = [name for name in recipe if before and before.get(name) != recipe[name]]
+    if not checkpoint and not (folder / STATE).exists():  # nothing is trained yet
+        changed = [name for name in changed if name in DECIDING_BASE and (folder / BASE).exists()]
+    if changed:
+        differences = ", ".join(f"{name}: {before.get(name)!r} -> {recipe[name]!r}" for name in changed)
+        raise ValueError(
+            f"{output_dir} holds a run that was started with other options ({differences}). Give another "
+            "output_dir, or remove that folder."
+        )
+    if write and before != recipe:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(yaml.safe_dump(recipe, sort_keys=False).encode())
@@ -85,6 +97,15 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
             return path
         print(f"{path} was interrupted while it was written; passing it over.")
     return None
+
+
+def _given_checkpoint(path: Path) -> Path:
+    if not _is_complete(path):
+        raise ValueError(
+            f"{path} is no whole checkpoint: it has no readable {STATE}. Name a folder checkpoint-N of a run."
+        )
+    check_readable(path)
+    return path
 
 
 def check_readable(checkpoint: Path):
@@ -114,7 +135,23 @@ def _problem(path: Path) -> str | None:
 
 def is_write_failure(error: Exception) -> bool:
     """Whether an error means that a file could not be written (a full disk, say)."""
-    return isinstance(error, OSError) or any(mark in str(error) for mark in _WRITE_FAILURES)
+    if isinstance(error, OSError):
+        return error.errno in _DISK_ERRORS
+    return any(mark in str(error) for mark in _WRITE_FAILURES)
+
+
+def explain(error: Exception) -> str:
+    """What to tell the user about an error that ended a run."""
+    message = str(error).strip()
+    if message.startswith("Caught "):
+        # From a worker of the data loader, with its whole traceback; the last line of that is the error.
+        message = message.splitlines()[-1].partition(": ")[2]
+    if is_write_failure(error):
+        return (
+            f"A file could not be written: {message}. Checkpoints written before are whole; make room and start the same "
+            "command again."
+        )
+    return message
 
 
 def _is_complete(checkpoint: Path) -> bool:

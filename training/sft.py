@@ -13,6 +13,7 @@ Leaves there: the adapter (or, where no tower has LoRA, the model), the processo
 import sys
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers import TrainerState
 
@@ -23,7 +24,7 @@ from .loss_curve import plot_loss
 from .model import choose_trained_weights, load_model
 from .plan import describe_plan
 from .recipe import parse_options
-from .run_folder import STATE, check_readable, describe_recipe, is_write_failure, start_or_go_on
+from .run_folder import STATE, describe_recipe, explain, is_write_failure, start_or_go_on
 from .trainer import AudioSFTTrainer
 
 
@@ -33,19 +34,23 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     # The run's folder
     ################
     recipe = describe_recipe(model_args, lora_args, data_args, args)
-    checkpoint = start_or_go_on(args.output_dir, recipe, write=args.process_index == 0)
-    if args.resume_from_checkpoint:
-        checkpoint = Path(args.resume_from_checkpoint)
-        check_readable(checkpoint)
+    checkpoint = start_or_go_on(
+        args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
+    )
     done = TrainerState.load_from_json(str(checkpoint / STATE)).global_step if checkpoint else 0
 
     ################
-    # Model, processor, data
+    # Data, model, processor
     ################
-    model, processor = load_model(model_args, args.output_dir, seed=args.seed)
-    peft_config = choose_trained_weights(model, lora_args)
     train_dataset, sizes = load_training_data(data_args.train_data)
     eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
+    model, processor = load_model(model_args, args.output_dir, seed=args.seed)
+    if model.dtype != torch.float32 and not (args.bf16 or args.fp16):
+        raise ValueError(
+            f"The frozen weights are {model.dtype}, what is trained is float32: set bf16 (with use_cpu on a CPU) or fp16, "
+            "which compute with both, or dtype to float32."
+        )
+    peft_config = choose_trained_weights(model, lora_args)
 
     ################
     # Training
@@ -85,13 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         train(*parse_options(options, arguments, prog="falcon3-audio train"))
     except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
-        failed_write = is_write_failure(error)
-        if isinstance(error, RuntimeError) and not failed_write:
+        if isinstance(error, RuntimeError) and not is_write_failure(error):
             raise  # not a mistake in the options, and nothing we can explain
-        message = str(error)
-        if failed_write:
-            message += " (checkpoints written before are whole; make room and start the same command again)"
-        print(f"falcon3-audio train: {message}", file=sys.stderr)
+        print(f"falcon3-audio train: {explain(error)}", file=sys.stderr)
         return 1
     return 0
 

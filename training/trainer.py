@@ -19,7 +19,7 @@ from trl import SFTTrainer
 
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
-from .collator import COUNTERS
+from .collator import COUNTERS, IGNORED
 from .sampler import MixtureSampler
 
 
@@ -50,10 +50,14 @@ class AudioSFTTrainer(SFTTrainer):
         self.sampler = MixtureSampler(set_sizes, set_weights, seed)
         self.add_callback(_EpochOrder(self.sampler))
         self._seen: Counter[str] = Counter()  # on this device, since the last log
-        self._totals: Counter[str] = Counter()  # of COUNTERS, over all devices
         self._last_log = time.monotonic()
+        if getattr(self.model, "is_quantized", False):
+            # TRL makes what is trained beside a quantised model bfloat16, where small steps round to nothing.
+            for weight in self.model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
 
     def get_train_dataloader(self) -> DataLoader:
+        self._last_log = time.monotonic()  # training begins
         arguments = self.args
         loader = DataLoader(
             self.train_dataset,
@@ -67,6 +71,13 @@ class AudioSFTTrainer(SFTTrainer):
             drop_last=arguments.dataloader_drop_last,
         )
         return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if self.state.global_step >= self.state.max_steps:
+            # A finished run that is started again: transformers would take a step more before it looks.
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         counts = {name: inputs.pop(name, 0) for name in COUNTERS}
@@ -83,8 +94,9 @@ class AudioSFTTrainer(SFTTrainer):
         return result
 
     def _count(self, inputs: dict[str, torch.Tensor], counts: dict[str, Any]):
-        self._seen["samples"] += inputs["input_ids"].shape[0]
-        self._seen["tokens"] += int(inputs["attention_mask"].sum())
+        questions = (inputs["labels"] != IGNORED).any(-1)  # not the collator's row of silence
+        self._seen["samples"] += int(questions.sum())
+        self._seen["tokens"] += int(inputs["attention_mask"][questions].sum())
         self._seen["audio_seconds"] += int(inputs["input_features_mask"].sum()) / FRAMES_PER_SECOND
         for name, count in counts.items():
             self._seen[name] += int(count)
@@ -95,17 +107,19 @@ class AudioSFTTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def _throughput(self) -> dict[str, float]:
-        """Rates since the last log over all devices, and totals."""
+        """Rates since the last log over all devices, and totals, which go on where a resumed run's log ends."""
         now = time.monotonic()
         names = ["samples", "tokens", "audio_seconds", *COUNTERS]
         seen = torch.tensor([float(self._seen[name]) for name in names], device=self.accelerator.device)
         everywhere = dict(zip(names, self.accelerator.reduce(seen, reduction="sum").tolist()))
         elapsed, self._last_log = now - self._last_log, now
         self._seen.clear()
-        for name in COUNTERS:
-            self._totals[name] += int(everywhere.pop(name))
+        before: dict[str, Any] = next(
+            (entry for entry in reversed(self.state.log_history) if COUNTERS[0] in entry), {}
+        )
+        totals = {name: before.get(name, 0) + int(everywhere.pop(name)) for name in COUNTERS}
         rates = {f"{name}_per_second": round(count / elapsed, 2) for name, count in everywhere.items()}
-        return rates | dict(self._totals) | {"peak_memory_gib": round(peak_memory() / 2**30, 3)}
+        return rates | totals | {"peak_memory_gib": round(peak_memory() / 2**30, 3)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         broken = [

@@ -1,0 +1,146 @@
+"""The options of a run: recipes, the command line over them, and options that check themselves."""
+
+import dataclasses
+
+import pytest
+from training_runs import parse, write_recipe
+
+from falcon3_audio.training import sft
+from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, DataSource, LoraArguments, ModelArguments
+
+
+NEEDED = {"model": "some/model", "train_data": ["some.jsonl"], "bf16": False}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Options of a recipe with what is needed and `options`, under a command line."""
+
+    def read(*line, **options):
+        path = write_recipe(tmp_path / "recipe.yaml", output_dir=str(tmp_path / "run"), **(NEEDED | options))
+        return parse("--config", path, *line)
+
+    return read
+
+
+def test_the_defaults_are_the_papers_recipe(read):
+    model, lora, data, training = read()
+    assert (lora.lora_r, lora.lora_audio_tower, lora.lora_language_model) == (8, "all", "all")
+    assert (training.learning_rate, training.num_train_epochs, training.lr_scheduler_type) == (2e-4, 1.0, "cosine")
+    assert (model.pooling_window, model.projector_type) == (2, "mlp")
+    assert AudioSFTConfig(output_dir="x", use_cpu=True).bf16
+    assert data.train_data == [DataSource("some.jsonl", weight=1.0)]
+
+
+def test_the_command_line_overrides_the_recipe(read):
+    model, lora, data, training = read(
+        *("--lora_r", "16", "--train_data", "a.jsonl", "b", "--learning_rate", "0.5"),
+        lora_r=4,
+        lora_dropout=0.25,
+        learning_rate="1e-3",
+    )
+    assert (lora.lora_r, lora.lora_dropout, training.learning_rate) == (16, 0.25, 0.5)
+    assert data.train_data == [DataSource("a.jsonl"), DataSource("b")]
+    # YAML takes 1e-3 for a word.
+    assert read(learning_rate="1e-3")[3].learning_rate == 1e-3
+
+
+def test_sets_are_paths_or_mappings(read):
+    data = read(train_data=["a", {"path": "b", "weight": 2, "split": "test", "name": "c"}], eval_data=["d"])[2]
+    assert data.train_data == [DataSource("a"), DataSource("b", name="c", split="test", weight=2)]
+    assert data.eval_data == [DataSource("d")]
+    assert read(train_data="alone")[2].train_data == [DataSource("alone")]
+    assert read(train_data={"path": "alone", "weight": 0.5})[2].train_data == [DataSource("alone", weight=0.5)]
+
+
+def test_a_recipe_extends_another(read, tmp_path):
+    write_recipe(tmp_path / "parent.yaml", lora_r=4, lora_alpha=7, **NEEDED)
+    lora = read(extends="parent.yaml", lora_r=2)[1]
+    assert (lora.lora_r, lora.lora_alpha) == (2, 7)
+    write_recipe(tmp_path / "parent.yaml", extends="other.yaml", **NEEDED)
+    with pytest.raises(ValueError, match="parent.yaml, which extends another recipe itself"):
+        read(extends="parent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "message"),
+    [
+        ((), {"lora_rank": 4}, "recipe.yaml has options that do not exist: --lora_rank"),
+        (("--lora_rank", "4"), {}, "There are no such options: --lora_rank 4"),
+        ((), {"extends": "gone.yaml"}, "gone.yaml"),
+        ((), {"train_data": []}, "nothing to train on"),
+        ((), {"train_data": [{"path": "a", "wieght": 2}]}, "takes path, name, split and weight"),
+        ((), {"train_data": [7]}, "a path or a mapping with a path, got 7"),
+        ((), {"train_data": [{"path": "a", "weight": 0}]}, "weight of a must be a number above 0, got 0"),
+        ((), {"train_data": [{"path": "a", "weight": "2"}]}, "weight of a must be a number above 0, got '2'"),
+        ((), {"train_data": [{"path": "a", "weight": float("nan")}]}, "weight of a must be a number above 0, got nan"),
+        ((), {"train_data": [{"path": ""}]}, "needs a `path`"),
+        ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),
+        ((), {"model": None, "audio_model": "a"}, "got model=None, audio_model='a', text_model=None"),
+        ((), {"model": None}, "Give either `model`"),
+        ((), {"pooling_window": 1, "projector_type": "linear"}, "pooling_window, projector_type belong to a model that"),
+        ((), {"model": None, "audio_model": "a", "text_model": "b", "pooling_window": 0}, "pooling_window must be at l"),
+        ((), {"projector_type": "big"}, "projector_type must be one of mlp, linear, got 'big'"),
+        ((), {"dtype": "int8"}, "dtype must be one of auto, bfloat16, float16, float32, got 'int8'"),
+        ((), {"lora_audio_tower": False}, "lora_audio_tower must be one of all, attention, qv, none, got False"),
+        ((), {"lora_r": 0}, "lora_r must be at least 1, got 0; .* set both towers to `none`"),
+        ((), {"lora_r": 8.5}, "lora_r must be of type int, got 8.5 of type float"),
+        ((), {"lora_r": True}, "lora_r must be of type int, got True of type bool"),
+        ((), {"model": 3}, "model must be of type str or null, got 3 of type int"),
+        ((), {"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
+        ((), {"packing": True}, "packing must stay off"),
+        ((), {"padding_free": True}, "padding_free must stay off"),
+        ((), {"assistant_only_loss": True}, "assistant_only_loss must stay off"),
+        ((), {"remove_unused_columns": True}, "remove_unused_columns must stay off"),
+        ((), {"save_only_model": True}, "save_only_model must stay off"),
+        ((), {"max_length": 0}, "max_length must be at least 1 token"),
+        ((), {"global_batch_size": 3, "per_device_train_batch_size": 2}, "global_batch_size=3 is no multiple of the 2"),
+        ((), {"global_batch_size": 0, "per_device_train_batch_size": 2}, "global_batch_size=0 is no multiple"),
+        ((), {"global_batch_size": 16, "gradient_accumulation_steps": 7}, "takes 2 gradient accumulation .*_steps=7"),
+    ],
+)
+def test_mistakes_are_one_clear_line(read, tmp_path, capsys, line, options, message):
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        read(*line, **options)
+    assert sft.main(["--config", str(tmp_path / "recipe.yaml"), *line]) == 1
+    said = capsys.readouterr().err
+    assert said == f"falcon3-audio train: {error.value}\n" and "make room" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: b: c", "recipe.yaml is no YAML"), ("- a", "must be a YAML mapping of options, got list")]
+)
+def test_a_recipe_that_is_none(tmp_path, capsys, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert sft.main(["--config", str(tmp_path / "recipe.yaml")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_help_lists_the_options_of_all_groups(capsys):
+    with pytest.raises(SystemExit) as stop:
+        sft.main(["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for group in (ModelArguments, LoraArguments, DataArguments, AudioSFTConfig):
+        names = [field.name for field in dataclasses.fields(group) if field.name in group.__annotations__]
+        assert names and all(f"--{name}" in said for name in names)
+
+
+def test_the_global_batch_sets_the_accumulation(read):
+    training = read(global_batch_size=12, per_device_train_batch_size=3)[3]
+    assert training.gradient_accumulation_steps == 4
+    assert read(gradient_accumulation_steps=5)[3].gradient_accumulation_steps == 5
+    assert read(global_batch_size=16, gradient_accumulation_steps=2)[3].gradient_accumulation_steps == 2
+
+
+def test_activation_checkpointing_is_on_unless_it_is_turned_off(read):
+    for options, expected in (
+        ({}, True),
+        ({"activation_checkpointing": False}, False),
+        ({"gradient_checkpointing": False}, False),
+    ):
+        training = read(**options)[3]
+        # transformers renames the option; TRL reads the old name.
+        assert bool(training.gradient_checkpointing) is expected, options
+        assert bool(training.activation_checkpointing) is expected, options

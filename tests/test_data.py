@@ -1,0 +1,269 @@
+"""Training data of every kind becomes chats with a source in every audio item."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+from datasets import Audio, Dataset, DatasetDict, Features, List, Value
+from tiny import SAMPLING_RATE, tone
+from torch.utils.data import DataLoader
+from training_runs import (
+    CLIP_FEATURES,
+    TEXT,
+    assistant,
+    clip_row,
+    heard,
+    user,
+    write_chats,
+    write_clips,
+    write_jsonl,
+)
+
+from falcon3_audio.processing import load_audio
+from falcon3_audio.training import data as module
+from falcon3_audio.training.arguments import DataSource
+from falcon3_audio.training.collator import AudioChatCollator
+from falcon3_audio.training.data import load_training_data
+from falcon3_audio.training.shards import begin_set, finish_set, write_shard
+
+
+ITEM = {"type": "audio"}
+CHAT = List({"role": Value("string"), "content": Value("string")})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """What `datasets` converts is left in the test's folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "set"
+    write_clips(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def read(folder):
+    """The examples of rows that are stored as JSONL."""
+
+    def read(*rows):
+        return list(load_training_data([DataSource(str(write_jsonl(folder / "set.jsonl", list(rows))))])[0])
+
+    return read
+
+
+def sources(example):
+    """(text, sources) of each message."""
+    found = []
+    for message in example["messages"]:
+        texts = [item["text"] for item in message["content"] if item["type"] == "text"]
+        audio = [item for item in message["content"] if item["type"] == "audio"]
+        found.append((" ".join(texts), [next(v for k in ("audio", "path", "url") if (v := a.get(k))) for a in audio]))
+    return found
+
+
+def test_strings_and_lists_mix_and_relative_paths_start_at_the_set(read, folder):
+    examples = read(
+        {"messages": [user(heard("0.wav"), TEXT), assistant("a bell")]},
+        {"messages": [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("ho")]},
+        {"messages": [user(TEXT, heard(folder / "1.wav")), {"role": "assistant", "content": [{**TEXT, "text": "x"}]}]},
+        {"messages": [user({"type": "audio", "url": "https://some.where/clip.wav"}), assistant("y")]},
+    )
+    assert [sources(example) for example in examples] == [
+        [("What do you hear?", [f"{folder}/0.wav"]), ("a bell", [])],
+        [("Be brief.", []), ("Hi", []), ("ho", [])],
+        [("What do you hear?", [f"{folder}/1.wav"]), ("x", [])],
+        [("", ["https://some.where/clip.wav"]), ("y", [])],
+    ]
+    assert examples[2]["origin"] == f"{folder}/set.jsonl, row 2"
+
+
+def test_clips_of_the_row_fill_audio_items_in_order(read, folder):
+    several, alone, without, quiet = read(
+        {"audios": ["0.wav", "1.wav"], "messages": [user(ITEM, TEXT), assistant("a"), user(ITEM), assistant("b")]},
+        {"audios": ["2.wav"], "messages": [user(TEXT, ITEM), assistant("a")]},
+        {"audios": ["0.wav", "1.wav"], "messages": [user("Compare."), assistant("a"), user("Sure?"), assistant("b")]},
+        {"audios": None, "messages": [user("Hi"), assistant("a")]},
+    )
+    first, second, third = (f"{folder}/{number}.wav" for number in range(3))
+    assert [clips for _, clips in sources(several)] == [[first], [], [second], []]
+    assert [clips for _, clips in sources(alone)] == [[third], []]
+    # Without a place for them, they open the first question.
+    assert [clips for _, clips in sources(without)] == [[first, second], [], [], []]
+    assert without["messages"][0]["content"][-1] == {"type": "text", "text": "Compare."}
+    assert [clips for _, clips in sources(quiet)] == [[], []]
+
+
+def test_sources_in_items_and_in_the_column_may_mix(read, folder):
+    (example,) = read({"audio": "1.wav", "messages": [user(heard("0.wav"), ITEM, TEXT), assistant("a")]})
+    assert sources(example)[0][1] == [f"{folder}/0.wav", f"{folder}/1.wav"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"audio": "0.wav", "messages": [user(ITEM, ITEM), assistant("a")]}, "2 audio items .* has 1 clips"),
+        ({"audios": ["0.wav", "1.wav"], "messages": [user(ITEM), assistant("a")]}, "1 audio items .* has 2 clips"),
+        ({"messages": [user(ITEM), assistant("a")]}, "1 audio items .* has 0 clips"),
+        ({"audio": "0.wav", "messages": [user(heard("0.wav")), assistant("a")]}, "0 audio items .* has 1 clips"),
+        ({"audio": "0.wav", "messages": [assistant("a")]}, "no user message"),
+        ({"audio": "0.wav", "questions": [{"instruction": "?", "output": None}]}, "needs the texts"),
+        ({"audio": None, "questions": [{"instruction": "?", "output": "!"}]}, "1 audio items .* has 0 clips"),
+    ],
+)
+def test_rows_that_do_not_fit_say_which_they_are(read, folder, row, message):
+    with pytest.raises(ValueError, match=f"set.jsonl, row 0.*: .*{message}"):
+        read(row)
+
+
+def test_all_questions_of_a_clip_are_examples_and_the_transcript_is_not_shown(folder):
+    rows = [clip_row(folder / f"{number}.wav", questions) for number, questions in enumerate((2, 0, 3))]
+    write_shard(folder / "clips.parquet", rows, CLIP_FEATURES)
+    examples, sizes = load_training_data([DataSource(str(folder / "clips.parquet"))])
+    assert sizes == [5] and len(examples) == 5
+    assert [example["origin"].rpartition("parquet, ")[2] for example in examples] == [
+        *("row 0, question 0", "row 0, question 1", "row 2, question 0", "row 2, question 1", "row 2, question 2"),
+    ]
+    assert examples[3]["messages"][1] == {"role": "assistant", "content": [{"type": "text", "text": "answer 1"}]}
+    asked = examples[3]["messages"][0]
+    assert asked["role"] == "user" and asked["content"][1] == {"type": "text", "text": "Question 1?"}
+    assert asked["content"][0]["audio"] == {"bytes": (folder / "2.wav").read_bytes(), "path": None}
+    assert "secret" not in str(list(examples))
+
+
+def test_prepared_shards_and_mixed_sets_lie_end_to_end(folder):
+    shards, chats = folder / "shards", write_chats(folder / "chats", 2)
+    report = begin_set(shards, {})
+    for name in ("0.arrow", "1.arrow"):
+        write_shard(shards / name, [clip_row(folder / "0.wav", 2)], CLIP_FEATURES)
+    with pytest.raises(ValueError, match="set .*shards.* cannot be read: .*not finished"):
+        load_training_data([DataSource(str(shards))])
+    finish_set(shards, report, {"0.arrow": 1, "1.arrow": 1})
+    examples, sizes = load_training_data([DataSource(str(shards)), DataSource(str(chats)), DataSource(str(shards))])
+    assert sizes == [4, 5, 4]
+    assert examples[3]["origin"] == f"{shards}, row 1, question 1"
+    assert examples[4]["origin"] == f"{chats}, row 0"
+    assert examples[12] == examples[3]
+
+
+def with_audio_columns(folder):
+    """Chats whose audio is columns of datasets' Audio, one and several, and inside of the messages."""
+    messages = List({"role": Value("string"), "content": List({"type": Value("string"), "audio": Audio()})})
+    clip = {"bytes": (folder / "0.wav").read_bytes(), "path": "0.wav"}
+    yield "audio", Features({"messages": messages, "audio": Audio()}), clip, None
+    yield "audios", Features({"messages": messages, "audios": List(Audio())}), [clip, clip], None
+    yield "inside", Features({"messages": messages}), None, clip
+
+
+def test_audio_columns_stay_encoded(folder, tmp_path):
+    for name, features, column, inside in with_audio_columns(folder):
+        items = [{"type": "audio", "audio": inside}] * (2 if name == "audios" else 1)
+        rows = [{"messages": [user(*items), user()], **({} if name == "inside" else {name: column})}] * 2
+        write_shard(tmp_path / f"{name}.parquet", rows, features)
+        # (`datasets` itself would need torchcodec to build a column of Audio.)
+        Dataset(pa.Table.from_pylist(rows, schema=features.arrow_schema)).save_to_disk(tmp_path / name)
+        before = set(tmp_path.rglob("cache-*"))
+        for path in (tmp_path / name, tmp_path / f"{name}.parquet"):
+            examples = load_training_data([DataSource(str(path))])[0]
+            for item in examples[1]["messages"][0]["content"]:
+                assert item["audio"]["bytes"] == (folder / "0.wav").read_bytes()
+                assert load_audio(item["audio"]).shape == (0.3 * SAMPLING_RATE,)
+        assert set(tmp_path.rglob("cache-*")) == before  # and are not copied
+
+
+def test_a_clip_that_is_only_a_path_is_read_from_the_set(folder):
+    features = Features({"messages": CHAT, "audio": Audio(decode=False)})
+    rows = [{"messages": [user("Hi"), assistant("ho")], "audio": {"bytes": None, "path": "1.wav"}}]
+    write_shard(folder / "set.parquet", rows, features)
+    (example,) = load_training_data([DataSource(str(folder / "set.parquet"))])[0]
+    assert sources(example)[0][1] == [f"{folder}/1.wav"]
+
+
+def test_a_folder_of_files_and_the_splits_of_a_saved_set(folder, tmp_path):
+    for number in range(2):
+        write_jsonl(folder / f"{number}.jsonl", [{"messages": [user(str(number)), assistant("a")]}])
+    examples = load_training_data([DataSource(str(folder))])[0]
+    assert [sources(example)[0][0] for example in examples] == ["0", "1"]
+    splits = {name: Dataset.from_list([{"messages": [user(name)]}]) for name in ("train", "test")}
+    DatasetDict(splits).save_to_disk(tmp_path / "splits")
+    (example,) = load_training_data([DataSource(str(tmp_path / "splits"), split="test")])[0]
+    assert sources(example) == [("test", [])]
+    with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\], not 'dev'"):
+        load_training_data([DataSource(str(tmp_path / "splits"), split="dev")])
+
+
+def test_sets_that_cannot_be_read_are_named(tmp_path):
+    def said(name):
+        with pytest.raises(ValueError) as error:
+            load_training_data([DataSource(str(tmp_path / name))])
+        assert str(tmp_path / name) in str(error.value)
+        return str(error.value)
+
+    (tmp_path / "broken.jsonl").write_text('{"messages": [}\n')
+    assert "JSON parse error" in said("broken.jsonl")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
+    assert "cannot be read" in said("broken.parquet")
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "is empty" in said("empty.jsonl")
+    write_jsonl(tmp_path / "columns.jsonl", [{"text": "a"}])
+    assert "has the columns ['text']; expected `messages`" in said("columns.jsonl")
+    write_jsonl(tmp_path / "questions.jsonl", [{"audio": "a.wav", "questions": []}])
+    assert "holds no questions" in said("questions.jsonl")
+    assert "cannot be read" in said("gone.jsonl")
+    (tmp_path / "mixed").mkdir()
+    write_jsonl(tmp_path / "mixed" / "a.jsonl", [{"messages": []}])
+    (tmp_path / "mixed" / "b.parquet").write_bytes(b"")
+    assert "files of one kind" in said("mixed")
+
+
+def test_the_index_is_small_integers(folder):
+    """10 M questions are 140 MB, whatever they say."""
+    path = write_jsonl(folder / "set.jsonl", [{"messages": [user("long " * 1000), assistant("a")]}] * 300)
+    examples = load_training_data([DataSource(str(path))])[0]
+    assert examples.data.nbytes == 300 * (2 + 8 + 4)
+    # Rows are looked up where they lie, one at a time.
+    (_, rows), *_ = examples.format["format_kwargs"]["transform"].sets
+    assert rows.cache_files
+
+
+def test_workers_give_the_same_batches(folder, processor):
+    """Read and decoded elsewhere: pickled for spawned workers, and in forked ones."""
+    examples = load_training_data([DataSource(str(write_chats(folder / "chats")))])[0]
+    copy = pickle.loads(pickle.dumps(examples))
+    assert list(copy) == list(examples)
+    collator = AudioChatCollator(processor)
+    batches = [list(DataLoader(examples, 3, collate_fn=collator, num_workers=workers)) for workers in (0, 2)]
+    assert len(batches[0]) == len(batches[1]) == 4
+    for here, there in zip(*batches):
+        assert here.keys() == there.keys()
+        assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_an_example_is_read_only_when_it_is_asked_for(folder, monkeypatch):
+    reads = []
+    original = module._Reader._read
+    monkeypatch.setattr(module._Reader, "_read", lambda *key: reads.append(key[1:]) or original(*key))
+    examples = load_training_data([DataSource(str(write_chats(folder / "chats")))])[0]
+    assert reads == []
+    examples.select([7, 2])[:]
+    assert [row for _, row, _ in reads] == [7, 2]
+
+
+def test_open_asqa_rows_as_json_read_the_same(folder):
+    """The clip row of a JSON file with paths gives the same sound as the prepared one with bytes."""
+    soundfile.write(folder / "long.wav", tone(1.5), SAMPLING_RATE)
+    row = clip_row(folder / "long.wav", 1)
+    write_jsonl(folder / "set.jsonl", [{"audio": "long.wav", "questions": row["questions"]}])
+    (by_path,) = load_training_data([DataSource(str(folder / "set.jsonl"))])[0]
+    write_shard(folder / "set.parquet", [row], CLIP_FEATURES)
+    (by_bytes,) = load_training_data([DataSource(str(folder / "set.parquet"))])[0]
+    some, other = (load_audio(example["messages"][0]["content"][0]["audio"]) for example in (by_path, by_bytes))
+    assert (some == other).all() and some.shape == (24_000,)
+    assert json.dumps(by_path["messages"][1]) == json.dumps(by_bytes["messages"][1])
+    assert Path(by_path["messages"][0]["content"][0]["audio"]) == folder / "long.wav"

@@ -1,0 +1,425 @@
+"""GRPO: the audio of every prompt reaches generation and each log-probability pass, and the right one."""
+
+import copy
+import json
+
+import pytest
+import soundfile
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from tiny import SAMPLING_RATE, tone
+from transformers import AutoModelForMultimodalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioModel
+from falcon3_audio.training import grpo
+from falcon3_audio.training.grpo import AudioGRPOTrainer, answer_format, exact_answer
+
+
+def lora():
+    return LoraConfig(
+        r=4,
+        target_modules="|".join(LORA_TARGET_MODULES.values()),
+        modules_to_save=["multi_modal_projector"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def length_reward(completions, **_):
+    """Differs between the replies of a prompt, as long as they are not all of one length."""
+    return [len(completion[0]["content"]) / 10 for completion in completions]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Three clips of other lengths and pitches."""
+    folder = tmp_path_factory.mktemp("clips")
+    paths = []
+    for number, (seconds, pitch) in enumerate(((0.5, 300), (1.3, 500), (0.9, 700))):
+        paths.append(str(folder / f"{number}.wav"))
+        soundfile.write(paths[-1], tone(seconds, pitch), SAMPLING_RATE)
+    return paths
+
+
+def asked(text, *paths):
+    content = [*({"type": "audio", "path": path} for path in paths), {"type": "text", "text": text}]
+    return {"prompt": [{"role": "user", "content": content}], "answer": "a dog"}
+
+
+@pytest.fixture
+def questions(clips):
+    """One clip, several, none, and another length."""
+    return [asked("One?", clips[0]), asked("Two of them?", clips[1], clips[2]), asked("Hi"), asked("?", clips[2])]
+
+
+@pytest.fixture
+def make(model, processor, questions, tmp_path):
+    """Makes a trainer of a copy of the model; by default 2 replies to each of 4 questions, scored in two batches."""
+
+    def make(
+        policy=None, peft_config=None, rows=questions, trainer=AudioGRPOTrainer, rewards=length_reward, **options
+    ):
+        settings = {
+            "per_device_train_batch_size": 4,
+            "steps_per_generation": 2,
+            "num_generations": 2,
+            "max_completion_length": 5,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": False,
+        }
+        return trainer(
+            copy.deepcopy(model) if policy is None else policy,
+            processing_class=processor,
+            reward_funcs=rewards,
+            args=GRPOConfig(output_dir=str(tmp_path), **(settings | options)),
+            train_dataset=Dataset.from_list(rows),
+            peft_config=peft_config,
+        )
+
+    return make
+
+
+def alone(processor, rows, ids):
+    """The processor's output for one prompt, which is found by its words."""
+    words = processor.decode(ids)
+    prompt = next(row["prompt"] for row in rows if row["prompt"][0]["content"][-1]["text"] in words)
+    return processor.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+
+
+class Recorder(AudioGRPOTrainer):
+    """Keeps what every log-probability pass was asked and said, beside the same computed by hand."""
+
+    def __init__(self, *args, **kwargs):
+        self.passes = []
+        super().__init__(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        result = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        with torch.no_grad():
+            by_hand = [self.by_hand(model, row, logits_to_keep) for row in zip(input_ids, attention_mask)]
+        said = [row[: len(hand)] for row, hand in zip(result[0].detach(), by_hand)]
+        self.passes.append((torch.is_grad_enabled(), said, by_hand))
+        return result
+
+    def by_hand(self, model, row, logits_to_keep):
+        """Log-probabilities of one reply from a plain forward of its prompt alone, with the clips that it names."""
+        ids, mask = row
+        inputs = alone(self.processing_class, self.train_dataset, ids)
+        reply = ids[-logits_to_keep:][mask[-logits_to_keep:].bool()]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], reply[None]], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        logits = model(**inputs).logits[0, -len(reply) - 1 : -1] / self.temperature
+        return logits.log_softmax(-1).gather(1, reply[:, None])[:, 0]
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Every forward over more than one token a row: its prompts, and what audio it was given."""
+    seen = []
+    original = Falcon3AudioModel.forward
+
+    def spy(self, *args, **kwargs):
+        if kwargs["input_ids"].shape[1] > 1:
+            audio = next((name for name in ("input_features", "audio_embeds") if kwargs.get(name) is not None), None)
+            seen.append((kwargs["input_ids"], audio, kwargs.get(audio)))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Falcon3AudioModel, "forward", spy)
+    return seen
+
+
+def test_audio_arrives_in_generation_and_in_every_scoring_pass(make, forwards, processor, model, questions):
+    make(peft_config=lora(), beta=0.1).train()
+    # All 8 replies are generated at once, scored 4 by 4 by the old policy and the reference, then learned from 4 by 4.
+    assert [len(ids) for ids, _, _ in forwards] == [8, 4, 4, 4, 4, 4, 4]
+    assert [name for _, name, _ in forwards] == ["audio_embeds", *["input_features"] * 6]
+    (ids, _, embeds), *scored = forwards
+    prompts = [alone(processor, questions, row) for row in ids]
+    encoded = [
+        model.get_audio_features(prompt["input_features"], prompt["input_features_mask"]).pooler_output
+        for prompt in prompts
+        if "input_features" in prompt
+    ]
+    torch.testing.assert_close(embeds, torch.cat(encoded))
+    # Two replies to prompts of 1, 2, 0 and 1 clips, three times.
+    assert [sum(len(features) for _, _, features in scored[at : at + 2]) for at in (0, 2, 4)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("at_once", "generations"), [(1, 2), (3, 3), (4, 2)])
+def test_log_probabilities_are_those_of_each_prompt_with_its_own_audio(make, at_once, generations):
+    """In all three passes, also after the policy has moved away from the reference."""
+    steps = 4 * generations // at_once  # to ask all four questions once
+    trainer = make(
+        trainer=Recorder,
+        peft_config=lora(),
+        beta=0.1,
+        temperature=0.8,
+        per_device_train_batch_size=at_once,
+        steps_per_generation=steps,
+        num_generations=generations,
+        max_steps=2 * steps,
+    )
+    trainer.train()
+    assert [learning for learning, _, _ in trainer.passes] == [*[False] * 2, *[True] * steps] * 2
+    for _, said, by_hand in trainer.passes:
+        for got, expected in zip(said, by_hand, strict=True):
+            torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+    (_, old, _), (_, reference, _) = trainer.passes[steps + 2 : steps + 4]
+    assert max((a - b).abs().max() for a, b in zip(old, reference)) > 1e-3
+
+
+def test_other_audio_gives_other_log_probabilities(make, clips, tmp_path):
+    """Two prompts of the same words and lengths, so that nothing but the sound tells them apart."""
+    soundfile.write(tmp_path / "other.wav", tone(0.5, 900), SAMPLING_RATE)
+    trainer = make()
+    prompts = [trainer._encode(asked("?", path)) for path in (clips[0], str(tmp_path / "other.wav"))]
+    assert prompts[0].ids == prompts[1].ids
+    ids = torch.tensor([[*prompts[0].ids, 40, 41, 42]])
+    scores = []
+    for prompt in prompts:
+        trainer._encoded = [prompt]
+        scores.append(trainer._get_per_token_logps_and_entropies(trainer.model, ids, torch.ones_like(ids), 3)[0])
+    assert (scores[0] - scores[1]).abs().max() > 1e-4
+
+
+def test_micro_batches_take_the_step_of_the_whole_batch(make, model):
+    """The same replies, learned 8 at once and 2 by 2 with their own audio: the same weights."""
+    weights = {}
+    for at_once, times in ((8, 1), (2, 4)):
+        trainer = make(
+            per_device_train_batch_size=at_once,
+            steps_per_generation=times,
+            gradient_accumulation_steps=times,
+            optim="sgd",
+            learning_rate=1.0,
+            max_steps=1,
+        )
+        trainer.train()
+        weights[at_once] = dict(trainer.model.named_parameters())
+    moved = {}
+    for name, before in model.named_parameters():
+        torch.testing.assert_close(weights[2][name], weights[8][name], atol=1e-5, rtol=1e-4)
+        moved[name] = (weights[8][name] - before).abs().max()
+    for part in ("audio_tower", "multi_modal_projector", "language_model"):
+        assert max(distance for name, distance in moved.items() if part in name) > 1e-3
+
+
+def test_two_steps_move_adapters_and_projector_away_from_the_reference(make, model):
+    trainer = make(peft_config=lora(), beta=0.1, per_device_train_batch_size=8, steps_per_generation=1)
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert all("lora_" in name or "multi_modal_projector.modules_to_save" in name for name in moved)
+    for part in ("audio_tower", "multi_modal_projector", "language_model"):
+        assert any(part in name for name in moved)
+    first, second = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert first == pytest.approx(0, abs=1e-9) and second > 1e-5
+    with trainer.model.disable_adapter():
+        for name, weight in model.named_parameters():
+            layer = name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")
+            names = (f"base_model.model.{candidate}" for candidate in (name, layer))
+            found = [before[candidate] for candidate in names if candidate in before]
+            assert not found or torch.equal(found[0], weight)
+
+
+def test_an_adapter_that_exists_is_trained_on_and_its_beginning_is_the_reference(make, model):
+    policy = PeftModel(copy.deepcopy(model), lora())
+    torch.manual_seed(1)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    trainer = make(policy, trainer=Recorder, beta=0.1, max_steps=4)
+    trainer.train()
+    (_, old, _), (_, reference, by_hand), *_ = trainer.passes
+    torch.testing.assert_close(torch.cat(old), torch.cat(reference))
+    (_, old, _), (_, reference, by_hand) = trainer.passes[4:6]
+    torch.testing.assert_close(torch.cat(reference), torch.cat(by_hand), atol=2e-5, rtol=1e-4)
+    assert (torch.cat(old) - torch.cat(reference)).abs().max() > 1e-3
+
+
+def test_a_whole_model_has_its_checkpoint_as_reference(make, checkpoint):
+    trainer = make(AutoModelForMultimodalLM.from_pretrained(checkpoint), trainer=Recorder, beta=0.1, max_steps=4)
+    trainer.train()
+    (_, old, _), (_, reference, by_hand) = trainer.passes[4:6]
+    torch.testing.assert_close(torch.cat(reference), torch.cat(by_hand), atol=2e-5, rtol=1e-4)
+    assert (torch.cat(old) - torch.cat(reference)).abs().max() > 1e-3
+
+
+def test_bfloat16_weights_with_a_float32_projector(make, model):
+    """As `choose_trained_weights` leaves them."""
+    policy = copy.deepcopy(model).to(torch.bfloat16)
+    policy.model.multi_modal_projector.float()
+    trainer = make(policy, lora(), beta=0.1, bf16=True, use_cpu=True, gradient_checkpointing=True)
+    trainer.train()
+    assert [entry["grad_norm"] > 0 for entry in trainer.state.log_history if "grad_norm" in entry] == [True, True]
+
+
+def test_evaluation_hears_too(make, questions, forwards):
+    trainer = make(per_device_eval_batch_size=4, beta=0.1, peft_config=lora())
+    metrics = trainer.evaluate(Dataset.from_list(questions))
+    assert metrics["eval_rewards/length_reward/mean"] > 0
+    assert [audio for _, audio, _ in forwards].count("input_features") >= 2
+
+
+def test_rewards_get_the_columns_and_prompts_without_audio(make, clips):
+    seen = {}
+
+    def reward(prompts, completions, answer, **others):
+        seen.update(prompts=prompts, answer=answer)
+        return [0.0] * len(prompts)
+
+    rows = [asked("?", clips[0]) | {"answer": "a bell"}, asked("Hi")]
+    make(rows=rows, rewards=reward, num_generations=4, max_steps=1).train()
+    assert sorted(seen["answer"]) == [*["a bell"] * 4, *["a dog"] * 4]
+    contents = [prompt[0]["content"] for prompt in seen["prompts"]]
+    assert [{"type": "audio"}, {"type": "text", "text": "?"}] in contents
+    assert [{"type": "text", "text": "Hi"}] in contents
+
+
+@pytest.mark.parametrize(
+    ("reply", "right", "well_formed"),
+    [
+        ("a dog", 1, 0),
+        ("A dog.", 1, 0),
+        ("dog a", 0, 0),
+        ("a dog and a bell", 0, 0),
+        ("", 0, 0),
+        ("<answer>a dog</answer>", 1, 1),
+        ("<answer>\n A Dog \n</answer>\n", 1, 1),
+        ("It barks, so: <answer>a dog</answer>", 1, 1),
+        ("<answer>a dog</answer> I think", 1, 0),
+        ("<answer>a bell</answer> a dog", 0, 0),
+        ("<answer>a dog", 0, 0),
+        ("a dog</answer>", 0, 0),
+        ("<answer>a dog</answer> <answer>a bell</answer>", 1, 0),
+        ("</answer>a dog<answer>", 0, 0),
+        ("<answer></answer>", 0, 1),
+    ],
+)
+def test_rewards(reply, right, well_formed):
+    completions = [[{"role": "assistant", "content": reply}]]
+    assert exact_answer(completions=completions, answer=["a dog"], origin=["?"]) == [right]
+    assert answer_format(completions=completions, answer=["a dog"]) == [well_formed]
+
+
+def test_the_stock_trainer_scores_without_audio(make, questions):
+    """Why there is a subclass: it does not start, and once it does, the model refuses what it is asked."""
+    with pytest.raises(AttributeError, match="image_token_id"):
+        make(trainer=GRPOTrainer)
+
+    class Started(GRPOTrainer):
+        def __init__(self, model, **options):
+            model.config.image_token_id = model.config.audio_token_id
+            super().__init__(model, **options)
+
+    trainer = make(trainer=Started, rows=[questions[0], questions[0]], num_generations=4)
+    with pytest.raises(ValueError, match="no audio was given"):
+        trainer.train()
+
+
+def test_another_trl_is_an_error(make, monkeypatch):
+    trainer = make()
+    trainer._encoded = [trainer._encode(asked(text)) for text in ("One?", "Two?")]
+    ids = torch.tensor([[*prompt.ids, 40] for prompt in reversed(trainer._encoded)])
+    with pytest.raises(RuntimeError, match="another order than their audio"):
+        trainer._get_per_token_logps_and_entropies(trainer.model, ids, torch.ones_like(ids), 1)
+    with pytest.raises(RuntimeError, match="1 rows for 2 prompts"):
+        trainer._get_per_token_logps_and_entropies(trainer.model, ids[:1], torch.ones_like(ids[:1]), 1)
+    with pytest.raises(RuntimeError, match="lost between generation and loss"):
+        trainer.compute_loss(trainer.model, {})
+    monkeypatch.setattr(GRPOTrainer, "_tokenize_prompts", lambda self, inputs: None)
+    with pytest.raises(RuntimeError, match=r"written for TRL 1\.16.*_tokenize_prompts takes \['self', 'inputs'\]"):
+        make()
+
+
+def test_what_cannot_hear_is_refused(make):
+    with pytest.raises(ValueError, match="use_vllm, which would generate without the audio"):
+        make(use_vllm=True)
+
+
+def test_the_placeholder_stays_out_of_replies_and_the_config_as_it_was(make, model):
+    trainer = make()
+    assert trainer.generation_config.suppress_tokens == [model.config.audio_token_id]
+    assert "image_token_id" not in trainer.model.config.to_dict()
+
+
+@pytest.fixture
+def recipe(checkpoint, clips, tmp_path):
+    """Arguments of a run on three questions, and its folder."""
+    rows = []
+    for number, path in enumerate(clips):
+        content = [{"type": "audio", "path": path}, {"type": "text", "text": f"What is it, {number}?"}]
+        reply = {"role": "assistant", "content": "a dog"}
+        rows.append({"messages": [{"role": "user", "content": content}, reply]})
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"model": checkpoint, "train_data": data, "output_dir": tmp_path / "run", "dtype": "float32"}
+    options |= {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 4, "max_steps": 2}
+    options |= {"bf16": "false", "report_to": "none", "learning_rate": 0.01, "save_steps": 1, "beta": 0.04}
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))], tmp_path / "run"
+
+
+def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, checkpoint, capsys, monkeypatch):
+    arguments, folder = recipe
+    monkeypatch.setattr(grpo, "exact_answer", length_reward)  # an untrained model never says what is right
+    assert grpo.main([*arguments, "--answer_tags", "true"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "4 answers, 4 to each prompt" in said
+        and "rewards/length_reward/mean" in said
+        and "rewards/answer_format/mean" in said
+    )
+    adapted = PeftModel.from_pretrained(AutoModelForMultimodalLM.from_pretrained(checkpoint), folder)
+    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in adapted.named_parameters())
+    assert (folder / "processor_config.json").exists()
+    assert grpo.main([*arguments, "--answer_tags", "true", "--max_steps", "3"]) == 1
+    assert "started with other options (max_steps: 2 -> 3)" in capsys.readouterr().err
+    assert grpo.main([*arguments, "--answer_tags", "true"]) == 0
+    assert "'step': 1" not in capsys.readouterr().out  # nothing was left to do
+
+
+def test_questions_ask_for_tags_if_told(recipe):
+    source = grpo.DataArguments(train_data=[recipe[0][3]]).train_data
+    plain, tagged = (grpo.load_questions(source, tags)[1] for tags in (False, True))
+    assert plain["answer"] == tagged["answer"] == "a dog" and plain["origin"].endswith("row 1")
+    texts = ["".join(item.get("text") or "" for item in row["prompt"][0]["content"]) for row in (plain, tagged)]
+    assert texts == ["What is it, 1?", "What is it, 1? Output the final answer in <answer> </answer>."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        (["--unheard_of", "1"], "unheard_of"),
+        (["--train_data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--num_generations", "3"], "divisible"),
+    ],
+)
+def test_mistakes_are_one_line(recipe, changes, error, capsys):
+    arguments, _ = recipe
+    assert grpo.main([*arguments, *changes]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("falcon3-audio grpo: ") and error in said
+
+
+def test_an_adapter_has_to_be_merged_first(recipe, tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert grpo.main([*recipe[0], "--model", str(tmp_path)]) == 1
+    assert "is an adapter; merge it" in capsys.readouterr().err
+
+
+def test_a_row_without_an_answer_and_a_weight_are_errors(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
+    with pytest.raises(ValueError, match="row 0: needs a question, and at the end the right answer"):
+        grpo.load_questions([grpo.DataSource(str(path))], False)[0]
+    with pytest.raises(ValueError, match="leave out the weight"):
+        grpo.load_questions([grpo.DataSource(str(path), weight=2)], False)

@@ -1,0 +1,373 @@
+"""GRPO after supervised fine-tuning, on questions with a known answer (as R1-AQA did on Qwen2-Audio).
+
+TRL's GRPOTrainer collects images only, so it would score the answers without the sound. `AudioGRPOTrainer` carries the
+audio of every prompt into generation and into each log-probability pass (policy, old policy, reference), and checks
+that the rows it scores are the prompts whose audio it holds.
+
+    python -m falcon3_audio.training.grpo --config training/recipes/audio_world_grpo.yaml
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import trl
+from datasets import Dataset
+from safetensors import SafetensorError
+from trl import GRPOConfig, GRPOTrainer
+
+from falcon3_audio.processing import Falcon3AudioProcessor
+
+from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments
+from .collator import _join_on_time
+from .data import load_training_data
+from .model import choose_trained_weights, count_parameters, load_model
+from .recipe import parse_options
+from .run_folder import DECIDING, STATE, explain, is_write_failure, start_or_go_on
+
+
+AUDIO_INPUTS = ("input_features", "input_features_mask")
+# R1-AQA's words for it.
+TAGS_REQUEST = " Output the final answer in <answer> </answer>."
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+# Options of the trainer that decide the result, beside those of every trainer.
+DECIDING_GRPO = (
+    *("beta", "epsilon", "epsilon_high", "num_generations", "num_iterations", "steps_per_generation", "scale_rewards"),
+    *("max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "reward_weights"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "disable_dropout"),
+)
+
+# TRL has no public place to add model inputs, so `AudioGRPOTrainer` overrides these private methods of it. They are
+# listed with their leading parameters as in the release this was written against, and compared before training.
+TRL_VERSION = "1.16"
+OVERRIDDEN = {
+    "_tokenize_prompts": ["self", "prompts"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_get_per_token_logps_and_entropies": [
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+    ],
+}
+
+
+def exact_answer(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
+    """
+    Reward 1 for a reply with the words of the right answer and no others, in their order, else 0. Case and punctuation
+    do not count. Of a reply with `<answer>` tags only what stands in the first pair of them is read.
+    """
+    replies = [completion[0]["content"] for completion in completions]
+    tagged = [TAGGED.search(reply) for reply in replies]
+    said = [found.group(1) if found else reply for found, reply in zip(tagged, replies)]
+    return [float(_words(got) == _words(right)) for got, right in zip(said, answer)]
+
+
+def answer_format(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+    """Reward 1 for a reply that ends with an answer in `<answer> </answer>`, its only one, else 0."""
+    replies = [completion[0]["content"].strip() for completion in completions]
+    return [
+        float(reply.endswith("</answer>") and reply.count("<answer>") == reply.count("</answer>") == 1)
+        for reply in replies
+    ]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as the processor gives it."""
+
+    ids: list[int]
+    audio: dict[str, torch.Tensor]
+    """`input_features` (clips, mel bands, frames) and `input_features_mask` (clips, frames); empty for text alone."""
+
+
+def join_audio(prompts: list[EncodedPrompt]) -> dict[str, torch.Tensor]:
+    """
+    The audio of some prompts as one batch: what `EncodedPrompt.audio` holds, with the clips of all prompts in order,
+    padded to the longest. Empty if no prompt has audio.
+    """
+    audios = [prompt.audio for prompt in prompts if prompt.audio]
+    return {name: _join_on_time([audio[name] for audio in audios]) for name in AUDIO_INPUTS} if audios else {}
+
+
+class AudioGRPOTrainer(GRPOTrainer):
+    """
+    TRL's `GRPOTrainer` for Falcon3-Audio. The dataset's `prompt` is a chat as `Falcon3AudioProcessor` takes it, with
+    the source of each audio in its item; prompts with one clip, several, or none may be mixed. Reward functions get
+    the prompts without the sources, and every other column of the dataset by its name.
+
+    Args:
+        model (`Falcon3AudioForConditionalGeneration` or `PeftModel`): The policy. The reference of `beta > 0` is, as in
+            TRL, the model without its adapter (with `peft_config`), its adapter as it was at the start (`PeftModel`),
+            or the checkpoint it was loaded from (neither).
+        processing_class (`Falcon3AudioProcessor`): The one that belongs to the model.
+        **options: As for `GRPOTrainer`.
+
+    Raises:
+        `ValueError`: for what cannot carry audio: another processor, vLLM, tools, environments, own rollouts.
+        `RuntimeError`: if this TRL differs from the one this was written for.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, processing_class: Falcon3AudioProcessor, **options: Any):
+        _check_trl()
+        if not isinstance(processing_class, Falcon3AudioProcessor):
+            raise ValueError(
+                f"`processing_class` must be the Falcon3AudioProcessor saved with the model, got "
+                f"{type(processing_class).__name__}."
+            )
+        unsupported = [name for name in ("tools", "environment_factory", "rollout_func") if options.get(name)]
+        unsupported += ["use_vllm"] if getattr(options.get("args"), "use_vllm", False) else []
+        if unsupported:
+            raise ValueError(f"got {', '.join(unsupported)}, which would generate without the audio; leave it out.")
+        self._encoded: list[EncodedPrompt] = []
+        # The token that is never to be sampled has another name in TRL. Not left in the config, which is saved.
+        model.config.image_token_id = model.config.audio_token_id
+        try:
+            super().__init__(model, processing_class=processing_class, **options)
+        finally:
+            del model.config.image_token_id
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._encoded = [self._encode(row) for row in inputs]
+        # TRL copies prompts, gathers them from all processes and logs them: that is for text, not for audio.
+        inputs = [row | {"prompt": _without_sources(row["prompt"])} for row in inputs]
+        # Answers are to be sampled from the policy in the precision in which it is scored and trained; and generation
+        # encodes the audio outside of the model's forward, which is all that accelerate puts under autocast.
+        with self.accelerator.autocast():
+            output = super()._generate_and_score_completions(inputs)
+        # A list with an entry per row is shuffled and split with the other outputs.
+        output["encoded_prompts"] = self._encoded
+        return output
+
+    def _encode(self, row: dict[str, Any]) -> EncodedPrompt:
+        try:
+            batch = self.processing_class.apply_chat_template(
+                row["prompt"],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                **cast(dict[str, Any], self.chat_template_kwargs),
+            )
+        except ValueError as error:
+            raise ValueError(f"{row.get('origin', 'A prompt')}: {error}") from error
+        return EncodedPrompt(
+            batch["input_ids"][0].tolist(), {name: batch[name] for name in AUDIO_INPUTS if name in batch}
+        )
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
+        _expect(len(prompts) == len(self._encoded), "other prompts are generated for than were given")
+        return [prompt.ids for prompt in self._encoded], None, join_audio(self._encoded)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        _expect("encoded_prompts" in inputs, "the audio is lost between generation and loss")
+        self._encoded = inputs["encoded_prompts"]
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "
+                "checkpoints of earlier steps are whole. Lower the learning rate, and do not use float16."
+            )
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **others,
+    ):
+        _expect(all(value is None for value in others.values()), f"there are more inputs to split: {others.keys()}")
+        self._check_rows(input_ids, attention_mask)
+        parts = []
+        batch_size = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), batch_size):
+            rows = slice(start, start + batch_size)
+            audio = {name: tensor.to(input_ids.device) for name, tensor in join_audio(self._encoded[rows]).items()}
+            parts.append(
+                super()._get_per_token_logps_and_entropies(
+                    partial(model, **audio),
+                    input_ids[rows],
+                    attention_mask[rows],
+                    logits_to_keep,
+                    compute_entropy=compute_entropy,
+                    compute_aux_loss=compute_aux_loss,
+                )
+            )
+        logps, entropies, aux_losses = zip(*parts)
+        return (
+            torch.cat(logps),
+            torch.cat(entropies) if compute_entropy else None,
+            torch.stack(aux_losses).mean() if compute_aux_loss else None,
+        )
+
+    def _check_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Every row must begin with the prompt whose audio it will be scored with."""
+        _expect(len(input_ids) == len(self._encoded), f"{len(input_ids)} rows for {len(self._encoded)} prompts")
+        for ids, mask, prompt in zip(input_ids.cpu(), attention_mask.cpu(), self._encoded):
+            got = ids[mask.bool()][: len(prompt.ids)].tolist()
+            _expect(got == prompt.ids, "the rows are in another order than their audio")
+
+
+def _without_sources(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message
+        | {
+            "content": [
+                {"type": "audio"} if item["type"] == "audio" else {"type": "text", "text": item["text"]}
+                for item in message["content"]
+            ]
+        }
+        for message in prompt
+    ]
+
+
+def _check_trl() -> None:
+    for name, expected in OVERRIDDEN.items():
+        method = getattr(GRPOTrainer, name, None)
+        found = list(inspect.signature(method).parameters) if method else []
+        _expect(found[: len(expected)] == expected, f"GRPOTrainer.{name} takes {found}, not {expected}")
+
+
+def _expect(as_expected: bool, otherwise: str) -> None:
+    if not as_expected:
+        raise RuntimeError(
+            f"AudioGRPOTrainer was written for TRL {TRL_VERSION}, and TRL {trl.__version__} does not fit: {otherwise}. "
+            f"Install trl=={TRL_VERSION}.*, or adapt the methods named in falcon3_audio.training.grpo.OVERRIDDEN."
+        )
+
+
+@dataclass
+class RewardArguments:
+    answer_tags: bool = field(
+        default=False,
+        metadata={"help": "Ask for the answer in <answer> </answer>, and reward that too. Off: for the bare answer."},
+    )
+
+
+@dataclass
+class AudioGRPOConfig(GRPOConfig):
+    """`trl.GRPOConfig` with two other defaults."""
+
+    # With dropout every pass is another policy, and none of them the one that answered.
+    disable_dropout: bool = field(default=True, metadata={"help": "No dropout in policy and reference."})
+    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."})
+
+
+def load_questions(sources: Sequence[DataSource], answer_tags: bool) -> Dataset:
+    """
+    The examples of some sets (see `load_training_data`) as rows with `prompt`, the chat up to its last answer, `answer`,
+    that answer, and `origin`. With `answer_tags` the prompt asks for the tags.
+
+    Raises:
+        `ValueError`: for a set that cannot be read, or has a weight; and, when it is read, for a row without an answer.
+    """
+    for source in sources:
+        if source.weight != 1:
+            raise ValueError(f"GRPO asks every question once per epoch; leave out the weight of {source.path}.")
+    examples, _ = load_training_data(sources)
+    return Dataset.from_dict({"index": range(len(examples))}).with_transform(_Questions(examples, answer_tags))
+
+
+class _Questions:
+    """Turns indices into questions; given to `Dataset.with_transform`, so it runs where rows are read."""
+
+    def __init__(self, examples: Dataset, answer_tags: bool):
+        self.examples, self.answer_tags = examples, answer_tags
+
+    def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [self._read(index) for index in batch["index"]]
+        return {name: [row[name] for row in rows] for name in ("prompt", "answer", "origin")}
+
+    def _read(self, index: int) -> dict[str, Any]:
+        example = self.examples[index]
+        *prompt, last = example["messages"]
+        answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
+        if last["role"] != "assistant" or not prompt or not _words(answer):
+            raise ValueError(f"{example['origin']}: needs a question, and at the end the right answer; got {last}.")
+        if self.answer_tags:
+            prompt[-1] = prompt[-1] | {"content": [*prompt[-1]["content"], {"type": "text", "text": TAGS_REQUEST}]}
+        return {"prompt": prompt, "answer": answer, "origin": example["origin"]}
+
+
+def train(
+    model_args: ModelArguments,
+    lora_args: LoraArguments,
+    data_args: DataArguments,
+    reward_args: RewardArguments,
+    args: AudioGRPOConfig,
+) -> AudioGRPOTrainer:
+    """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
+    recipe = _describe_recipe(model_args, lora_args, data_args, reward_args, args)
+    checkpoint = start_or_go_on(
+        args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
+    )
+    questions = load_questions(data_args.train_data, reward_args.answer_tags)
+    held_out = load_questions(data_args.eval_data, reward_args.answer_tags) if data_args.eval_data else None
+    model, processor = load_model(model_args, args.output_dir, seed=args.seed)
+    trainer = AudioGRPOTrainer(
+        model,
+        processing_class=processor,
+        reward_funcs=[exact_answer, answer_format] if reward_args.answer_tags else [exact_answer],
+        args=args,
+        train_dataset=questions,
+        eval_dataset=held_out,
+        peft_config=choose_trained_weights(model, lora_args),
+    )
+    if trainer.is_world_process_zero():
+        total, trained = (sum(counts) for counts in zip(*count_parameters(trainer.model).values()))
+        answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        print(f"{'parameters':<22} {total / 1e6:,.2f} M, {trained / total:.2%} trained")
+        print(f"{'a step':<22} {answers} answers, {args.num_generations} to each prompt", flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
+        print(f"saved in {args.output_dir}", flush=True)
+    return trainer
+
+
+def _describe_recipe(*groups: Any) -> dict[str, Any]:
+    """Everything that decides the result of a run, as plain values."""
+    recipe: dict[str, Any] = {}
+    for group in groups[:-1]:
+        recipe |= dataclasses.asdict(group)
+    recipe |= {name: getattr(groups[-1], name) for name in (*DECIDING, *DECIDING_GRPO) if hasattr(groups[-1], name)}
+    return json.loads(json.dumps(recipe, default=str))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = [ModelArguments, LoraArguments, DataArguments, RewardArguments, AudioGRPOConfig]
+    try:
+        train(*parse_options(options, arguments, prog="falcon3-audio grpo"))
+    except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not is_write_failure(error):
+            raise  # not a mistake in the options, and nothing we can explain
+        print(f"falcon3-audio grpo: {explain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
