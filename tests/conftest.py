@@ -1,13 +1,13 @@
 """Fixtures shared by all tests: backbones as from the Hub, and a composed checkpoint."""
 
 import os
+import shutil
 import tempfile
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# What `datasets` converts; removed at the end.
-CACHE = tempfile.TemporaryDirectory(prefix="falcon3-audio-tests-")
-os.environ.setdefault("HF_DATASETS_CACHE", CACHE.name)
+# What `datasets` converts.
+os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="falcon3-audio-tests-"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
@@ -20,6 +20,13 @@ from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProc
 
 # Models this small are faster on one thread, by far where other programs run beside the tests.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def converted_data_is_removed():
+    yield
+    if "falcon3-audio-tests-" in os.environ["HF_DATASETS_CACHE"]:
+        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -78,8 +78,16 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),
         ((), {"model": None, "audio_model": "a"}, "got model=None, audio_model='a', text_model=None"),
         ((), {"model": None}, "Give either `model`"),
-        ((), {"pooling_window": 1, "projector_type": "linear"}, "pooling_window, projector_type belong to a model that"),
-        ((), {"model": None, "audio_model": "a", "text_model": "b", "pooling_window": 0}, "pooling_window must be at l"),
+        (
+            (),
+            {"pooling_window": 1, "projector_type": "linear"},
+            "pooling_window, projector_type belong to a model that",
+        ),
+        (
+            (),
+            {"model": None, "audio_model": "a", "text_model": "b", "pooling_window": 0},
+            "pooling_window must be at l",
+        ),
         ((), {"projector_type": "big"}, "projector_type must be one of mlp, linear, got 'big'"),
         ((), {"dtype": "int8"}, "dtype must be one of auto, bfloat16, float16, float32, got 'int8'"),
         ((), {"lora_audio_tower": False}, "lora_audio_tower must be one of all, attention, qv, none, got False"),
@@ -94,7 +102,11 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"remove_unused_columns": True}, "remove_unused_columns must stay off"),
         ((), {"save_only_model": True}, "save_only_model must stay off"),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
-        ((), {"global_batch_size": 3, "per_device_train_batch_size": 2}, "global_batch_size=3 is no multiple of the 2"),
+        (
+            (),
+            {"global_batch_size": 3, "per_device_train_batch_size": 2},
+            "global_batch_size=3 is no multiple of the 2",
+        ),
         ((), {"global_batch_size": 0, "per_device_train_batch_size": 2}, "global_batch_size=0 is no multiple"),
         ((), {"global_batch_size": 16, "gradient_accumulation_steps": 7}, "takes 2 gradient accumulation .*_steps=7"),
     ],
@@ -109,7 +121,8 @@ def test_mistakes_are_one_clear_line(read, tmp_path, capsys, line, options, mess
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: b: c", "recipe.yaml is no YAML"), ("- a", "must be a YAML mapping of options, got list")]
+    ("text", "message"),
+    [("a: b: c", "recipe.yaml is no YAML"), ("- a", "must be a YAML mapping of options, got list")],
 )
 def test_a_recipe_that_is_none(tmp_path, capsys, text, message):
     (tmp_path / "recipe.yaml").write_text(text)

@@ -21,7 +21,8 @@ def chat(path, *turns):
     messages = []
     for number, (asked, said) in enumerate(turns):
         audio = [heard(path)] if number == 0 and path else []
-        messages += [user(*audio, {"type": "text", "text": asked}), assistant(said)]
+        messages.append(user(*audio, {"type": "text", "text": asked}))
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
     return {"messages": messages}
 
 
@@ -187,7 +188,7 @@ def test_text_over_the_length_is_cut_and_counted(processor, clip):
 def test_what_would_be_cut_through_audio_or_before_the_answer_is_dropped_and_counted(model, processor, clip):
     fits = chat(None, ("Hi", "ho"))
     cases = {
-        "the first clip": ([chat(clip, ("What?", "a dog"))], 20),
+        "the first clip": ([chat(clip, ("What?", "a dog"))], 30),
         "before the answer": ([chat(clip, ("What do you hear in this sound? " * 9, "a dog"))], 60),
         "the second clip, behind an answer": (
             [{"messages": [user(heard(clip)), assistant("a dog"), user(heard(clip)), assistant("a bell")]}],

@@ -114,7 +114,9 @@ def train(model: WhisperForConditionalGeneration, batches: Captioned) -> None:
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
-    progress = tqdm(DataLoader(batches, batch_size=None, num_workers=1), total=len(batches), unit="batch", mininterval=20)
+    progress = tqdm(
+        DataLoader(batches, batch_size=None, num_workers=1), total=len(batches), unit="batch", mininterval=20
+    )
     model.train()
     for features, labels in progress:
         set_window(model, features.shape[-1] // 2)
@@ -141,7 +143,8 @@ def score(model: WhisperForConditionalGeneration, batches: Captioned) -> dict[st
             right.setdefault("all", []).append(got == text)
             kind = "speech" if ":" in text else "music" if " on " in text else "sound"
             right.setdefault(kind, []).append(got == text)
-            if got != text and len(right["all"]) % 5 == 0: print("   ", text, "|", got)
+            if got != text and len(right["all"]) % 5 == 0:
+                print("   ", text, "|", got)
     return {kind: sum(marks) / len(marks) for kind, marks in right.items()}
 
 
