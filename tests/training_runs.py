@@ -69,7 +69,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_chats(folder: Path, count: int = 8) -> Path:
-    """Chats about clips beside them; besides one each of several turns, several clips, and no sound: `count + 3` rows."""
+    """Chats about clips beside them, and one each of several turns, of several clips and of none: `count + 3` rows."""
     clips = [path.name for path in write_clips(folder, count)]
     rows = [[user(heard(clip), TEXT), assistant(ANSWERS[n % 2])] for n, clip in enumerate(clips)]
     rows.append([user(heard(clips[0]), TEXT), assistant("a bell"), user("Sure?"), assistant("yes")])
