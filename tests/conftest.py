@@ -72,20 +72,23 @@ def checkpoint(model, backbone_folders, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recipe(backbone_folders, tmp_path_factory):
-    """A recipe for tiny runs on a mix of two sets, chats and clips with all their questions."""
+    """A recipe for tiny runs on a mix: chats, clips with all their questions, and a clip that is too long."""
     from training_runs import CLIP_FEATURES, SETTINGS, clip_row, write_chats, write_clips, write_recipe
 
     from falcon3_audio.training.shards import begin_set, finish_set, write_shard
 
     folder = tmp_path_factory.mktemp("training")
-    chats = write_chats(folder / "chats")
     clips = write_clips(folder / "clips", 3, seconds=0.5)
     shards = folder / "shards"
     report = begin_set(shards, {})
     write_shard(shards / "0.arrow", [clip_row(path, 2) for path in clips], CLIP_FEATURES)
     finish_set(shards, report, {"0.arrow": 3})
     audio, text = backbone_folders
-    data = [{"path": str(chats)}, {"path": str(shards), "weight": 0.5}]
+    data = [
+        {"path": str(write_chats(folder / "chats"))},
+        {"path": str(shards), "weight": 0.5},
+        {"path": str(write_chats(folder / "long", 1, seconds=4.0)), "weight": 0.25},
+    ]
     return write_recipe(folder / "recipe.yaml", audio_model=audio, text_model=text, train_data=data, **SETTINGS)
 
 

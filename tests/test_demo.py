@@ -8,7 +8,7 @@ from falcon3_audio.training import demo
 
 
 def test_the_demo_runs_from_end_to_end(tmp_path, capsys):
-    options = ["--steps", "3", "--train-clips", "40", "--test-clips", "30"]
+    options = ["--max_steps", "2", "--train-clips", "40", "--test-clips", "30"]
     assert demo.main([str(tmp_path), *options]) == 0
     printed = capsys.readouterr().out
     for task in ("sound", "music", "speech"):

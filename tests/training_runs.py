@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "use_cpu": True,
     "per_device_train_batch_size": 2,
     "global_batch_size": 4,
+    "max_length": 64,
     "max_steps": 6,
     "save_steps": 2,
     "logging_steps": 1,
@@ -68,12 +69,12 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_chats(folder: Path, count: int = 8) -> Path:
+def write_chats(folder: Path, count: int = 8, seconds: float = 0.3) -> Path:
     """Chats about clips beside them, and one each of several turns, of several clips and of none: `count + 3` rows."""
-    clips = [path.name for path in write_clips(folder, count)]
+    clips = [path.name for path in write_clips(folder, count, seconds)]
     rows = [[user(heard(clip), TEXT), assistant(ANSWERS[n % 2])] for n, clip in enumerate(clips)]
     rows.append([user(heard(clips[0]), TEXT), assistant("a bell"), user("Sure?"), assistant("yes")])
-    rows.append([user(heard(clips[0]), heard(clips[1]), TEXT), assistant("a bell, a dog")])
+    rows.append([user(heard(clips[0]), heard(clips[-1]), TEXT), assistant("a bell, a dog")])
     rows.append([user("Hi"), assistant("ho")])
     return write_jsonl(folder / "chats.jsonl", [{"messages": row} for row in rows])
 
