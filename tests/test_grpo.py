@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -15,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioModel
 from falcon3_audio.training import grpo
 from falcon3_audio.training.grpo import AudioGRPOTrainer, answer_format, exact_answer
+from falcon3_audio.training.recipe import parse_options
 
 
 def lora():
@@ -344,6 +347,18 @@ def test_another_trl_is_an_error(make, monkeypatch):
 def test_what_cannot_hear_is_refused(make):
     with pytest.raises(ValueError, match="use_vllm, which would generate without the audio"):
         make(use_vllm=True)
+    with pytest.raises(ValueError, match="got str and Falcon3AudioProcessor"):
+        make(policy="a/name")
+
+
+def test_prompts_that_cannot_be_heard_are_named(make, clips, processor):
+    trainer = make()
+    lost = asked("?", "lost.wav") | {"origin": "chats.jsonl, row 7"}
+    with pytest.raises(ValueError, match="chats.jsonl, row 7: .*lost.wav"):
+        trainer._encode(lost)
+    processor.max_audio_seconds = 1.0
+    with pytest.raises(ValueError, match="A prompt: .* 1.3 s long, over the limit of 1 s"):
+        trainer._encode(asked("?", clips[1]))
 
 
 def test_the_placeholder_stays_out_of_replies_and_the_config_as_it_was(make, model):
@@ -383,8 +398,10 @@ def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, chec
     assert (folder / "processor_config.json").exists()
     assert grpo.main([*arguments, "--answer_tags", "true", "--max_steps", "3"]) == 1
     assert "started with other options (max_steps: 2 -> 3)" in capsys.readouterr().err
-    assert grpo.main([*arguments, "--answer_tags", "true"]) == 0
-    assert "'step': 1" not in capsys.readouterr().out  # nothing was left to do
+    shutil.rmtree(folder / "checkpoint-2")
+    assert grpo.main([*arguments, "--answer_tags", "true", "--logging_steps", "1"]) == 0
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "reward" in entry] == [2]
 
 
 def test_questions_ask_for_tags_if_told(recipe):
@@ -408,6 +425,13 @@ def test_mistakes_are_one_line(recipe, changes, error, capsys):
     assert grpo.main([*arguments, *changes]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("falcon3-audio grpo: ") and error in said
+
+
+def test_the_recipe_has_only_options_that_exist(tmp_path):
+    path = Path(grpo.__file__).parent / "recipes" / "audio_world_grpo.yaml"
+    options = [grpo.ModelArguments, grpo.LoraArguments, grpo.DataArguments, grpo.RewardArguments, grpo.AudioGRPOConfig]
+    *_, reward, args = parse_options(options, ["--config", str(path), "--output_dir", str(tmp_path)], "grpo")
+    assert args.num_generations == 8 and args.disable_dropout and not reward.answer_tags
 
 
 def test_an_adapter_has_to_be_merged_first(recipe, tmp_path, capsys):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import trl
 from datasets import Dataset
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from trl import GRPOConfig, GRPOTrainer
 
@@ -120,16 +121,17 @@ class AudioGRPOTrainer(GRPOTrainer):
         **options: As for `GRPOTrainer`.
 
     Raises:
-        `ValueError`: for what cannot carry audio: another processor, vLLM, tools, environments, own rollouts.
+        `ValueError`: for what cannot carry audio (another processor, vLLM, tools, environments, own rollouts); in
+            training, for a prompt that the chat template refuses or whose audio cannot be used, by its `origin`.
         `RuntimeError`: if this TRL differs from the one this was written for.
     """
 
     def __init__(self, model: torch.nn.Module, *, processing_class: Falcon3AudioProcessor, **options: Any):
         _check_trl()
-        if not isinstance(processing_class, Falcon3AudioProcessor):
+        if not isinstance(model, torch.nn.Module) or not isinstance(processing_class, Falcon3AudioProcessor):
             raise ValueError(
-                f"`processing_class` must be the Falcon3AudioProcessor saved with the model, got "
-                f"{type(processing_class).__name__}."
+                "`model` must be a loaded model and `processing_class` the Falcon3AudioProcessor saved with it, got "
+                f"{type(model).__name__} and {type(processing_class).__name__}."
             )
         unsupported = [name for name in ("tools", "environment_factory", "rollout_func") if options.get(name)]
         unsupported += ["use_vllm"] if getattr(options.get("args"), "use_vllm", False) else []
@@ -162,9 +164,10 @@ class AudioGRPOTrainer(GRPOTrainer):
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
+                processor_kwargs={"truncation": False},  # of audio: a clip over the processor's limit is an error
                 **cast(dict[str, Any], self.chat_template_kwargs),
             )
-        except ValueError as error:
+        except (ValueError, TypeError, TemplateError) as error:
             raise ValueError(f"{row.get('origin', 'A prompt')}: {error}") from error
         return EncodedPrompt(
             batch["input_ids"][0].tolist(), {name: batch[name] for name in AUDIO_INPUTS if name in batch}
@@ -272,7 +275,9 @@ class AudioGRPOConfig(GRPOConfig):
 
     # With dropout every pass is another policy, and none of them the one that answered.
     disable_dropout: bool = field(default=True, metadata={"help": "No dropout in policy and reference."})
-    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."})
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."}
+    )
 
 
 def load_questions(sources: Sequence[DataSource], answer_tags: bool) -> Dataset:

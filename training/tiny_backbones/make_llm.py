@@ -3,7 +3,7 @@
 The chat format and the unused slots of the vocabulary are Falcon3's. A description of a clip stands where later its
 audio will, the question follows; the loss is on the answer and its end token. In half of the rows each token of the
 description is repeated a few times, because audio takes about as many tokens: the model learns to read slow text too.
-Run: `python -m falcon3_audio.training.tiny_backbones.make_llm OUT --clips 12000 --seed 0`
+Run: `python -m falcon3_audio.training.tiny_backbones.make_llm OUT --clips 20480 --seed 0`
 """
 
 import argparse
@@ -144,7 +144,7 @@ def score(model: LlamaForCausalLM, rows: Described) -> float:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the model")
-    parser.add_argument("--clips", type=int, default=12_000, help="clips to ask about (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=20_480, help="clips to ask about (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     set_seed(options.seed)

@@ -4,7 +4,7 @@ transformers' own Whisper on clips that are rendered as they are needed, each se
 window, 30 s; here the window of each batch is as long as its clips, which cost a twentieth of that, and the saved model
 has the 30 s of any Whisper (its sinusoidal positions do not depend on the window). Speech is written down with who
 speaks and how, sounds and music with their kind, number, order and movement.
-Run: `python -m falcon3_audio.training.tiny_backbones.make_whisper OUT --clips 48000 --seed 0`
+Run: `python -m falcon3_audio.training.tiny_backbones.make_whisper OUT --clips 51200 --seed 0`
 """
 
 import argparse
@@ -151,7 +151,7 @@ def score(model: WhisperForConditionalGeneration, batches: Captioned) -> dict[st
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the model")
-    parser.add_argument("--clips", type=int, default=48_000, help="clips to hear (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=51_200, help="clips to hear (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     set_seed(options.seed)
