@@ -1,5 +1,6 @@
 """Runs what the README shows, with small local models in the place of Hub ids and of the demo's checkpoint."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,8 @@ from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio import PRESETS
 from falcon3_audio.cli import main
+from falcon3_audio.training.arguments import DataSource
+from falcon3_audio.training.data import load_training_data
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +54,45 @@ def test_commands(local, backbone_folders, tmp_path, monkeypatch):
         assert (tmp_path / f"model-{index}" / "config.json").exists()
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {shlex.split(line)[1] for line in BASH if line.startswith("make ")} <= targets
+
+
+JSONL = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+
+
+def commands(verb):
+    return [shlex.split(line.partition("  #")[0])[1:] for line in BASH if line.startswith(f"falcon3-audio {verb}")]
+
+
+def test_training_on_ones_own_sounds(backbone_folders, tmp_path, monkeypatch):
+    audio, text = backbone_folders
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("dog.wav", tone(0.3), SAMPLING_RATE)
+    Path("my.jsonl").write_text(JSONL[0])
+    (train,), (merge,) = commands("train"), commands("merge")
+    train = [str(ROOT / word) if word.startswith("training/") else word for word in train]
+    here = ["--audio_model", audio, "--text_model", text, "--dtype", "float32", "--bf16", "false", "--use_cpu"]
+    here += ["--per_device_train_batch_size", "1", "--global_batch_size", "1", "--dataloader_num_workers", "0"]
+    assert main([*train, *here]) == 0
+    assert main(merge) == 0
+    assert (tmp_path / merge[-1] / "config.json").exists()
+
+
+def test_making_the_papers_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (prepare,), (speak,) = commands("open-asqa"), commands("voice-instructions")
+    sounds = tmp_path / "sounds"
+    for name in ("audioset", "vggsound"):
+        (sounds / name).mkdir(parents=True)
+        soundfile.write(sounds / name / "a.wav", tone(0.3), SAMPLING_RATE)
+    rows = [{"dataset": name, "audio_id": "/elsewhere/a.wav"} for name in ("as_20k", "vggsound_train")]
+    asked = {"instruction": "What is heard?", "input": "", "task": "open", "output": "a tone"}
+    Path("open_asqa_v2.json").write_text(json.dumps([row | asked for row in rows]))
+    assert main([word.replace("/sounds", str(sounds)) for word in prepare]) == 0
+    said = [{"instruction": "Name three animals.", "input": "", "output": "Dog, cat, cow."}]
+    Path("alpaca.jsonl").write_text("\n".join(map(json.dumps, said)))
+    assert main([word.replace("yahma/alpaca-cleaned", "alpaca.jsonl") for word in speak]) == 0
+    sources = [DataSource("data/open_asqa"), DataSource("data/voice_instructions")]
+    assert load_training_data(sources)[1] == [2, 1]
 
 
 def test_the_first_command_comes_early_and_named_files_exist():
