@@ -169,3 +169,6 @@ def test_rows_of_another_form_are_errors(processor, rows, tmp_path):
     lost = rows[0] | {"prompt": [said("user", "What?", str(tmp_path / "lost.wav"))], "origin": "row 8"}
     with pytest.raises(ValueError, match="row 8: .*lost.wav"):
         collate([lost])
+    processor.max_audio_seconds = 1.0
+    with pytest.raises(ValueError, match="A preference row: .* 1.3 s long, over the limit of 1 s"):
+        collate(rows)

@@ -1,6 +1,9 @@
 """What the tests of training share: a small set of every kind, and runs of `sft` on the tiny backbones."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,13 @@ def farthest(some: dict[str, Any], other: dict[str, Any]) -> float:
     """The largest difference between any two weights of the same name."""
     assert some.keys() == other.keys()
     return max(float((some[name].float() - other[name].float()).abs().max()) for name in some)
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file may grow over `size` bytes, which fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

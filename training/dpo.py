@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import Falcon3AudioProcessor
@@ -71,10 +72,11 @@ class AudioPreferenceCollator:
                 raise ValueError(
                     f"`prompt` must end with a user's message and `{answer}` be one assistant message, got {reply}"
                 )
+            options = {"return_labels": True, "truncation": False}  # of audio: too long a clip is an error
             return self.processor.apply_chat_template(
-                [*prompt, *reply], tokenize=True, return_dict=True, processor_kwargs={"return_labels": True}
+                [*prompt, *reply], tokenize=True, return_dict=True, processor_kwargs=options
             )
-        except ValueError as error:
+        except (ValueError, TypeError, TemplateError) as error:
             raise ValueError(f"{example.get('origin', 'A preference row')}: {error}") from error
 
 

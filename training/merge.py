@@ -2,8 +2,8 @@
 
     falcon3-audio merge RUN OUT          # RUN: a run's folder, or one of its checkpoint-N
 
-The base model is the one the adapter names, or `base` in the run's folder where that was moved. The result has the base
-model's dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
+The base model is `base` in the run's folder if the run composed it, else the one that the adapter names. The result has its
+dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 
-from .run_folder import BASE
+from .run_folder import BASE, explain
 
 
 def merge(run: str | Path, output: str | Path) -> Path:
@@ -26,7 +26,8 @@ def merge(run: str | Path, output: str | Path) -> Path:
 
     Raises:
         `FileExistsError`: if `output` holds anything already.
-        `ValueError`: if `run` holds no adapter, or its base model is not to be found.
+        `ValueError`: if `run` holds no adapter, or its base model is not to be found, or one of them is damaged.
+        `OSError`, `SafetensorError`: if the result cannot be written.
     """
     run, output = Path(run), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -50,8 +51,11 @@ def load_adapted(run: Path) -> PeftModel:
         plain = ": it is a plain checkpoint already" if (run / "config.json").exists() else ""
         raise ValueError(f"{run} holds no adapter (adapter_config.json){plain}. Give the folder of a run with LoRA.")
     base = find_base(run)
-    model: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(base, dtype="auto")
-    return PeftModel.from_pretrained(model, run)
+    try:
+        model: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(base, dtype="auto")
+        return PeftModel.from_pretrained(model, run)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {run} or in its base model {base} cannot be read: {error}.") from error
 
 
 def find_base(run: Path) -> str:
@@ -77,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(f"merged model saved in {merge(options.run, options.output)}")
     except (ValueError, OSError, SafetensorError) as error:
-        print(f"falcon3-audio merge: {error}", file=sys.stderr)
+        print(f"falcon3-audio merge: {explain(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -80,18 +80,24 @@ def load_model(
 
 
 def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
-    with PartialState().main_process_first():
-        if not (folder / "config.json").exists():
-            set_seed(seed)  # of the new projector
-            compose(
-                str(arguments.audio_model),
-                str(arguments.text_model),
-                folder,
-                pooling_window=arguments.pooling_window,
-                projector_type=arguments.projector_type,
-                pad_to_window=arguments.pad_to_window,
-                dtype=arguments.dtype,
-            )
+    state = PartialState()
+    if state.is_main_process and not (folder / "config.json").exists():
+        set_seed(seed)  # of the new projector
+        compose(
+            str(arguments.audio_model),
+            str(arguments.text_model),
+            folder,
+            pooling_window=arguments.pooling_window,
+            projector_type=arguments.projector_type,
+            pad_to_window=arguments.pad_to_window,
+            dtype=arguments.dtype,
+        )
+    state.wait_for_everyone()
+    if not (folder / "config.json").exists():
+        raise ValueError(
+            f"{folder}, which the first process composed, is not to be seen from process {state.process_index}: "
+            "output_dir must be a folder that all machines share."
+        )
     return folder
 
 

@@ -124,7 +124,7 @@ def _problem(path: Path) -> str | None:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):  # compares the header with the file's length
                 return None
-        if path.suffix in (".pt", ".pth"):
+        if path.suffix in (".pt", ".pth", ".bin"):  # .bin: of FSDP
             with zipfile.ZipFile(path) as archive:  # torch's format
                 damaged = archive.testzip()
                 return f"{damaged} in it is damaged" if damaged else None

@@ -1,7 +1,7 @@
 """Single-stage training of Falcon3-Audio with TRL's SFTTrainer: LoRA on both towers, the projector in full, one epoch.
 
     falcon3-audio train --config training/recipes/falcon3_audio_3b.yaml                     # one GPU
-    accelerate launch --config_file training/accelerate/ddp.yaml \
+    accelerate launch --config_file training/accelerate/ddp.yaml --num_processes 8 \
         -m falcon3_audio.training.sft --config training/recipes/falcon3_audio_7b.yaml       # several
     python -m falcon3_audio.training.sft --config training/recipes/audio_world.yaml --learning_rate 1e-3
 
@@ -23,6 +23,7 @@ from .data import load_training_data
 from .loss_curve import plot_loss
 from .model import choose_trained_weights, load_model
 from .plan import describe_plan
+from .processes import check_same_checkpoint, check_same_strategy, whole_weights
 from .recipe import parse_options
 from .run_folder import STATE, describe_recipe, explain, is_write_failure, start_or_go_on
 from .trainer import AudioSFTTrainer
@@ -37,6 +38,7 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     checkpoint = start_or_go_on(
         args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
     )
+    check_same_checkpoint(checkpoint, args.output_dir)
     done = TrainerState.load_from_json(str(checkpoint / STATE)).global_step if checkpoint else 0
 
     ################
@@ -44,7 +46,8 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     ################
     train_dataset, sizes = load_training_data(data_args.train_data)
     eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
-    model, processor = load_model(model_args, args.output_dir, seed=args.seed)
+    with whole_weights(args):
+        model, processor = load_model(model_args, args.output_dir, seed=args.seed)
     if model.dtype != torch.float32 and not (args.bf16 or args.fp16):
         raise ValueError(
             f"The frozen weights are {model.dtype}, what is trained is float32: set bf16 (with use_cpu on a CPU) or fp16, "
@@ -66,6 +69,8 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
         data_collator=AudioChatCollator(processor, args.max_length),
         peft_config=peft_config,
     )
+    if checkpoint:
+        check_same_strategy(checkpoint, trainer)
     if trainer.is_world_process_zero():
         print(describe_plan(trainer, lora_args, recipe["global_batch_size"], done), flush=True)
         if checkpoint:

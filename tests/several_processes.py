@@ -1,0 +1,40 @@
+"""One of several processes that a launcher started: runs `falcon3_audio.training.sft` for each list of arguments in a file.
+
+    accelerate launch ... tests/several_processes.py FOLDER    # reads FOLDER/runs.json, writes FOLDER/report-RANK.json
+
+`RANK` in an argument becomes the process's number. The report has the exit codes and the classes of all modules that ran.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from falcon3_audio.training.sft import main
+
+
+def allow_fsdp_on_cpu() -> list[str]:
+    """
+    Options for a run with FSDP. Accelerate has FSDP on accelerators only, and on CPUs falls back to DDP in silence;
+    FSDP itself runs on them. So its state says that these are GPUs, and the trainer is told to leave that state alone.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)  # as transformers does before each run
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+    return ["--accelerator_config", json.dumps({"use_configured_state": True})]
+
+
+if __name__ == "__main__":
+    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+    classes: set[str] = set()
+    register_module_forward_pre_hook(lambda module, inputs: classes.add(type(module).__name__))
+    codes = []
+    for arguments in json.loads((folder / "runs.json").read_text()):
+        extra = allow_fsdp_on_cpu() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else []
+        codes.append(main([argument.replace("RANK", rank) for argument in arguments] + extra))
+    report = {"codes": codes, "classes": sorted(classes)}
+    (folder / f"report-{rank}.json").write_text(json.dumps(report))

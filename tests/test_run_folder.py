@@ -1,0 +1,165 @@
+"""A run's folder: which checkpoint to go on from, recipes that changed, files that are damaged or cannot be written."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from training_runs import files_up_to, parse
+
+from falcon3_audio.training.run_folder import (
+    RECIPE,
+    check_readable,
+    describe_recipe,
+    explain,
+    find_checkpoint,
+    is_write_failure,
+    start_or_go_on,
+)
+
+
+@pytest.fixture(scope="module")
+def options(recipe):
+    return describe_recipe(*parse("--config", recipe, "--output_dir", "anywhere"))
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of a finished run's folder."""
+    return Path(shutil.copytree(finished_run.args.output_dir, tmp_path / "run"))
+
+
+def cut(path: Path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+
+
+def test_a_recipe_is_what_decides_the_result(options, recipe):
+    assert options["lora_r"] == 8 and options["learning_rate"] == 1e-2 and options["max_steps"] == 6
+    assert options["lr_scheduler_type"] == "cosine" and options["global_batch_size"] == 4
+    assert options["train_data"][1]["weight"] == 0.5
+    assert yaml.safe_load(yaml.safe_dump(options)) == options
+    # The same result, cut and run in another way.
+    other = ("--per_device_train_batch_size", "4", "--save_steps", "3", "--logging_steps", "7", "--report_to", "wandb")
+    assert describe_recipe(*parse("--config", recipe, "--output_dir", "elsewhere", *other)) == options
+    for changed in (("--seed", "7"), ("--neftune_noise_alpha", "5"), ("--lora_r", "4"), ("--global_batch_size", "8")):
+        assert describe_recipe(*parse("--config", recipe, "--output_dir", "anywhere", *changed)) != options, changed
+
+
+def test_a_new_run_records_its_recipe(options, tmp_path):
+    assert start_or_go_on(tmp_path / "a" / "run", options) is None
+    assert yaml.safe_load((tmp_path / "a" / "run" / RECIPE).read_text()) == options
+    assert os.listdir(tmp_path / "a" / "run") == [RECIPE]
+    assert start_or_go_on(tmp_path / "b", options, write=False) is None
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_goes_on_from_its_last_whole_checkpoint(options, run, capsys):
+    assert start_or_go_on(run, options) == run / "checkpoint-6"
+    (run / "checkpoint-6").rename(run / "checkpoint-10")  # ten is after four
+    assert find_checkpoint(run) == run / "checkpoint-10"
+    (run / "checkpoint-10" / "trainer_state.json").unlink()
+    assert find_checkpoint(run) == run / "checkpoint-4"
+    assert capsys.readouterr().out == f"{run}/checkpoint-10 was interrupted while it was written; passing it over.\n"
+    cut(run / "checkpoint-4" / "trainer_state.json")
+    assert find_checkpoint(run) == run / "checkpoint-2"
+    (run / "checkpoint-best").mkdir()
+    shutil.rmtree(run / "checkpoint-2")
+    assert find_checkpoint(run) is None
+    assert find_checkpoint(run / "nowhere") is None
+
+
+def test_another_recipe_in_the_folder_of_a_run_names_what_changed(options, run):
+    changed = options | {"learning_rate": 0.5, "lora_r": 4}
+    for gone in ("nothing", "checkpoint-2", "checkpoint-4", "checkpoint-6"):
+        shutil.rmtree(run / gone, ignore_errors=True)  # in the end, only the results are there
+        with pytest.raises(ValueError) as error:
+            start_or_go_on(run, changed)
+        assert str(error.value) == (
+            f"{run} holds a run that was started with other options (lora_r: 8 -> 4, learning_rate: 0.01 -> 0.5). Give "
+            "another output_dir, or remove that folder."
+        )
+    assert yaml.safe_load((run / RECIPE).read_text()) == options
+    assert start_or_go_on(run, options) is None
+
+
+def test_before_the_first_checkpoint_only_what_was_composed_must_stay(options, tmp_path):
+    start_or_go_on(tmp_path, options)
+    changed = options | {"learning_rate": 0.5, "projector_type": "linear"}
+    assert start_or_go_on(tmp_path, changed) is None  # nothing is composed yet
+    start_or_go_on(tmp_path, options)
+    (tmp_path / "base").mkdir()
+    with pytest.raises(ValueError, match=r"other options \(projector_type: 'mlp' -> 'linear'\)"):
+        start_or_go_on(tmp_path, changed)
+    assert start_or_go_on(tmp_path, options | {"learning_rate": 0.5}) is None
+    assert yaml.safe_load((tmp_path / RECIPE).read_text())["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_an_error_and_another_can_be_named(options, run, name):
+    check_readable(run / "checkpoint-6")
+    cut(run / "checkpoint-6" / name)
+    with pytest.raises(ValueError) as error:
+        start_or_go_on(run, options)
+    message = str(error.value)
+    assert message.startswith(f"{run}/checkpoint-6/{name} cannot be read: ")
+    assert f"Remove {run}/checkpoint-6" in message and "--resume_from_checkpoint" in message
+    # Both ways out that the message offers.
+    assert start_or_go_on(run, options, resume=str(run / "checkpoint-4")) == run / "checkpoint-4"
+    shutil.rmtree(run / "checkpoint-6")
+    assert start_or_go_on(run, options) == run / "checkpoint-4"
+
+
+def test_flipped_bits_in_the_optimizer_are_noticed(run):
+    path = run / "checkpoint-6" / "optimizer.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="optimizer.pt cannot be read: .* in it is damaged"):
+        find_checkpoint(run)
+
+
+def test_a_named_checkpoint_must_be_one(options, run):
+    for name in ("checkpoint-44", "base", "."):
+        (run / "trainer_state.json").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=f"{name} is no whole checkpoint"):
+            start_or_go_on(run, options, resume=str(run / name))
+
+
+def test_failed_writes_are_told_from_other_errors(tmp_path):
+    """The errors that torch, safetensors and Python really raise where a file cannot grow."""
+    tensor = torch.zeros(100_000)
+    ways = {
+        "torch": lambda path: torch.save(tensor, path),
+        "safetensors": lambda path: save_file({"a": tensor}, path),
+        "python": lambda path: path.write_bytes(bytes(400_000)),
+    }
+    for size in (100, 4096, 100_000, 399_000):
+        for name, write in ways.items():
+            with files_up_to(size), pytest.raises(Exception) as error:
+                write(tmp_path / f"{name}-{size}")
+            assert is_write_failure(error.value), (name, size, error.value)
+            assert explain(error.value).startswith(f"A file could not be written: {str(error.value).strip()}")
+            assert "make room" in explain(error.value)
+    assert is_write_failure(OSError(errno.ENOSPC, "No space left on device"))
+    reads = {
+        "torch": lambda: torch.load(tmp_path / "torch-399000"),
+        "safetensors": lambda: load_file(tmp_path / "safetensors-399000"),
+        "python": lambda: (tmp_path / "nowhere").read_text(),
+    }
+    for name, read in reads.items():
+        with pytest.raises(Exception) as error:
+            read()
+        assert not is_write_failure(error.value), name
+        assert explain(error.value) == str(error.value).strip()
+
+
+def test_an_error_of_a_worker_is_its_last_line():
+    error = ValueError(
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "collator.py", line 67, in _encode\nValueError: set, row 3: there is no file: gone.wav\n'
+    )
+    assert explain(error) == "set, row 3: there is no file: gone.wav"

@@ -1,0 +1,245 @@
+"""The trainer around TRL's: what it logs, what it stops at, the order on several devices, and memory."""
+
+import gc
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.image
+import pytest
+import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from training_runs import TEXT, assistant, heard, log_of, parse, user, write_chats, write_clips, write_jsonl
+from transformers import AutoModelForMultimodalLM, TrainerCallback
+
+from falcon3_audio.training import sft
+from falcon3_audio.training import trainer as module
+from falcon3_audio.training.arguments import DataSource, LoraArguments
+from falcon3_audio.training.collator import AudioChatCollator
+from falcon3_audio.training.data import load_training_data
+from falcon3_audio.training.loss_curve import plot_loss
+from falcon3_audio.training.plan import describe_plan, estimate_example
+from falcon3_audio.training.sampler import MixtureSampler
+from falcon3_audio.training.trainer import AudioSFTTrainer, peak_memory
+
+
+@pytest.fixture
+def start(recipe, tmp_path):
+    """Trains by the recipe with some options changed; returns the trainer."""
+
+    def start(*options):
+        return sft.train(*parse("--config", recipe, "--output_dir", str(tmp_path / "run"), *options))
+
+    return start
+
+
+def test_a_log_line_says_what_a_step_took(start, tmp_path, monkeypatch):
+    """All of one step, by a clock that ticks 2 s between two looks: counted by hand."""
+    clips = write_clips(tmp_path, 2, seconds=1.0)  # 1 s and 1.02 s
+    (long,) = write_clips(tmp_path / "long", 1, seconds=5.0)
+    rows = [
+        [user(heard(clips[0]), TEXT), assistant("a bell")],
+        [user(heard(clips[1]), TEXT), assistant("a dog")],
+        [user("Hi"), assistant("ho")],
+        [user(heard(long), TEXT), assistant("too long")],
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": row} for row in rows])
+    ticks = iter(range(0, 1000, 2))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    trainer = start("--train_data", str(path), "--max_steps", "1", "--lora_dropout", "0")
+    (entry,) = log_of(tmp_path / "run")
+    processor = trainer.processing_class
+    tokens = sum(len(processor.apply_chat_template(row, tokenize=True)[0]) for row in rows[:3])
+    assert entry["samples_per_second"] == 3 / 2
+    assert entry["tokens_per_second"] == tokens / 2
+    # If the two without sound came together, there was a hundredth of a second of silence.
+    assert entry["audio_seconds_per_second"] in (1.01, 1.015)
+    assert (entry["num_dropped"], entry["num_shortened"]) == (1, 0)
+    for name in ("loss", "grad_norm", "learning_rate", "peak_memory_gib"):
+        assert math.isfinite(entry[name])
+    # The loss is the mean over all answer tokens of the step: of the base model, since this is the first.
+    model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "run" / "base")
+    batch = AudioChatCollator(processor, 64)(list(trainer.train_dataset))
+    with torch.no_grad():
+        loss = model(**{name: value for name, value in batch.items() if not name.startswith("num_")}).loss
+    assert entry["loss"] == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_totals_count_on_over_the_run(finished_run):
+    """One set in four is a clip that is too long, one row in eleven is shortened."""
+    entries = log_of(Path(finished_run.args.output_dir))
+    assert [entry["step"] for entry in entries] == list(range(1, 7))
+    dataset, collator = finished_run.train_dataset, finished_run.data_collator
+    sampler = MixtureSampler(finished_run.sampler.sizes, [1, 0.5, 0.25], seed=finished_run.args.seed)
+    order = list(sampler)
+    sampler.set_epoch(1)
+    order = [order[:4], order[4:8], order[8:12], order[12:], *([*sampler][n : n + 4] for n in (0, 4))]
+    totals = {"num_dropped": 0, "num_shortened": 0}
+    for entry, step in zip(entries, order, strict=True):
+        for index in step:
+            batch = collator([dataset[index]])
+            totals = {name: count + int(batch[name]) for name, count in totals.items()}
+        assert {name: entry[name] for name in totals} == totals
+    assert totals["num_dropped"] > 0 and totals["num_shortened"] > 1
+
+
+def test_peak_memory_is_that_of_the_process():
+    before = peak_memory()
+    status = Path("/proc/self/status")
+    if status.exists():
+        (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        assert before == pytest.approx(int(peak.split()[1]) * 1024, rel=0.05)
+    assert peak_memory() >= before > 50 * 2**20  # torch alone
+
+
+def test_the_evaluation_loss_is_that_of_the_held_out_answers(finished_run, tmp_path):
+    held_out = load_training_data([DataSource(str(write_chats(tmp_path / "chats", 4)))])[0]
+    held_out = held_out.select(range(4))
+    log = list(finished_run.state.log_history)
+    metrics = finished_run.evaluate(eval_dataset=held_out)
+    finished_run.state.log_history = log
+    batch = AudioChatCollator(finished_run.processing_class, 64)(list(held_out))
+    with torch.no_grad():
+        loss = finished_run.model(**{name: batch[name] for name in batch if not name.startswith("num_")}).loss
+    assert metrics["eval_loss"] == pytest.approx(float(loss), abs=1e-5)
+    assert not finished_run._seen  # rates are those of training
+
+
+def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, monkeypatch):
+    """Without help: this learning rate overflows float32."""
+    with pytest.raises(FloatingPointError, match="The loss is nan in step [23]. Nothing of this step is saved"):
+        start("--learning_rate", "1e38", "--warmup_steps", "0", "--save_strategy", "no")
+    assert (
+        not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / "adapter_config.json").exists()
+    )
+
+
+def test_weights_that_are_no_numbers_are_not_saved(finished_run, tmp_path):
+    weight = next(weight for weight in finished_run.model.parameters() if weight.requires_grad)
+    kept = weight.data.clone()
+    weight.data[0] = math.inf
+    try:
+        with pytest.raises(FloatingPointError, match="1 trained weights are no longer finite numbers .*lora_A"):
+            finished_run.save_model(str(tmp_path / "saved"))
+    finally:
+        weight.data = kept
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_every_device_goes_on_in_the_order_of_its_epoch(process):
+    """Resuming in the middle of the second epoch on two devices, as transformers and accelerate do it."""
+
+    def loader_of(sampler):
+        loader = DataLoader(range(24), batch_size=2, sampler=sampler)
+        return prepare_data_loader(loader, num_processes=2, process_index=process, put_on_device=False)
+
+    sampler = MixtureSampler([24], [1], seed=5)
+    sampler.set_epoch(1)
+    order = torch.tensor(list(sampler)).view(-1, 2)[process::2]
+    resumed = MixtureSampler([24], [1], seed=5)
+    loader = skip_first_batches(loader_of(resumed), 2)
+    callback = module._EpochOrder(resumed)
+    callback.on_epoch_begin(None, SimpleNamespace(epoch=1.5), None)
+    loader.set_epoch(1)
+    assert torch.equal(torch.stack(list(loader)), order[2:])
+
+
+def test_the_plan_is_what_will_happen(finished_run, tmp_path):
+    lines = dict(
+        line.split(maxsplit=1) if not line.startswith("a step") else ("a step", line[6:].strip())
+        for line in describe_plan(finished_run, LoraArguments(), global_batch=4, done=2).splitlines()
+    )
+    trained = {name: w.numel() for name, w in finished_run.model.named_parameters() if w.requires_grad}
+    total = sum(w.numel() for name, w in finished_run.model.named_parameters() if "original_module" not in name)
+    assert lines["together"] == f"{total / 1e6:,.2f} M parameters, {sum(trained.values()) / total:.2%} trained"
+    assert "LoRA of rank 8 on: all" in lines["audio_tower"] and "in full" in lines["multi_modal_projector"]
+    assert lines["precision"] == "frozen weights float32, trained float32, computed in float32"
+    assert lines["attention"].startswith("sdpa")
+    assert lines["batch"] == "4 questions: 2 on each of 1 device(s), 2 times"
+    assert lines["steps"] == "4 to go of 6, 15 questions per epoch"
+    tokens, seconds = estimate_example(finished_run.data_collator, finished_run.train_dataset)
+    assert lines["a step"].startswith(f"about {tokens * 4:,.0f} tokens and {seconds * 4 / 3600:.3f} h")
+
+
+def test_the_estimate_of_an_example_is_the_mean_of_a_sample(finished_run):
+    """Of a set as small as this one, of all that are not dropped."""
+    dataset, collator = finished_run.train_dataset, finished_run.data_collator
+    batches = [collator([dataset[index]]) for index in range(len(dataset))]
+    kept = [batch for batch in batches if not batch["num_dropped"]]
+    tokens, seconds = estimate_example(collator, dataset)
+    silent = sum(batch["input_ids"].shape[0] - 1 for batch in kept)  # rows that are not there in a batch with sound
+    assert tokens == pytest.approx((sum(int(batch["attention_mask"].sum()) for batch in kept) - silent) / len(kept))
+    frames = sum(int(batch["input_features_mask"].sum()) for batch in kept) - silent
+    assert seconds == pytest.approx(frames / 100 / len(kept))
+
+
+def test_four_bits_leave_what_is_trained_in_float32(start, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    trainer = start("--load_in_4bit", "true", "--dtype", "bfloat16", "--bf16", "true", "--max_steps", "2")
+    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    # B begins at zero.
+    assert all(weight.any() for name, weight in trained.items() if "lora_B" in name)
+    assert all(math.isfinite(entry["loss"]) for entry in log_of(tmp_path / "run"))
+
+
+def test_the_loss_curve_is_a_picture(finished_run, tmp_path):
+    log = [*finished_run.state.log_history, {"step": 4, "eval_loss": 5.0}]
+    picture = matplotlib.image.imread(plot_loss(log, tmp_path / "curve.png"))
+    assert picture.shape[:2] == (960, 960) and picture.std() > 0.05
+    other = [entry | {"loss": 9.0 - entry["step"]} if "loss" in entry else entry for entry in log]
+    assert (matplotlib.image.imread(plot_loss(other, tmp_path / "other.png")) != picture).any()
+    assert plot_loss([{"step": 1, "train_runtime": 1.0}], tmp_path / "none.png") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "other.png"]
+
+
+class Memory(TrainerCallback):
+    """Live tensors, and the memory of the process, after each of some steps."""
+
+    def __init__(self, *steps):
+        self.steps, self.tensors, self.resident = steps, [], []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.steps:
+            gc.collect()
+            # (By type: asking some modules' objects for their class imports things.)
+            tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+            self.tensors.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.resident.append(pages * 4096)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of the process")
+def test_memory_does_not_grow_over_200_steps(start, tmp_path, monkeypatch):
+    """
+    A batch is two clips of 3 s, 190 KB of features alone. Were one kept per step, the tensors would grow by 38 MB from
+    step 20 to step 220, and with them the process; allowed are 1 MB of tensors and 16 MB of the process.
+    """
+    clips = write_clips(tmp_path / "clips", 4, seconds=3.0)
+    rows = [{"messages": [user(heard(clip), TEXT), assistant("a dog")]} for clip in clips]
+    memory = Memory(20, 220)
+    original = AudioSFTTrainer.__init__
+
+    def with_memory(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.add_callback(memory)
+
+    monkeypatch.setattr(AudioSFTTrainer, "__init__", with_memory)
+    start(
+        *(
+            "--train_data",
+            str(write_jsonl(tmp_path / "rows.jsonl", rows)),
+            "--max_steps",
+            "220",
+            "--max_length",
+            "150",
+        ),
+        *("--logging_steps", "10", "--save_strategy", "no", "--global_batch_size", "2", "--lora_dropout", "0"),
+        *("--activation_checkpointing", "false", "--lora_audio_tower", "qv", "--lora_language_model", "qv"),
+    )
+    (before, after), (process_before, process_after) = memory.tensors, memory.resident
+    assert after - before < 2**20
+    assert process_after - process_before < 16 * 2**20
