@@ -237,7 +237,7 @@ def test_workers_give_the_same_batches(folder, processor):
     examples = load_training_data([DataSource(str(write_chats(folder / "chats")))])[0]
     copy = pickle.loads(pickle.dumps(examples))
     assert list(copy) == list(examples)
-    collator = AudioChatCollator(processor)
+    collator = pickle.loads(pickle.dumps(AudioChatCollator(processor)))
     batches = [list(DataLoader(examples, 3, collate_fn=collator, num_workers=workers)) for workers in (0, 2)]
     assert len(batches[0]) == len(batches[1]) == 4
     for here, there in zip(*batches):

@@ -78,6 +78,9 @@ def test_weights_above_one_repeat():
 def test_sets_are_spread_over_the_epoch():
     indices = order([1000, 1000], [1, 1])
     assert 400 < sum(index < 1000 for index in indices[:1000]) < 600
+    # In other places every epoch.
+    places = [tuple(index < 1000 for index in order([1000, 1000], [1, 1], epoch=epoch)) for epoch in range(4)]
+    assert len(set(places)) == 4
 
 
 def test_a_set_that_an_epoch_would_leave_out_is_an_error():

@@ -94,17 +94,15 @@ def test_peak_memory_is_that_of_the_process():
     assert peak_memory() >= before > 50 * 2**20  # torch alone
 
 
-def test_the_evaluation_loss_is_that_of_the_held_out_answers(finished_run, tmp_path):
-    held_out = load_training_data([DataSource(str(write_chats(tmp_path / "chats", 4)))])[0]
-    held_out = held_out.select(range(4))
-    log = list(finished_run.state.log_history)
-    metrics = finished_run.evaluate(eval_dataset=held_out)
-    finished_run.state.log_history = log
-    batch = AudioChatCollator(finished_run.processing_class, 64)(list(held_out))
+def test_the_evaluation_loss_is_that_of_the_held_out_answers(start, tmp_path):
+    trainer = start("--max_steps", "1", "--save_strategy", "no")
+    held_out = load_training_data([DataSource(str(write_chats(tmp_path / "chats", 4)))])[0].select(range(4))
+    metrics = trainer.evaluate(eval_dataset=held_out)
+    batch = AudioChatCollator(trainer.processing_class, 64)(list(held_out))
     with torch.no_grad():
-        loss = finished_run.model(**{name: batch[name] for name in batch if not name.startswith("num_")}).loss
+        loss = trainer.model.eval()(**{name: batch[name] for name in batch if not name.startswith("num_")}).loss
     assert metrics["eval_loss"] == pytest.approx(float(loss), abs=1e-5)
-    assert not finished_run._seen  # rates are those of training
+    assert not trainer._seen  # rates are those of training
 
 
 def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, monkeypatch):

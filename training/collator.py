@@ -99,12 +99,12 @@ class AudioChatCollator:
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
-            "input_features": _join_on_time(features),
-            "input_features_mask": _join_on_time(masks),
+            "input_features": join_on_time(features),
+            "input_features_mask": join_on_time(masks),
         }
 
 
-def _join_on_time(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def join_on_time(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Batches of different lengths on the last axis, as one batch padded with zeros."""
     width = max(tensor.shape[-1] for tensor in tensors)
     return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])

@@ -129,7 +129,7 @@ class _Reader:
         folder = folder if folder.is_dir() else folder.parent
         try:
             messages = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
-            return {"messages": _fill_in(messages, _clips(example), folder), "origin": origin}
+            return {"messages": fill_in(messages, clips_of(example), folder), "origin": origin}
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 
@@ -144,14 +144,14 @@ def _as_chat(question: dict[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _clips(example: dict[str, Any]) -> list[Any]:
+def clips_of(example: dict[str, Any]) -> list[Any]:
     """The clips of a row's own columns: `audios` (several) or `audio` (one)."""
     if example.get("audios") is not None:
         return list(example["audios"])
     return [example["audio"]] if example.get("audio") is not None else []
 
 
-def _fill_in(messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
+def fill_in(messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
     """
     The chat with a source in every audio item: its own, or the row's clips in order. Clips of a chat that has no audio
     item open its first user message. Relative paths start at the set's folder.

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
@@ -49,8 +48,6 @@ def make_data(folder: Path, train_clips: int, test_clips: int, seed: int):
 
 def train(folder: Path, seed: int, options: list[str]) -> int:
     """The recipe on `folder/data`; leaves the run in `folder/run` and the merged model in `folder/model`."""
-    # Matrices this small make two threads wait for each other; the other core prepares the data.
-    torch.set_num_threads(1)
     arguments = ["--config", str(RECIPE), "--train_data", str(folder / "data"), "--output_dir", str(folder / "run")]
     arguments += ["--audio_model", str(BACKBONES / "whisper"), "--text_model", str(BACKBONES / "llm")]
     failed = sft.main([*arguments, "--seed", str(seed), *options])

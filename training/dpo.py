@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .collator import IGNORED, _join_on_time
-from .data import _clips, _fill_in
+from .collator import IGNORED, join_on_time
+from .data import clips_of, fill_in
 
 
 @dataclass
@@ -62,12 +62,12 @@ class AudioPreferenceCollator:
         }
         for name in ("input_features", "input_features_mask"):
             audio = [row[name] for row in rows if name in row]
-            batch |= {name: _join_on_time(audio)} if audio else {}
+            batch |= {name: join_on_time(audio)} if audio else {}
         return batch
 
     def _encode(self, example: dict[str, Any], answer: str) -> dict[str, torch.Tensor]:
         try:
-            prompt, reply = _fill_in(example["prompt"], _clips(example), Path()), example[answer]
+            prompt, reply = fill_in(example["prompt"], clips_of(example), Path()), example[answer]
             if [message["role"] for message in [*prompt[-1:], *reply]] != ["user", "assistant"]:
                 raise ValueError(
                     f"`prompt` must end with a user's message and `{answer}` be one assistant message, got {reply}"

@@ -7,9 +7,7 @@ that the rows it scores are the prompts whose audio it holds.
     python -m falcon3_audio.training.grpo --config training/recipes/audio_world_grpo.yaml
 """
 
-import dataclasses
 import inspect
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -22,17 +20,17 @@ import torch
 import trl
 from datasets import Dataset
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments
-from .collator import _join_on_time
+from .collator import join_on_time
 from .data import load_training_data
 from .model import choose_trained_weights, count_parameters, load_model
-from .recipe import parse_options
-from .run_folder import DECIDING, STATE, explain, is_write_failure, start_or_go_on
+from .processes import check_same_checkpoint, check_same_strategy, whole_weights
+from .recipe import run_recipe
+from .run_folder import STATE, describe_recipe, start_or_go_on
 
 
 AUDIO_INPUTS = ("input_features", "input_features_mask")
@@ -104,7 +102,7 @@ def join_audio(prompts: list[EncodedPrompt]) -> dict[str, torch.Tensor]:
     padded to the longest. Empty if no prompt has audio.
     """
     audios = [prompt.audio for prompt in prompts if prompt.audio]
-    return {name: _join_on_time([audio[name] for audio in audios]) for name in AUDIO_INPUTS} if audios else {}
+    return {name: join_on_time([audio[name] for audio in audios]) for name in AUDIO_INPUTS} if audios else {}
 
 
 class AudioGRPOTrainer(GRPOTrainer):
@@ -324,13 +322,15 @@ def train(
     args: AudioGRPOConfig,
 ) -> AudioGRPOTrainer:
     """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
-    recipe = _describe_recipe(model_args, lora_args, data_args, reward_args, args)
+    recipe = describe_recipe(model_args, lora_args, data_args, reward_args, args, also=DECIDING_GRPO)
     checkpoint = start_or_go_on(
         args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
     )
+    check_same_checkpoint(checkpoint, args.output_dir)
     questions = load_questions(data_args.train_data, reward_args.answer_tags)
     held_out = load_questions(data_args.eval_data, reward_args.answer_tags) if data_args.eval_data else None
-    model, processor = load_model(model_args, args.output_dir, seed=args.seed)
+    with whole_weights(args):
+        model, processor = load_model(model_args, args.output_dir, seed=args.seed)
     trainer = AudioGRPOTrainer(
         model,
         processing_class=processor,
@@ -340,6 +340,8 @@ def train(
         eval_dataset=held_out,
         peft_config=choose_trained_weights(model, lora_args),
     )
+    if checkpoint:
+        check_same_strategy(checkpoint, trainer)
     if trainer.is_world_process_zero():
         total, trained = (sum(counts) for counts in zip(*count_parameters(trainer.model).values()))
         answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -353,25 +355,9 @@ def train(
     return trainer
 
 
-def _describe_recipe(*groups: Any) -> dict[str, Any]:
-    """Everything that decides the result of a run, as plain values."""
-    recipe: dict[str, Any] = {}
-    for group in groups[:-1]:
-        recipe |= dataclasses.asdict(group)
-    recipe |= {name: getattr(groups[-1], name) for name in (*DECIDING, *DECIDING_GRPO) if hasattr(groups[-1], name)}
-    return json.loads(json.dumps(recipe, default=str))
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = [ModelArguments, LoraArguments, DataArguments, RewardArguments, AudioGRPOConfig]
-    try:
-        train(*parse_options(options, arguments, prog="falcon3-audio grpo"))
-    except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not is_write_failure(error):
-            raise  # not a mistake in the options, and nothing we can explain
-        print(f"falcon3-audio grpo: {explain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return run_recipe(train, options, arguments, prog="falcon3-audio grpo")
 
 
 if __name__ == "__main__":

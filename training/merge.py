@@ -33,8 +33,6 @@ def merge(run: str | Path, output: str | Path) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
     model = load_adapted(run).merge_and_unload()
-    # The projector was trained in float32.
-    model = model.to(model.model.language_model.dtype)
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)

@@ -5,12 +5,16 @@ at a glance what it changes. Keys that no option has are errors, in the file as 
 """
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from trl import TrlParser
+
+from .run_folder import explain, is_write_failure
 
 
 EXTENDS = "extends"
@@ -66,3 +70,15 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     if left:
         raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help` lists all.")
     return tuple(parsed)
+
+
+def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: list[str] | None, prog: str) -> int:
+    """`train` with the options of a recipe, and the exit code: what the user can mend is one line on stderr and a 1."""
+    try:
+        train(*parse_options(options, arguments, prog))
+    except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not is_write_failure(error):
+            raise  # not a mistake in the options, and nothing we can explain
+        print(f"{prog}: {explain(error)}", file=sys.stderr)
+        return 1
+    return 0

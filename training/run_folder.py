@@ -10,13 +10,13 @@ import errno
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .shards import whole_file
 
 
@@ -38,12 +38,20 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _WRITE_FAILURES = ("PytorchStreamWriter", "unexpected pos", *(f"(os error {number})" for number in _DISK_ERRORS))
 
 
-def describe_recipe(
-    model: ModelArguments, lora: LoraArguments, data: DataArguments, training: AudioSFTConfig
-) -> dict[str, Any]:
-    """Everything that decides the result of a run, as plain values."""
-    recipe = dataclasses.asdict(model) | dataclasses.asdict(lora) | dataclasses.asdict(data)
-    recipe |= {name: getattr(training, name) for name in DECIDING}
+def describe_recipe(*options: Any, also: Sequence[str] = ()) -> dict[str, Any]:
+    """
+    Everything that decides the result of a run, as plain values.
+
+    Args:
+        *options: dataclasses of which every field counts, and last the trainer's own (`TrainingArguments`), of which
+            those in `DECIDING` and `also` do.
+        also: what else decides.
+    """
+    *groups, training = options
+    recipe: dict[str, Any] = {}
+    for group in groups:
+        recipe |= dataclasses.asdict(group)
+    recipe |= {name: getattr(training, name) for name in (*DECIDING, *also) if hasattr(training, name)}
     recipe["global_batch_size"] = (
         training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     )
@@ -144,8 +152,8 @@ def explain(error: Exception) -> str:
     """What to tell the user about an error that ended a run."""
     message = str(error).strip()
     if message.startswith("Caught "):
-        # From a worker of the data loader, with its whole traceback; the last line of that is the error.
-        message = message.splitlines()[-1].partition(": ")[2]
+        # From a worker of the data loader, with its whole traceback; what was said stands at the end of that.
+        message = message.rpartition(f"{type(error).__name__}: ")[2]
     if is_write_failure(error):
         return (
             f"A file could not be written: {message}. Checkpoints written before are whole; make room and start the same "

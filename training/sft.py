@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import TrainerState
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
@@ -24,8 +23,8 @@ from .loss_curve import plot_loss
 from .model import choose_trained_weights, load_model
 from .plan import describe_plan
 from .processes import check_same_checkpoint, check_same_strategy, whole_weights
-from .recipe import parse_options
-from .run_folder import STATE, describe_recipe, explain, is_write_failure, start_or_go_on
+from .recipe import run_recipe
+from .run_folder import STATE, describe_recipe, start_or_go_on
 from .trainer import AudioSFTTrainer
 
 
@@ -92,14 +91,7 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
 
 def main(arguments: list[str] | None = None) -> int:
     options = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
-    try:
-        train(*parse_options(options, arguments, prog="falcon3-audio train"))
-    except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not is_write_failure(error):
-            raise  # not a mistake in the options, and nothing we can explain
-        print(f"falcon3-audio train: {explain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return run_recipe(train, options, arguments, prog="falcon3-audio train")
 
 
 if __name__ == "__main__":
