@@ -24,7 +24,10 @@ def test_the_wheel_holds_one_top_level_name(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"falcon3_audio"}
     assert "falcon3_audio/processing/chat_template.jinja" in names
-    assert "falcon3_audio/training/audio_world.py" in names
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "training").rglob("*.py")}
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "training" / "recipes").rglob("*.yaml")}
+    assert {f"falcon3_audio/{name}" for name in modules | recipes} <= set(names)
+    assert not any(name.endswith(".safetensors") for name in names)
 
 
 def test_file_names_are_unique_across_folders():
