@@ -6,7 +6,14 @@ import pytest
 from training_runs import parse, write_recipe
 
 from falcon3_audio.training import sft
-from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, DataSource, LoraArguments, ModelArguments
+from falcon3_audio.training.arguments import (
+    AudioSFTConfig,
+    DataArguments,
+    DataSource,
+    LoraArguments,
+    ModelArguments,
+    check_together,
+)
 
 
 NEEDED = {"model": "some/model", "train_data": ["some.jsonl"], "bf16": False}
@@ -75,6 +82,7 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"train_data": [{"path": "a", "weight": "2"}]}, "weight of a must be a number above 0, got '2'"),
         ((), {"train_data": [{"path": "a", "weight": float("nan")}]}, "weight of a must be a number above 0, got nan"),
         ((), {"train_data": [{"path": ""}]}, "needs a `path`"),
+        ((), {"eval_data": [{"path": "a", "weight": 2}]}, "`eval_data` are scored once and whole"),
         ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),
         ((), {"model": None, "audio_model": "a"}, "got model=None, audio_model='a', text_model=None"),
         ((), {"model": None}, "Give either `model`"),
@@ -100,6 +108,10 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"padding_free": True}, "padding_free must stay off"),
         ((), {"assistant_only_loss": True}, "assistant_only_loss must stay off"),
         ((), {"remove_unused_columns": True}, "remove_unused_columns must stay off"),
+        ((), {"auto_find_batch_size": True}, "auto_find_batch_size must stay off"),
+        ((), {"ignore_data_skip": True}, "ignore_data_skip must stay off"),
+        ((), {"chat_template_path": "other"}, "chat_template_path must stay off"),
+        ((), {"train_sampling_strategy": "group_by_length"}, "must stay `random`, got 'group_by_length'"),
         ((), {"save_only_model": True}, "save_only_model must stay off"),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
         (
@@ -145,6 +157,14 @@ def test_the_global_batch_sets_the_accumulation(read):
     assert training.gradient_accumulation_steps == 4
     assert read(gradient_accumulation_steps=5)[3].gradient_accumulation_steps == 5
     assert read(global_batch_size=16, gradient_accumulation_steps=2)[3].gradient_accumulation_steps == 2
+
+
+def test_several_gpus_need_a_process_each(read, monkeypatch):
+    *_, data, training = read()
+    check_together(data, training)
+    monkeypatch.setattr(type(training), "n_gpu", 2)
+    with pytest.raises(ValueError, match="One process sees 2 GPUs. Start a process for each"):
+        check_together(data, training)
 
 
 def test_activation_checkpointing_is_on_unless_it_is_turned_off(read):

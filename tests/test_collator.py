@@ -48,7 +48,9 @@ def learned(processor, row):
             spans[-1].append(token)
         elif spans[-1]:
             spans.append([])
-    return [processor.decode(span) for span in spans if span]
+    texts = [processor.decode(span) for span in spans if span]
+    print("learned:", texts)  # shown by `pytest -s`
+    return texts
 
 
 def inputs_of(batch):

@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioModel
 from falcon3_audio.training import grpo
 from falcon3_audio.training.grpo import AudioGRPOTrainer, answer_format, exact_answer
+from falcon3_audio.training.model import choose_trained_weights, load_model
 from falcon3_audio.training.recipe import parse_options
 
 
@@ -266,6 +267,17 @@ def test_bfloat16_weights_with_a_float32_projector(make, model):
     assert [entry["grad_norm"] > 0 for entry in trainer.state.log_history if "grad_norm" in entry] == [True, True]
 
 
+def test_what_is_trained_beside_four_bits_is_float32(make, checkpoint, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    arguments = grpo.ModelArguments(model=checkpoint, dtype="bfloat16", load_in_4bit=True)
+    policy, _ = load_model(arguments, tmp_path)
+    trainer = make(policy, choose_trained_weights(policy, grpo.LoraArguments()), bf16=True, use_cpu=True)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}
+    trainer.train()
+    assert all(torch.isfinite(weight).all() for weight in trained)
+
+
 def test_evaluation_hears_too(make, questions, forwards):
     trainer = make(per_device_eval_batch_size=4, beta=0.1, peft_config=lora())
     metrics = trainer.evaluate(Dataset.from_list(questions))
@@ -418,6 +430,7 @@ def test_questions_ask_for_tags_if_told(recipe):
         (["--unheard_of", "1"], "unheard_of"),
         (["--train_data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--num_generations", "3"], "divisible"),
+        (["--dtype", "bfloat16"], "The frozen weights are torch.bfloat16"),
     ],
 )
 def test_mistakes_are_one_line(recipe, changes, error, capsys):

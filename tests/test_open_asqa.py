@@ -357,7 +357,7 @@ def test_rows_may_lack_what_is_optional(source, tmp_path):
 def test_files_that_are_no_list_of_rows(tmp_path, capsys, content, message):
     (tmp_path / "rows.json").write_bytes(content)
     assert main(["prepare", str(tmp_path / "rows.json"), str(tmp_path / "out"), "--workers", "1"]) == 1
-    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("open_asqa prepare: ")]
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("falcon3-audio open-asqa: ")]
     assert message in error and "rows.json" in error
     assert list(tmp_path.glob("out/*.arrow")) == []
 
@@ -487,7 +487,7 @@ def test_a_full_disk(source, tmp_path, capfd):
         sys.exit(main(arguments))
 
     assert in_child(limited) == 1
-    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("open_asqa prepare: ")]
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("falcon3-audio open-asqa: ")]
     assert "File too large" in line and "The same command continues" in line
     assert list((tmp_path / "out").glob("*.arrow*")) == []
     assert main(arguments) == 0

@@ -336,10 +336,13 @@ def test_mistakes_end_in_one_line(launch, tmp_path, capsys):
         return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("falcon3-audio train: ")
 
     assert said("--train_data", str(tmp_path / "gone.jsonl")).startswith(
-        f"The training set '{tmp_path}/gone.jsonl' can"
+        f"The set '{tmp_path}/gone.jsonl' cannot be read"
     )
     assert not (tmp_path / "run" / "base").exists()  # data first: a mistake there costs no model
     assert "nowhere" in said("--audio_model", str(tmp_path / "nowhere"))
+    assert said("--eval_data", str(tmp_path / "some.jsonl")).startswith(
+        "`eval_data` would never be scored: set eval_st"
+    )
     half = said("--dtype", "bfloat16")
     assert half.startswith("The frozen weights are torch.bfloat16") and "dtype to float32" in half
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"messages": [user(heard("gone.wav")), assistant("a dog")]}])

@@ -271,8 +271,6 @@ def test_sources(tmp_path, form):
     opened, read = open_text(TextSource(str(path)))
     assert opened.column_names == ["messages"]
     assert [read(row) for row in opened] == [Exchange(*exchange) for exchange in EXCHANGES]
-    if form == "splits":
-        assert len(open_text(TextSource(str(path), split="test"))[0]) == 1
 
 
 def test_columns(tmp_path):
@@ -291,7 +289,9 @@ def test_columns(tmp_path):
     source = write_jsonl(tmp_path / "none.jsonl", 2 * [{"instruction": "What is rain?", "output": "Water."}])
     opened, read = open_text(TextSource(source))
     assert read(opened[0]) == ("What is rain?", None, "Water.")
-    assert len(open_text(TextSource(source, split="train[:1]"))[0]) == 1
+    assert len(open_text(TextSource(source, split="train[:1]"))[0]) == 1  # each is passed on to `open_dataset`
+    with pytest.raises(ValueError, match="configuration 'french'"):
+        open_text(TextSource(source, config="french"))
 
 
 @pytest.mark.parametrize(
@@ -320,14 +320,5 @@ def test_errors_are_one_line(tmp_path, capsys, content, options, message):
     assert main([str(source), str(tmp_path / "out"), *options]) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    assert message.format(source=source) in said[said.index("voice_instructions: ") :]
+    assert message.format(source=source) in said[said.index("falcon3-audio voice-instructions: ") :]
     assert not (tmp_path / "out").exists()
-
-
-def test_files_of_another_kind_and_splits(tmp_path):
-    (tmp_path / "rows.csv").write_text("instruction,output\n")
-    with pytest.raises(ValueError, match=r"expected one that ends in \.jsonl, \.json"):
-        open_text(TextSource(str(tmp_path / "rows.csv")))
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match="has the splits train; got --split test"):
-        open_text(TextSource(str(tmp_path / "saved"), split="test"))

@@ -10,11 +10,21 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 
 # `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
 LoraTargets = Literal["all", "attention", "qv", "none"]
+
+
+# Options of TRL's and transformers' trainers that would change batches behind the collator's and sampler's backs, or that
+# these two would pass over in silence.
+NOT_OURS = (
+    *("packing", "padding_free", "assistant_only_loss", "completion_only_loss", "remove_unused_columns"),
+    *("eval_packing", "chat_template_path", "eos_token", "pad_token", "shuffle_dataset"),
+    *("auto_find_batch_size", "ignore_data_skip", "model_init_kwargs"),
+)
 
 
 def _check_values(options: Any):
@@ -37,10 +47,7 @@ class DataSource:
     One training set: an entry of `train_data` in a recipe. A bare string stands for `path` alone.
 
     Args:
-        path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow file, folder of
-            such files, or Hub id.
-        name: configuration of a Hub set.
-        split: split of a Hub set.
+        path, name, split: see `open_dataset`.
         weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice.
     """
 
@@ -91,6 +98,8 @@ class DataArguments:
         self.eval_data = _sources(self.eval_data, "eval_data")
         if not self.train_data:
             raise ValueError("There is nothing to train on: give at least one set in `train_data`.")
+        if any(source.weight != 1 for source in self.eval_data):
+            raise ValueError("Sets in `eval_data` are scored once and whole; leave out their weights.")
 
 
 @dataclass
@@ -191,15 +200,16 @@ class AudioSFTConfig(SFTConfig):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed here."})
 
     def __post_init__(self):
-        for name in (
-            "packing",
-            "padding_free",
-            "assistant_only_loss",
-            "completion_only_loss",
-            "remove_unused_columns",
-        ):
+        for name in NOT_OURS:
             if getattr(self, name):
-                raise ValueError(f"{name} must stay off: the collator prepares the rows and masks the prompts itself.")
+                raise ValueError(
+                    f"{name} must stay off: the collator prepares the rows and masks the prompts itself, and the sampler "
+                    "sets their order and number."
+                )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy must stay `random`, got {self.train_sampling_strategy!r}: see sampler.py."
+            )
         if self.save_only_model:
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
         if self.max_length is not None and self.max_length < 1:
@@ -226,3 +236,17 @@ class AudioSFTConfig(SFTConfig):
                 f"gradient_accumulation_steps={given}. Leave one of the two out."
             )
         return needed
+
+
+def check_together(data: DataArguments, training: TrainingArguments):
+    """Raises a `ValueError` for what would silently not happen, or happen otherwise than a recipe says."""
+    if data.eval_data and training.eval_strategy == "no":
+        raise ValueError(
+            "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave it out."
+        )
+    if training.n_gpu > 1:
+        # transformers would use DataParallel: larger batches than asked for, and sounds parted from their texts.
+        raise ValueError(
+            f"One process sees {training.n_gpu} GPUs. Start a process for each (`accelerate launch --config_file "
+            "training/accelerate/ddp.yaml ...`), or let it see one: CUDA_VISIBLE_DEVICES=0."
+        )

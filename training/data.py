@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Audio, Dataset, DatasetDict, LargeList, List, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Audio, Dataset, LargeList, List
 
 from .arguments import DataSource
-from .shards import REPORT, read_shards
+from .open_dataset import open_dataset
 
 
-# File endings and the builders of `datasets` that read them.
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
 WHOLE_ROW = -1  # in the place of a question's number, where the row itself is the chat
 SOURCE_KEYS = ("audio", "path", "url")
 
@@ -45,31 +42,7 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
 
 def _open(source: DataSource) -> Dataset:
     """The set as it is stored, memory-mapped, with its audio left encoded."""
-    path = Path(source.path)
-    try:
-        if (path / REPORT).exists():
-            rows = read_shards(path)
-        elif path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-            rows = load_from_disk(os.fspath(path))
-        elif path.exists():
-            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in BUILDERS)
-            builders = {BUILDERS.get(file.suffix) for file in files}
-            if len(builders) != 1 or None in builders:
-                raise ValueError(
-                    f"expected files of one kind of {', '.join(BUILDERS)}, found {len(files)} of {len(builders)} kinds"
-                )
-            rows = load_dataset(builders.pop(), data_files=[os.fspath(file) for file in files], split="train")
-        else:
-            rows = load_dataset(source.path, source.name, split=source.split)
-    except StopIteration as error:  # what `datasets` raises for a JSON file without rows
-        raise ValueError(f"The training set {source.path!r} is empty.") from error
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise ValueError(f"The training set {source.path!r} cannot be read: {error}{cause}") from error
-    if isinstance(rows, DatasetDict):
-        if source.split not in rows:
-            raise ValueError(f"{source.path!r} has the splits {sorted(rows)}, not {source.split!r}.")
-        rows = rows[source.split]
+    rows = open_dataset(source.path, source.name, source.split)
     _leave_encoded(rows.info.features)
     return rows
 
@@ -87,8 +60,6 @@ def _leave_encoded(feature: Any):
 
 def _index(source: DataSource, rows: Dataset) -> np.ndarray:
     """(row, question) of every example of a set, `(examples, 2)`."""
-    if len(rows) == 0:
-        raise ValueError(f"The training set {source.path!r} is empty.")
     if "messages" in rows.column_names:
         return np.stack([np.arange(len(rows)), np.full(len(rows), WHOLE_ROW)], axis=1)
     if "questions" not in rows.column_names:
@@ -156,6 +127,8 @@ def fill_in(messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Pa
     The chat with a source in every audio item: its own, or the row's clips in order. Clips of a chat that has no audio
     item open its first user message. Relative paths start at the set's folder.
     """
+    if not messages or not all(isinstance(message, dict) and message.get("role") for message in messages):
+        raise ValueError(f"`messages` must be a list of objects with `role` and `content`, got {messages}")
     filled = [dict(message) for message in messages]
     items = [_items(message) for message in filled]
     places = [item for content in items for item in content if item.get("type") == "audio"]

@@ -24,13 +24,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments
+from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments, check_together
 from .collator import join_on_time
 from .data import load_training_data
-from .model import choose_trained_weights, count_parameters, load_model
-from .processes import check_same_checkpoint, check_same_strategy, whole_weights
+from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32
+from .processes import begin_run, check_same_strategy, whole_weights
 from .recipe import run_recipe
-from .run_folder import STATE, describe_recipe, start_or_go_on
+from .run_folder import STATE, describe_recipe
 
 
 AUDIO_INPUTS = ("input_features", "input_features_mask")
@@ -142,6 +142,7 @@ class AudioGRPOTrainer(GRPOTrainer):
             super().__init__(model, processing_class=processing_class, **options)
         finally:
             del model.config.image_token_id
+        train_in_float32(self.model)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._encoded = [self._encode(row) for row in inputs]
@@ -322,15 +323,14 @@ def train(
     args: AudioGRPOConfig,
 ) -> AudioGRPOTrainer:
     """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
+    check_together(data_args, args)
     recipe = describe_recipe(model_args, lora_args, data_args, reward_args, args, also=DECIDING_GRPO)
-    checkpoint = start_or_go_on(
-        args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
-    )
-    check_same_checkpoint(checkpoint, args.output_dir)
+    checkpoint = begin_run(args, recipe)
     questions = load_questions(data_args.train_data, reward_args.answer_tags)
     held_out = load_questions(data_args.eval_data, reward_args.answer_tags) if data_args.eval_data else None
     with whole_weights(args):
         model, processor = load_model(model_args, args.output_dir, seed=args.seed)
+    check_precision(model, args)
     trainer = AudioGRPOTrainer(
         model,
         processing_class=processor,

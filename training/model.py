@@ -14,7 +14,14 @@ from accelerate import PartialState
 from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    TrainingArguments,
+    set_seed,
+)
 
 from falcon3_audio import LORA_TARGET_MODULES
 from falcon3_audio.compose import compose
@@ -99,6 +106,22 @@ def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
             "output_dir must be a folder that all machines share."
         )
     return folder
+
+
+def check_precision(model: PreTrainedModel, training: TrainingArguments):
+    """Raises a `ValueError` if the frozen weights are halves and computation is not: what is trained is float32."""
+    if model.dtype != torch.float32 and not (training.bf16 or training.fp16):
+        raise ValueError(
+            f"The frozen weights are {model.dtype}, what is trained is float32: set bf16 (with use_cpu on a CPU) or fp16, "
+            "which compute with both, or dtype to float32."
+        )
+
+
+def train_in_float32(model: nn.Module):
+    """TRL makes what is trained beside a quantised model bfloat16, where small steps round to nothing; this mends it."""
+    if getattr(model, "is_quantized", False):
+        for weight in model.parameters():
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
 
 
 def choose_trained_weights(model: PreTrainedModel, arguments: LoraArguments) -> LoraConfig | None:

@@ -5,7 +5,7 @@ are grouped by clip, and their audio decoded and stored as 16-bit FLAC, by sever
 with the file, each shard is a random sample of the whole, and neither the number of workers nor an interruption changes
 a byte. All audio is looked for before any is decoded: a wrong folder is found out early.
 
-    python -m falcon3_audio.training.open_asqa prepare openasqa_10.3M_v2.json OUT --workers 16 \\
+    falcon3-audio open-asqa prepare openasqa_10.3M_v2.json OUT --workers 16 \\
         --audio-root 'as_*=/data/audioset' --audio-root audioset=/data/audioset --audio-root 'fsd50k_*=/data/fsd50k'
 """
 
@@ -337,7 +337,7 @@ def _root(text: str) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="open_asqa", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="falcon3-audio open-asqa", description=__doc__.split("\n\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser(
         "prepare", help="make shards of the JSON and the audio", description=__doc__.split("\n\n")[1]
@@ -365,10 +365,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = prepare(**options, progress=True)
     except ValueError as error:
-        print(f"open_asqa prepare: {error}", file=sys.stderr)
+        print(f"falcon3-audio open-asqa: {error}", file=sys.stderr)
         return 1
     except (OSError, BrokenProcessPool) as error:
-        print(f"open_asqa prepare: {error}. The same command continues where this one stopped.", file=sys.stderr)
+        print(f"falcon3-audio open-asqa: {error}. The same command continues where this one stopped.", file=sys.stderr)
         return 1
     for name, counts in {**report["datasets"], "total": report["total"]}.items():
         print(

@@ -7,10 +7,13 @@ not go on from what FSDP or DeepSpeed saved.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
+
+from .run_folder import start_or_go_on
 
 
 # What is in every checkpoint that was written under a strategy, and in none of the others.
@@ -34,6 +37,15 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         args.deepspeed_plugin.set_deepspeed_weakref()
+
+
+def begin_run(args: TrainingArguments, recipe: dict[str, Any]) -> Path | None:
+    """`start_or_go_on` in all processes: the checkpoint to go on from, the same in each, or `None` for a new run."""
+    checkpoint = start_or_go_on(
+        args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
+    )
+    check_same_checkpoint(checkpoint, args.output_dir)
+    return checkpoint
 
 
 def check_same_checkpoint(checkpoint: Path | None, output_dir: str):

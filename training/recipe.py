@@ -76,7 +76,7 @@ def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: lis
     """`train` with the options of a recipe, and the exit code: what the user can mend is one line on stderr and a 1."""
     try:
         train(*parse_options(options, arguments, prog))
-    except (ValueError, OSError, FloatingPointError, RuntimeError, SafetensorError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and not is_write_failure(error):
             raise  # not a mistake in the options, and nothing we can explain
         print(f"{prog}: {explain(error)}", file=sys.stderr)

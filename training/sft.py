@@ -13,18 +13,17 @@ Leaves there: the adapter (or, where no tower has LoRA, the model), the processo
 import sys
 from pathlib import Path
 
-import torch
 from transformers import TrainerState
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_together
 from .collator import AudioChatCollator
 from .data import load_training_data
 from .loss_curve import plot_loss
-from .model import choose_trained_weights, load_model
+from .model import check_precision, choose_trained_weights, load_model
 from .plan import describe_plan
-from .processes import check_same_checkpoint, check_same_strategy, whole_weights
+from .processes import begin_run, check_same_strategy, whole_weights
 from .recipe import run_recipe
-from .run_folder import STATE, describe_recipe, start_or_go_on
+from .run_folder import STATE, describe_recipe
 from .trainer import AudioSFTTrainer
 
 
@@ -33,11 +32,9 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     ################
     # The run's folder
     ################
+    check_together(data_args, args)
     recipe = describe_recipe(model_args, lora_args, data_args, args)
-    checkpoint = start_or_go_on(
-        args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
-    )
-    check_same_checkpoint(checkpoint, args.output_dir)
+    checkpoint = begin_run(args, recipe)
     done = TrainerState.load_from_json(str(checkpoint / STATE)).global_step if checkpoint else 0
 
     ################
@@ -47,11 +44,7 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
     with whole_weights(args):
         model, processor = load_model(model_args, args.output_dir, seed=args.seed)
-    if model.dtype != torch.float32 and not (args.bf16 or args.fp16):
-        raise ValueError(
-            f"The frozen weights are {model.dtype}, what is trained is float32: set bf16 (with use_cpu on a CPU) or fp16, "
-            "which compute with both, or dtype to float32."
-        )
+    check_precision(model, args)
     peft_config = choose_trained_weights(model, lora_args)
 
     ################

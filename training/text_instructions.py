@@ -9,17 +9,13 @@ Run: `rows, read = open_text(TextSource("yahma/alpaca-cleaned")); exchange = rea
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Dataset
 
+from .open_dataset import open_dataset
 from .speakable import Exchange
 
-
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}  # of `datasets`, by file
-SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wrote
 
 ReadExchange = Callable[[Mapping[str, Any]], Exchange]
 
@@ -28,9 +24,7 @@ ReadExchange = Callable[[Mapping[str, Any]], Exchange]
 class TextSource:
     """
     Args:
-        source: a Hub id, a folder (of files that `load_dataset` takes, or from `save_to_disk`), or a file.
-        config: configuration of a Hub set.
-        split: split; `"train[:1000]"` takes a part, except of folders from `save_to_disk`.
+        source, config, split: see `open_dataset`.
         messages_column: column of chats, which is read where it is there.
         instruction_column, input_column, output_column: otherwise; a set without inputs may lack the column `input`.
     """
@@ -49,15 +43,9 @@ def open_text(text: TextSource) -> tuple[Dataset, ReadExchange]:
     The columns that are needed of a dataset, and what reads an exchange from one of its rows.
 
     Raises:
-        `ValueError`: a dataset that is not there, damaged, empty, of an unknown kind, without the split or the columns.
+        `ValueError`: a dataset that cannot be opened, see `open_dataset`, or lacks the columns.
     """
-    try:
-        rows = _load(text)
-    except StopIteration as error:  # what `datasets` raises for a JSON file without rows
-        raise ValueError(f"{text.source} is empty") from error
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise ValueError(f"{text.source} cannot be read: {error}{cause}") from error
+    rows = open_dataset(text.source, text.config, text.split)
     if text.messages_column in rows.column_names:
         return rows.select_columns(text.messages_column), partial(_first_of_chat, column=text.messages_column)
     columns = [text.instruction_column, text.output_column]
@@ -69,21 +57,6 @@ def open_text(text: TextSource) -> tuple[Dataset, ReadExchange]:
             f"{columns}. Name them with --messages-column, or --instruction-column, --output-column and --input-column"
         )
     return rows.select_columns(columns), partial(_of_columns, columns=columns)
-
-
-def _load(text: TextSource) -> Dataset:
-    path = Path(text.source)
-    if path.is_file():
-        if path.suffix not in BUILDERS:
-            raise ValueError(f"got the file {path}; expected one that ends in {', '.join(BUILDERS)}")
-        return load_dataset(BUILDERS[path.suffix], data_files=str(path), split=text.split)
-    if not any((path / name).is_file() for name in SAVED):
-        return load_dataset(text.source, text.config, split=text.split)
-    saved = load_from_disk(str(path))
-    splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or TextSource.split): saved}
-    if text.split not in splits:
-        raise ValueError(f"{path} has the splits {', '.join(splits)}; got --split {text.split}")
-    return splits[text.split]
 
 
 def _of_columns(row: Mapping[str, Any], columns: list[str]) -> Exchange:

@@ -20,6 +20,7 @@ from trl import SFTTrainer
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .collator import COUNTERS, IGNORED
+from .model import train_in_float32
 from .sampler import MixtureSampler
 
 
@@ -51,10 +52,7 @@ class AudioSFTTrainer(SFTTrainer):
         self.add_callback(_EpochOrder(self.sampler))
         self._seen: Counter[str] = Counter()  # on this device, since the last log
         self._last_log = time.monotonic()
-        if getattr(self.model, "is_quantized", False):
-            # TRL makes what is trained beside a quantised model bfloat16, where small steps round to nothing.
-            for weight in self.model.parameters():
-                weight.data = weight.data.float() if weight.requires_grad else weight.data
+        train_in_float32(self.model)
 
     def get_train_dataloader(self) -> DataLoader:
         self._last_log = time.monotonic()  # training begins

@@ -5,8 +5,8 @@ come parquet shards that training reads as they are. Rows, not processes, decide
 workers, and after a run that was killed and started again, the files are the same. Hours and counts are in
 summary.json. For several GPUs start one process for each, with `--split "train[:50%]"` and so on.
 
-    python -m falcon3_audio.training.voice_instructions yahma/alpaca-cleaned runs/voice
-    python -m falcon3_audio.training.voice_instructions chats.jsonl runs/voice --tts facebook/mms-tts-eng --limit 100
+    falcon3-audio voice-instructions yahma/alpaca-cleaned runs/voice
+    falcon3-audio voice-instructions chats.jsonl runs/voice --tts facebook/mms-tts-eng --limit 100
 """
 
 import argparse
@@ -309,7 +309,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="falcon3-audio voice-instructions", description=__doc__.split("\n\n")[0])
     parser.add_argument("source", metavar="SOURCE", help="text instructions: Hub id, folder or file")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
     parser.add_argument("--config", help="configuration of a Hub dataset")
@@ -343,10 +343,13 @@ def main(arguments: list[str] | None = None) -> int:
         wanted = VoiceSet(TextSource(**text), SpokenLimits(**limits), **options)
         summary = make_voice_instructions(wanted, out, progress=True, **running)
     except (ValueError, OSError) as error:
-        print(f"voice_instructions: {error}", file=sys.stderr)
+        print(f"falcon3-audio voice-instructions: {error}", file=sys.stderr)
         return 1
     except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-        print(f"voice_instructions: {error} The same command continues where this one stopped.", file=sys.stderr)
+        print(
+            f"falcon3-audio voice-instructions: {error} The same command continues where this one stopped.",
+            file=sys.stderr,
+        )
         return 1
     _print_summary(summary, out)
     return 0

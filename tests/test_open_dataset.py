@@ -1,0 +1,72 @@
+"""Sets from wherever they are, and exactly the split that was asked for."""
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Value
+from training_runs import write_jsonl
+
+from falcon3_audio.training.open_dataset import open_dataset
+from falcon3_audio.training.shards import begin_set, finish_set, write_shard
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files as in a copy of a set on the Hub, between sounds whose names say nothing about them."""
+    folder = tmp_path / "testing ground" / "set"
+    (folder / "data").mkdir(parents=True)
+    for name in ("train-00000", "train-00001", "test-00000", "my_dev", "contest"):
+        write_jsonl(folder / "data" / f"{name}.jsonl", [{"text": name}, {"text": name}])
+    for sound in ("train_0.wav", "test.wav"):
+        (folder / sound).write_bytes(b"")
+    return folder
+
+
+def texts(*arguments):
+    return [row["text"] for row in open_dataset(*map(str, arguments))]
+
+
+def test_files_that_are_named_after_a_split_are_in_no_other(folder):
+    """What does not say is training data: `contest` is no test, nor is all that lies in the folder `testing ground`."""
+    assert texts(folder) == 2 * ["contest"] + 2 * ["train-00000"] + 2 * ["train-00001"]
+    assert [row["text"] for row in open_dataset(str(folder), split="test")] == 2 * ["test-00000"]
+    assert [row["text"] for row in open_dataset(str(folder), split="validation[:1]")] == ["my_dev"]
+    with pytest.raises(ValueError, match="set' cannot be read: .*dev"):
+        open_dataset(str(folder), split="dev")
+    # A file that is named is meant.
+    assert texts(folder / "data" / "test-00000.jsonl") == 2 * ["test-00000"]
+
+
+def test_saved_sets_have_the_splits_they_were_saved_with(tmp_path):
+    rows = Dataset.from_list([{"text": "a"}])
+    DatasetDict(train=rows, test=Dataset.from_list([{"text": "b"}])).save_to_disk(tmp_path / "splits")
+    assert [row["text"] for row in open_dataset(str(tmp_path / "splits"), split="test")] == ["b"]
+    with pytest.raises(ValueError, match="got the split 'dev'; expected one of train, test"):
+        open_dataset(str(tmp_path / "splits"), split="dev")
+    Dataset.from_list([{"text": "b"}], split="test").save_to_disk(tmp_path / "one")
+    for split in ("test", "train"):  # there is but one
+        assert [row["text"] for row in open_dataset(str(tmp_path / "one"), split=split)] == ["b"]
+    with pytest.raises(ValueError, match="got the split 'dev'; expected one of test, train"):
+        open_dataset(str(tmp_path / "one"), split="dev")
+
+
+def test_what_has_no_splits_or_configurations_says_so(tmp_path):
+    shards = tmp_path / "shards"
+    report = begin_set(shards, {})
+    write_shard(shards / "0.arrow", [{"text": "a"}], Features({"text": Value("string")}))
+    finish_set(shards, report, {"0.arrow": 1})
+    assert texts(shards) == ["a"]
+    with pytest.raises(ValueError, match="shards' cannot be read: got the split 'test'; expected one of train"):
+        open_dataset(str(shards), split="test")
+    with pytest.raises(ValueError, match="got the configuration 'main', which only sets on the Hub have"):
+        open_dataset(str(shards), "main")
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match="rows.jsonl' cannot be read: .*test"):
+        open_dataset(str(file), split="test")
+
+
+def test_what_is_no_set(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\n")
+    with pytest.raises(ValueError, match=r"rows.csv' cannot be read: expected files of one kind that end in \.jsonl"):
+        open_dataset(str(tmp_path / "rows.csv"))
+    Dataset.from_list([{"text": "a"}]).select([]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="saved' is empty"):
+        open_dataset(str(tmp_path / "saved"))

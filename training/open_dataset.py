@@ -1,0 +1,84 @@
+"""Data sets from wherever they are: one function that opens what `datasets` can read, and our own prepared shards.
+
+Training (data.py) and voice instructions (text_instructions.py) open their sets here. Rows stay memory-mapped and are
+not looked at. Which set and which split was meant is never guessed in silence: files whose names say `test` are not
+part of `train`, and a split that a set does not have is an error.
+Run: `rows = open_dataset("chats.jsonl")`
+"""
+
+import os
+import re
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.data_files import SPLIT_KEYWORDS
+from datasets.exceptions import DatasetsError
+
+from .shards import REPORT, read_shards
+
+
+# File endings and the builders of `datasets` that read them.
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wrote
+WHOLE = "train"  # the split of what has no splits
+
+
+def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Dataset:
+    """
+    A set as it is stored.
+
+    Args:
+        path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow file, folder of
+            such files, or Hub id.
+        name: configuration of a Hub set.
+        split: as `datasets` knows it, `"train[:1000]"` included; sets without splits are `"train"`, and of folders
+            that were prepared or saved there are no parts. Files of a folder are divided by the words in their names.
+
+    Raises:
+        `ValueError`: for a set that is not there, cannot be read, is empty, or lacks the split.
+    """
+    try:
+        rows = _open_local(Path(path), name, split) if Path(path).exists() else load_dataset(path, name, split=split)
+    except (StopIteration, IndexError) as error:  # what `datasets` raises for a JSON file, a saved set without rows
+        raise ValueError(f"The set {path!r} is empty.") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise ValueError(f"The set {path!r} cannot be read: {error}{cause}") from error
+    if len(rows) == 0:
+        raise ValueError(f"The set {path!r} is empty.")
+    return rows
+
+
+def _open_local(path: Path, name: str | None, split: str) -> Dataset:
+    if name is not None:
+        raise ValueError(f"got the configuration {name!r}, which only sets on the Hub have")
+    if (path / REPORT).exists():
+        return _split({WHOLE: read_shards(path)}, split)
+    if any((path / name).is_file() for name in SAVED):
+        saved = load_from_disk(os.fspath(path))
+        return _split(
+            saved if isinstance(saved, DatasetDict) else {str(saved.split or WHOLE): saved, WHOLE: saved}, split
+        )
+    files = {WHOLE: [path]} if path.is_file() else _files_of(path)
+    kinds = {BUILDERS.get(file.suffix) for parts in files.values() for file in parts}
+    builder = kinds.pop() if len(kinds) == 1 else None
+    if builder is None:
+        raise ValueError(f"expected files of one kind that end in {', '.join(BUILDERS)}")
+    data_files = {part: [os.fspath(file) for file in files[part]] for part in files}
+    return load_dataset(builder, data_files=data_files, split=split)
+
+
+def _split(parts: dict[str, Dataset] | DatasetDict, split: str) -> Dataset:
+    if split not in parts:
+        raise ValueError(f"got the split {split!r}; expected one of {', '.join(parts)}")
+    return parts[split]
+
+
+def _files_of(folder: Path) -> dict[str, list[Path]]:
+    """The data files in a folder by split, told by the words that `datasets` goes by on the Hub."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in BUILDERS):
+        words = set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower()))
+        part = next((str(split) for split, known in SPLIT_KEYWORDS.items() if words & set(known)), WHOLE)
+        files.setdefault(part, []).append(file)
+    return files
