@@ -24,6 +24,7 @@ from training_runs import (
     log_of,
     user,
     weights_of,
+    write_chats,
     write_jsonl,
     write_recipe,
 )
@@ -348,6 +349,22 @@ def test_mistakes_end_in_one_line(launch, tmp_path, capsys):
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"messages": [user(heard("gone.wav")), assistant("a dog")]}])
     line = said("--output_dir", str(tmp_path / "other"), "--train_data", str(bad))
     assert line.startswith(f"{bad}, row 0: ") and line.endswith("Base64 audio goes in a `data:` URL.")
+
+
+def test_a_set_that_has_grown_is_another_run(launch, tmp_path, capsys):
+    data = write_chats(tmp_path / "chats", 3)
+    options = ("--train_data", str(data), "--max_steps", "1")
+    assert launch(*options) == 0
+    rows = data.read_text()
+    data.write_text(rows + rows.splitlines()[0] + "\n")
+    assert launch(*options) == 1
+    assert "was started with other options (examples: [6] -> [7])" in capsys.readouterr().err
+
+
+def test_an_adapter_whose_base_is_local_is_not_pushed(launch, tmp_path, capsys):
+    assert launch("--push_to_hub") == 1
+    assert "Compose the base first (falcon3-audio compose)" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "base").exists()
 
 
 def test_errors_that_nobody_expected_are_not_swallowed(launch, monkeypatch):

@@ -324,10 +324,10 @@ def train(
 ) -> AudioGRPOTrainer:
     """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
     check_together(data_args, args)
-    recipe = describe_recipe(model_args, lora_args, data_args, reward_args, args, also=DECIDING_GRPO)
-    checkpoint = begin_run(args, recipe)
     questions = load_questions(data_args.train_data, reward_args.answer_tags)
     held_out = load_questions(data_args.eval_data, reward_args.answer_tags) if data_args.eval_data else None
+    recipe = describe_recipe(model_args, lora_args, data_args, reward_args, args, also=DECIDING_GRPO)
+    checkpoint = begin_run(args, recipe | {"examples": len(questions)})
     with whole_weights(args):
         model, processor = load_model(model_args, args.output_dir, seed=args.seed)
     check_precision(model, args)

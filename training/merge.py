@@ -4,6 +4,7 @@
 
 The base model is `base` in the run's folder if the run composed it, else the one that the adapter names. The result has its
 dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
+A run in 4 bits is merged into the unquantised base, so its logits differ by the quantisation error.
 """
 
 import argparse

@@ -30,18 +30,23 @@ from .trainer import AudioSFTTrainer
 def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataArguments, args: AudioSFTConfig):
     """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
     ################
-    # The run's folder
+    # Data, and the run's folder
     ################
     check_together(data_args, args)
-    recipe = describe_recipe(model_args, lora_args, data_args, args)
+    if args.push_to_hub and model_args.model is None:
+        raise ValueError(
+            "push_to_hub would push an adapter whose base model lies in this run's folder, which nobody could load. "
+            "Compose the base first (falcon3-audio compose), push that, and give it as `model`; or push the merged model."
+        )
+    train_dataset, sizes = load_training_data(data_args.train_data)
+    eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
+    recipe = describe_recipe(model_args, lora_args, data_args, args) | {"examples": sizes}
     checkpoint = begin_run(args, recipe)
     done = TrainerState.load_from_json(str(checkpoint / STATE)).global_step if checkpoint else 0
 
     ################
-    # Data, model, processor
+    # Model, processor
     ################
-    train_dataset, sizes = load_training_data(data_args.train_data)
-    eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
     with whole_weights(args):
         model, processor = load_model(model_args, args.output_dir, seed=args.seed)
     check_precision(model, args)
