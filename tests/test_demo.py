@@ -18,6 +18,10 @@ def test_the_demo_runs_from_end_to_end(tmp_path, capsys):
     row = json.loads((tmp_path / "world" / "test.json").read_text())[0]
     reply = pipe(str(tmp_path / "world" / row["audio_id"]), text=row["question"], max_new_tokens=4)
     assert isinstance(reply[0]["generated_text"], str)
+    assert demo.main([str(tmp_path), "--score", str(tmp_path / "model")]) == 0
+    lines = [line for line in printed.splitlines() if "fed silence" in line]
+    again = [line for line in capsys.readouterr().out.splitlines() if "fed silence" in line]
+    assert again == lines
 
 
 def test_replies_are_compared_word_by_word():

@@ -6,6 +6,7 @@ projector, one stage), merges the adapter, and asks the pipeline about held-out 
 sound and with silence in its place. Started again after it was stopped, it goes on where it was.
 
     python -m falcon3_audio.training.demo runs/demo --seed 0
+    python -m falcon3_audio.training.demo runs/demo --score runs/demo/grpo-model      # another checkpoint
 """
 
 import argparse
@@ -88,14 +89,16 @@ def accuracy(answered: list[dict[str, Any]]) -> dict[str, float]:
     return {name: right[name] / count for name, count in asked.items()}
 
 
-def show(answered: list[dict[str, Any]], deaf: list[dict[str, Any]]):
-    """Ten questions with their answers, and the scores of both."""
+def score(checkpoint: Path, world: Path) -> int:
+    """Prints ten held-out questions with their answers, and the scores with sound and with silence."""
+    answered, deaf = ask(checkpoint, world), ask(checkpoint, world, silence=True)
     for row in answered[:: max(1, len(answered) // 10)][:10]:
         mark = "right" if is_right(row) else f"wrong, it is {row['answer']!r}"
         print(f"  {row['audio_id']}: {row['question']}  ->  {row['reply']!r} ({mark})")
     hears, guesses = accuracy(answered), accuracy(deaf)
     for name in hears:
         print(f"{name:<8} {hears[name]:6.1%} right on clips never heard, {guesses[name]:6.1%} when fed silence")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,7 +109,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help="default: %(default)s")
     parser.add_argument("--test-clips", type=int, default=TEST_CLIPS, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of training (default: %(default)s)")
+    parser.add_argument(
+        "--score",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="only score another checkpoint on the held-out questions of OUT",
+    )
     given, options = parser.parse_known_args(arguments)
+    world = given.output / "world"
+    if given.score:
+        return score(given.score, world)
     if not (BACKBONES / "whisper" / "config.json").exists():
         print(f"demo: the pretrained tiny backbones are not in {BACKBONES}; run it from a clone.", file=sys.stderr)
         return 1
@@ -116,8 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"world made and prepared in {ready - begin:.0f} s", flush=True)
     if train(given.output, given.seed, options):
         return 1
-    checkpoint, world = given.output / "model", given.output / "world"
-    show(ask(checkpoint, world), ask(checkpoint, world, silence=True))
+    checkpoint = given.output / "model"
+    score(checkpoint, world)
     print(f"trained and scored in {time.monotonic() - ready:.0f} s; the model is in {checkpoint}")
     return 0
 
