@@ -28,6 +28,12 @@ def options(recipe):
     return describe_recipe(*parse("--config", recipe, "--output_dir", "anywhere"))
 
 
+@pytest.fixture(scope="module")
+def trained_with(finished_run):
+    """What the finished run recorded: its options, and the sizes of its sets."""
+    return yaml.safe_load((Path(finished_run.args.output_dir) / RECIPE).read_text())
+
+
 @pytest.fixture
 def run(finished_run, tmp_path):
     """A copy of a finished run's folder."""
@@ -58,8 +64,8 @@ def test_a_new_run_records_its_recipe(options, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_a_run_goes_on_from_its_last_whole_checkpoint(options, run, capsys):
-    assert start_or_go_on(run, options) == run / "checkpoint-6"
+def test_a_run_goes_on_from_its_last_whole_checkpoint(trained_with, run, capsys):
+    assert start_or_go_on(run, trained_with) == run / "checkpoint-6"
     (run / "checkpoint-6").rename(run / "checkpoint-10")  # ten is after four
     assert find_checkpoint(run) == run / "checkpoint-10"
     (run / "checkpoint-10" / "trainer_state.json").unlink()
@@ -73,8 +79,8 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(options, run, capsys):
     assert find_checkpoint(run / "nowhere") is None
 
 
-def test_another_recipe_in_the_folder_of_a_run_names_what_changed(options, run):
-    changed = options | {"learning_rate": 0.5, "lora_r": 4}
+def test_another_recipe_in_the_folder_of_a_run_names_what_changed(trained_with, run):
+    changed = trained_with | {"learning_rate": 0.5, "lora_r": 4}
     for gone in ("nothing", "checkpoint-2", "checkpoint-4", "checkpoint-6"):
         shutil.rmtree(run / gone, ignore_errors=True)  # in the end, only the results are there
         with pytest.raises(ValueError) as error:
@@ -83,8 +89,8 @@ def test_another_recipe_in_the_folder_of_a_run_names_what_changed(options, run):
             f"{run} holds a run that was started with other options (lora_r: 8 -> 4, learning_rate: 0.01 -> 0.5). Give "
             "another output_dir, or remove that folder."
         )
-    assert yaml.safe_load((run / RECIPE).read_text()) == options
-    assert start_or_go_on(run, options) is None
+    assert yaml.safe_load((run / RECIPE).read_text()) == trained_with
+    assert start_or_go_on(run, trained_with) is None
 
 
 def test_before_the_first_checkpoint_only_what_was_composed_must_stay(options, tmp_path):
@@ -100,18 +106,18 @@ def test_before_the_first_checkpoint_only_what_was_composed_must_stay(options, t
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_damaged_checkpoint_is_an_error_and_another_can_be_named(options, run, name):
+def test_a_damaged_checkpoint_is_an_error_and_another_can_be_named(trained_with, run, name):
     check_readable(run / "checkpoint-6")
     cut(run / "checkpoint-6" / name)
     with pytest.raises(ValueError) as error:
-        start_or_go_on(run, options)
+        start_or_go_on(run, trained_with)
     message = str(error.value)
     assert message.startswith(f"{run}/checkpoint-6/{name} cannot be read: ")
     assert f"Remove {run}/checkpoint-6" in message and "--resume_from_checkpoint" in message
     # Both ways out that the message offers.
-    assert start_or_go_on(run, options, resume=str(run / "checkpoint-4")) == run / "checkpoint-4"
+    assert start_or_go_on(run, trained_with, resume=str(run / "checkpoint-4")) == run / "checkpoint-4"
     shutil.rmtree(run / "checkpoint-6")
-    assert start_or_go_on(run, options) == run / "checkpoint-4"
+    assert start_or_go_on(run, trained_with) == run / "checkpoint-4"
 
 
 def test_flipped_bits_in_the_optimizer_are_noticed(run):
@@ -123,11 +129,11 @@ def test_flipped_bits_in_the_optimizer_are_noticed(run):
         find_checkpoint(run)
 
 
-def test_a_named_checkpoint_must_be_one(options, run):
+def test_a_named_checkpoint_must_be_one(trained_with, run):
     for name in ("checkpoint-44", "base", "."):
         (run / "trainer_state.json").unlink(missing_ok=True)
         with pytest.raises(ValueError, match=f"{name} is no whole checkpoint"):
-            start_or_go_on(run, options, resume=str(run / name))
+            start_or_go_on(run, trained_with, resume=str(run / name))
 
 
 def test_failed_writes_are_told_from_other_errors(tmp_path):
