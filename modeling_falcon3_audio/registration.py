@@ -1,0 +1,61 @@
+"""Makes transformers know Falcon3-Audio: the Auto classes, the pipeline, and what is saved with a checkpoint.
+
+Runs once, when `falcon3_audio` is imported. Never uploaded; a checkpoint loaded with `trust_remote_code=True` does
+without it.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioEncoderConfig
+from .modeling_falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioForConditionalGeneration, Falcon3AudioModel
+from .modeling_falcon3_audio_encoder import Falcon3AudioEncoder
+from .pipeline_falcon3_audio import AudioTextToTextPipeline
+from .processing import Falcon3AudioProcessor
+
+
+AutoConfig.register(Falcon3AudioEncoderConfig.model_type, Falcon3AudioEncoderConfig)
+AutoConfig.register(Falcon3AudioConfig.model_type, Falcon3AudioConfig)
+AutoProcessor.register(Falcon3AudioConfig, Falcon3AudioProcessor)
+AutoFeatureExtractor.register(Falcon3AudioConfig, WhisperFeatureExtractor)
+AutoModel.register(Falcon3AudioEncoderConfig, Falcon3AudioEncoder)
+AutoModel.register(Falcon3AudioConfig, Falcon3AudioModel)
+for auto_class in (AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForCausalLM):
+    auto_class.register(Falcon3AudioConfig, Falcon3AudioForConditionalGeneration)
+# The any-to-any pipeline and `transformers serve` look for class names in this table, not for registered classes.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[Falcon3AudioConfig.model_type] = Falcon3AudioForConditionalGeneration.__name__
+
+PIPELINE_REGISTRY.register_pipeline(
+    "audio-text-to-text",
+    pipeline_class=AudioTextToTextPipeline,
+    pt_model=AutoModelForMultimodalLM,
+    type="multimodal",
+)
+
+# What is saved carries its code, so that it also loads where this package is not installed.
+Falcon3AudioConfig.register_for_auto_class("AutoConfig")
+Falcon3AudioModel.register_for_auto_class("AutoModel")
+Falcon3AudioForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
+Falcon3AudioProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = [
+    "LORA_TARGET_MODULES",
+    "PRESETS",
+    "AudioTextToTextPipeline",
+    "Falcon3AudioConfig",
+    "Falcon3AudioEncoder",
+    "Falcon3AudioEncoderConfig",
+    "Falcon3AudioForConditionalGeneration",
+    "Falcon3AudioModel",
+    "Falcon3AudioProcessor",
+]
