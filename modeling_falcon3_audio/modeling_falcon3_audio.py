@@ -115,6 +115,13 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def count_audio_tokens(self, input_features_mask: torch.Tensor) -> torch.Tensor:
+        """How many tokens each audio takes, `(audios,)`, by its mask `(audios, frames)`, 1 for real frames."""
+        if self.config.pad_to_window:
+            input_features_mask = self._whole_windows(input_features_mask)
+        lengths = self.audio_tower._get_feat_extract_output_lengths(input_features_mask.bool().sum(-1))
+        return (lengths + self.config.pooling_window - 1) // self.config.pooling_window
+
     def _whole_windows(self, mask: torch.Tensor) -> torch.Tensor:
         """Counts every frame of a begun window as real, as stock Whisper does."""
         window = self.config.audio_config.max_source_positions * FRAMES_PER_POSITION
@@ -328,6 +335,10 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
     ):
         """See [`Falcon3AudioModel.get_audio_features`]."""
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
+
+    def count_audio_tokens(self, input_features_mask: torch.Tensor) -> torch.Tensor:
+        """See [`Falcon3AudioModel.count_audio_tokens`]."""
+        return self.model.count_audio_tokens(input_features_mask)
 
     def _expand_inputs_for_generation(
         self,

@@ -1,0 +1,1 @@
+"""The Gradio Space: talk about a sound in the browser."""

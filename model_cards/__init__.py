@@ -1,0 +1,1 @@
+"""Model cards: one template, facts per checkpoint, results with their provenance."""

@@ -1,0 +1,80 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Encodes a clip once, however many questions and turns there are about it.
+
+Kept is what the projector gives, by content: the digest of a clip's log-mel frames, so that the same sound under another
+name is found as well. The least recently used clips go first when there are too many tokens. Other weights make other
+embeddings: the cache empties itself when weights or adapters were changed. Travels with every saved checkpoint.
+"""
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+
+class AudioCache:
+    """
+    Projected audio of the clips heard last.
+
+    Args:
+        model: has `get_audio_features` and `count_audio_tokens`.
+        max_tokens (`int`): How many audio tokens are kept, of `hidden_size` numbers each; 0 keeps none.
+    """
+
+    def __init__(self, model: torch.nn.Module, max_tokens: int):
+        self.model = model
+        self.max_tokens = max_tokens
+        self._clips: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._state: Any = None
+
+    def embed(self, keys: list[str], input_features: torch.Tensor, input_features_mask: torch.Tensor) -> torch.Tensor:
+        """
+        The audio embeddings of some clips, `(audio tokens of all clips, text hidden_size)`, in order.
+
+        Args:
+            keys: of the clips, from `digests`.
+            input_features (`torch.Tensor` of shape `(clips, num_mel_bins, frames)`)
+            input_features_mask (`torch.Tensor` of shape `(clips, frames)`)
+        """
+        state = self._fingerprint()
+        if state != self._state:
+            self._clips.clear()
+            self._state = state
+        new = {key: row for row, key in enumerate(keys) if key not in self._clips}
+        if new:
+            rows = torch.tensor(list(new.values()), device=input_features.device)
+            mask = input_features_mask[rows]
+            encoded = self.model.get_audio_features(input_features[rows], mask, return_dict=True).pooler_output
+            # A clone each: a part of a larger tensor would keep all of that in memory.
+            parts = [part.clone() for part in encoded.split(self.model.count_audio_tokens(mask).tolist())]
+            self._clips |= zip(new, parts)
+        embeds = [self._clips[key] for key in keys]
+        for key in keys:
+            self._clips.move_to_end(key)
+        while sum(map(len, self._clips.values())) > self.max_tokens:
+            self._clips.popitem(last=False)
+        return torch.cat(embeds)
+
+    def _fingerprint(self) -> list[Any]:
+        """Differs when weights were changed in place or replaced, and when adapters were added, chosen or disabled."""
+        # The count of changes in place is no public attribute of a tensor, and the only way to see them; tensors made
+        # in inference mode have none.
+        state: list[Any] = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.model.parameters()]
+        for module in self.model.modules():
+            # Layers of PEFT's; transformers' models have methods by these names.
+            if isinstance(getattr(module, "disable_adapters", None), bool):
+                state.append((module.disable_adapters, tuple(module.active_adapters)))
+        return state
+
+
+def digests(input_features: torch.Tensor, input_features_mask: torch.Tensor) -> list[str]:
+    """A name for the content of each clip: of features `(clips, num_mel_bins, frames)`, its real frames alone."""
+    names = []
+    for features, mask in zip(input_features, input_features_mask):
+        frames = features[:, mask.bool()].contiguous().cpu().float()
+        names.append(hashlib.sha256(str(tuple(frames.shape)).encode() + frames.numpy().tobytes()).hexdigest())
+    return names
+
+
+__all__ = ["AudioCache", "digests"]

@@ -1,0 +1,153 @@
+"""A clip is encoded once for all questions about it, within a bound, and never again with other weights."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tone
+from transformers import pipeline
+
+from falcon3_audio import LORA_TARGET_MODULES
+from falcon3_audio.audio_cache_falcon3_audio import AudioCache, digests
+
+
+RATE = 16_000
+CLIPS = [tone(0.5, 300), tone(1.3, 1000), tone(0.9, 2000)]
+
+
+@pytest.fixture
+def features(processor):
+    """(input_features, mask) of three clips, padded to the longest."""
+    inputs = processor(
+        text=[processor.audio_token] * 3, audio=CLIPS, sampling_rate=RATE, padding=True, return_tensors="pt"
+    )
+    return inputs["input_features"], inputs["input_features_mask"]
+
+
+@pytest.fixture
+def encoded(model, monkeypatch):
+    """How many clips each call of the encoder got."""
+    counts = []
+    get = model.get_audio_features
+
+    def count(input_features, *args, **kwargs):
+        counts.append(len(input_features))
+        return get(input_features, *args, **kwargs)
+
+    monkeypatch.setattr(model, "get_audio_features", count)
+    return counts
+
+
+def test_embeddings_are_those_of_the_encoder_and_each_clip_is_encoded_once(model, features, encoded):
+    cache = AudioCache(model, max_tokens=1000)
+    keys = digests(*features)
+    with torch.no_grad():
+        expected = model.get_audio_features(*features).pooler_output
+        counts = model.count_audio_tokens(features[1]).tolist()
+        first, second, third = expected.split(counts)
+        encoded.clear()
+        torch.testing.assert_close(cache.embed(keys[:1], features[0][:1], features[1][:1]), first)
+        torch.testing.assert_close(cache.embed(keys, *features), expected)
+        order = [2, 0, 0, 1]
+        again = cache.embed([keys[row] for row in order], features[0][order], features[1][order])
+    torch.testing.assert_close(again, torch.cat([third, first, first, second]))
+    assert encoded == [1, 2]  # the first clip, then the other two together, then none
+
+
+def test_clips_are_told_apart_by_their_real_frames(features):
+    input_features, mask = features
+    names = digests(input_features, mask)
+    assert len(set(names)) == 3
+    assert digests(input_features[:1, :, :70], mask[:1, :70]) == names[:1]  # less padding
+    louder = input_features.clone()
+    louder[0, 0, 0] += 0.01
+    assert digests(louder, mask)[0] != names[0]
+    shorter = mask.clone()
+    shorter[0, int(mask[0].sum()) - 1] = 0
+    assert digests(input_features, shorter)[0] != names[0]
+
+
+def test_the_clip_that_was_not_used_for_longest_goes_first(model, features, encoded):
+    counts = model.count_audio_tokens(features[1]).tolist()
+    cache = AudioCache(model, max_tokens=sum(counts) - 1)
+    keys = digests(*features)
+
+    def ask(row):
+        return cache.embed(keys[row : row + 1], features[0][row : row + 1], features[1][row : row + 1])
+
+    with torch.no_grad():
+        for row in (0, 1, 0, 2):  # the last one pushes 1 out
+            ask(row)
+        encoded.clear()
+        ask(0), ask(2)
+        assert encoded == []
+        ask(1)
+        assert encoded == [1]
+        small = AudioCache(model, max_tokens=1)
+        whole = small.embed(keys, *features)  # more than it may keep is still answered
+        assert len(whole) == sum(counts) and len(small._clips) == 0
+
+
+def test_other_weights_are_other_embeddings(model, features):
+    model = copy.deepcopy(model)
+    cache = AudioCache(model, max_tokens=1000)
+    keys = digests(*features)
+
+    def check_fresh():
+        with torch.no_grad():
+            expected = model.get_audio_features(*features).pooler_output
+            torch.testing.assert_close(cache.embed(keys, *features), expected)
+        return expected
+
+    before = check_fresh()
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_1.weight.mul_(2)
+    changed = check_fresh()
+    assert not torch.allclose(before, changed)
+    model.model.audio_tower.layers[0].fc1.weight = torch.nn.Parameter(
+        torch.randn_like(model.model.audio_tower.layers[0].fc1.weight)
+    )
+    assert not torch.allclose(changed, check_fresh())
+    adapted = get_peft_model(
+        model, LoraConfig(target_modules=LORA_TARGET_MODULES["audio_tower"], init_lora_weights=False)
+    )
+    with_adapter = check_fresh()
+    with adapted.disable_adapter():
+        assert not torch.allclose(with_adapter, check_fresh())
+    torch.testing.assert_close(check_fresh(), with_adapter)
+
+
+def test_the_pipeline_encodes_a_clip_once_for_all_questions_and_turns(checkpoint, monkeypatch):
+    options = dict(model=checkpoint, max_new_tokens=8, do_sample=False)
+    pipe, without = (
+        pipeline("audio-text-to-text", **options),
+        pipeline("audio-text-to-text", audio_cache_tokens=0, **options),
+    )
+    windows = []
+    forward = type(pipe.model.model.audio_tower).forward
+    monkeypatch.setattr(
+        type(pipe.model.model.audio_tower),
+        "forward",
+        lambda self, features, *args, **kwargs: (
+            windows.append(len(features)) or forward(self, features, *args, **kwargs)
+        ),
+    )
+    clips, texts = [CLIPS[0], CLIPS[1], CLIPS[0], CLIPS[1]], ["What?", "What?", "Why?", "Where?"]
+    expected = without(clips, text=texts, sampling_rate=RATE, batch_size=2)
+    assert windows == [2, 2]
+    windows.clear()
+    got = pipe(clips, text=texts, sampling_rate=RATE, batch_size=2)
+    assert [row[0]["generated_text"] for row in got] == [row[0]["generated_text"] for row in expected]
+    assert windows == [2]
+    chat = pipe(CLIPS[0], text="What?", sampling_rate=RATE, return_full_text=True)[0]["generated_text"]
+    turn = [*chat, {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    assert pipe(turn)[0]["generated_text"] == without(turn)[0]["generated_text"]
+    assert windows == [2, 1]  # only the one without a cache
+    assert pipe(text="Hello?")[0]["generated_text"] == without(text="Hello?")[0]["generated_text"]
+    both = pipe([[CLIPS[2], CLIPS[0]]], text="Which?", sampling_rate=RATE)
+    assert (
+        both[0][0]["generated_text"]
+        == without([[CLIPS[2], CLIPS[0]]], text="Which?", sampling_rate=RATE)[0][0]["generated_text"]
+    )
+    assert windows == [2, 1, 1, 2]
