@@ -27,6 +27,7 @@ from .modeling_falcon3_audio_encoder import (
     Falcon3AudioPreTrainedModel,
     average_pool,
 )
+from .shared_prefix_falcon3_audio import shared_prefix_mask
 
 
 # PEFT `target_modules` per tower. Bare names such as "q_proj" match Whisper's layers as well as the language model's.
@@ -202,6 +203,8 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        prefix_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Falcon3AudioModelOutputWithPast:
         r"""
@@ -213,6 +216,9 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*): 1 for real frames.
             audio_embeds (`torch.Tensor` of shape `(audio tokens, hidden_size)`, *optional*):
                 Audio that `get_audio_features` encoded before (its `pooler_output`), instead of `input_features`.
+            segment_ids, prefix_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Of rows in which questions share their audio, with `position_ids`: see [`shared_prefix_mask`].
+                They take the place of `attention_mask`.
 
         Raises:
             `ValueError`: if audio and audio tokens do not match, one is there without the other, or both or neither
@@ -232,6 +238,10 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         elif input_ids is not None and input_ids.shape[1] > 1 and not _holds_a_prompt(past_key_values):
             self._check_no_audio_expected(input_ids)
 
+        if segment_ids is not None:
+            if prefix_ids is None or position_ids is None or past_key_values is not None:
+                raise ValueError("`segment_ids` need `prefix_ids` and `position_ids`, and no `past_key_values`.")
+            attention_mask = shared_prefix_mask(self.config.text_config, inputs_embeds, segment_ids, prefix_ids)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

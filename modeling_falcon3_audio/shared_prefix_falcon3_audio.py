@@ -1,0 +1,57 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Rows in which several questions share one audio prefix, and who sees whom in them.
+
+A row is made of segments: a prefix (the audio and what comes before it), and after it branches, each a question with its
+answer, that see the prefix and themselves; then, perhaps, another prefix with branches of its own. Positions restart
+after the prefix, so that every token has the hidden state that it would have in a row with its own question alone. The
+collator makes such rows; the model asks for the mask here. Travels with every saved checkpoint.
+"""
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+
+
+MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
+
+
+def shared_prefix_mask(
+    config: PreTrainedConfig, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor, prefix_ids: torch.Tensor
+):
+    """
+    The language model's attention mask for rows with shared prefixes.
+
+    Args:
+        config: of the language model.
+        inputs_embeds (`torch.Tensor` of shape `(rows, tokens, hidden_size)`)
+        segment_ids (`torch.LongTensor` of shape `(rows, tokens)`): the segment of each token, 0 for padding.
+        prefix_ids (`torch.LongTensor` of shape `(rows, tokens)`): the segment that each token's segment goes on from;
+            its own for a prefix.
+
+    Returns:
+        What the attention implementation takes: a 4-D tensor for sdpa and eager, a `BlockMask` for flex attention.
+
+    Raises:
+        `ValueError`: for attention without a mask (flash attention), or a language model that does not look at all
+        tokens in every layer.
+    """
+    if config._attn_implementation not in MASKED_ATTENTION:
+        raise ValueError(
+            f"Rows with shared prefixes need attention with a mask: set attn_implementation to one of "
+            f"{', '.join(MASKED_ATTENTION)}, got {config._attn_implementation!r}."
+        )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"Rows with shared prefixes need a language model with full attention in every layer, got {sorted(kinds)}. "
+            "Train it with one question per row."
+        )
+
+    def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        seen = segment_ids[row, key]
+        return (seen == segment_ids[row, query]) | (seen == prefix_ids[row, query])
+
+    return create_causal_mask(config, inputs_embeds, attention_mask=None, past_key_values=None, and_mask_function=sees)
+
+
+__all__ = ["shared_prefix_mask"]
