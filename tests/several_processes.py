@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from falcon3_audio.training.processes import leave_group
 from falcon3_audio.training.sft import main
 
 
@@ -38,3 +39,4 @@ if __name__ == "__main__":
         codes.append(main([argument.replace("RANK", rank) for argument in arguments] + extra))
     report = {"codes": codes, "classes": sorted(classes)}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
+    leave_group(0)

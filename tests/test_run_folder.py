@@ -52,7 +52,13 @@ def test_a_recipe_is_what_decides_the_result(options, recipe):
     # The same result, cut and run in another way.
     other = ("--per_device_train_batch_size", "4", "--save_steps", "3", "--logging_steps", "7", "--report_to", "wandb")
     assert describe_recipe(*parse("--config", recipe, "--output_dir", "elsewhere", *other)) == options
-    for changed in (("--seed", "7"), ("--neftune_noise_alpha", "5"), ("--lora_r", "4"), ("--global_batch_size", "8")):
+    for changed in (
+        ("--seed", "7"),
+        ("--neftune_noise_alpha", "5"),
+        ("--questions_per_row", "1"),
+        ("--lora_r", "4"),
+        ("--global_batch_size", "8"),
+    ):
         assert describe_recipe(*parse("--config", recipe, "--output_dir", "anywhere", *changed)) != options, changed
 
 

@@ -183,6 +183,13 @@ class AudioSFTConfig(SFTConfig):
         default=2048,
         metadata={"help": "Longest example in tokens, audio included. Longer text is cut and counted, audio never."},
     )
+    questions_per_row: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most questions about a clip that share its audio in one row (default: all). 1: each has a row and "
+            "an encoder pass of its own."
+        },
+    )
     # On unless it is set to something under either of its names (transformers renames `gradient_checkpointing`).
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # TRL knows no "not set"
         default=None, metadata={"help": "Old name of activation_checkpointing."}
@@ -214,6 +221,8 @@ class AudioSFTConfig(SFTConfig):
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
+        if self.questions_per_row is not None and self.questions_per_row < 1:
+            raise ValueError(f"questions_per_row must be at least 1, or null for all; got {self.questions_per_row}.")
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = True
         # The processor prepares the rows in the collator; TRL must not tokenize them.

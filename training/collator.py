@@ -5,6 +5,9 @@ markers). Audio is never cut: an example over `max_length` loses the end of its 
 question alone are too long or a clip exceeds the processor's `max_audio_seconds`; both are counted in the batch. A batch
 always holds a clip, so that encoder and projector get a gradient on every device; one without any gets a hundredth of
 a second of silence that nothing is learned from.
+
+Questions about one clip that come together share its audio: it is decoded and encoded once, and stands once in a row, with
+each question and answer behind it as a branch of its own (rows.py). Losses are those of separate rows.
 """
 
 from collections.abc import Sequence
@@ -18,10 +21,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor
 
+from .rows import IGNORED, fill_rows, join_branches, pad_rows
 
-IGNORED = -100  # the label of what is not learned, as in torch's cross entropy
+
 # What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
 COUNTERS = ("num_shortened", "num_dropped")
+QUESTIONS = "num_questions"
+SILENCE = np.zeros(SAMPLING_RATE // 100, dtype=np.float32)
+Chat = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -33,36 +40,77 @@ class AudioChatCollator:
     Args:
         processor (`Falcon3AudioProcessor`): The one that belongs to the model.
         max_length (`int`, *optional*): Longest example in tokens, audio included. `None`: no limit.
+        share_audio (`bool`): Whether examples with the same `clip` share a row and its audio.
     """
 
     processor: Falcon3AudioProcessor
     max_length: int | None = None
+    share_audio: bool = False
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
             examples: Rows with `messages`, chats as `Falcon3AudioProcessor.apply_chat_template` takes them, and
-                *optionally* `origin`, what errors call them.
+                *optionally* `origin`, what errors call them, and `clip`, alike in chats that differ only in what comes
+                after their one clip.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` of shape `(rows, tokens)`, padded on the right;
             `input_features` `(audios, mel bands, frames)` and `input_features_mask` `(audios, frames)`; and the
-            scalars `num_shortened` and `num_dropped`.
+            scalars `num_questions`, `num_shortened` and `num_dropped`. If a clip is shared also `position_ids`,
+            `segment_ids` and `prefix_ids`, see rows.py.
 
         Raises:
             `ValueError`: for an example that has no answer, that the chat template refuses or whose audio cannot be
                 used, by its `origin`.
         """
-        encoded = [self._encode(example) for example in examples]
-        fitting = [self._fit(row) for row in encoded]
-        rows = [row for row in fitting if row is not None]
-        shortened = sum(row is not None and row is not whole for row, whole in zip(fitting, encoded))
-        counters = {"num_shortened": shortened, "num_dropped": len(fitting) - len(rows)}
-        if not any("input_features" in row for row in rows):
-            rows.append(self._silent_row())
-        return self._pad(rows) | {name: torch.tensor(count) for name, count in counters.items()}
+        groups = [self._encode_clip(clip) for clip in self._by_clip(examples)]
+        fitting = [[self._fit(chat) for chat in group] for group in groups]
+        kept = [[chat for chat in group if chat is not None] for group in fitting]
+        counts = {
+            QUESTIONS: sum(map(len, kept)),
+            COUNTERS[0]: sum(
+                chat is not None and chat is not whole
+                for group, wholes in zip(fitting, groups)
+                for chat, whole in zip(group, wholes)
+            ),
+            COUNTERS[1]: len(examples) - sum(map(len, kept)),
+        }
+        kept = [group for group in kept if group]
+        if not any("input_features" in group[0] for group in kept):
+            kept.append([self._silent_row()])
+        shares = any(len(group) > 1 for group in kept)
+        batch = self._share(kept) if shares else self._pad([group[0] for group in kept])
+        return batch | {name: torch.tensor(count) for name, count in counts.items()}
 
-    def _encode(self, example: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    def _by_clip(self, examples: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        clips: dict[Any, list[dict[str, Any]]] = {}
+        for number, example in enumerate(examples):
+            clip = example.get("clip") if self.share_audio else None
+            clips.setdefault(number if clip is None else clip, []).append(example)
+        return list(clips.values())
+
+    def _encode_clip(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None]:
+        """Examples about one clip, which is decoded for the first of them alone; the others have its tokens."""
+        first = self._encode(examples[0])
+        if first is None:
+            return [None] * len(examples)
+        return [first, *(self._encode_words(example, first) for example in examples[1:])]
+
+    def _encode_words(self, example: dict[str, Any], first: Chat) -> Chat:
+        """An example with silence instead of its clip, which gets as many audio tokens as the clip has in `first`."""
+        silent = self._encode(example | {"messages": _silenced(example["messages"])})
+        if silent is None:
+            raise ValueError(f"{example.get('origin')}: a hundredth of a second exceeds the processor's limit.")
+        token = self.processor.audio_token_id
+        places = torch.nonzero(silent["input_ids"] == token).flatten()
+        start, end = int(places[0]), int(places[-1]) + 1
+        count = int((first["input_ids"] == token).sum())
+        filling = {"input_ids": torch.full((count,), token), "labels": torch.full((count,), IGNORED)}
+        words = {name: torch.cat([silent[name][:start], filling[name], silent[name][end:]]) for name in filling}
+        return first | words
+
+    def _encode(self, example: dict[str, Any]) -> Chat | None:
         """One example: 1-D `input_ids` and `labels`, and the features of its audios; `None` if a clip is too long."""
         options = {"return_labels": True, "truncation": False}
         try:
@@ -75,7 +123,7 @@ class AudioChatCollator:
             raise ValueError(f"{example.get('origin', 'A training example')}: {error}") from error
         return {name: value[0] if name in ("input_ids", "labels") else value for name, value in row.items()}
 
-    def _fit(self, row: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+    def _fit(self, row: Chat | None) -> Chat | None:
         """The row within `max_length`: as it is, without the end of its text, or `None` where that is not enough."""
         if row is None or self.max_length is None or len(row["input_ids"]) <= self.max_length:
             return row
@@ -85,13 +133,21 @@ class AudioChatCollator:
             return None
         return row | {name: row[name][: self.max_length] for name in ("input_ids", "labels")}
 
-    def _silent_row(self) -> dict[str, torch.Tensor]:
-        silence = np.zeros(SAMPLING_RATE // 100, dtype=np.float32)
-        row = self.processor(text=self.processor.audio_token, audio=silence, sampling_rate=SAMPLING_RATE)
+    def _silent_row(self) -> Chat:
+        row = self.processor(text=self.processor.audio_token, audio=SILENCE, sampling_rate=SAMPLING_RATE)
         ids = row["input_ids"][0]
         return dict(row) | {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
 
-    def _pad(self, rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _share(self, groups: Sequence[Sequence[Chat]]) -> dict[str, torch.Tensor]:
+        rows = fill_rows([join_branches(group, self.processor.audio_token_id) for group in groups])
+        audio = [audio for row in rows for unit in row for audio in unit.audio]
+        features, masks = (
+            join_on_time([clip[name] for clip in audio]) for name in ("input_features", "input_features_mask")
+        )
+        padded = pad_rows(rows, self.processor.tokenizer.pad_token_id)
+        return padded | {"input_features": features, "input_features_mask": masks}
+
+    def _pad(self, rows: Sequence[Chat]) -> dict[str, torch.Tensor]:
         ids = [row["input_ids"] for row in rows]
         features = [row["input_features"] for row in rows if "input_features" in row]
         masks = [row["input_features_mask"] for row in rows if "input_features" in row]
@@ -102,6 +158,17 @@ class AudioChatCollator:
             "input_features": join_on_time(features),
             "input_features_mask": join_on_time(masks),
         }
+
+
+def _silenced(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat with a hundredth of a second of silence instead of each clip."""
+    silent = {"type": "audio", "audio": SILENCE, "sampling_rate": SAMPLING_RATE}
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message | {"content": [silent if item["type"] == "audio" else item for item in message["content"]]}
+        for message in messages
+    ]
 
 
 def join_on_time(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,8 @@
 A set holds chats (`messages`) or clips with all their questions in one row (`questions`, as `open_asqa prepare` writes
 them); each question becomes an example of its own. Only (set, row, question) is held in memory; rows are looked up in the
 memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
-`{"messages": [...], "origin": "set, row 7, question 2"}`, every audio item with its source in it.
+`{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, every audio item with its source in it; `clip`
+is `None` for chats, which are not about one clip alone.
 """
 
 import os
@@ -38,6 +39,13 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
     }
     examples = Dataset.from_dict(columns).with_transform(_Reader(sets))
     return examples, [len(part) for part in parts]
+
+
+def questions_per_clip(examples: Dataset, sizes: Sequence[int]) -> list[np.ndarray]:
+    """How many examples each row of each set has, `(rows with any,)` for each set, in the order of the set."""
+    rows = examples.with_format("numpy")["row"][:]
+    parts = np.split(rows, np.cumsum(sizes)[:-1])
+    return [np.diff(np.flatnonzero(np.diff(part, prepend=-1, append=-1))) for part in parts]
 
 
 def _open(source: DataSource) -> Dataset:
@@ -90,17 +98,18 @@ class _Reader:
 
     def __call__(self, index: dict[str, list[int]]) -> dict[str, list[Any]]:
         examples = [self._read(*key) for key in zip(index["set"], index["row"], index["question"])]
-        return {name: [example[name] for example in examples] for name in ("messages", "origin")}
+        return {name: [example[name] for example in examples] for name in ("messages", "origin", "clip")}
 
     def _read(self, number: int, row: int, question: int) -> dict[str, Any]:
         source, rows = self.sets[number]
-        origin = f"{source.path}, row {row}" + ("" if question == WHOLE_ROW else f", question {question}")
+        clip = None if question == WHOLE_ROW else f"{source.path}, row {row}"
+        origin = f"{source.path}, row {row}" if clip is None else f"{clip}, question {question}"
         example = rows[row]
         folder = Path(source.path)
         folder = folder if folder.is_dir() else folder.parent
         try:
             messages = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
-            return {"messages": fill_in(messages, clips_of(example), folder), "origin": origin}
+            return {"messages": fill_in(messages, clips_of(example), folder), "origin": origin, "clip": clip}
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 

@@ -28,7 +28,7 @@ from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments,
 from .collator import join_on_time
 from .data import load_training_data
 from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32
-from .processes import begin_run, check_same_strategy, whole_weights
+from .processes import begin_run, check_same_strategy, leave_group, whole_weights
 from .recipe import run_recipe
 from .run_folder import STATE, describe_recipe
 
@@ -361,4 +361,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave_group(main()))

@@ -1,18 +1,17 @@
 """What a run is about to do, printed before it starts: what is trained, in what precision, how much per step, how long."""
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
 
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .arguments import LoraArguments
-from .collator import COUNTERS, AudioChatCollator
+from .collator import QUESTIONS
 from .model import PROJECTOR, count_parameters
 from .trainer import AudioSFTTrainer
 
 
-SAMPLE = 32  # examples that are read to estimate a step
+SAMPLE = 32  # questions that are read to estimate a step
 
 
 def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: int, done: int) -> str:
@@ -47,25 +46,28 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     )
     steps = math.ceil(math.ceil(len(trainer.sampler) / global_batch) * arguments.num_train_epochs)
     steps = arguments.max_steps if arguments.max_steps > 0 else steps
-    tokens, seconds = estimate_example(trainer.data_collator, trainer.train_dataset)
+    tokens, seconds = estimate_example(trainer)
     lines.append(
         (
             "a step",
             f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of sound "
-            f"(mean of {min(SAMPLE, len(trainer.train_dataset))} examples)",
+            f"(mean of the first {min(SAMPLE, len(trainer.sampler))} questions)",
         )
     )
     lines.append(("steps", f"{steps - done} to go of {steps}, {len(trainer.sampler):,} questions per epoch"))
     return "\n".join(f"{name:<22} {text}" for name, text in lines)
 
 
-def estimate_example(collator: AudioChatCollator, examples: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Mean tokens and audio seconds of an example, from some that are spread evenly over the set."""
-    count = min(SAMPLE, len(examples))
-    batch = collator([examples[index * len(examples) // count] for index in range(count)])
-    kept = max(1, count - int(batch[COUNTERS[1]]))
-    tokens, frames = int(batch["attention_mask"].sum()), int(batch["input_features_mask"].sum())
-    return tokens / kept, frames / FRAMES_PER_SECOND / kept
+def estimate_example(trainer: AudioSFTTrainer) -> tuple[float, float]:
+    """Mean tokens and audio seconds per question, over the first batches that will be asked; `SAMPLE` questions or more."""
+    order = iter(trainer.sampler)
+    questions = tokens = frames = 0
+    while questions < SAMPLE and (indices := list(itertools.islice(order, trainer.args.train_batch_size))):
+        batch = trainer.data_collator([trainer.train_dataset[index] for index in indices])
+        questions += int(batch[QUESTIONS])
+        tokens += int(batch["attention_mask"].sum())
+        frames += int(batch["input_features_mask"].sum())
+    return tokens / max(1, questions), frames / FRAMES_PER_SECOND / max(1, questions)
 
 
 def _precision(trainer: AudioSFTTrainer) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
@@ -72,3 +73,13 @@ def check_same_strategy(checkpoint: Path, trainer: Trainer):
             f"{checkpoint} was written by {' or '.join(writers) or 'nothing that is known here'}, this run is one of "
             f"{strategy}. Go on with the config of training/accelerate that the run was started with."
         )
+
+
+def leave_group(code: int) -> int:
+    """
+    Ends what this process had in common with others, as the last thing it does, and hands on its exit code. Left to the
+    interpreter's end, the group's threads now and then abort a process whose work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return code

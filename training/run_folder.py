@@ -27,7 +27,7 @@ BASE = "base"  # the model that a run composed, see `load_model`
 DECIDING = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("max_length", "loss_type", "bf16", "fp16", "seed", "data_seed"),
+    *("max_length", "questions_per_row", "loss_type", "bf16", "fp16", "seed", "data_seed"),
     *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
 )
 # Options that decide what is composed.

@@ -3,12 +3,21 @@
 A resumed run therefore continues at the exact example, and skipping to it reads no data. Sets are mixed by weight, which
 is the number of passes over a set per epoch: an endless sequence of reshuffled passes is cut into stretches of
 `weight * size`, one per epoch, so that half weights see the other half in the next epoch.
+
+Questions about one clip stay together, so that they can share its audio (see collator.py): chance decides their order,
+which of them form a group if there are more than a row may have, and when the group is asked. Groups are put into
+batches whole wherever one fits; only what no batch has room for is cut in two.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+
+# How many groups are looked at for one that fits into what is left of a batch.
+LOOK_AHEAD = 64
 
 
 class MixtureSampler(Sampler[int]):
@@ -19,12 +28,25 @@ class MixtureSampler(Sampler[int]):
         sizes: examples of each set.
         weights: passes over each set per epoch, above 0.
         seed: 0 or more.
+        clips: of each set, how many examples each clip has, `(clips,)` of integers, in the order of the set.
+        questions_per_row: the most examples about one clip that stay together; `None` for all, 1 for none.
+        batch_size: examples per batch, which groups are fitted into.
 
     Raises a `ValueError` for an empty set, or a weight so small that an epoch takes nothing of a set.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int = 0):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        seed: int = 0,
+        clips: Sequence[np.ndarray] | None = None,
+        questions_per_row: int | None = 1,
+        batch_size: int = 1,
+    ):
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
+        self.clips, self.batch_size = clips, batch_size
+        self.questions_per_row = 1 if clips is None else questions_per_row
         self.counts = [round(weight * size) for weight, size in zip(weights, sizes)]
         for number, (size, count) in enumerate(zip(self.sizes, self.counts)):
             if count < 1:
@@ -42,20 +64,45 @@ class MixtureSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         offset, parts = 0, []
+        groups: list[torch.Tensor] = []
         for number, (size, count) in enumerate(zip(self.sizes, self.counts)):
-            parts.append(self._stretch(number, size, self.epoch * count, count) + offset)
+            indices, group = self._stretch(number, size, self.epoch * count, count)
+            parts.append(indices + offset)
+            groups.append(group + (groups[-1][-1] + 1 if groups else 0))
             offset += size
-        mixed = torch.cat(parts)
-        order = torch.randperm(len(mixed), generator=self._generator(len(self.sizes), self.epoch))
-        for chunk in mixed[order].split(1 << 16):  # a list of ten million Python integers would take 400 MB
-            yield from chunk.tolist()
+        generator = self._generator(len(self.sizes), self.epoch)
+        order, lengths = _shuffle_groups(torch.cat(groups), generator)
+        mixed = torch.cat(parts)[order]
+        if self.questions_per_row == 1:
+            return _in_chunks(mixed)
+        return iter(_fit_batches(mixed, lengths, self.batch_size))
 
-    def _stretch(self, number: int, size: int, start: int, count: int) -> torch.Tensor:
-        """`count` indices from position `start` of the endless sequence of reshuffled passes over a set."""
+    def _stretch(self, number: int, size: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        `count` indices from position `start` of the endless sequence of reshuffled passes over a set, and the number
+        of the group that each belongs to, growing from 0.
+        """
         first, last = start // size, (start + count - 1) // size
-        passes = [torch.randperm(size, generator=self._generator(number, turn)) for turn in range(first, last + 1)]
+        passes = [self._pass(number, size, turn) for turn in range(first, last + 1)]
         begin = start - first * size
-        return torch.cat(passes)[begin : begin + count]
+        indices = torch.cat([indices for indices, _ in passes])[begin : begin + count]
+        ends = torch.cat([group.diff(prepend=group[:1] - 1) for _, group in passes])[begin : begin + count]
+        return indices, ends.clamp(max=1).cumsum(0) - ends[:1].clamp(max=1)
+
+    def _pass(self, number: int, size: int, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All indices of a set, shuffled, and their groups, growing from 0."""
+        generator = self._generator(number, turn)
+        order = torch.randperm(size, generator=generator)
+        counts = torch.ones(1) if self.clips is None else torch.as_tensor(self.clips[number])
+        if self.questions_per_row == 1 or (counts == 1).all():
+            return order, torch.arange(size)
+        clip = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        by_clip = order[torch.argsort(clip[order], stable=True)]
+        place = torch.arange(size) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        limit = self.questions_per_row or size
+        begins = place % limit == 0
+        order, lengths = _shuffle_groups(begins.cumsum(0) - 1, generator)
+        return by_clip[order], torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
     def _generator(self, *key: int) -> torch.Generator:
         # A mix of the numbers that no other key gives: randperm is seeded by one integer only.
@@ -63,3 +110,42 @@ class MixtureSampler(Sampler[int]):
         for number in key:
             mixed = (mixed * 1_000_003 + number + 1) % (1 << 61)
         return torch.Generator().manual_seed(mixed)
+
+
+def _shuffle_groups(groups: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where to take each place from so that runs of equal numbers stay together, and the lengths of the runs."""
+    lengths = torch.unique_consecutive(groups, return_counts=True)[1]
+    order = torch.randperm(len(lengths), generator=generator)
+    if len(lengths) == len(groups):
+        return order, lengths
+    starts = (lengths.cumsum(0) - lengths)[order]
+    lengths = lengths[order]
+    within = torch.arange(len(groups)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    return torch.repeat_interleave(starts, lengths) + within, lengths
+
+
+def _in_chunks(indices: torch.Tensor) -> Iterator[int]:
+    for chunk in indices.split(1 << 16):  # a list of ten million Python integers would take 400 MB
+        yield from chunk.tolist()
+
+
+def _fit_batches(indices: torch.Tensor, lengths: torch.Tensor, batch_size: int) -> Iterator[int]:
+    """The groups one after another, in an order in which they seldom lie across the end of a batch."""
+    ends = lengths.cumsum(0).numpy()
+    upcoming = iter(zip((ends - lengths.numpy()).tolist(), ends.tolist()))
+    waiting = list(_take(upcoming, LOOK_AHEAD))
+    room = batch_size
+    while waiting:
+        chosen = next((place for place, (start, end) in enumerate(waiting) if end - start <= room), 0)
+        start, end = waiting.pop(chosen)
+        taken = min(end - start, room)
+        yield from indices[start : start + taken].tolist()
+        if start + taken < end:
+            waiting.insert(0, (start + taken, end))
+        else:
+            waiting.extend(_take(upcoming, 1))
+        room = room - taken or batch_size
+
+
+def _take(groups: Iterator[tuple[int, int]], count: int) -> Iterator[tuple[int, int]]:
+    return (group for _, group in zip(range(count), groups))

@@ -17,11 +17,11 @@ from transformers import TrainerState
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_together
 from .collator import AudioChatCollator
-from .data import load_training_data
+from .data import load_training_data, questions_per_clip
 from .loss_curve import plot_loss
 from .model import check_precision, choose_trained_weights, load_model
 from .plan import describe_plan
-from .processes import begin_run, check_same_strategy, whole_weights
+from .processes import begin_run, check_same_strategy, leave_group, whole_weights
 from .recipe import run_recipe
 from .run_folder import STATE, describe_recipe
 from .trainer import AudioSFTTrainer
@@ -62,8 +62,10 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
         eval_dataset=eval_dataset,
         set_sizes=sizes,
         set_weights=[source.weight for source in data_args.train_data],
+        clips=questions_per_clip(train_dataset, sizes),
+        questions_per_row=args.questions_per_row,
         processing_class=processor,
-        data_collator=AudioChatCollator(processor, args.max_length),
+        data_collator=AudioChatCollator(processor, args.max_length, share_audio=args.questions_per_row != 1),
         peft_config=peft_config,
     )
     if checkpoint:
@@ -93,4 +95,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave_group(main()))

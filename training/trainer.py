@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -19,7 +20,7 @@ from trl import SFTTrainer
 
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
-from .collator import COUNTERS, IGNORED
+from .collator import COUNTERS, IGNORED, QUESTIONS
 from .model import train_in_float32
 from .sampler import MixtureSampler
 
@@ -42,13 +43,25 @@ class AudioSFTTrainer(SFTTrainer):
     Args:
         set_sizes: examples of each set that `train_dataset` is made of, in order (see `load_training_data`).
         set_weights: passes over each set per epoch.
+        clips: examples of each clip, by set (see `questions_per_clip`).
+        questions_per_row: the most questions about a clip that come together, `None` for all.
         *args, **kwargs: those of `SFTTrainer`.
     """
 
-    def __init__(self, *args, set_sizes: Sequence[int], set_weights: Sequence[float], **kwargs):
+    def __init__(
+        self,
+        *args,
+        set_sizes: Sequence[int],
+        set_weights: Sequence[float],
+        clips: Sequence[np.ndarray] | None = None,
+        questions_per_row: int | None = 1,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.sampler = MixtureSampler(set_sizes, set_weights, seed)
+        self.sampler = MixtureSampler(
+            set_sizes, set_weights, seed, clips, questions_per_row, self.args.train_batch_size
+        )
         self.add_callback(_EpochOrder(self.sampler))
         self._seen: Counter[str] = Counter()  # on this device, since the last log
         self._last_log = time.monotonic()
@@ -78,7 +91,7 @@ class AudioSFTTrainer(SFTTrainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        counts = {name: inputs.pop(name, 0) for name in COUNTERS}
+        counts = {name: inputs.pop(name, 0) for name in (QUESTIONS, *COUNTERS)}
         if model.training:
             self._count(inputs, counts)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -92,9 +105,9 @@ class AudioSFTTrainer(SFTTrainer):
         return result
 
     def _count(self, inputs: dict[str, torch.Tensor], counts: dict[str, Any]):
-        questions = (inputs["labels"] != IGNORED).any(-1)  # not the collator's row of silence
-        self._seen["samples"] += int(questions.sum())
-        self._seen["tokens"] += int(inputs["attention_mask"][questions].sum())
+        self._seen["samples"] += int(counts.pop(QUESTIONS))
+        learned = (inputs["labels"] != IGNORED).any(-1)  # not the collator's row of silence
+        self._seen["tokens"] += int(inputs["attention_mask"][learned].sum())
         self._seen["audio_seconds"] += int(inputs["input_features_mask"].sum()) / FRAMES_PER_SECOND
         for name, count in counts.items():
             self._seen[name] += int(count)

@@ -1,0 +1,149 @@
+"""Questions that share a clip's audio: the same losses as in rows of their own, and batches that hold clips whole."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from tiny import tone
+from torch.nn.functional import cross_entropy
+from training_runs import assistant, user
+
+from falcon3_audio.training.collator import AudioChatCollator
+from falcon3_audio.training.rows import IGNORED, fill_rows, join_branches, pad_rows
+from falcon3_audio.training.sampler import MixtureSampler
+
+
+def asked(clip, name, *pairs):
+    """Questions about one clip, as the training data gives them."""
+    audio = {"type": "audio", "audio": clip, "sampling_rate": 16_000}
+    return [
+        {"messages": [user(audio, {"type": "text", "text": text}), assistant(answer)], "clip": name, "origin": name}
+        for text, answer in pairs
+    ]
+
+
+@pytest.fixture
+def examples():
+    """Eight questions about three clips, not in order; one question is asked twice with other answers."""
+    dog = asked(
+        tone(0.9, 300), "dog", ("What is it?", "a dog"), ("What is it?", "a bell"), ("What?", "a dog, I think")
+    )
+    bell = asked(tone(0.5, 900), "bell", ("Why?", "it rings"), ("How long is it?", "half a second"))
+    cat = asked(tone(0.2, 500), "cat", ("Is it loud?", "yes"))
+    chat = [{"messages": [user("Hi"), assistant("ho")], "clip": None}] * 2
+    return [dog[0], bell[0], chat[0], dog[1], cat[0], bell[1], dog[2], chat[1]]
+
+
+def answer_losses(model, batch):
+    """The loss of each answer token, by the answer tokens before it and itself: sorted, since rows are not in order."""
+    inputs = {name: value for name, value in batch.items() if not name.startswith("num_")}
+    labels = inputs.pop("labels")[:, 1:]
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, :-1]
+    kept = labels != IGNORED
+    return cross_entropy(logits[kept], labels[kept], reduction="none").sort().values
+
+
+def test_losses_are_those_of_rows_of_their_own(model, processor, examples):
+    shared = AudioChatCollator(processor, share_audio=True)(examples)
+    apart = AudioChatCollator(processor)(examples)
+    assert int(shared["num_questions"]) == int(apart["num_questions"]) == 8
+    assert shared["input_features"].shape[0] == 3 and apart["input_features"].shape[0] == 6
+    assert shared["attention_mask"].sum() < apart["attention_mask"].sum()
+    ours, theirs = answer_losses(model, shared), answer_losses(model, apart)
+    assert len(theirs) == int((apart["labels"] != IGNORED).sum())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_what_is_learned_is_each_answer_with_its_end(processor, examples):
+    batch = AudioChatCollator(processor, share_audio=True)(examples)
+    answers = []
+    for ids, segments in zip(batch["labels"], batch["segment_ids"]):
+        for segment in segments.unique():
+            kept = ids[(segments == segment) & (ids != IGNORED)]
+            if len(kept):
+                answers.append(processor.tokenizer.decode(kept))
+    end = "<|endoftext|>"
+    expected = ["a dog", "a bell", "a dog, I think", "it rings", "half a second", "yes", "ho", "ho"]
+    assert sorted(answers) == sorted(f"{answer}{end}" for answer in expected)
+
+
+def test_examples_that_do_not_fit_leave_the_others_their_audio(processor, examples):
+    """The first question about a clip brings its audio; it must be there when that question is too long."""
+    long = asked(tone(0.9, 300), "dog", ("What is it? " * 40, "a dog"))
+    whole = AudioChatCollator(processor, 300, share_audio=True)(examples)
+    batch = AudioChatCollator(processor, 300, share_audio=True)(long + examples)
+    assert (int(batch["num_questions"]), int(batch["num_dropped"])) == (8, 1)
+    torch.testing.assert_close(batch["input_features"], whole["input_features"])
+    assert torch.equal(batch["input_ids"], whole["input_ids"])
+
+
+def test_words_that_differ_before_the_audio_cannot_be_shared():
+    ids = torch.tensor([[5, 9, 6, 7], [4, 9, 6, 7]])
+    chats = [{"input_ids": row, "labels": torch.tensor([IGNORED, IGNORED, IGNORED, 7])} for row in ids]
+    with pytest.raises(ValueError, match="before the audio, so it cannot be shared; set questions_per_row: 1"):
+        join_branches(chats, audio_token_id=9)
+
+
+def test_rows_by_hand():
+    def chat(*ids):
+        return {"input_ids": torch.tensor(ids), "labels": torch.tensor([IGNORED] * (len(ids) - 1) + [ids[-1]])}
+
+    # 9 is audio. The last token is the answer, and the one before it stays in the branch though both have it.
+    two = join_branches([chat(9, 9, 1, 3), chat(9, 9, 1, 4)], 9)
+    one = join_branches([chat(9, 2, 5)], 9)
+    assert two.input_ids.tolist() == [9, 9, 1, 3, 1, 4] and two.position_ids.tolist() == [0, 1, 2, 3, 2, 3]
+    rows = fill_rows([one, two, one])
+    assert [[len(unit) for unit in row] for row in rows] == [[6], [3, 3]]
+    padded = pad_rows([[two], [one]], pad_token_id=8)
+    assert padded["segment_ids"].tolist() == [[1, 1, 2, 2, 3, 3], [1, 2, 2, 0, 0, 0]]
+    assert padded["prefix_ids"].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
+    assert padded["input_ids"][1].tolist() == [9, 2, 5, 8, 8, 8]
+    assert padded["labels"].tolist() == [[IGNORED] * 3 + [3, IGNORED, 4], [IGNORED, IGNORED, 5] + [IGNORED] * 3]
+    assert padded["attention_mask"][1].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def batches_of(clips, questions_per_row, batch_size, seed=0, epoch=0):
+    """clip -> the batches that ask about it."""
+    counts = np.array(clips)
+    sampler = MixtureSampler([counts.sum()], [1], seed, [counts], questions_per_row, batch_size)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(counts.sum()))
+    clip_of = np.repeat(np.arange(len(counts)), counts)
+    found = defaultdict(list)
+    for place, index in enumerate(order):
+        found[clip_of[index]].append((place // batch_size, index))
+    return order, found
+
+
+def test_questions_about_a_clip_come_in_one_batch():
+    clips = np.random.default_rng(0).integers(1, 10, 300)
+    order, found = batches_of(clips, None, 32)
+    spread = [clip for clip, places in found.items() if len({batch for batch, _ in places}) > 1]
+    assert len(spread) <= 3  # where nothing else filled a batch
+    in_order = [clip for clip, places in found.items() if [i for _, i in places] == sorted(i for _, i in places)]
+    assert len(in_order) < len(clips) / 2
+    assert order == batches_of(clips, None, 32)[0] != batches_of(clips, None, 32, epoch=1)[0]
+
+
+def test_a_limit_spreads_them_and_chance_decides_which_share():
+    clips = [6] * 50
+    together = []
+    for epoch in range(2):
+        _, found = batches_of(clips, 2, 8, epoch=epoch)
+        counts = [len({batch for batch, _ in places}) for places in found.values()]
+        assert np.mean(counts) > 2.5
+        pairs = defaultdict(set)
+        for clip, places in found.items():
+            for batch, index in places:
+                pairs[clip, batch].add(index)
+        together.append({frozenset(pair) for pair in pairs.values()})
+    assert together[0] != together[1]
+
+
+def test_groups_larger_than_a_batch_are_cut():
+    order, found = batches_of([7, 1, 5], None, 3)
+    assert len({batch for batch, _ in found[0]}) == 3
+    assert len(order) == 13

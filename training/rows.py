@@ -1,0 +1,116 @@
+"""Rows of a training batch in which all questions about a clip share its audio.
+
+A unit is what belongs to one clip: a prefix (the chat up to where the questions part) and the branches behind it, each a
+question with its answer. Several short units lie in one row. Positions restart behind a prefix, and
+`segment_ids` / `prefix_ids` say who sees whom (`falcon3_audio.shared_prefix_falcon3_audio`), so that each token's loss is what
+it would be in a row with its own question alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+IGNORED = -100  # the label of what is not learned, as in torch's cross entropy
+
+
+@dataclass
+class Unit:
+    """
+    What belongs to one clip, as 1-D tensors of one length.
+
+    Attributes:
+        input_ids, labels, position_ids: of prefix and branches end to end.
+        segments: 1 for the prefix, 2 and so on for the branches.
+        audio: `input_features` and `input_features_mask` of the clips in it, in order.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    segments: torch.Tensor
+    audio: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int) -> Unit:
+    """
+    Chats about one clip as one unit. One alone is a prefix without branches.
+
+    Args:
+        chats: each with 1-D `input_ids` and `labels`, and all with the same audio tokens and features.
+        audio_token_id: of the audio's places.
+
+    Raises a `ValueError` for chats that part before their audio.
+    """
+    shared = _common_length([chat["input_ids"] for chat in chats])
+    for chat in chats:
+        # The token before an answer predicts its first token: it has to be the branch's own.
+        answer = int((chat["labels"] != IGNORED).int().argmax())
+        shared = max(0, min(shared, answer - 1))
+    first = chats[0]
+    if (first["input_ids"][shared:] == audio_token_id).any():
+        raise ValueError(
+            "The chat template puts words that differ between questions before the audio, so it cannot be shared; set "
+            "questions_per_row: 1."
+        )
+    prefix = first["input_ids"][:shared]
+    branches = [chat["input_ids"][shared:] for chat in chats]
+    labels = [chat["labels"][shared:] for chat in chats]
+    parts = [prefix, *branches]
+    audio = {name: value for name, value in first.items() if name.startswith("input_features")}
+    return Unit(
+        input_ids=torch.cat(parts),
+        labels=torch.cat([torch.full_like(prefix, IGNORED), *labels]),
+        position_ids=torch.cat([torch.arange(shared), *(shared + torch.arange(len(branch)) for branch in branches)]),
+        segments=torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts, 1)]),
+        audio=[audio] if audio else [],
+    )
+
+
+def _common_length(sequences: Sequence[torch.Tensor]) -> int:
+    """How many tokens all sequences begin with alike."""
+    length = min(len(sequence) for sequence in sequences)
+    differs = torch.stack([sequence[:length] != sequences[0][:length] for sequence in sequences]).any(0)
+    return int(differs.int().argmax()) if differs.any() else length
+
+
+def fill_rows(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units in rows of at most the longest unit's length, as few as first fit makes of them, longest first."""
+    capacity = max(len(unit) for unit in units)
+    rows: list[list[Unit]] = []
+    for unit in sorted(units, key=len, reverse=True):
+        row = next((row for row in rows if sum(map(len, row)) + len(unit) <= capacity), None)
+        if row is None:
+            rows.append([unit])
+        else:
+            row.append(unit)
+    return rows
+
+
+def pad_rows(rows: Sequence[Sequence[Unit]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """
+    `input_ids`, `labels`, `attention_mask`, `position_ids`, `segment_ids` and `prefix_ids`, each `(rows, tokens)`, padded
+    on the right; segments are numbered through a row, 0 is padding.
+    """
+    columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("segment_ids", "prefix_ids")}
+    for row in rows:
+        starts = [0]
+        for unit in row:
+            starts.append(starts[-1] + int(unit.segments[-1]))
+        columns["segment_ids"].append(torch.cat([unit.segments + start for unit, start in zip(row, starts)]))
+        columns["prefix_ids"].append(
+            torch.cat([torch.full((len(unit),), start + 1) for unit, start in zip(row, starts)])
+        )
+    for name in ("input_ids", "labels", "position_ids"):
+        columns[name] = [torch.cat([getattr(unit, name) for unit in row]) for row in rows]
+    columns["attention_mask"] = [torch.ones_like(ids) for ids in columns["input_ids"]]
+    padding = {"input_ids": pad_token_id, "labels": IGNORED}
+    return {
+        name: pad_sequence(values, batch_first=True, padding_value=padding.get(name, 0))
+        for name, values in columns.items()
+    }
