@@ -15,6 +15,14 @@ VERBS = {
     "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
     "grpo": ("falcon3_audio.training.grpo", "reinforce right answers after training: GRPO with TRL"),
     "merge": ("falcon3_audio.training.merge", "merge a trained adapter into a plain checkpoint"),
+    "evaluate": ("falcon3_audio.evaluation.evaluate", "ask a benchmark's questions, and score the replies"),
+    "score": ("falcon3_audio.evaluation.score", "score a file of predictions"),
+    "judge": ("falcon3_audio.evaluation.judge", "have open answers judged by other models"),
+    "compare": ("falcon3_audio.evaluation.compare", "compare two files of predictions"),
+    "push": ("falcon3_audio.training.push", "publish a run or a checkpoint on the Hub"),
+    "card": ("falcon3_audio.model_cards.render", "render a model card"),
+    "results": ("falcon3_audio.model_cards.record", "add a score to the results that model cards show"),
+    "demo-app": ("falcon3_audio.demo.app", "talk about sounds in the browser"),
 }
 
 
@@ -24,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     if verb in ("-h", "--help"):
         print("usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one)\n")
         for name, (_, purpose) in VERBS.items():
-            print(f"  {name:<10} {purpose}")
+            print(f"  {name:<18} {purpose}")
         return 0
     if verb not in VERBS:
         print(f"falcon3-audio: unknown verb {verb!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)

@@ -1,0 +1,400 @@
+"""Two prediction files of the same questions: which model is better, by how much, and is that more than chance?
+
+    falcon3-audio compare A B [--rule content] [--by task,difficulty] [--output DIR]
+
+A and B are run folders or files published by others. Every question counts on both sides: replies that are missing
+or failed, and those that the rule's own score leaves out, count as wrong: no model gains by not answering. Printed are
+the counts, a verdict (see paired.py for its statistics), a table by group and some ids that flipped; DIR gets it all
+as comparison.json, and a forest plot of the differences as comparison.png and .svg. No torch, no audio.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
+from .predictions import ANSWERED, Prediction, Predictions, read_predictions
+from .rules import RULES, Verdict
+
+
+GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
+MUST_AGREE = ("benchmark", "prompt", "data_sha256", "decoding")  # of run.json, for a fair comparison
+NAMED = 3  # examples in a message
+FLIPPED = 5  # ids printed for each direction
+
+Pairs = Sequence[tuple[Prediction, Prediction]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """
+    One of the two.
+
+    Attributes:
+        name: for tables and plots: the model (or the file) and the control, if it was one.
+        path, sha256, provenance: as in `Predictions`.
+        statuses, verdicts: how many of the compared questions have which.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    provenance: dict[str, Any]
+    statuses: dict[str, int]
+    verdicts: dict[Verdict, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Attributes:
+        groups: by what (such as "task"), then by its value.
+        only_a, only_b: ids of the questions that one side alone has right, in A's order.
+        left_out: ids that were not compared, by reason.
+        warnings: what makes the comparison less fair or less certain than it looks.
+    """
+
+    rule: str
+    a: Side
+    b: Side
+    verdict: str
+    overall: Paired
+    groups: dict[str, dict[str, Paired]]
+    only_a: list[str]
+    only_b: list[str]
+    left_out: dict[str, list[str]]
+    warnings: list[str]
+    resamples: int
+    seed: int
+
+
+def compare(
+    a: Predictions,
+    b: Predictions,
+    rule: str = "content",
+    by: Sequence[str] | None = None,
+    common: bool = False,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """
+    Compares two files of predictions; differences are B - A.
+
+    Args:
+        rule: a name in `rules.RULES`.
+        by: groups to break down by; default: those of `GROUPS` that are there. Where both files know a question's
+            group, A's is taken.
+        common: leave out questions that are not the same in both files, instead of raising.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        `ValueError`: for files of other questions, for those without choices or answer, or a group that none has.
+    """
+    pairs, left_out = pair(a, b, common)
+    verdicts = [[RULES[rule](row) for row in side] for side in zip(*pairs)]
+    right_a, right_b = (np.array([verdict is Verdict.RIGHT for verdict in side]) for side in verdicts)
+    clips = clips_of(pairs)
+
+    def paired(rows: np.ndarray) -> Paired:
+        return compare_pairs(right_a[rows], right_b[rows], clips[rows], resamples, seed)
+
+    ids = np.array([row.id for row, _ in pairs])
+    overall = paired(np.arange(len(pairs)))
+    sides = [_side(file, rows, found) for file, rows, found in zip((a, b), zip(*pairs), verdicts)]
+    return Comparison(
+        rule=rule,
+        a=sides[0],
+        b=sides[1],
+        verdict=verdict_line(overall),
+        overall=overall,
+        groups={
+            name: {value: paired(rows) for value, rows in members.items()}
+            for name, members in grouped(pairs, by).items()
+        },
+        only_a=ids[right_a & ~right_b].tolist(),
+        only_b=ids[right_b & ~right_a].tolist(),
+        left_out=left_out,
+        warnings=warnings(sides[0], sides[1], pairs),
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def pair(a: Predictions, b: Predictions, common: bool) -> tuple[Pairs, dict[str, list[str]]]:
+    """
+    The rows of both files by id, in A's order, and the ids that are left out, by reason.
+
+    Raises:
+        `ValueError`: as `compare`.
+    """
+    of_a, of_b = ({row.id: row for row in file.rows} for file in (a, b))
+    both = [(row, of_b[row.id]) for row in a.rows if row.id in of_b]
+    reasons = {
+        "only in A": [row.id for row in a.rows if row.id not in of_b],
+        "only in B": [row.id for row in b.rows if row.id not in of_a],
+        "with other choices": [one.id for one, other in both if one.choices != other.choices],
+        "with another answer": [one.id for one, other in both if one.answer != other.answer],
+    }
+    left_out = {reason: ids for reason, ids in reasons.items() if ids}
+    differ = {*reasons["with other choices"], *reasons["with another answer"]}
+    pairs = [(one, other) for one, other in both if one.id not in differ]
+    if left_out and not (common and pairs):
+        found = "; ".join(f"{some(ids)} {reason}" for reason, ids in left_out.items())
+        advice = (
+            f"--common compares the {len(pairs)} that are the same." if pairs else "No question is the same in both."
+        )
+        raise ValueError(f"A ({a.path}) and B ({b.path}) are not about the same questions: {found}. {advice}")
+    if not pairs:
+        raise ValueError(f"A ({a.path}) and B ({b.path}) hold no questions.")
+    return pairs, left_out
+
+
+def clips_of(pairs: Pairs) -> np.ndarray:
+    """
+    Int `(questions,)`: the same number for questions that share a clip, directly or through others (a, b) - (b, c).
+
+    Names are A's; B's where A has none. A question without any stands alone.
+    """
+    names: dict[str, int] = {}
+    links = [
+        (row, len(pairs) + names.setdefault(name, len(names)))
+        for row, (one, other) in enumerate(pairs)
+        for name in one.audio or other.audio
+    ]
+    rows, columns = np.array(links, int).reshape(-1, 2).T
+    size = len(pairs) + len(names)
+    graph = coo_array((np.ones(len(links)), (rows, columns)), shape=(size, size))
+    return connected_components(graph, directed=False)[1][: len(pairs)]
+
+
+def grouped(pairs: Pairs, by: Sequence[str] | None) -> dict[str, dict[str, np.ndarray]]:
+    """For each of `by`: which rows have which value, by value. Rows without one are under "(none)"."""
+    groups = [other.groups | one.groups for one, other in pairs]
+    known = {name for row in groups for name in row}
+    if by is None:
+        by = [name for name in GROUPS if name in known]
+    unknown = [name for name in by if name not in known]
+    if unknown:
+        raise ValueError(
+            f"No question has the group {unknown[0]!r}; the files have {', '.join(sorted(known)) or 'none'}."
+        )
+    values = {name: np.array([row.get(name, "(none)") for row in groups]) for name in by}
+    return {
+        name: {str(value): np.flatnonzero(column == value) for value in np.unique(column)}
+        for name, column in values.items()
+    }
+
+
+def _side(file: Predictions, rows: Sequence[Prediction], verdicts: Sequence[Verdict]) -> Side:
+    # Two levels of a path, or a Hub id, are name enough.
+    name = "/".join(Path(file.provenance.get("model") or file.path).parts[-2:])
+    control = file.provenance.get("control") or "none"
+    return Side(
+        name=name if control == "none" else f"{name} ({control})",
+        path=file.path,
+        sha256=file.sha256,
+        provenance=file.provenance,
+        statuses=dict(Counter(row.status for row in rows)),
+        verdicts=dict(Counter(verdicts)),
+    )
+
+
+def warnings(a: Side, b: Side, pairs: Pairs) -> list[str]:
+    """What a reader of the verdict must know, one sentence each."""
+    found = []
+    for name, side in (("A", a), ("B", b)):
+        if not side.provenance:
+            found.append(f"{name} comes without run.json: its model, prompt, data and decoding are not known.")
+        unanswered = {status: count for status, count in side.statuses.items() if status != ANSWERED}
+        if unanswered:
+            counts = " and ".join(f"{count} {status}" for status, count in sorted(unanswered.items()))
+            found.append(f"{name} has {counts} replies; they count as wrong.")
+        count = side.verdicts.get(Verdict.LEFT_OUT)
+        if count:
+            found.append(f"{name} has {count} replies that the rule's own score leaves out; here they count as wrong.")
+    if a.provenance and b.provenance:
+        for key in MUST_AGREE:
+            one, other = a.provenance.get(key), b.provenance.get(key)
+            if one != other:
+                found.append(f"{key} differs: {difference(one, other)}.")
+    for field in ("prompt", "question"):
+        texts = [(one.id, getattr(one, field), getattr(other, field)) for one, other in pairs]
+        ids = [id for id, text, other in texts if text and other and text != other]
+        if ids:
+            found.append(f"The {field} is worded differently for {some(ids)}.")
+    silent = [one.id for one, other in pairs if not (one.audio or other.audio)]
+    if silent:
+        found.append(f"No clip is named for {some(silent)}; each counts as one about a clip of its own.")
+    return found
+
+
+def difference(one: Any, other: Any) -> str:
+    """Two values of run.json in words; of dicts, only what differs."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+        return "; ".join(f"{key}: {one.get(key)!r} in A, {other.get(key)!r} in B" for key in keys)
+    return f"{one!r} in A, {other!r} in B"
+
+
+def some(ids: Sequence[str]) -> str:
+    """How many, and the first few by name."""
+    more = ", ..." if len(ids) > NAMED else ""
+    return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints the comparison."""
+    overall = comparison.overall
+    for letter, side in (("A", comparison.a), ("B", comparison.b)):
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(side.verdicts.items()))
+        console.print(f"{letter}: {side.name}, prompt {side.provenance.get('prompt', 'unknown')}: {counts}")
+    console.print(
+        f"Both right {overall.both_right}, only A {overall.only_a}, only B {overall.only_b}, "
+        f"both wrong {overall.both_wrong}, by the rule {comparison.rule!r}; "
+        f"{overall.n} questions about {overall.clips} clips."
+    )
+    for reason, ids in comparison.left_out.items():
+        console.print(f"Left out: {some(ids)} {reason}.")
+    for warning in comparison.warnings:
+        console.print(f"Warning: {warning}")
+    console.print(f"\n{comparison.verdict}", style="bold")
+    if overall.clips < overall.n:
+        console.print(f"McNemar, as if questions about one clip were independent: {p_text(overall.mcnemar_p)}.")
+    if overall.detectable is not None:
+        console.print(f"A true difference of {points(overall.detectable)} points would be shown in 4 of 5 such sets.")
+    console.print(table(comparison))
+    count = sum(len(members) for members in comparison.groups.values())
+    if count:
+        console.print(f"Of {count} groups of two models that are alike, about {count / 20:.1f} would look different.")
+    for letter, ids in (("A", comparison.only_a), ("B", comparison.only_b)):
+        more = f" and {len(ids) - FLIPPED} more" if len(ids) > FLIPPED else ""
+        console.print(f"Only {letter} right: {', '.join(ids[:FLIPPED]) or 'none'}{more}")
+
+
+def table(comparison: Comparison) -> Table:
+    """All questions and each group: accuracies in percent, differences in points."""
+    result = Table("", show_edge=False)
+    for heading in ("n", "A %", "B %", "B - A", "95 % interval", "p"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for name, members in ({"": {"all": comparison.overall}} | comparison.groups).items():
+        for value, paired in members.items():
+            result.add_row(
+                f"{name}: {value}" if name else value,
+                str(paired.n),
+                points(paired.accuracy_a),
+                points(paired.accuracy_b),
+                points(paired.difference),
+                interval_text(paired.interval),
+                p_text(paired.p).removeprefix("p = ").removeprefix("p "),
+            )
+        result.add_section()
+    return result
+
+
+def forest_plot(comparison: Comparison) -> Figure:
+    """The difference with its interval, of all questions and of each group, one a line."""
+    lines: list[tuple[str, Paired | None]] = [("all questions", comparison.overall)]
+    for name, members in comparison.groups.items():
+        lines += [(name, None), *members.items()]
+    figure = Figure(figsize=(8, 1.6 + 0.28 * len(lines)))
+    axis = figure.subplots()
+    for height, (_, paired) in enumerate(lines):
+        if paired is None:
+            continue
+        colour = {"A": "#d55e00", "B": "#0072b2", None: "#555555"}[paired.better]
+        if paired.interval:
+            axis.plot([100 * end for end in paired.interval], [height, height], color=colour, linewidth=1.5)
+        # Hollow where there are too few flips for an interval.
+        face = colour if paired.interval else "white"
+        axis.plot([100 * paired.difference], [height], "D" if height == 0 else "o", color=colour, markerfacecolor=face)
+        numbers = f"{points(paired.difference)} {interval_text(paired.interval)}"
+        axis.text(1.02, height, numbers, transform=axis.get_yaxis_transform(), verticalalignment="center")
+    axis.axvline(0, color="black", linewidth=0.8, zorder=0)
+    axis.set_ylim(len(lines) - 0.5, -0.5)
+    labels = [text if paired is None else f"{text} (n = {paired.n})" for text, paired in lines]
+    axis.set_yticks(range(len(lines)), labels)
+    for label, (_, paired) in zip(axis.get_yticklabels(), lines):
+        label.set_fontweight("bold" if paired is None else "normal")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel(
+        "A better  \u2190   accuracy of B - accuracy of A (points, 95 % interval)   \u2192  B better\n"
+        "in colour: a difference is shown; hollow: too few clips differ for an interval"
+    )
+    title = f"A: {comparison.a.name}\nB: {comparison.b.name}\n{comparison.verdict}"
+    axis.set_title(title, loc="left", fontsize="medium")
+    return figure
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """comparison.json, .png and .svg, the same bytes for the same comparison; each appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"json": (json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n").encode()}
+    # Names may hold dollar signs, which are no formulas here.
+    with matplotlib.rc_context({"svg.hashsalt": "falcon3-audio", "text.parse_math": False}):
+        for kind, metadata in (("png", None), ("svg", {"Date": None})):
+            file = io.BytesIO()
+            forest_plot(comparison).savefig(file, format=kind, metadata=metadata, bbox_inches="tight", dpi=150)
+            contents[kind] = file.getvalue()
+    written = []
+    for kind, content in contents.items():
+        path = folder / f"comparison.{kind}"
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(content)
+            written.append(temporary.replace(path))
+        finally:
+            temporary.unlink(missing_ok=True)
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio compare", description=__doc__.split("\n\n")[0])
+    parser.add_argument("a", metavar="A", help="run folder or prediction file, the one to compare with")
+    parser.add_argument("b", metavar="B", help="run folder or prediction file; differences are B - A")
+    parser.add_argument("--rule", choices=sorted(RULES), default="content", help="default: %(default)s")
+    parser.add_argument(
+        "--by", metavar="GROUP,...", help=f"break down by (default: those of {','.join(GROUPS)} there are)"
+    )
+    parser.add_argument("--common", action="store_true", help="leave out questions that are not the same in A and B")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="write comparison.json, .png and .svg there")
+    parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        comparison = compare(
+            read_predictions(options.a),
+            read_predictions(options.b),
+            options.rule,
+            options.by.split(",") if options.by else None,
+            options.common,
+            options.resamples,
+            options.seed,
+        )
+        console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+        show(comparison, console)
+        if options.output:
+            console.print("Written:", ", ".join(str(path) for path in write(comparison, options.output)))
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio compare: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

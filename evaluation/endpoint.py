@@ -1,0 +1,149 @@
+"""One OpenAI-compatible chat endpoint, for models that are evaluated and for the judge.
+
+The `openai` package does the work: time-outs, and retries with growing pauses (or the server's `Retry-After`) after
+408, 409, 429, 5xx and lost connections. What is left is one line, and tells errors of one request from an endpoint that
+would answer nobody now. The key is read from an environment variable, and no message holds it. Set the variable only
+where the server asks for a key.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+
+
+LONGEST_MESSAGE = 500  # characters of an error that are kept; servers send whole web pages
+# Statuses that no other request would fare better with: no key, not allowed, no such model or path, rate limit or quota.
+UNAVAILABLE_STATUSES = (401, 403, 404, 429)
+
+
+class EndpointError(Exception):
+    """A request that was not answered; the message is one line."""
+
+
+class EndpointUnavailable(EndpointError):
+    """Nobody there, the key refused, no such model, rate limit or quota used up: other requests would fail as well."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    Attributes:
+        text: the model's words, whole; may be empty.
+        model: the name that the server gives to the model, often with its version.
+        finish_reason: "stop", "length", ...; `None` where the server does not say.
+        usage: the server's token counts, such as `prompt_tokens`; `None` where it does not count.
+    """
+
+    text: str
+    model: str
+    finish_reason: str | None
+    usage: dict[str, Any] | None
+
+
+class Endpoint:
+    """
+    A chat model behind a URL. Threads may share it.
+
+    Args:
+        base_url: up to the version, such as "http://127.0.0.1:8000/v1".
+        model: the name under which the server has it.
+        api_key_env: the environment variable with the key; servers without keys need none.
+        timeout: seconds to wait for one answer.
+        retries: further attempts after the first.
+
+    Raises:
+        `ValueError`: for a URL that is no http(s) URL, or holds a user name, password or query: URLs are recorded.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 120,
+        retries: int = 3,
+    ):
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"The endpoint {base_url!r} is no URL; expected one such as http://127.0.0.1:8000/v1.")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                f"The URL of the endpoint at {parts.hostname} holds a user name, password or query, and it is recorded "
+                f"with the results. Put the key in the environment variable {api_key_env}."
+            )
+        self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
+        self._key = os.environ.get(api_key_env)
+        # The client insists on a key; servers without keys take any.
+        key = self._key or "none"
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
+
+    def ask(self, messages: list[dict[str, Any]], **sampling: Any) -> Reply:
+        """
+        The model's reply to a chat in OpenAI's format.
+
+        Args:
+            messages: with text and `input_audio` content.
+            **sampling: `temperature`, `max_tokens`, `seed` and other fields of the request.
+
+        Raises:
+            `EndpointUnavailable`: where other requests would fail as well.
+            `EndpointError`: an error status or no answer in time, after all retries; an answer without text.
+        """
+        try:
+            completion = self._client.chat.completions.create(
+                model=self.model,
+                messages=messages,  # type: ignore[arg-type]
+                **sampling,
+            )
+        except openai.APIConnectionError as error:
+            raise self._connection_error(error) from None
+        except openai.APIStatusError as error:
+            raise self._status_error(error) from None
+        except (openai.APIError, ValueError) as error:  # ValueError: the body is not JSON
+            raise self._error(EndpointError, f"sent what is no answer: {error}") from None
+        return self._reply(completion)
+
+    def _reply(self, completion: Any) -> Reply:
+        # The client does not check what servers send.
+        choices = getattr(completion, "choices", None)
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = getattr(choice, "message", None)
+        if message is None:
+            got = completion.model_dump() if hasattr(completion, "model_dump") else completion
+            raise self._error(EndpointError, f"sent what is no chat completion: {got}")
+        text, finish_reason = getattr(message, "content", None), getattr(choice, "finish_reason", None)
+        if not isinstance(text, str):
+            raise self._error(EndpointError, f"answered without text: finish_reason {finish_reason!r}, {message}")
+        usage = completion.usage.model_dump() if hasattr(completion.usage, "model_dump") else None
+        return Reply(text, completion.model or self.model, finish_reason, usage)
+
+    def _connection_error(self, error: openai.APIConnectionError) -> EndpointError:
+        # By name, since the client has changed its HTTP library (httpx, httpx2).
+        nobody = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+        if nobody:
+            return self._error(EndpointUnavailable, f"cannot be reached: {error.__cause__}")
+        return self._error(EndpointError, f"did not answer: {error} {error.__cause__ or ''}")
+
+    def _status_error(self, error: openai.APIStatusError) -> EndpointError:
+        advice = {
+            401: f" Is the right key in the environment variable {self.api_key_env}?",
+            404: f" Does the server have {self.model!r}, and does the URL end where it should (often in /v1)?",
+        }
+        kind = EndpointUnavailable if error.status_code in UNAVAILABLE_STATUSES else EndpointError
+        # The client's message holds what servers say in OpenAI's format only.
+        said = error.message if " - " in error.message else f"{error.message} - {error.body}"
+        return self._error(kind, f"refused: {said}.", advice.get(error.status_code, ""))
+
+    def _error(self, kind: type[EndpointError], what: str, advice: str = "") -> EndpointError:
+        what = " ".join(what.split())
+        if self._key:
+            what = what.replace(self._key, "***")
+        if len(what) > LONGEST_MESSAGE:
+            what = what[:LONGEST_MESSAGE] + " ..."
+        return kind(f"The endpoint {self.base_url} {what.rstrip()}{advice}")
+
+
+__all__ = ["Endpoint", "EndpointError", "EndpointUnavailable", "Reply"]

@@ -1,0 +1,132 @@
+"""`falcon3-audio evaluate`: puts a benchmark to a model, writes its predictions and scores them.
+
+    falcon3-audio evaluate --benchmark mmau --data mmau-test-mini.json --model runs/mine/model --output-dir out
+    falcon3-audio evaluate --benchmark mmau --data mmau-test-mini.json --output-dir out \\
+        --endpoint http://127.0.0.1:8000/v1 --endpoint-model my-model
+
+The model is any transformers audio-language model, decoded greedily, or an endpoint that takes `input_audio`. The same
+command goes on after it was stopped, see generate.py. `--control` asks without the right audio, see controls.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from . import score
+from .answerers import Answerer, RunStopped
+from .benchmarks import BENCHMARKS
+from .controls import CONTROLS
+from .endpoint import Endpoint, EndpointError
+from .generate import generate
+from .local_model import LocalModel
+from .predictions import FAILED, read_predictions
+from .prompts import PROMPTS
+from .remote_model import RemoteModel
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+LOCAL_ONLY = ("revision", "trust_remote_code", "dtype", "device")
+REMOTE_ONLY = ("endpoint_model", "api_key_env")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Generates and scores; returns the exit code of the scoring, 0 where nothing can be scored. Errors: see `main`."""
+    benchmark = BENCHMARKS[options.benchmark]
+    questions = benchmark.load(options.data, options.audio_root, options.on_error)
+    for reason, ids in questions.left_out.items():
+        print(f"left out, {reason}: {len(ids)} (listed in run.json)", file=sys.stderr)
+    statuses = generate(
+        questions,
+        _answerer(options),
+        options.output_dir,
+        options.prompt or benchmark.prompt,
+        options.control,
+        options.seed,
+    )
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    print(f"{sum(statuses.values())} questions ({counts}); predictions in {options.output_dir}", flush=True)
+    if statuses[FAILED] == sum(statuses.values()):
+        first = read_predictions(options.output_dir).rows[0]
+        raise ValueError(f"Every question failed, the first because: {first.error}")
+    if not benchmark.rules:
+        print(f"Open answers are scored by a judge: falcon3-audio judge {options.output_dir}")
+        return 0
+    if all(question.answer is None for question in questions.questions):
+        print("The benchmark keeps its answers to itself: there is nothing to score.")
+        return 0
+    return score.main([str(options.output_dir)])
+
+
+def _answerer(options: argparse.Namespace) -> Answerer:
+    if options.endpoint:
+        endpoint = Endpoint(options.endpoint, options.endpoint_model, options.api_key_env or "OPENAI_API_KEY")
+        return RemoteModel(endpoint, options.batch_size, options.max_new_tokens, options.seed)
+    return LocalModel(
+        options.model,
+        options.revision,
+        bool(options.trust_remote_code),
+        options.dtype or "auto",
+        options.device,
+        options.batch_size,
+        options.max_new_tokens,
+    )
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Options that would be ignored are errors: argparse exits with status 2."""
+    parser = argparse.ArgumentParser(prog="falcon3-audio evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
+    parser.add_argument("--data", required=True, type=Path, help="the benchmark's file, as it is published")
+    parser.add_argument("--audio-root", type=Path, help="folder of the clips (default: where the file is)")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with faulty rows of the file"
+    )
+    parser.add_argument("--output-dir", required=True, type=Path, help="folder for the predictions")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help="folder or Hub id of a transformers model that takes audio")
+    model.add_argument("--endpoint", metavar="URL", help="of a server, such as http://127.0.0.1:8000/v1")
+    parser.add_argument("--revision", help="of the model on the Hub")
+    parser.add_argument("--trust-remote-code", action="store_true", default=None, help="run the model's own code")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as saved)")
+    parser.add_argument("--device", help="such as cuda:0 or cpu (default: the accelerator there is)")
+    parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name on the server")
+    parser.add_argument("--api-key-env", metavar="VAR", help="variable with the key (default: OPENAI_API_KEY)")
+    parser.add_argument("--prompt", choices=PROMPTS, help="default: the benchmark's, see benchmarks.py")
+    parser.add_argument("--control", choices=CONTROLS, default="none", help="ask without the right audio")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=8, help="questions at once, of an endpoint requests (default: 8)"
+    )
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="of a reply (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of shuffled clips, and for endpoints (default: 0)")
+    options = parser.parse_args(arguments)
+    useless = [
+        name for name in (LOCAL_ONLY if options.endpoint else REMOTE_ONLY) if getattr(options, name) is not None
+    ]
+    if useless:
+        kind = "--endpoint" if options.endpoint else "--model"
+        parser.error(f"--{useless[0].replace('_', '-')} does nothing with {kind}")
+    if options.endpoint and not options.endpoint_model:
+        parser.error("--endpoint needs --endpoint-model")
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {number}, expected 1 or more")
+    return number
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        return evaluate(options)
+    except (ValueError, OSError, ImportError, SafetensorError, EndpointError, RunStopped) as error:
+        print(f"falcon3-audio evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

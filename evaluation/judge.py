@@ -1,0 +1,388 @@
+"""Open answers (AIR-Bench Chat) rated by language models behind any OpenAI-compatible endpoint.
+
+    falcon3-audio judge PREDICTIONS --endpoint http://127.0.0.1:8000/v1 --judge NAME [NAME2 ...]
+
+The judge reads a description of the clip, the question, the reference and the answer; `judge_prompts.py` has the rubrics.
+Every reply is kept in OUT/replies, named by what was asked, so the same command goes on where it was stopped. An answer
+counts only if all of its replies can be read and, of several judges, all of them rated it; every other one is named in
+OUT/judge.json, and the exit status is not 0 unless --allow-incomplete is given. OUT/judgements.jsonl has each answer's
+scores and the judges' words. The key comes from the environment and is written nowhere.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
+from .judge_prompts import RUBRICS, Judgement, Rubric
+from .length_control import RESAMPLES, at_equal_length, count_words, mean, spearman
+from .load_air_bench import CHAT
+from .predictions import ANSWERED, Prediction, Predictions, read_predictions
+
+
+# AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give another score each time.
+SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
+RESULT, JUDGEMENTS, REPLIES = "judge.json", "judgements.jsonl", "replies"
+TASK_KEYS = ("task_name", "task")  # where the task stands in a prediction's `groups`
+NO_REPLY, ERROR, CUT, UNREADABLE = "no answer from the model", "endpoint error", "reply cut off", "unreadable reply"
+
+# Why an answer has no score: one of the four above, and what was said.
+Failure = tuple[str, str]
+Outcome = Judgement | Failure
+
+
+def judge(
+    predictions: Predictions, rubric_name: str, endpoints: Sequence[Endpoint], output: Path, concurrency: int = 8
+) -> dict[str, Any]:
+    """
+    Has every answer rated by every judge, writes `judge.json` and `judgements.jsonl` in `output`, and returns what the
+    first of them holds.
+
+    Raises:
+        `ValueError`: for questions without words, description or reference; a damaged file in `output`.
+        `EndpointUnavailable`: if an endpoint would answer no other request either. What it did answer is kept.
+        `OSError`: if a file cannot be written.
+    """
+    rubric, rows = RUBRICS[rubric_name], predictions.rows
+    _check(rows, predictions.path)
+    (output / REPLIES).mkdir(parents=True, exist_ok=True)
+    prompts = {row.id: rubric.prompts(row) for row in rows if row.status == ANSWERED}
+    replies, outcomes = {}, {}
+    for endpoint in endpoints:
+        wanted = dict.fromkeys(prompt for several in prompts.values() for prompt in several)
+        said = _ask_all(endpoint, wanted, output / REPLIES, concurrency)
+        replies[endpoint.model] = {name: [said[prompt] for prompt in several] for name, several in prompts.items()}
+        outcomes[endpoint.model] = [_outcome(row, rubric, replies[endpoint.model].get(row.id, [])) for row in rows]
+    panel = [_panel(several) for several in zip(*outcomes.values())]
+    result = {
+        "rubric": rubric_name,
+        "scale": rubric.scale,
+        "all judges": _summary(rows, panel),
+        "judges": {name: _summary(rows, several) for name, several in outcomes.items()},
+        "agreement": [_agreement(*pair) for pair in combinations(outcomes.items(), 2)],
+        "provenance": _provenance(predictions, rubric, endpoints, replies),
+    }
+    lines = (
+        {"id": row.id, **_plain(panel[number])}
+        | {
+            "judges": {
+                name: _plain(outcomes[name][number]) | _words(replies[name].get(row.id, [])) for name in outcomes
+            }
+        }
+        for number, row in enumerate(rows)
+    )
+    _write(output / JUDGEMENTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    _write(output / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def _check(rows: Sequence[Prediction], path: str) -> None:
+    if not rows:
+        raise ValueError(f"{path} holds no predictions.")
+    for name, alias in {"question": "question", "description": "meta_info", "answer": "answer_gt"}.items():
+        lacking = [row.id for row in rows if not getattr(row, name)]
+        if lacking:
+            named = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+            raise ValueError(
+                f"{path}: {len(lacking)} of {len(rows)} rows have no {name!r} ({named}). The judge hears nothing: each "
+                f"row needs question, description and reference answer (AIR-Bench's key for this one: {alias!r})."
+            )
+
+
+def _ask_all(endpoint: Endpoint, prompts: Iterable[str], folder: Path, concurrency: int) -> dict[str, Reply | str]:
+    """The replies to the prompts, or why there is none. Those in `folder` are not asked for again."""
+    prompts = list(prompts)
+
+    def ask(prompt: str) -> Reply | str:
+        messages = [{"role": "user", "content": prompt}]
+        asked = json.dumps([endpoint.model, messages, SAMPLING], sort_keys=True)
+        path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+        if path.exists():
+            return _kept(path)
+        try:
+            reply = endpoint.ask(messages, **SAMPLING)
+        except EndpointUnavailable:
+            raise
+        except EndpointError as error:
+            return str(error)
+        _write(path, json.dumps(asdict(reply), ensure_ascii=False))
+        return reply
+
+    with ThreadPoolExecutor(concurrency) as pool:  # after an error, `map` cancels what was not asked yet
+        replies = tqdm(pool.map(ask, prompts), endpoint.model, len(prompts), unit="reply", disable=None)
+        return dict(zip(prompts, replies))
+
+
+def _kept(path: Path) -> Reply:
+    try:
+        return Reply(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and the judge is asked again.") from None
+
+
+def _outcome(row: Prediction, rubric: Rubric, replies: list[Reply | str]) -> Outcome:
+    if row.status != ANSWERED:
+        return NO_REPLY, row.error or row.status
+    texts = []
+    for reply in replies:
+        if isinstance(reply, str):
+            return ERROR, reply
+        if reply.finish_reason == "length":
+            return CUT, f"the reply did not end within {SAMPLING['max_tokens']} tokens"
+        texts.append(reply.text)
+    try:
+        return rubric.combine(texts)
+    except ValueError as error:
+        return UNREADABLE, str(error)
+
+
+def _panel(outcomes: Sequence[Outcome]) -> Outcome:
+    """What several judges think of one answer: the mean, if all of them rated it."""
+    judgements = [outcome for outcome in outcomes if isinstance(outcome, Judgement)]
+    if len(judgements) < len(outcomes):
+        return next(outcome for outcome in outcomes if not isinstance(outcome, Judgement))
+    if len(judgements) == 1:
+        return judgements[0]
+    references = [judgement.reference_score for judgement in judgements]
+    return Judgement(
+        score=float(np.mean([judgement.score for judgement in judgements])),
+        reference_score=None if None in references else float(np.mean(references)),  # type: ignore[arg-type]
+    )
+
+
+def _summary(rows: Sequence[Prediction], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """One judge's verdict on a model (or that of all judges): scores, what length does to them, and what is missing."""
+    failures: dict[str, list[str]] = {}
+    for row, outcome in zip(rows, outcomes):
+        if not isinstance(outcome, Judgement):
+            failures.setdefault(outcome[0], []).append(row.id)
+    judged = [(row, outcome) for row, outcome in zip(rows, outcomes) if isinstance(outcome, Judgement)]
+    summary = {"n": len(rows), "judged": len(judged), "coverage": len(judged) / len(rows), "failures": failures}
+    if not judged:
+        return summary
+    scores = np.array([judgement.score for _, judgement in judged])
+    clips = np.unique([_clip(row) for row, _ in judged], return_inverse=True)[1]
+    words = np.array([count_words(row.reply or "") for row, _ in judged])
+    reference_words = np.array([count_words(row.answer or "") for row, _ in judged])
+    summary |= {
+        "score": asdict(mean(scores, clips)),
+        "score at equal length": asdict(at_equal_length(scores, words, reference_words, clips)),
+        "by task": _by_task([row for row, _ in judged], scores),
+        "length": {
+            "mean words": float(words.mean()),
+            "mean words of the references": float(reference_words.mean()),
+            "empty answers": int((words == 0).sum()),
+            "spearman of score and words": spearman(scores, words),
+        },
+    }
+    references = [judgement.reference_score for _, judgement in judged]
+    if references[0] is not None:
+        lead = scores - np.array(references)
+        summary["lead over the reference"] = asdict(mean(lead, clips))
+        summary["lead at equal length"] = asdict(at_equal_length(lead, words, reference_words, clips))
+    if judged[0][1].flipped is not None:
+        summary["order"] = {
+            "swap flips": float(np.mean([judgement.flipped for _, judgement in judged])),
+            "points for standing first": float(np.mean([judgement.first_advantage for _, judgement in judged])),
+        }
+    counts = [judgement.claims for _, judgement in judged if judgement.claims]
+    if counts:
+        summary["claims"] = {name: sum(count[name] for count in counts) for name in counts[0]}
+    return summary
+
+
+def _clip(row: Prediction) -> str:
+    """One name for each clip. In published files, tasks use the same file names for other clips."""
+    folder = [row.groups.get("task_name", ""), row.groups.get("dataset_name", "")]
+    return json.dumps([*folder, *row.audio] if row.audio else row.id)
+
+
+def _by_task(rows: Sequence[Prediction], scores: np.ndarray) -> dict[str, Any]:
+    """Mean score by task and over tasks; for AIR-Bench Chat also as published: by category, "mixed" standing for two."""
+    key = next((key for key in TASK_KEYS if all(key in row.groups for row in rows)), None)
+    if key is None:
+        return {}
+    tasks = np.array([row.groups[key] for row in rows])
+    means = {str(task): float(scores[tasks == task].mean()) for task in np.unique(tasks)}
+    result: dict[str, Any] = {"means": means, "macro": float(np.mean(list(means.values())))}
+    if not set(means) <= set(CHAT):
+        return result
+    domains = np.array([CHAT[task] for task in tasks])
+    result["AIR-Bench"] = categories = {
+        name: float(scores[domains == name].mean()) for name in dict.fromkeys(CHAT.values()) if name in domains
+    }
+    if set(categories) == set(CHAT.values()):
+        mixed = (categories["speech_and_sound"] + categories["speech_and_music"]) / 2
+        average = (categories["speech"] + categories["sound"] + categories["music"] + mixed) / 4
+        categories |= {"mixed": mixed, "average": average}
+    return result
+
+
+def _agreement(a: tuple[str, list[Outcome]], b: tuple[str, list[Outcome]]) -> dict[str, Any]:
+    pairs = [(x.score, y.score) for x, y in zip(a[1], b[1]) if isinstance(x, Judgement) and isinstance(y, Judgement)]
+    agreement: dict[str, Any] = {"judges": [a[0], b[0]], "n": len(pairs)}
+    if pairs:
+        first, second = np.array(pairs).T
+        agreement["spearman"] = spearman(first, second)
+        agreement["mean absolute difference"] = float(np.abs(first - second).mean())
+    return agreement
+
+
+def _provenance(
+    predictions: Predictions,
+    rubric: Rubric,
+    endpoints: Sequence[Endpoint],
+    replies: dict[str, dict[str, list[Reply | str]]],
+) -> dict[str, Any]:
+    def reported(name: str) -> list[str]:
+        return sorted(
+            {reply.model for several in replies[name].values() for reply in several if not isinstance(reply, str)}
+        )
+
+    return {
+        "predictions": predictions.path,
+        "predictions_sha256": predictions.sha256,
+        "run": predictions.provenance,
+        "template_sha256": hashlib.sha256(rubric.template.encode()).hexdigest(),
+        "wording": "this project's own; not comparable with published scores",
+        "sampling": SAMPLING,
+        "endpoint": sorted({endpoint.base_url for endpoint in endpoints}),
+        "judges_as_reported": {endpoint.model: reported(endpoint.model) for endpoint in endpoints},
+        "bootstrap": {"unit": "clip", "resamples": RESAMPLES},
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("falcon3-audio", "openai", "numpy", "scipy")},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Judgement):
+        return {name: value for name, value in asdict(outcome).items() if value is not None}
+    return {"score": None, "failure": outcome[0], "reason": outcome[1]}
+
+
+def _words(replies: list[Reply | str]) -> dict[str, list[str | None]]:
+    return {"replies": [None if isinstance(reply, str) else reply.text for reply in replies]}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def report(result: dict[str, Any]) -> str:
+    """What there is to know at a glance, several lines."""
+    low, high = result["scale"]
+    blocks = {"all judges": result["all judges"]} | result["judges"] if len(result["judges"]) > 1 else result["judges"]
+    lines = [f"rubric {result['rubric']!r}, {low:g} to {high:g}; 95 % intervals in brackets"]
+    for name, block in blocks.items():
+        lines.append(f"\n{name}: {block['judged']} of {block['n']} answers judged ({block['coverage']:.1%})")
+        lines += _block_lines(block) if block["judged"] else []
+    for pair in result["agreement"]:
+        if pair["n"]:
+            lines.append(
+                f"\n{' and '.join(pair['judges'])}: Spearman {_number(pair['spearman'])}, "
+                f"{pair['mean absolute difference']:.2f} points apart on average"
+            )
+    return "\n".join(lines)
+
+
+def _block_lines(block: dict[str, Any]) -> list[str]:
+    length, controlled = block["length"], block["score at equal length"]
+    said = {"score": _interval(block["score"]), "score at equal length": f"none: {controlled['reason']}"}
+    if controlled["value"] is not None:
+        said["score at equal length"] = (
+            f"{_interval(controlled)}; {controlled['per_doubling']:+.2f} points for twice the words; "
+            f"{controlled['near']:.0%} of the answers have half to twice the words of their reference"
+        )
+    for name in ("lead over the reference", "lead at equal length"):
+        if name in block and block[name]["value"] is not None:
+            said[name] = _interval(block[name])
+    said["words"] = (
+        f"{length['mean words']:.1f} (references {length['mean words of the references']:.1f}), Spearman of score and "
+        f"words {_number(length['spearman of score and words'])}"
+    )
+    if "order" in block:
+        said["order"] = (
+            f"swapping changes {block['order']['swap flips']:.1%} of the verdicts; standing first is worth "
+            f"{block['order']['points for standing first']:+.2f} points"
+        )
+    if "claims" in block:
+        said["claims"] = ", ".join(f"{count} {name}" for name, count in block["claims"].items())
+    for name, value in block["by task"].get("AIR-Bench", block["by task"].get("means", {})).items():
+        said[f"score: {name}"] = f"{value:.2f}"
+    return [f"  {name:<25} {text}" for name, text in said.items()]
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    interval = estimate["interval"]
+    return f"{estimate['value']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _gaps(result: dict[str, Any]) -> str:
+    """Which answers have no score, and why; empty if all have one."""
+    gaps = []
+    for name, block in result["judges"].items():
+        for reason, ids in block["failures"].items():
+            gaps.append(f"{name}: {reason}: {len(ids)} ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})")
+    return "; ".join(gaps)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio judge", description=__doc__.split("\n\n")[0])
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="folder of `falcon3-audio evaluate`, or a file")
+    parser.add_argument("--endpoint", required=True, metavar="URL", help="such as http://127.0.0.1:8000/v1")
+    parser.add_argument(
+        "--judge", required=True, nargs="+", action="extend", metavar="NAME", help="models that the endpoint has"
+    )
+    parser.add_argument("--rubric", choices=RUBRICS, default="official", help="what to judge by; default: official")
+    parser.add_argument("--output-dir", metavar="OUT", help="default: PREDICTIONS.judge-RUBRIC, beside the file")
+    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once; default: 8")
+    parser.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="variable that holds the key")
+    parser.add_argument("--allow-incomplete", action="store_true", help="exit status 0 also if answers have no score")
+    options = parser.parse_args(arguments)
+    try:
+        if options.concurrency < 1 or len(set(options.judge)) < len(options.judge):
+            raise ValueError(
+                f"got --concurrency {options.concurrency} and --judge {' '.join(options.judge)}; expected 1 or more "
+                "requests at once, and each judge once."
+            )
+        predictions = read_predictions(options.predictions)
+        path = Path(predictions.path)
+        output = Path(options.output_dir or path.with_name(f"{path.stem}.judge-{options.rubric}"))
+        endpoints = [Endpoint(options.endpoint, name, options.api_key_env) for name in options.judge]
+        result = judge(predictions, options.rubric, endpoints, output, options.concurrency)
+    except EndpointUnavailable as error:
+        print(f"falcon3-audio judge: {error} Replies so far are kept; the same command goes on.", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio judge: {error}", file=sys.stderr)
+        return 1
+    print(report(result))
+    print(f"\nwritten to {output / RESULT} and {output / JUDGEMENTS}")
+    gaps = _gaps(result)
+    if gaps:
+        print(f"falcon3-audio judge: not every answer has a score. {gaps}.", file=sys.stderr)
+    return 1 if gaps and not options.allow_incomplete else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What a judge is asked about an answer, and how its reply becomes numbers.
+
+Two rubrics. "official" is AIR-Bench Chat's protocol (Yang et al. 2024, arXiv 2402.07729): the reference and the model's
+answer side by side, two scores from 1 to 10, once in either order, mean of both. Its criteria are named; the wording is
+this project's own, so numbers are NOT comparable with published ones, whoever judges. "correctness" asks what the
+protocol does not: which claims that the question calls for are made, and which claims are false. Being short costs
+nothing, and words that nobody asked for earn nothing. The description of the clip stands in for the sound in both.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .predictions import Prediction
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """
+    What one judge thinks of one answer.
+
+    Attributes:
+        score: of the model's answer, on the rubric's scale.
+        reference_score: of the reference, where it was rated as well.
+        flipped: whether swapping the two answers changed which of them was called better (or that neither was).
+        first_advantage: by how many points an answer gained on the other by standing first.
+        claims: how many claims were counted as right, contradicted and missing.
+    """
+
+    score: float
+    reference_score: float | None = None
+    flipped: bool | None = None
+    first_advantage: float | None = None
+    claims: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """
+    Attributes:
+        template: all that a judge is told, with the names of the fields in braces.
+        scale: lowest and highest score.
+        prompts: the texts to send for one answer, each in a chat of its own.
+        combine: from the replies, in the order of the prompts. Raises `ValueError`, with the reason, for a reply that
+            is not what the template asks for.
+    """
+
+    template: str
+    scale: tuple[float, float]
+    prompts: Callable[[Prediction], tuple[str, ...]]
+    combine: Callable[[list[str]], Judgement]
+
+
+OFFICIAL = """\
+Two assistants answered a question about a sound recording. You cannot hear the recording; its description stands in \
+for it and can be trusted.
+
+<description>
+{description}
+</description>
+<question>
+{question}
+</question>
+<answer_1>
+{first}
+</answer_1>
+<answer_2>
+{second}
+</answer_2>
+
+Give each answer a score from 1 (worst) to 10 (best) for being helpful, relevant, accurate and comprehensive.
+Reply with one line and nothing else on it than the score of answer 1, a space, and the score of answer 2."""
+
+CORRECTNESS = """\
+Check an answer to a question about a sound recording. You cannot hear the recording; its description stands in for it \
+and can be trusted. The reference answer is right, but other words may be as right.
+
+<description>
+{description}
+</description>
+<question>
+{question}
+</question>
+<reference>
+{reference}
+</reference>
+<answer>
+{answer}
+</answer>
+
+1. List the claims that are needed to answer the question, going by the reference. Leave out what the reference says \
+beyond the question.
+2. Call each of them right if the answer makes it in any words, contradicted if the answer says otherwise, and missing \
+if the answer says nothing about it.
+3. Add to the contradicted ones every further claim of the answer that the description or the reference contradicts. \
+Ignore further claims that are true or cannot be checked.
+Length, style, politeness and details that nobody asked for count neither for the answer nor against it: one word can \
+be a complete answer.
+End with one line of the form
+right: 0, contradicted: 0, missing: 0"""
+
+NUMBER = r"(\d+(?:\.\d+)?)"
+# Alone on its line, perhaps in bold. "8/10" is no pair of scores.
+PAIR = re.compile(rf"[*`\s]*{NUMBER},?\s+{NUMBER}[*`\s]*")
+CLAIMS = ("right", "contradicted", "missing")
+COUNTS = re.compile(r"\W*" + r"\W+".join(rf"{name}\W+(\d+)" for name in CLAIMS) + r"\W*", re.IGNORECASE)
+
+
+def _official_prompts(row: Prediction) -> tuple[str, ...]:
+    def fill(first: str | None, second: str | None) -> str:
+        return OFFICIAL.format(description=row.description, question=row.question, first=first, second=second)
+
+    return fill(row.answer, row.reply), fill(row.reply, row.answer)
+
+
+def _combine_official(replies: list[str]) -> Judgement:
+    (reference_1, model_1), (model_2, reference_2) = (_pair(reply) for reply in replies)
+    before, after = model_1 - reference_1, model_2 - reference_2
+    return Judgement(
+        score=(model_1 + model_2) / 2,
+        reference_score=(reference_1 + reference_2) / 2,
+        flipped=_sign(before) != _sign(after),
+        first_advantage=(after - before) / 2,
+    )
+
+
+def _correctness_prompts(row: Prediction) -> tuple[str, ...]:
+    fields: dict[str, Any] = {"description": row.description, "question": row.question}
+    return (CORRECTNESS.format(reference=row.answer, answer=row.reply, **fields),)
+
+
+def _combine_correctness(replies: list[str]) -> Judgement:
+    """Score: 10 * right / (right + contradicted + missing)."""
+    right, contradicted, missing = counts = [int(count) for count in _line(COUNTS, replies[0], "three counts")]
+    if not sum(counts):
+        raise ValueError("no claim was counted")
+    return Judgement(score=10 * right / (right + contradicted + missing), claims=dict(zip(CLAIMS, counts)))
+
+
+def _pair(reply: str) -> tuple[float, float]:
+    first, second = (float(score) for score in _line(PAIR, reply, "two scores"))
+    low, high = RUBRICS["official"].scale
+    if not (low <= first <= high and low <= second <= high):
+        raise ValueError(f"got the scores {first:g} and {second:g}; expected {low:g} to {high:g}")
+    return first, second
+
+
+def _line(pattern: re.Pattern, reply: str, expected: str) -> tuple[str, ...]:
+    """The numbers of the lines that match: one such line, or several that say the same."""
+    found = {match.groups() for line in reply.splitlines() if (match := pattern.fullmatch(line))}
+    if len(found) != 1:
+        got = f"{len(found)} lines that differ" if found else f"no such line in {reply[:200]!r}"
+        raise ValueError(f"expected a line with {expected}, got {got}")
+    return found.pop()
+
+
+def _sign(number: float) -> int:
+    return (number > 0) - (number < 0)
+
+
+RUBRICS = {
+    "official": Rubric(OFFICIAL, (1, 10), _official_prompts, _combine_official),
+    "correctness": Rubric(CORRECTNESS, (0, 10), _correctness_prompts, _combine_correctness),
+}
+
+__all__ = ["RUBRICS", "Judgement", "Rubric"]

@@ -1,0 +1,198 @@
+"""What all loaders of questions share: reading rows, checking them, and saying which cannot be used and why.
+
+A row that is wrong is never passed over in silence: by default loading stops with a list of what is wrong and where,
+and with `on_error="skip"` the row's id is kept in `QuestionSet.left_out`. Each row is counted under the first fault
+found. Audio is looked for but not read. Paths in a benchmark's file may not lead out of the audio folder, since what
+they name can be sent to an endpoint; links inside that folder are the user's own and are followed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .questions import Clip, Question, QuestionSet
+
+
+OnError = Literal["raise", "skip"]
+# ("row 7", what it holds): numbered from 1, lines of JSON lines as in an editor.
+Row = tuple[str, Any]
+Fault = tuple[str, str, str]  # the row's id, or its place where it has none; its place; what is wrong
+
+FIELD = "field missing or malformed"
+AUDIO_MISSING = "audio file missing"
+OUTSIDE = "path outside the audio folder"
+NOT_A_CHOICE = "answer not among the choices"
+DUPLICATE = "id already used"
+EXAMPLES = 3  # rows that an error names, per reason
+
+
+class RowFault(Exception):
+    """A row cannot be used: a `reason`, the same for all rows that have this fault, and the `detail` of this one."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
+    """
+    The rows of a JSON list or of JSON lines, and the file's SHA-256 by its name.
+
+    Raises:
+        `ValueError`: no such file, or it is neither of the two.
+        `OSError`: for a file that cannot be opened.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a JSON file.")
+    content = path.read_bytes()
+    sha256 = {path.name: hashlib.sha256(content).hexdigest()}
+    where = ""
+    try:
+        text = content.decode("utf-8-sig")
+        if text.lstrip().startswith("["):
+            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)], sha256
+        rows = []
+        for number, line in enumerate(text.split("\n"), 1):
+            where = f" in line {number}"
+            if line.strip():
+                rows.append((f"line {number}", json.loads(line)))
+        return rows, sha256
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is neither a JSON list nor JSON lines{where}: {error}") from None
+
+
+def collect(
+    benchmark: str,
+    path: Path,
+    rows: Iterable[Row],
+    to_question: Callable[[dict[str, Any]], Question],
+    sha256: dict[str, str],
+    on_error: OnError,
+) -> QuestionSet:
+    """
+    The questions of all rows.
+
+    Args:
+        benchmark, sha256: as in `QuestionSet`.
+        path: what was read, for messages.
+        to_question: makes a question of a row, or raises `RowFault`.
+        on_error: "raise", or "skip" to leave faulty rows out. Of rows with one id the first is kept.
+
+    Raises:
+        `ValueError`: no rows, none that can be used, or, unless they are skipped, any that cannot.
+    """
+    if on_error not in get_args(OnError):
+        raise ValueError(f'got on_error={on_error!r}; expected "raise" or "skip".')
+    questions: dict[str, Question] = {}
+    faults: dict[str, list[Fault]] = {}
+    count = 0
+    for place, row in rows:
+        count += 1
+        try:
+            if not isinstance(row, dict):
+                raise RowFault(FIELD, f"expected a JSON object, got {type(row).__name__}")
+            question = to_question(row)
+            if question.id in questions:
+                raise RowFault(DUPLICATE, "an earlier row has it")
+            questions[question.id] = question
+        except RowFault as fault:
+            faults.setdefault(fault.reason, []).append((_id_or_place(row, place), place, fault.detail))
+    if count == 0:
+        raise ValueError(f"{path} holds no rows; expected one for each question.")
+    if faults and (on_error == "raise" or not questions):
+        raise ValueError(_message(path, count, faults))
+    left_out = {reason: [identity for identity, _, _ in found] for reason, found in faults.items()}
+    return QuestionSet(benchmark, tuple(questions.values()), sha256, left_out)
+
+
+def _id_or_place(row: Any, place: str) -> str:
+    identity = row.get("id", row.get("uniq_id")) if isinstance(row, dict) else None
+    return place if identity is None else str(identity)
+
+
+def _message(path: Path, count: int, faults: dict[str, list[Fault]]) -> str:
+    """On one line: how many rows are faulty; by reason how many and the first few."""
+    parts = []
+    for reason, found in faults.items():
+        examples = [f"{place} ({identity}): {detail}" for identity, place, detail in found[:EXAMPLES]]
+        more = [f"and {len(found) - EXAMPLES} more"] if len(found) > EXAMPLES else []
+        parts.append(f"{reason} in {len(found)} [{'; '.join(examples + more)}]")
+    total = sum(map(len, faults.values()))
+    advice = "Correct the file, or skip them (--on-error skip)."
+    if total == count:
+        paths = "Is --audio-root the folder where the paths start?"
+        advice = paths if list(faults) == [AUDIO_MISSING] else "Is it a file of this benchmark?"
+    return f"{path}: {total} of {count} rows cannot be used: {', '.join(parts)}. {advice}"
+
+
+def text_of(row: dict[str, Any], key: str) -> str:
+    """A text that must be there. Raises `RowFault` for none, an empty one, or another kind of value."""
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise RowFault(FIELD, f"{key!r} is {value!r}, expected a text" if key in row else f"no {key!r}")
+    return value
+
+
+def id_of(row: dict[str, Any], key: str = "id") -> str:
+    """The row's id, a text or an integer. Raises `RowFault` for anything else."""
+    value = row.get(key)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_of(row, key)
+
+
+def groups_of(row: dict[str, Any], keys: Iterable[str]) -> dict[str, str]:
+    """Those of the groups that the row has. Some MMAU rows have a list of one category."""
+    values = {key: row[key] for key in keys if row.get(key)}
+    return {
+        key: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in values.items()
+    }
+
+
+def choices_of(options: Any) -> tuple[str, ...]:
+    """
+    The options' texts as they are, without empty ones at the end (MMAR has some: nobody can choose them).
+
+    Raises:
+        `RowFault`: fewer than two, an empty one before others, or one that is no text.
+    """
+    if not isinstance(options, (list, tuple)) or not all(isinstance(option, str) for option in options):
+        raise RowFault(FIELD, f"the options are {options!r}, expected a list of texts")
+    texts = list(options)
+    while texts and not texts[-1].strip():
+        texts.pop()
+    if len(texts) < 2 or not all(text.strip() for text in texts):
+        raise RowFault(FIELD, f"the options are {options!r}, expected two or more, none empty")
+    return tuple(texts)
+
+
+def position_of(answer: str, choices: tuple[str, ...]) -> int | None:
+    """The first choice that is the answer, or else the first that differs from it in outer white space only."""
+    if answer in choices:
+        return choices.index(answer)
+    return next((number for number, choice in enumerate(choices) if choice.strip() == answer.strip()), None)
+
+
+def answer_among(answer: str, choices: tuple[str, ...]) -> str:
+    """The answer as it is written among the choices. Raises `RowFault` if it is not there."""
+    position = position_of(answer, choices)
+    if position is None:
+        raise RowFault(NOT_A_CHOICE, f"{answer!r} is none of {list(choices)}")
+    return choices[position]
+
+
+def clip_of(root: Path, path: str, name: str | None = None) -> Clip:
+    """
+    A clip in the folder `root`, called `name`, or else as its path is written.
+
+    Raises:
+        `RowFault`: a path that leads out of the folder, or to no file.
+    """
+    folder = os.path.abspath(root)
+    file = os.path.abspath(os.path.join(folder, path))  # also takes ".." away, but does not follow links
+    if os.path.commonpath([folder, file]) != folder:
+        raise RowFault(OUTSIDE, f"{path!r} is not in {root}")
+    if not os.path.isfile(file):
+        raise RowFault(AUDIO_MISSING, f"no file {file}")
+    return Clip.from_file(file, path if name is None else name)

@@ -1,0 +1,212 @@
+"""Answers by a transformers model on this machine: any that `pipeline("audio-text-to-text")` takes.
+
+Decoding is greedy. A batch is answered at once; if that raises an error its questions are asked one by one, so that one
+clip costs one row, but running out of memory ends the run: it says nothing about the question. Audio tokens are counted
+in every prompt, since processors have passed over audio in silence; a prompt with a clip and without them ends the run.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import pipeline
+
+from falcon3_audio import AudioTextToTextPipeline
+from falcon3_audio.processing import SAMPLING_RATE, load_audio
+
+from .answerers import Item, NoAudio, Outcome, RunStopped, answered, by_clip, failed
+from .questions import file_sha256
+
+
+# What decides the answers of a model in a folder; other files there (logs, cards, optimizer states) do not.
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
+# Errors after which a CUDA device answers nothing more (torch 2.8 and later).
+DEVICE_ERRORS: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
+
+class CountingPipeline(AudioTextToTextPipeline):
+    """Counts the audio tokens of each prompt of the last batch, and raises `NoAudio` where there are none."""
+
+    audio_tokens: list[int | None] = []
+
+    @property
+    def audio_token_id(self) -> int | None:
+        """The placeholder that stands for audio in the input ids; `None` where neither config nor processor says."""
+        names = [(self.model.config, "audio_token_id"), (self.model.config, "audio_token_index")]
+        found = (getattr(owner, name, None) for owner, name in [*names, (self.processor, "audio_token_id")])
+        return next((number for number in found if number is not None), None)
+
+    def preprocess(self, requests, processor_kwargs=None):
+        prepared = super().preprocess(requests, processor_kwargs)
+        if self.audio_token_id is None:
+            self.audio_tokens = [None] * len(requests)
+            return prepared
+        counts = (prepared["inputs"]["input_ids"] == self.audio_token_id).sum(1).tolist()
+        for request, count in zip(requests, counts):
+            if count == 0 and any(item["type"] == "audio" for item in request.messages[-1]["content"]):
+                raise NoAudio(
+                    f"{type(self.processor).__name__} made a prompt without audio tokens (id {self.audio_token_id}) of "
+                    "a question with a clip: the model would answer without hearing it. Does its chat template take "
+                    "audio?"
+                )
+        self.audio_tokens = counts
+        return prepared
+
+    def forget_audio(self):
+        """Empties the cache of encoded clips: what is found there depends in its last digits on earlier batches."""
+        if self._audio_cache is not None:
+            self._audio_cache = type(self._audio_cache)(self.model, self._audio_cache.max_tokens)
+
+
+class LocalModel:
+    """
+    Any transformers model with audio input, through `pipeline("audio-text-to-text")`.
+
+    Args:
+        model: folder or Hub id; `revision`, `trust_remote_code`, `dtype` and `device` as for `pipeline`.
+        batch_size: questions that are answered at once.
+        max_new_tokens: of each answer.
+
+    Raises:
+        `ValueError`, `OSError`, `ImportError`: as `pipeline` does, and for a model that wants another rate than 16 kHz.
+    """
+
+    workers = 1
+    packages: tuple[str, ...] = ("accelerate", "numpy", "soundfile", "soxr", "tokenizers", "torch", "transformers")
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        dtype: str = "auto",
+        device: str | None = None,
+        batch_size: int = 8,
+        max_new_tokens: int = 256,
+    ):
+        self.name, self.revision, self.batch_size = model, revision, batch_size
+        self._decoding = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
+        try:
+            self._pipe = pipeline(
+                "audio-text-to-text",
+                model=model,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                device=device,
+                pipeline_class=CountingPipeline,
+            )
+        # No processor but a tokenizer; no such device, or one without room; no such device in this build of torch.
+        except (TypeError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"{model} cannot be loaded to be asked about audio: {error}") from error
+        # Some models' tokenizers pad on the right, where `generate` would go on after the padding.
+        self._pipe.processor.tokenizer.padding_side = "left"
+        rate = getattr(getattr(self._pipe.processor, "feature_extractor", None), "sampling_rate", SAMPLING_RATE)
+        if rate != SAMPLING_RATE:
+            raise ValueError(f"{model} wants audio at {rate} Hz; only models for {SAMPLING_RATE} Hz can be evaluated.")
+        self._samples: dict[str, np.ndarray] = {}
+
+    def describe(self) -> dict[str, Any]:
+        model = self._pipe.model
+        folder = Path(self.name).is_dir()
+        commit = _digest(Path(self.name)) if folder else getattr(model.config, "_commit_hash", None)
+        defaults = model.generation_config.to_diff_dict()
+        defaults.pop("transformers_version", None)
+        return {
+            "model": self.name,
+            "model_commit": commit,
+            "model_commit_is": f"sha256 of the names and sha256 of its {', '.join(MODEL_FILES)} files"
+            if folder
+            else "commit on the Hub",
+            "model_dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(self._pipe.device),
+            "batch_size": self.batch_size,
+            "decoding": self._decoding,
+            "generation_config": defaults,  # of which penalties and end tokens hold beside `decoding`
+        }
+
+    def batches(self, items: Sequence[Item]) -> list[list[Item]]:
+        """
+        Of `batch_size` or fewer, with the questions about one clip in one batch.
+
+        A clip with more questions than that has batches of its own: its encoding is kept from one to the next, and must
+        not depend on other clips in the first.
+        """
+        batches: list[list[Item]] = [[]]
+        for group in by_clip(items):
+            if len(batches[-1]) + len(group) <= self.batch_size:
+                batches[-1] += group
+            else:
+                batches += [group[i : i + self.batch_size] for i in range(0, len(group), self.batch_size)]
+                if len(group) > self.batch_size:
+                    batches.append([])
+        return [batch for batch in batches if batch]
+
+    def check_audio(self) -> str:
+        if self._pipe.audio_token_id is None:
+            return "unknown: neither the model's config nor its processor names an audio token"
+        return "audio tokens were counted in every prompt"
+
+    def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
+        clips = {clip.name: clip for item in items for clip in item.heard}
+        if clips.keys() != self._samples.keys():
+            self._pipe.forget_audio()
+        self._samples = {name: samples for name, samples in self._samples.items() if name in clips}
+        outcomes: dict[str, Outcome] = {}
+        audible: list[Item] = []
+        for item in items:
+            try:
+                for clip in item.heard:
+                    if clip.name not in self._samples:
+                        self._samples[clip.name] = load_audio(clip.read(), name=clip.name)
+                audible.append(item)
+            except (OSError, ValueError) as error:
+                outcomes[item.question.id] = failed(item, error)
+        outcomes |= {outcome["id"]: outcome for outcome in self._ask(audible)}
+        yield [outcomes[item.question.id] for item in items]
+
+    def _ask(self, items: list[Item]) -> list[Outcome]:
+        try:
+            return self._generate(items) if items else []
+        except RunStopped:
+            raise
+        except Exception as error:  # whatever a model may raise for a clip or a prompt
+            self._stop_if_hopeless(error, items)
+            if len(items) == 1:
+                return [failed(items[0], error)]
+        return [outcome for item in items for outcome in self._ask([item])]
+
+    def _generate(self, items: list[Item]) -> list[Outcome]:
+        rows: list[dict[str, Any]] = []
+        for item in items:
+            clips = [self._samples[name] for name in item.names]
+            rows.append({"text": item.prompt} | ({"audio": clips, "sampling_rate": SAMPLING_RATE} if clips else {}))
+        replies = self._pipe(rows, batch_size=len(rows), **self._decoding)
+        return [
+            answered(item, records[0]["generated_text"], audio_tokens=count)
+            for item, records, count in zip(items, replies, self._pipe.audio_tokens)
+        ]
+
+    def _stop_if_hopeless(self, error: Exception, items: list[Item]):
+        ids = ", ".join(item.question.id for item in items)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
+            raise RunStopped(
+                f"Out of memory on {self._pipe.device} with the questions {ids}: {error} If others use that device, free "
+                "it and start the same command again, which goes on here. Otherwise give a smaller --batch-size (it was "
+                f"{self.batch_size}) or --dtype bfloat16, with another --output-dir."
+            ) from error
+        if isinstance(error, DEVICE_ERRORS):
+            raise RunStopped(
+                f"{self._pipe.device} failed on the questions {ids} and answers nothing more in this process: {error} "
+                "The same command goes on here."
+            ) from error
+
+
+def _digest(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES and path.is_file())
+    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

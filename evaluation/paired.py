@@ -1,0 +1,172 @@
+"""Two models on the same questions: is one better, by how much, and how small a difference could have been seen?
+
+Questions about one clip are not independent: who mishears the clip gets all of them wrong. Everything here therefore
+takes the clip as its unit: the bootstrap draws clips, and the exact test swaps the two models clip by clip. Where each
+clip has one question, that test is McNemar's. Plain numpy and scipy; differences are B - A, as shares from -1 to 1.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+TAIL = 0.025  # on either side of the 95 % interval
+POWER = 0.8
+# If fewer clips differ, even all of them in one direction leave p above 0.05 (2 / 2**5 = 0.0625), and so few clips say
+# too little about the others for a bootstrap: with none, its interval would be [0, 0].
+FEWEST_DIFFERING = 6
+FEWEST_RESAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Paired:
+    """
+    Attributes:
+        n, clips: questions, and how many clips they are about.
+        both_right, only_a, only_b, both_wrong: questions; together `n`.
+        accuracy_a, accuracy_b, difference: shares; `difference` is B - A.
+        interval: 95 %, of the difference. Like the two below `None` where fewer than `FEWEST_DIFFERING` clips differ.
+        standard_error: of the difference.
+        detectable: the true difference that a set like this one would show (p < 0.05) in four of five cases.
+        p: exact, two-sided, clip by clip (`swap_p`).
+        mcnemar_p: exact McNemar, which takes questions for independent; equal to `p` if each clip has one question.
+    """
+
+    n: int
+    clips: int
+    both_right: int
+    only_a: int
+    only_b: int
+    both_wrong: int
+    accuracy_a: float
+    accuracy_b: float
+    difference: float
+    interval: tuple[float, float] | None
+    standard_error: float | None
+    detectable: float | None
+    p: float
+    mcnemar_p: float
+
+    @property
+    def better(self) -> str | None:
+        """ "A" or "B" where both the test and the interval show a difference, otherwise `None`."""
+        if self.interval is None or self.p >= 2 * TAIL or self.interval[0] <= 0 <= self.interval[1]:
+            return None
+        return "B" if self.difference > 0 else "A"
+
+
+def compare_pairs(a: np.ndarray, b: np.ndarray, clips: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Paired:
+    """
+    Compares two models.
+
+    Args:
+        a, b: bool `(questions,)`: whether A and B are right.
+        clips: int `(questions,)`: which clip each question is about, by any numbering.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        `ValueError`: for no questions at all, for arrays of other shapes, or for too few resamples.
+    """
+    if len({a.shape, b.shape, clips.shape}) > 1 or a.ndim != 1 or not len(a):
+        raise ValueError(f"got arrays of the shapes {a.shape}, {b.shape} and {clips.shape}; expected (questions,)")
+    if resamples < FEWEST_RESAMPLES:
+        raise ValueError(f"got {resamples} resamples; the ends of a 95 % interval need {FEWEST_RESAMPLES} or more")
+    a, b = a.astype(bool), b.astype(bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    which, sizes = np.unique(clips, return_inverse=True, return_counts=True)[1:]
+    differences = np.zeros(len(sizes), int)
+    np.add.at(differences, which, b.astype(int) - a)
+    enough = np.count_nonzero(differences) >= FEWEST_DIFFERING
+    error = standard_error(differences, sizes) if enough else None
+    return Paired(
+        n=len(a),
+        clips=len(sizes),
+        both_right=int((a & b).sum()),
+        only_a=only_a,
+        only_b=only_b,
+        both_wrong=int((~a & ~b).sum()),
+        accuracy_a=float(a.mean()),
+        accuracy_b=float(b.mean()),
+        difference=(only_b - only_a) / len(a),
+        interval=bootstrap_interval(differences, sizes, resamples, seed) if enough else None,
+        standard_error=error,
+        detectable=None if error is None else error * float(stats.norm.ppf(1 - TAIL) + stats.norm.ppf(POWER)),
+        p=swap_p(differences),
+        mcnemar_p=mcnemar_p(only_a, only_b),
+    )
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """McNemar's exact test, two-sided: of the questions that one model alone gets right, each has half."""
+    return float(stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def swap_p(differences: np.ndarray) -> float:
+    """
+    Exact two-sided p of a sum of differences, int `(clips,)`, where each clip's sign is a coin toss: A and B alike.
+
+    All 2**clips outcomes count: clips whose difference has the same size add up to a binomial, and the sizes are few.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    chance = np.ones(1)  # of each sum, from the lowest to the highest
+    for size, count in zip(sizes, counts):
+        tosses = np.zeros(2 * size * count + 1)
+        tosses[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chance = np.convolve(chance, tosses)
+    sums = np.arange(len(chance)) - len(chance) // 2
+    return min(1.0, float(chance[np.abs(sums) >= abs(differences.sum())].sum()))
+
+
+def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """
+    The 95 % percentile interval of `sum(differences) / sum(sizes)` when clips are drawn with replacement.
+
+    Args:
+        differences, sizes: int `(clips,)`: how many more questions of a clip B gets right, and how many there are.
+    """
+    # Clips with the same two numbers are interchangeable, so it is enough to draw how many of each kind come up.
+    kinds, counts = np.unique(np.stack([differences, sizes], axis=1), axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(sizes), counts / len(sizes), size=resamples)
+    sums = drawn @ kinds
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], (TAIL, 1 - TAIL))
+    return float(low), float(high)
+
+
+def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
+    """
+    Of `sum(differences) / sum(sizes)`, int `(clips,)` each, over two or more clips: the ratio estimator of cluster
+    sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
+    """
+    residuals = differences - sizes * (differences.sum() / sizes.sum())
+    return float(np.sqrt(residuals @ residuals * len(sizes) / (len(sizes) - 1)) / sizes.sum())
+
+
+def points(share: float) -> str:
+    """A difference in percentage points; never "-0.0"."""
+    return f"{round(100 * share, 1) + 0.0:.1f}"
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"[{points(interval[0])}, {points(interval[1])}]"
+
+
+def p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def verdict_line(result: Paired) -> str:
+    """The result in one line; of the better model, the difference is positive."""
+    if result.better == "A" and result.interval:
+        low, high = result.interval
+        return f"A is better by {points(-result.difference)} points {interval_text((-high, -low))}, {p_text(result.p)}"
+    if result.better == "B":
+        return (
+            f"B is better by {points(result.difference)} points {interval_text(result.interval)}, {p_text(result.p)}"
+        )
+    found = f"no difference can be shown at n = {result.n}: B - A is {points(result.difference)} points"
+    if result.interval is None or result.detectable is None:
+        return (
+            f"{found}, {p_text(result.p)}; they differ on fewer than {FEWEST_DIFFERING} clips, too few for an interval"
+        )
+    return f"{found} {interval_text(result.interval)}, {p_text(result.p)}"

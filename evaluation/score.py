@@ -1,0 +1,395 @@
+"""From a prediction file to a score that says how it came about, by every rule of its benchmark side by side.
+
+    falcon3-audio score runs/mmau                                    # a run of `falcon3-audio evaluate`
+    falcon3-audio score theirs.json --benchmark mmau --data mmau-test-mini.json     # a published file
+    falcon3-audio score runs/mine --rule wer --spelling openai/whisper-small.en     # transcripts, word error rate
+
+No question is dropped: replies that are missing, failed, empty or unresolved are wrong, except for an official rule that leaves
+them out, which the table shows. With fewer replies than questions the exit status is 1, unless --allow-incomplete.
+With --data the questions, answers and options are the file's, and predictions about others are refused: published
+benchmarks have changed under one name. Pure Python; only --rule wer needs jiwer and transformers.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .benchmarks import BENCHMARKS
+from .intervals import mean_of_shares, wilson
+from .load_air_bench import FOUNDATION
+from .predictions import ANSWERED, FAILED, MISSING, Prediction, Predictions, read_predictions
+from .questions import file_sha256
+from .rules import RULES, Verdict
+from .word_errors import WordErrors, count_word_errors, error_rate, mean_rate, normalizer, read_spelling
+
+
+FORMAT = 1  # of the score file; goes up when a key changes its meaning
+SCORE = "score.json"
+WER = "wer"  # a rule for transcripts: not right or wrong, but so many words wrong
+NO_GROUP = "(none)"
+ALWAYS = "always option"  # by position
+NAMED = 3  # rows that an error names
+
+Part = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+def score(
+    predictions: Predictions,
+    benchmark: str | None = None,
+    data: str | Path | None = None,
+    rules: Sequence[str] = (),
+    spelling: str | None = None,
+) -> dict[str, Any]:
+    """
+    Everything about the score of a prediction file, ready to be written as JSON.
+
+    Args:
+        benchmark: a name in `BENCHMARKS`; by default the run's.
+        data: the benchmark's own file, see the module.
+        rules: names in `RULES`, or "wer"; by default those of the benchmark.
+        spelling: see `word_errors.read_spelling`; for "wer".
+
+    Returns:
+        `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
+        mean (`macro`); for "wer" it is `word_error_rate`. Shares are 0 to 1; `null` where nothing was counted.
+
+    Raises:
+        `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
+            questions than `data`, or questions without an answer.
+    """
+    benchmark = _benchmark(benchmark, predictions)
+    rules = rules or BENCHMARKS[benchmark].rules
+    if not rules:
+        raise ValueError(f"{benchmark} has open questions, which `falcon3-audio judge` scores.")
+    rows, sha256 = questions_of(predictions, benchmark, data)
+    check_answers(rows)
+    left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
+    counts = count(rows)
+    scores = {rule: _score_by(rule, rows, BENCHMARKS[benchmark].breakdowns, spelling) for rule in rules}
+    packages = ("falcon3-audio", "jiwer", "transformers") if WER in rules else ("falcon3-audio",)
+    return {
+        "format": FORMAT,
+        "benchmark": benchmark,
+        "predictions": {"path": predictions.path, "sha256": predictions.sha256},
+        "data_sha256": sha256 or predictions.provenance.get("data_sha256"),
+        "counts": counts | {"left out before asking": left_out},
+        "coverage": counts[ANSWERED] / (len(rows) + sum(left_out.values())),
+        "rules": scores,
+        "baselines": baselines(rows) if all(row.choices for row in rows) else None,
+        "spelling": spelling,
+        "run": predictions.provenance,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def _benchmark(name: str | None, predictions: Predictions) -> str:
+    known = predictions.provenance.get("benchmark")
+    if name and known and name != known:
+        raise ValueError(f"{predictions.path} is a run of {known!r}, not of {name!r}.")
+    found = name or known
+    if found not in BENCHMARKS:
+        got = f"is of {found!r}" if found else "does not say of which benchmark it is"
+        raise ValueError(f"{predictions.path} {got}; say it with --benchmark: {', '.join(BENCHMARKS)}.")
+    return found
+
+
+def questions_of(
+    predictions: Predictions, benchmark: str, data: str | Path | None
+) -> tuple[list[Prediction], dict[str, str] | None]:
+    """
+    The rows to score: those of the prediction file, or one for each question in `data`, with the digests of its files.
+
+    Raises:
+        `ValueError`: no rows, predictions for questions that `data` does not have, or that has other options or answers.
+    """
+    if not predictions.rows:
+        raise ValueError(f"{predictions.path} holds no rows.")
+    said = [_tidy(row) for row in predictions.rows]
+    if data is None:
+        return said, None
+    asked, sha256 = _read_questions(Path(data), benchmark)
+    replies = {row.id: row for row in said}
+    unknown = replies.keys() - {question.id for question in asked}
+    if unknown:
+        raise ValueError(f"{predictions.path} has {_some(sorted(unknown))} that {data} does not have.")
+    other = [question.id for question in asked if question.id in replies and _differ(question, replies[question.id])]
+    if other:
+        raise ValueError(
+            f"{_some(other)} in {predictions.path} have other options or another answer than in {data}: the predictions are "
+            "about another version of the benchmark. Score them with that version, or without --data."
+        )
+    return [_join(question, replies.get(question.id)) for question in asked], sha256
+
+
+def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
+    """A benchmark's questions as rows without a reply. Of a JSON file no clip is needed; parquet files hold theirs."""
+    if path.is_dir() or path.suffix == ".parquet":
+        loaded = BENCHMARKS[benchmark].load(path)
+        shared = ("id", "question", "choices", "answer", "groups")
+        values = [{name: getattr(question, name) for name in shared} for question in loaded.questions]
+        return [_tidy(Prediction(status=MISSING, reply=None, **row)) for row in values], loaded.sha256
+    rows = [_tidy(replace(row, status=MISSING, reply=None)) for row in read_predictions(path).rows]
+    return rows, {path.name: file_sha256(path)}
+
+
+def _tidy(row: Prediction) -> Prediction:
+    """
+    A row as the loaders would have made it: no white space around options and answer, no empty options (MMAR has some), and
+    AIR-Bench's `task_name` as `task` and `domain`.
+    """
+    choices = tuple(choice.strip() for choice in row.choices if choice.strip())
+    task = row.groups.get("task_name")
+    groups = {"task": task, "domain": FOUNDATION.get(task, NO_GROUP)} | row.groups if task else row.groups
+    return replace(row, choices=choices, answer=row.answer and row.answer.strip(), groups=groups)
+
+
+def _differ(question: Prediction, row: Prediction) -> bool:
+    pairs = ((question.choices, row.choices), (question.answer, row.answer))
+    return any(asked and said and asked != said for asked, said in pairs)
+
+
+def _join(question: Prediction, row: Prediction | None) -> Prediction:
+    if row is None:
+        return question
+    said = {name: getattr(row, name) for name in ("status", "reply", "error", "prompt", "audio")}
+    return replace(question, **said, groups=question.groups | row.groups)
+
+
+def check_answers(rows: Sequence[Prediction]) -> None:
+    """Raises `ValueError` if any row has no answer."""
+    hidden = [row.id for row in rows if not row.answer]
+    if hidden:
+        raise ValueError(
+            f"{_some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
+            "kept back, --submission FILE --data QUESTIONS writes what its makers score; if you have the answers, give "
+            "them with --data."
+        )
+
+
+def count(rows: Sequence[Prediction]) -> dict[str, int]:
+    """Questions by what became of them; "empty" ones are among the answered."""
+    statuses = Counter(row.status for row in rows)
+    empty = sum(row.reply is not None and not row.reply.strip() for row in rows)
+    return {"questions": len(rows), "empty": empty} | {name: statuses[name] for name in (ANSWERED, FAILED, MISSING)}
+
+
+def baselines(rows: Sequence[Prediction]) -> dict[str, Any]:
+    """
+    The shares of right answers without listening, over all rows: always the option at one position, always the longest (the
+    first of those), and the expectation for a random one. An option that a question has twice is right at both places.
+    """
+    width = max(len(row.choices) for row in rows)
+    positions = [
+        sum(row.choices[number : number + 1] == (row.answer,) for row in rows) / len(rows) for number in range(width)
+    ]
+    return {
+        ALWAYS: positions,
+        "most frequent position": max(positions),
+        "longest option": sum(max(row.choices, key=len) == row.answer for row in rows) / len(rows),
+        "random option": sum(row.choices.count(str(row.answer)) / len(row.choices) for row in rows) / len(rows),
+    }
+
+
+def _score_by(
+    rule: str, rows: Sequence[Prediction], breakdowns: Sequence[str], spelling: str | None
+) -> dict[str, Any]:
+    """Each row's result by the rule, summed over all rows and over each group."""
+    results: Sequence[Any]
+    part: Part
+    mean: Part
+    if rule == WER:
+        results, part, mean = _word_errors(rows, spelling), error_rate, mean_rate
+        whole = part(results)
+    else:
+        results, part, mean = [RULES[rule](row) for row in rows], _accuracy, _mean_accuracy
+        whole = part(results) | {"verdicts": {verdict.value: results.count(verdict) for verdict in Verdict}}
+    found = {}
+    for name in breakdowns or {name: None for row in rows for name in row.groups}:
+        if any(name in row.groups for row in rows):
+            parts = {value: part(members) for value, members in _members(rows, results, name).items()}
+            found[name] = mean(list(parts.values())) | {"groups": parts}
+    return whole | {"breakdowns": found}
+
+
+def _members(rows: Sequence[Prediction], results: Sequence[Any], name: str) -> dict[str, list[Any]]:
+    """The results of each group of a breakdown, by its name in the alphabet's order."""
+    groups: dict[str, list[Any]] = {}
+    for row, result in zip(rows, results):
+        groups.setdefault(row.groups.get(name, NO_GROUP), []).append(result)
+    return dict(sorted(groups.items()))
+
+
+def _accuracy(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    n = sum(verdict != Verdict.LEFT_OUT for verdict in verdicts)
+    right = sum(verdict == Verdict.RIGHT for verdict in verdicts)
+    share, interval = (right / n, wilson(right, n)) if n else (None, None)
+    return {"n": n, "right": right, "accuracy": share, "interval": interval}
+
+
+def _mean_accuracy(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if not all(part["n"] for part in parts):  # a rule left a whole group out: there is no mean over all groups
+        return {"macro": None, "interval": None}
+    macro, interval = mean_of_shares([(part["right"], part["n"]) for part in parts])
+    return {"macro": macro, "interval": interval}
+
+
+def _word_errors(rows: Sequence[Prediction], spelling: str | None) -> list[WordErrors]:
+    references, hypotheses = [row.answer or "" for row in rows], [row.reply or "" for row in rows]
+    try:
+        normalize = normalizer(read_spelling(spelling) if spelling else None)
+        return count_word_errors(references, hypotheses, normalize, [row.id for row in rows])
+    except ImportError as error:
+        raise ValueError(f"--rule {WER} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
+
+
+def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None:
+    """
+    MMAU's form of a submission: the benchmark's own rows, each with the reply, as it is, under `model_prediction`.
+
+    Raises:
+        `ValueError`: `data` is no JSON list, or a question has no reply.
+    """
+    questions = json.loads(data.read_text(encoding="utf-8"))
+    if not isinstance(questions, list):
+        raise ValueError(f"{data} is no JSON list of questions; a submission is made of MMAU's JSON file.")
+    unanswered = [row.id for row in rows if row.reply is None]
+    if unanswered:
+        raise ValueError(f"{_some(unanswered)} have no reply; ask them first.")
+    replies = {row.id: row.reply for row in rows}
+    write_json(path, [question | {"model_prediction": replies[str(question["id"])]} for question in questions])
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, all of it or nothing."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Prints the score: how the predictions were made, the rules side by side, and each group."""
+    run, counts = result["run"], result["counts"]
+    control = run.get("control") or "none"
+    console.print(f"{result['benchmark']}: {run.get('model', result['predictions']['path'])}", style="bold")
+    if control != "none":
+        console.print(f"Control: {control}. This is not the model's score.", style="bold red")
+    if run:
+        console.print(f"prompt {run.get('prompt', 'unknown')}, model commit {run.get('model_commit') or 'unknown'}")
+    for name, digest in (result["data_sha256"] or {}).items():
+        console.print(f"data {name}, sha256 {digest[:16]}")
+    told = [f"{number} {name}" for name, number in counts.items() if name in (ANSWERED, "empty", FAILED, MISSING)]
+    skipped = sum(counts["left out before asking"].values())
+    console.print(
+        f"{counts['questions']} questions: {', '.join(told)}; {skipped} left out before asking", soft_wrap=True
+    )
+    console.print(_overall(result["rules"]))
+    if any(found["breakdowns"] for found in result["rules"].values()):
+        console.print(_groups(result["rules"]))
+    if result["baselines"]:
+        shares = [f"{name} {percent(value)}" for name, value in result["baselines"].items() if name != ALWAYS]
+        console.print(f"without listening: {', '.join(shares)}", soft_wrap=True)
+    if WER in result["rules"] and not result["spelling"]:
+        console.print("Spelling as it is (no --spelling): British for American counts as an error.", soft_wrap=True)
+
+
+def _overall(rules: dict[str, Any]) -> Table:
+    table = Table("rule", show_edge=False)
+    for heading in ("n", "%", "95 %", "unresolved", "left out"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for rule, found in rules.items():
+        verdicts = found.get("verdicts", {})
+        counted = [str(verdicts.get(verdict.value, "-")) for verdict in (Verdict.UNRESOLVED, Verdict.LEFT_OUT)]
+        table.add_row(rule, str(found["n"]), percent(_value(found)), _limits(found), *counted)
+    return table
+
+
+def _groups(rules: dict[str, Any]) -> Table:
+    """A section for each breakdown, with the mean over its groups as the last row; n is before any rule leaves rows out."""
+    first = next(iter(rules.values()))
+    table = Table("group", show_edge=False)
+    for heading in ("n", *rules):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, breakdown in first["breakdowns"].items():
+        means = [rule["breakdowns"][name] for rule in rules.values()]
+        for value in breakdown["groups"]:
+            parts = [mean["groups"][value] for mean in means]
+            table.add_row(f"{name}: {value}", str(max(part["n"] for part in parts)), *map(_cell, parts))
+        table.add_row(f"mean over {name}", "", *map(_cell, means), end_section=True)
+    return table
+
+
+def _value(found: dict[str, Any]) -> float | None:
+    return next(found[key] for key in ("accuracy", "word_error_rate", "macro") if key in found)
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _limits(found: dict[str, Any]) -> str:
+    return "" if found["interval"] is None else f"[{', '.join(map(percent, found['interval']))}]"
+
+
+def _cell(found: dict[str, Any]) -> str:
+    return f"{percent(_value(found))} {_limits(found)}"
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = ", ..." if len(ids) > NAMED else ""
+    return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
+
+
+def _run(options: argparse.Namespace) -> int:
+    predictions = read_predictions(options.predictions)
+    if options.submission:
+        if not options.data:
+            raise ValueError("--submission is made of the benchmark's own file; give it with --data.")
+        rows, _ = questions_of(predictions, _benchmark(options.benchmark, predictions), options.data)
+        write_submission(rows, Path(options.data), Path(options.submission))
+        print(f"{len(rows)} replies for submission in {options.submission}")
+        return 0
+    result = score(predictions, options.benchmark, options.data, options.rule, options.spelling)
+    show(result, Console(markup=False, highlight=False))
+    output = Path(options.output) if options.output else Path(predictions.path).with_name(SCORE)
+    write_json(output, result)
+    print(f"score saved in {output}")
+    if result["coverage"] < 1 and not options.allow_incomplete:
+        raise ValueError(
+            "not every question has a reply, so this is no score of the benchmark (or: --allow-incomplete)."
+        )
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio score", description=__doc__.split("\n\n")[0])
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="a run's folder, or a file of predictions")
+    parser.add_argument("--benchmark", choices=BENCHMARKS, help="default: the run's")
+    parser.add_argument("--data", metavar="FILE", help="the benchmark's own file: answers, and what is missing")
+    parser.add_argument("--rule", action="append", choices=[*RULES, WER], default=[], help="default: the benchmark's")
+    parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
+    parser.add_argument("--output", metavar="FILE", help=f"all of it as JSON (default: {SCORE} beside PREDICTIONS)")
+    parser.add_argument("--submission", metavar="FILE", help="write MMAU's submission file instead of scoring")
+    parser.add_argument("--allow-incomplete", action="store_true", help="exit with 0 though replies are missing")
+    try:
+        return _run(parser.parse_args(arguments))
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio score: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Word error rate of English transcripts: jiwer's alignment after Whisper's text normaliser (that of transformers).
+
+The rate is the corpus's: all errors over all reference words, so that long clips count as much as they say. Whisper's
+normaliser also turns British spelling into American with a list that comes with Whisper's tokenizers (`normalizer.json`), not
+with transformers. Without it "colour" for "color" is an error, and rates are a little above published ones: give
+the file, or the folder or Hub id of a Whisper (`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
+Run: `count_word_errors(references, hypotheses, normalizer(read_spelling("openai/whisper-small.en")))`
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .intervals import bootstrap_rate
+
+
+SPELLING = "normalizer.json"
+NAMED = 5  # rows that an error names
+
+
+@dataclass(frozen=True)
+class WordErrors:
+    """
+    What was counted in one row.
+
+    Attributes:
+        words: in the reference.
+        substitutions, deletions, insertions: the fewest edits from the reference to the hypothesis.
+    """
+
+    words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+
+def normalizer(spelling: dict[str, str] | None = None) -> Callable[[str], str]:
+    """
+    Whisper's English normaliser: lower case, no punctuation and fillers, contractions in full, numbers in digits.
+
+    Args:
+        spelling: American by British words, see `read_spelling`; `None` leaves spelling as it is.
+    """
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    return EnglishTextNormalizer(spelling or {})
+
+
+def read_spelling(source: str) -> dict[str, str]:
+    """
+    The words that Whisper's normaliser replaces.
+
+    Args:
+        source: a `normalizer.json`, a folder that holds one, or the Hub id of a Whisper.
+
+    Raises:
+        `ValueError`: what is there is no JSON object of texts.
+        `OSError`: it is not there, or the Hub cannot be reached.
+        `huggingface_hub.errors.HFValidationError`: no path, and no possible id (a `ValueError`, too).
+    """
+    path = Path(source)
+    if path.is_dir():
+        path /= SPELLING
+    elif not path.exists():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(source, SPELLING))
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise OSError(f"{source} is no file or folder, and its {SPELLING} is not to be had: {reason}") from error
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        words = None
+    if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+        raise ValueError(f"{path} is not a normalizer.json of Whisper: expected a JSON object of words by words.")
+    return words
+
+
+def count_word_errors(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    normalize: Callable[[str], str],
+    names: Sequence[str] | None = None,
+) -> list[WordErrors]:
+    """
+    The word errors of each row; an empty hypothesis has deleted every word.
+
+    Args:
+        names: of the rows, for messages; their numbers from 1 by default.
+
+    Raises:
+        `ValueError`: unequal lengths, or references without a word after normalisation: they have no error rate.
+    """
+    from jiwer import process_words
+
+    if len(references) != len(hypotheses):
+        raise ValueError(f"got {len(references)} references but {len(hypotheses)} hypotheses; they must match.")
+    names = names or [f"row {number}" for number in range(1, len(references) + 1)]
+    said, heard = ([normalize(text).strip() for text in texts] for texts in (references, hypotheses))
+    empty = [f"{name} ({text!r})" for name, text, words in zip(names, references, said) if not re.search(r"\w", words)]
+    if empty:
+        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        raise ValueError(
+            f"{len(empty)} of {len(references)} references have no words after normalisation: {', '.join(empty[:NAMED])}"
+            f"{more}. They have no word error rate; leave them out."
+        )
+    counts = []
+    for reference, hypothesis in zip(said, heard):
+        found = process_words(reference, hypothesis)
+        words = found.hits + found.substitutions + found.deletions
+        counts.append(WordErrors(words, found.substitutions, found.deletions, found.insertions))
+    return counts
+
+
+def error_rate(counts: Sequence[WordErrors]) -> dict[str, Any]:
+    """
+    The rate of a corpus: `n` rows, the sums of their counts, `word_error_rate` (over 1 where more is inserted than said), and
+    its 95 % bootstrap `interval`, for which whole rows are redrawn. Raises `ValueError` for no rows.
+    """
+    sums = {field.name: sum(getattr(row, field.name) for row in counts) for field in fields(WordErrors)}
+    interval = bootstrap_rate([row.errors for row in counts], [row.words for row in counts])
+    rate = sum(row.errors for row in counts) / sums["words"]
+    return {"n": len(counts), **sums, "word_error_rate": rate, "interval": interval}
+
+
+def mean_rate(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`macro`, the mean of corpora's rates (as `error_rate` has them); without an interval."""
+    return {"macro": sum(rate["word_error_rate"] for rate in rates) / len(rates), "interval": None}

@@ -1,0 +1,204 @@
+"""`falcon3-audio evaluate` from the command line to the score."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import soundfile
+from evaluation_runs import make_telling, rows_of, run_of
+from stub_endpoint import Answer, StubEndpoint
+from tiny import SAMPLING_RATE, tone
+
+from falcon3_audio.evaluation.evaluate import main, parse
+from falcon3_audio.evaluation.generate import JOURNAL
+from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN
+
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    return make_telling(checkpoint, tmp_path_factory.mktemp("telling"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """MMAU's file with six questions about three clips; the answer is always "a dog"."""
+    (tmp_path / "test-mini-audios").mkdir()
+    rows = []
+    for number in range(6):
+        name = f"./test-mini-audios/{number % 3}.wav"
+        soundfile.write(tmp_path / name, tone(0.3 + number / 20, 300 * (number + 1)), SAMPLING_RATE)
+        row = {"id": f"q{number}", "audio_id": name, "question": f"What is it, {number}?", "answer": "a dog"}
+        labels = {"task": "sound", "category": "c", "sub-category": "s", "difficulty": "easy"}
+        rows.append(row | {"choices": ["a dog", "a bell"], "dataset": "d", "split": "test-mini"} | labels)
+    path = tmp_path / "mmau.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def command(data, out, *more, benchmark="mmau"):
+    return ["--benchmark", benchmark, "--data", str(data), "--output-dir", str(out), *map(str, more)]
+
+
+def remote(stub, *more):
+    return ["--endpoint", stub.url, "--endpoint-model", "m", *more]
+
+
+def hears(body) -> Answer:
+    """Right but for question 5, with tokens that are counted."""
+    content = body["messages"][0]["content"]
+    usage = {"prompt_tokens": 10 * len(content), "completion_tokens": 1, "total_tokens": 1}
+    return Answer("a bell" if ", 5?" in content[-1]["text"] else "a dog", usage=usage)
+
+
+def test_from_an_endpoint_to_a_score(data, tmp_path, capfd):
+    with StubEndpoint(hears) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub, "--seed", "4", "--max-new-tokens", "9"))) == 0
+    printed = capfd.readouterr().out
+    assert "6 questions (6 answered); predictions in" in printed and "83.3" in printed
+    run = run_of(tmp_path / "out")
+    assert (run["benchmark"], run["prompt"], run["control"], run["seed"]) == ("mmau", "plain", "none", 4)
+    assert run["decoding"]["max_tokens"] == 9 and run["prompt_example"].startswith("What is it, 0?\na dog\na bell\n")
+    assert {row["reply"] for row in rows_of(tmp_path / "out").values()} == {"a dog", "a bell"}
+
+
+def test_from_a_model_to_a_score(folder, data, tmp_path, capfd):
+    options = ("--model", folder, "--device", "cpu", "--batch-size", 2, "--max-new-tokens", 4, "--dtype", "float32")
+    assert main(command(data, tmp_path / "out", *options, "--prompt", "mmar", "--control", "silence")) == 0
+    assert "6 questions (6 answered)" in capfd.readouterr().out
+    run = run_of(tmp_path / "out")
+    assert (run["model"], run["model_dtype"], run["device"], run["batch_size"]) == (folder, "float32", "cpu", 2)
+    assert run["prompt"] == "mmar" and run["control"] == "silence" and run["audio_tokens"]["min"] > 0
+
+
+def test_another_setting_in_the_same_folder_is_one_line(data, tmp_path, capsys):
+    with StubEndpoint(hears) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub))) == 0
+        capsys.readouterr()
+        assert main(command(data, tmp_path / "out", *remote(stub, "--prompt", "r1-aqa"))) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "prompt: 'plain' -> 'r1-aqa'" in error
+
+
+def test_failed_questions_are_counted_and_the_exit_code_says_so(data, tmp_path, capfd):
+    (tmp_path / "test-mini-audios" / "1.wav").write_bytes(b"RIFF no sound")
+    with StubEndpoint(hears) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub))) != 0
+    assert "6 questions (4 answered, 2 failed)" in capfd.readouterr().out
+    assert rows_of(tmp_path / "out")["q1"]["error"].startswith("./test-mini-audios/1.wav ")
+
+
+def test_when_every_question_fails_the_reason_is_printed(data, tmp_path, capsys):
+    with StubEndpoint(lambda body: Answer("no audio model", status=400)) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub))) == 1
+    assert "Every question failed, the first because: The endpoint" in capsys.readouterr().err
+
+
+def test_clips_that_are_missing(data, tmp_path, capsys):
+    (tmp_path / "test-mini-audios" / "1.wav").unlink()
+    with StubEndpoint(hears) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub))) == 1
+        assert "audio file missing" in capsys.readouterr().err and not stub.requests
+        main(command(data, tmp_path / "out", *remote(stub, "--on-error", "skip")))
+    assert "left out, audio file missing: 2" in capsys.readouterr().err
+    assert (
+        run_of(tmp_path / "out")["left_out"] == {"audio file missing": ["q1", "q4"]}
+        and len(rows_of(tmp_path / "out")) == 4
+    )
+
+
+def test_the_key_is_sent_and_written_nowhere(data, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    with StubEndpoint(hears, key=KEY) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub, "--api-key-env", "MY_KEY"))) == 0
+    with StubEndpoint(hears, key="another") as stub:
+        assert main(command(data, tmp_path / "no", *remote(stub, "--api-key-env", "MY_KEY"))) == 1
+    printed = capfd.readouterr()
+    assert "Is the right key in the environment variable MY_KEY?" in printed.err
+    assert KEY not in printed.out + printed.err
+    written = [path.read_text() for path in tmp_path.glob("*/*") if path.suffix in (".json", ".jsonl")]
+    assert len(written) >= 3 and not any(KEY in text for text in written)
+
+
+def test_open_questions_are_left_to_a_judge_and_secret_answers_unscored(data, tmp_path, capfd):
+    rows = [{"id": "1", "audio": "test-mini-audios/0.wav", "question": "What?", "choices": ["a", "b"]}]
+    (tmp_path / "mine.jsonl").write_text(json.dumps(rows[0]))
+    with StubEndpoint(hears) as stub:
+        assert main(command(tmp_path / "mine.jsonl", tmp_path / "out", *remote(stub), benchmark="jsonl")) == 0
+        assert "nothing to score" in capfd.readouterr().out
+        chat = tmp_path / "Chat_meta.json"
+        row = {"path": "0.wav", "question": "What?", "answer_gt": "a dog", "meta_info": "a dog barks"}
+        chat.write_text(json.dumps([row | {"task_name": "sound_QA", "dataset_name": "d", "uniq_id": 1}]))
+        (tmp_path / "test-mini-audios").rename(tmp_path / "sound_QA_d")
+        assert main(command(chat, tmp_path / "chat", *remote(stub), benchmark="air-bench-chat")) == 0
+    assert f"falcon3-audio judge {tmp_path / 'chat'}" in capfd.readouterr().out
+    assert rows_of(tmp_path / "chat")["1"]["prompt"] == "What?"
+
+
+def test_a_command_killed_while_it_waits_for_a_reply_goes_on(data, tmp_path):
+    """The real command in a process of its own; the server kills it when it is asked the fourth question."""
+    running = []
+
+    def deadly(body):
+        if ", 4?" in body["messages"][0]["content"][-1]["text"] and running:
+            running[0].send_signal(signal.SIGKILL)
+        return hears(body)
+
+    with StubEndpoint(deadly) as stub:
+        arguments = command(data, tmp_path / "out", *remote(stub, "--batch-size", "1"))
+        process = [sys.executable, "-m", "falcon3_audio.evaluation.evaluate", *arguments]
+        running.append(subprocess.Popen(process, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        assert running[0].wait(60) == -signal.SIGKILL
+        running.clear()
+        assert not (tmp_path / "out" / PREDICTIONS).exists() and not (tmp_path / "out" / RUN).exists()
+        before = len(stub.requests)
+        assert main(arguments) == 0
+        after = [request.body["messages"][0]["content"][-1]["text"][:14] for request in stub.requests[before:]]
+        assert main(command(data, tmp_path / "whole", *remote(stub))) == 0
+    # One clip after the other: 0, 3, 1, then 4.
+    assert sorted(after) == ["What is it, 2?", "What is it, 4?", "What is it, 5?"]
+    assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
+
+
+def test_an_endpoint_that_nobody_answers_at_is_one_line(data, tmp_path, capsys):
+    with StubEndpoint(hears) as stub:
+        pass
+    assert main(command(data, tmp_path / "out", *remote(stub))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("falcon3-audio evaluate: The endpoint") and error.count("\n") == 1
+    assert "cannot be reached" in error and (tmp_path / "out" / JOURNAL).exists()
+
+
+def test_no_such_model_is_one_line(data, tmp_path, capsys):
+    assert main(command(data, tmp_path / "out", "--model", tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("falcon3-audio evaluate: Unrecognized model") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ((), "one of the arguments --model --endpoint is required"),
+        (("--model", "a", "--endpoint", "b"), "not allowed with argument"),
+        (("--endpoint", "http://a/v1"), "--endpoint needs --endpoint-model"),
+        (
+            ("--endpoint", "http://a/v1", "--endpoint-model", "m", "--dtype", "float32"),
+            "--dtype does nothing with --endp",
+        ),
+        (
+            ("--endpoint", "http://a/v1", "--endpoint-model", "m", "--trust-remote-code"),
+            "--trust-remote-code does noth",
+        ),
+        (("--model", "a", "--api-key-env", "K"), "--api-key-env does nothing with --model"),
+        (("--model", "a", "--batch-size", "0"), "got 0, expected 1 or more"),
+        (("--model", "a", "--control", "noise"), "invalid choice: 'noise'"),
+    ],
+)
+def test_options_that_make_no_sense(options, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(command("x.json", "out", *options))
+    assert caught.value.code == 2 and said in capsys.readouterr().err
