@@ -1,0 +1,294 @@
+"""Model cards: one template for all checkpoints, filled from facts and from measured results, and from nothing else.
+
+`facts/*.yaml` hold what is known of a checkpoint before it is trained; `run_facts.py` makes the same facts from a finished
+run. A fact that is missing is an error that names it, and a checkpoint without results says that it has none. Licences and
+training sets come from sources.py, scores from results.json (see results.py).
+
+    card = render_card("model_cards/facts/falcon3-audio-1b.yaml", [], repo_id="ORG/NAME"); card.save("README.md")
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from .results import check_entry, eval_results, results_of, table, title
+from .sources import APACHE, DATASETS, TINY, Dataset, is_hub_id, licence_of
+
+
+# Everything a card cannot do without; dots go into mappings. Values may be empty (null, []) where nothing is known.
+REQUIRED = (
+    *(
+        "repo_id",
+        "name",
+        "relation",
+        "languages",
+        "dtype",
+        "context",
+        "prompt",
+        "cache_values_per_token",
+        "limitations",
+    ),
+    *("backbones.audio", "backbones.text", "training.status"),
+    *(
+        "parameters.audio_tower",
+        "parameters.multi_modal_projector",
+        "parameters.language_model",
+        "parameters.quantizable",
+    ),
+    *("audio.pooling_window", "audio.pad_to_window", "audio.max_audio_seconds"),
+)
+# How the Hub files a model under its base models; null where that is not known.
+RELATIONS = ("finetune", "adapter", "merge", None)
+# How it was trained, and what must be known then: by a recipe that has yet to be run, by a run, not at all, or not recorded.
+STATUSES: dict[str | None, tuple[str, ...]] = {
+    "planned": ("training.recipe",),
+    "run": ("training.method", "training.settings", "training.outcome", "data"),
+    "composed": (),
+    "unknown": (),
+}
+TAGS = ("audio-language-model", "audio-question-answering", "falcon3-audio", "speech", "sound", "music")
+POSITIONS_PER_SECOND = 50  # of Whisper's encoder
+# Bits a weight takes in NF4 with double quantisation: 4, an 8-bit scale for 64 weights, and 32 bits for 256 such scales.
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+GIB = 2**30
+# Options of a recipe that a card shows.
+SETTINGS = {
+    "lora_r": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "lora_dropout": "LoRA dropout",
+    "lora_audio_tower": "layers with LoRA, encoder",
+    "lora_language_model": "layers with LoRA, language model",
+    "projector_type": "projector",
+    "learning_rate": "learning rate",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warm-up (steps, or their share)",
+    "global_batch_size": "questions per step",
+    "num_train_epochs": "epochs",
+    "max_steps": "most steps (-1: no limit)",
+    "optim": "optimiser",
+    "weight_decay": "weight decay",
+    "max_grad_norm": "largest gradient norm",
+    "max_length": "longest example (tokens)",
+    "dtype": "frozen weights",
+    "bf16": "computed in bfloat16",
+    "load_in_4bit": "language model in 4 bits",
+    "num_generations": "answers per question",
+    "max_completion_length": "longest answer (tokens)",
+    "temperature": "temperature",
+    "beta": "KL coefficient",
+    "seed": "seed",
+}
+SUPERVISED = (
+    "Supervised, in one stage: LoRA where the table says so, the projector in full, everything else frozen, the loss on answers "
+    "only."
+)
+GRPO = (
+    "GRPO, after supervised training: several answers are drawn for each question, and those with more reward than the others "
+    "are made likelier. LoRA is where the table says so, and the projector is trained in full."
+)
+
+
+def render_card(
+    facts: dict[str, Any] | str | Path, results: list[dict[str, Any]], repo_id: str | None = None
+) -> ModelCard:
+    """
+    The card of a checkpoint.
+
+    Args:
+        facts: as in `facts/*.yaml`, or the path of such a file. `data` (what it was trained on) is a list of
+            `sources.Dataset` fields with `examples` and `weight`; with `training.recipe` it and the settings are read
+            from there.
+        results: entries of results.json, all of this checkpoint.
+        repo_id: ORG/NAME on the Hub, if the facts do not have it.
+
+    Raises:
+        `ValueError`: if facts are missing or not understood, or a result is of another model or has no provenance.
+        `OSError`: if a file cannot be read.
+    """
+    facts = dict(facts) if isinstance(facts, dict) else read_mapping(facts)
+    if repo_id is not None:
+        facts["repo_id"] = repo_id
+    check_facts(facts)
+    for entry in results:
+        check_entry(entry)
+        if entry["model"] != facts["repo_id"]:
+            raise ValueError(f"got a result of {entry['model']} for the card of {facts['repo_id']}; leave it out.")
+    facts = from_recipe(facts) if facts["training"]["status"] == "planned" else facts
+    data = metadata(facts, results)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(facts, results)}")
+
+
+def card_for_run(
+    run_dir: str | Path, checkpoint_dir: str | Path, repo_id: str, base_model: str | None = None
+) -> ModelCard:
+    """
+    The card of what a run left, with the results in results.json that were measured with these very files.
+
+    Args:
+        run_dir: the run's folder. Without a recipe.yaml there, the card says that the training was not recorded.
+        checkpoint_dir: what is published: a plain checkpoint, or an adapter with its processor.
+        repo_id: ORG/NAME on the Hub.
+        base_model: Hub id of an adapter's base model, if the adapter does not name it itself.
+
+    Raises:
+        `ValueError`: if an adapter's base model is not on the Hub, the run has not ended, or results.json has a result under
+            `repo_id` that was measured with other files.
+        `OSError`: if files are missing.
+    """
+    from .run_facts import facts_of_run  # which loads torch
+
+    facts = facts_of_run(Path(run_dir), Path(checkpoint_dir), repo_id, base_model)
+    return render_card(facts, results_of(repo_id, Path(checkpoint_dir)))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """A YAML file of facts, or of a recipe. Raises a `ValueError` if it is no mapping."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a YAML mapping, got {type(content).__name__}.")
+    return content
+
+
+def check_facts(facts: dict[str, Any]):
+    """Raises a `ValueError` that names all facts that are missing, or says which is not understood."""
+    status = facts["training"].get("status") if isinstance(facts.get("training"), dict) else None
+    missing = [name for name in (*REQUIRED, *STATUSES.get(status, ())) if not _has(facts, name)]
+    if missing:
+        raise ValueError(
+            f"The card of {facts.get('repo_id') or facts.get('name') or '?'} lacks facts: {', '.join(missing)}."
+        )
+    if not is_hub_id(str(facts["repo_id"])):
+        raise ValueError(f"repo_id must be ORG/NAME on the Hub, got {facts['repo_id']!r}.")
+    for name, value, known in (
+        ("relation", facts["relation"], RELATIONS),
+        ("training.status", status, tuple(STATUSES)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}.")
+    if facts["relation"] == "adapter" and not is_hub_id(str(facts.get("adapter_of"))):
+        raise ValueError(
+            f"The card of an adapter names its base model by its Hub id (adapter_of), got {facts.get('adapter_of')!r}."
+        )
+
+
+def _has(facts: dict[str, Any], name: str) -> bool:
+    first, _, rest = name.partition(".")
+    return first in facts and (not rest or isinstance(facts[first], dict) and _has(facts[first], rest))
+
+
+def from_recipe(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with the settings and training sets of the recipe that `training.recipe` names."""
+    from falcon3_audio.training.recipe import read_recipe  # which loads TRL
+
+    path = files("falcon3_audio.training") / "recipes" / facts["training"]["recipe"]
+    recipe = read_recipe(Path(str(path)))
+    unknown = [source["path"] for source in recipe["train_data"] if source["path"] not in DATASETS]
+    if unknown:
+        raise ValueError(f"{path} trains on {', '.join(unknown)}; sources.py knows {', '.join(DATASETS)}.")
+    data = [describe_source(source, DATASETS[source["path"]]) for source in recipe["train_data"]]
+    return facts | {"training": facts["training"] | describe_settings(recipe), "data": data}
+
+
+def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """`method` and `settings` of the facts, from a recipe or from what a run recorded."""
+    words = {True: "yes", False: "no"}
+    found = {label: recipe[name] for name, label in SETTINGS.items() if recipe.get(name) is not None}
+    settings = {label: words[value] if isinstance(value, bool) else value for label, value in found.items()}
+    return {"method": GRPO if "num_generations" in recipe else SUPERVISED, "settings": settings}
+
+
+def describe_source(source: dict[str, Any], dataset: Dataset, examples: int | None = None) -> dict[str, Any]:
+    """One set of the facts' `data`, from an entry of `train_data` in a recipe and from what that is."""
+    return {**vars(dataset), "examples": examples, "weight": source.get("weight", 1)}
+
+
+def metadata(facts: dict[str, Any], results: list[dict[str, Any]]) -> ModelCardData:
+    """What the Hub reads: task, base models, data, licence, and the model index of the results."""
+    backbones = [facts["backbones"][name] for name in ("text", "audio")]
+    bases = [facts["adapter_of"]] if facts["relation"] == "adapter" else backbones
+    bases = [base for base in dict.fromkeys(bases) if base and is_hub_id(base)]
+    data = [source["hub_id"] for source in facts.get("data", []) if source["hub_id"]]
+    adapter = ("lora", "peft") if facts["relation"] == "adapter" else ()
+    others: dict[str, Any] = _licence(backbones)
+    if bases and facts["relation"]:
+        others["base_model_relation"] = facts["relation"]
+    return ModelCardData(
+        pipeline_tag="audio-text-to-text",
+        library_name="transformers",
+        base_model=bases or None,
+        datasets=data or None,
+        language=facts["languages"] or None,
+        tags=[*TAGS, *adapter, "arxiv:2509.07526"],
+        model_name=facts["name"] if results else None,
+        eval_results=eval_results(results) or None,
+        **others,
+    )
+
+
+def _licence(backbones: list[str | None]) -> dict[str, str]:
+    """The strictest terms: those of the language model or of the encoder that the Hub has no name for, or the former's."""
+    licences = [licence_of(base) for base in backbones if base]
+    if len(licences) < len(backbones) or None in licences:
+        return {}
+    known = [licence.metadata for licence in licences if licence]
+    return dict(next((terms for terms in known if terms["license"] == "other"), known[0]))
+
+
+def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template = environment.from_string((files(__package__) / "template.md.jinja").read_text(encoding="utf-8"))
+    backbones = facts["backbones"]
+    parts = (("encoder", backbones["audio"]), ("language model", backbones["text"]))
+    rate = POSITIONS_PER_SECOND / facts["audio"]["pooling_window"]
+    return template.render(
+        {"adapter_of": None, "vllm": None, "data": [], **facts, "training": {"outcome": [], **facts["training"]}},
+        backbones={name: _linked(base) for name, base in backbones.items()},
+        licences=[(part, _linked(base), licence_of(base) if base else None) for part, base in parts],
+        apache=APACHE,
+        results=results,
+        table=table,
+        title=title,
+        memory=memory(facts["parameters"]),
+        cache=_size(facts["cache_values_per_token"] * 2 * rate * 60),
+        tokens_per_second=f"{rate:g}",
+    )
+
+
+def memory(parameters: dict[str, int]) -> list[tuple[str, str]]:
+    """What the weights take: (precision, GiB)."""
+    total = sum(parameters[part] for part in ("audio_tower", "multi_modal_projector", "language_model"))
+    quantized = parameters["quantizable"]
+    sizes = {
+        "float32": 4 * total,
+        "bfloat16 or float16": 2 * total,
+        "4 bits (NF4) in the language model's layers, 16 bits elsewhere": (
+            2 * (total - quantized) + NF4_BITS / 8 * quantized
+        ),
+    }
+    return [(precision, f"{size / GIB:.3g}") for precision, size in sizes.items()]
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.2g} GiB" if size >= GIB / 10 else f"{size / 2**20:.2g} MiB"
+
+
+def _linked(base: str | None) -> str:
+    """A base model as Markdown; of local folders only the name."""
+    if not base:
+        return "not recorded"
+    if is_hub_id(base):
+        return f"[{base}](https://huggingface.co/{base})"
+    name = Path(base).name
+    return f"`tiny_backbones/{name}` of this project" if TINY in f"/{base}" else f"a local folder, `{name}`"
+
+
+__all__ = ["card_for_run", "describe_settings", "describe_source", "read_mapping", "render_card"]

@@ -1,0 +1,33 @@
+"""Adds a score to the results that model cards show.
+
+    falcon3-audio results add runs/mmau/score.json --model ORG/NAME
+
+Taken is what `falcon3-audio score` wrote, with its provenance; see results.py for what is refused. A score of the same
+model with the same questions and prompt is replaced. The cards are then rendered again (render.py).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .results import RESULTS, add_result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio results", description=__doc__.split("\n\n")[0])
+    add = parser.add_subparsers(required=True, metavar="add").add_parser("add", help="add a score")
+    add.add_argument("score", metavar="SCORE_JSON", type=Path, help="what `falcon3-audio score` wrote")
+    add.add_argument("--model", required=True, metavar="ORG/NAME", help="the model on the Hub that was measured")
+    add.add_argument("--file", type=Path, default=RESULTS, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        entry = add_result(options.score, options.model, options.file)
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio results: {error}", file=sys.stderr)
+        return 1
+    print(f"{entry['benchmark']} ({', '.join(entry['rules'])}) of {options.model} added to {options.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Renders one model card, to a file or to the terminal.
+
+    falcon3-audio card model_cards/facts/falcon3-audio-1b.yaml --repo-id ORG/NAME
+    falcon3-audio card RUN --checkpoint MERGED --repo-id ORG/NAME --output README.md
+
+SOURCE is a facts file, or the folder of a run, of which the card says what was recorded. Results are those in results.json
+under that repo_id.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .card import card_for_run, render_card
+from .results import results_of
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio card", description=__doc__.split("\n\n")[0])
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="a facts file, or the folder of a run")
+    parser.add_argument("--repo-id", required=True, metavar="ORG/NAME", help="of the model on the Hub")
+    parser.add_argument("--checkpoint", type=Path, help="of a run: what is published, such as the merged model")
+    parser.add_argument("--base-model", metavar="ORG/BASE", help="of an adapter that does not name it itself")
+    parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.source.is_dir():
+            checkpoint = options.checkpoint or options.source
+            card = card_for_run(options.source, checkpoint, options.repo_id, options.base_model)
+        elif options.checkpoint or options.base_model:
+            raise ValueError("--checkpoint and --base-model go with the folder of a run.")
+        else:
+            card = render_card(options.source, results_of(options.repo_id), options.repo_id)
+        if options.output:
+            card.save(options.output)
+        else:
+            print(card)
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio card: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""The results that cards show: results.json, which is filled from files of `falcon3-audio score` and from nothing else.
+
+A score becomes an entry only with all of its provenance: every question has a reply, no control was run, and model and
+commit, prompt, decoding, data and versions are known. An entry holds these and the scores as they were written; local paths
+and names of machines are left behind. A card shows entries of its own model only, and of a local checkpoint only what was
+measured with the very same files.
+
+    falcon3-audio results add runs/mmau/score.json --model ORG/NAME
+"""
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from .sources import is_hub_id
+
+
+RESULTS = Path(str(files(__package__))) / "results.json"
+FORMAT = 1  # of score files, as evaluation/score.py has it
+# What an entry keeps of a score file, and of the run in it. The run's `model` is left out: it may be a local path.
+OF_SCORE = ("format", "benchmark", "data_sha256", "counts", "coverage", "rules", "baselines", "spelling", "versions")
+NEEDED_OF_RUN = (
+    "prompt",
+    "prompt_example",
+    "control",
+    "decoding",
+    "model_commit",
+    "model_commit_is",
+    "versions",
+    "created",
+)
+OF_RUN = (*NEEDED_OF_RUN, "questions_sha256", "generation_config", "model_dtype", "audio_tokens", "audio_check")
+ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
+# One entry for each of these; another score of the same takes its place.
+KEY = ("model", "benchmark", "prompt", "data_sha256", "spelling")
+TITLES = {"mmau": "MMAU", "mmar": "MMAR", "air-bench-foundation": "AIR-Bench Foundation", "jsonl": "Own questions"}
+METRICS = {"accuracy": "accuracy", "word_error_rate": "wer"}  # key of a score: metric on the Hub
+
+
+def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -> dict[str, Any]:
+    """
+    Adds a score to results.json, in the place of an earlier one of the same model, questions and prompt.
+
+    Args:
+        score_file: what `falcon3-audio score` wrote.
+        model: ORG/NAME that was measured. A score of a local folder counts for it too: cards compare the files.
+        path: results.json.
+
+    Returns the new entry.
+
+    Raises:
+        `ValueError`: if `model` is no Hub id, the file is no score, or the score is incomplete, of a control, of another
+            model or without provenance.
+        `OSError`: if a file cannot be read or written.
+    """
+    score = _read_json(Path(score_file))
+    entry = {"model": model, **_without_paths(score, score_file)}
+    try:
+        check_entry(entry)
+    except ValueError as error:
+        raise ValueError(f"{score_file}: {error}") from None
+    measured = score["run"].get("model")
+    if entry["run"]["model_commit_is"] == ON_THE_HUB and measured != model:
+        raise ValueError(f"{score_file} is the score of {measured}, not of {model}.")
+    others = [other for other in read_results(path) if _key(other) != _key(entry)]
+    _write_json(Path(path), sorted([*others, entry], key=lambda entry: (entry["model"], entry["benchmark"])))
+    return entry
+
+
+def read_results(path: str | Path = RESULTS) -> list[dict[str, Any]]:
+    """All entries. Raises a `ValueError` if the file is no JSON list of them."""
+    entries = _read_json(Path(path))
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} must be a JSON list, got {type(entries).__name__}.")
+    for entry in entries:
+        check_entry(entry)
+    return entries
+
+
+def results_of(model: str, checkpoint: Path | None = None, path: str | Path = RESULTS) -> list[dict[str, Any]]:
+    """
+    The entries of a model on the Hub.
+
+    Args:
+        checkpoint: the model's files. A folder that the Hub's client downloaded has its commit as its name.
+
+    Raises a `ValueError` if an entry was measured with other files than those in `checkpoint`.
+    """
+    found = [entry for entry in read_results(path) if entry["model"] == model]
+    if found and checkpoint is not None:
+        from falcon3_audio.evaluation.local_model import _digest as digest  # which loads torch
+
+        known = {digest(checkpoint), checkpoint.resolve().name}
+        for entry in found:
+            if entry["run"]["model_commit"] not in known:
+                raise ValueError(
+                    f"The result of {model} on {entry['benchmark']} in {path} was measured with other files (model_commit "
+                    f"{entry['run']['model_commit']}) than those in {checkpoint}. Measure these and add the score, or "
+                    "remove that entry."
+                )
+    return found
+
+
+def check_entry(entry: Any):
+    """Raises a `ValueError` that says what an entry of results.json lacks."""
+    if not isinstance(entry, dict) or not is_hub_id(str(entry.get("model"))):
+        raise ValueError(f"a result needs the Hub id (ORG/NAME) of its model, got {entry!r:.100}.")
+    if entry.get("format") != FORMAT:
+        raise ValueError(f"got the format {entry.get('format')!r}; expected {FORMAT}, of `falcon3-audio score`.")
+    run = entry.get("run") or {}
+    missing = [name for name in ("benchmark", "data_sha256", "counts", "rules") if not entry.get(name)]
+    missing += [f"run.{name}" for name in NEEDED_OF_RUN if not run.get(name)]
+    if missing:
+        raise ValueError(f"the score of {entry['model']} lacks provenance: {', '.join(missing)}.")
+    if run["control"] != "none":
+        raise ValueError(f"this is the control {run['control']!r}, not a score of the model.")
+    if entry.get("coverage") != 1:
+        raise ValueError(
+            f"coverage is {entry.get('coverage')}: not every question has a reply, so this is no score of "
+            f"{entry['benchmark']}."
+        )
+    empty = [rule for rule, found in entry["rules"].items() if value_of(found) is None]
+    if empty:
+        raise ValueError(f"nothing was scored by {', '.join(empty)}.")
+
+
+def _without_paths(score: Any, score_file: str | Path) -> dict[str, Any]:
+    if not isinstance(score, dict) or not isinstance(score.get("predictions"), dict):
+        raise ValueError(f"{score_file} is not a score file of `falcon3-audio score`.")
+    run = score.get("run") or {}
+    kept = {name: score[name] for name in OF_SCORE if name in score}
+    predictions = {"predictions_sha256": score["predictions"].get("sha256")}
+    return kept | predictions | {"run": {name: run[name] for name in OF_RUN if name in run}}
+
+
+def _key(entry: dict[str, Any]) -> str:
+    flat = entry["run"] | entry
+    return json.dumps([flat.get(name) for name in KEY], sort_keys=True)
+
+
+def value_of(found: dict[str, Any]) -> float | None:
+    """Accuracy or word error rate of a rule, 0 to 1 (a word error rate can be more)."""
+    return next((found[key] for key in (*METRICS, "macro") if key in found), None)
+
+
+def eval_results(entries: list[dict[str, Any]]) -> list[EvalResult]:
+    """The model index: one metric for each rule of each entry, with what it was measured with."""
+    results = []
+    for entry in entries:
+        for rule, found in entry["rules"].items():
+            run, key = entry["run"], next(key for key in METRICS if key in found)
+            provenance = {
+                name: run[name] for name in ("prompt", "decoding", "model_commit", "model_commit_is", "created")
+            }
+            interval = {"n": found.get("n"), "interval": found["interval"], "rule": rule}
+            results.append(
+                EvalResult(
+                    task_type="audio-text-to-text",
+                    dataset_type=entry["benchmark"],
+                    dataset_name=title(entry),
+                    dataset_revision=", ".join(f"{name} sha256:{sha}" for name, sha in entry["data_sha256"].items()),
+                    metric_type=METRICS[key],
+                    metric_value=found[key],
+                    metric_name=f"{METRICS[key]} ({rule}, prompt {run['prompt']})",
+                    metric_args=interval | provenance,
+                )
+            )
+    return results
+
+
+def title(entry: dict[str, Any]) -> str:
+    return TITLES.get(entry["benchmark"], entry["benchmark"])
+
+
+def table(entry: dict[str, Any]) -> list[list[str]]:
+    """Rows of text: the header, all questions, and the groups of the first breakdown; percent with the 95 % interval."""
+    rules = list(entry["rules"].values())
+    rows = [["", *entry["rules"]], ["all questions", *map(_cell, rules)]]
+    name = next(iter(rules[0]["breakdowns"]), None)
+    if name is not None:
+        means = [rule["breakdowns"][name] for rule in rules]
+        groups = [
+            [f"{name}: {group}", *(_cell(mean["groups"][group]) for mean in means)] for group in means[0]["groups"]
+        ]
+        rows += [*groups, [f"mean over {name}", *map(_cell, means)]]
+    return rows
+
+
+def _cell(found: dict[str, Any]) -> str:
+    value, interval = value_of(found), found["interval"]
+    if value is None:
+        return "-"
+    limits = f" ({', '.join(f'{100 * limit:.1f}' for limit in interval)})" if interval else ""
+    return f"{100 * value:.1f}{limits}"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def _write_json(path: Path, content: Any):
+    """All of it or nothing."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+__all__ = ["RESULTS", "add_result", "check_entry", "read_results", "results_of"]

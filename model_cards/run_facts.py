@@ -1,0 +1,197 @@
+"""The facts of a checkpoint for its card, from what its run recorded and from its own configuration.
+
+Read are `recipe.yaml` and `trainer_state.json` of the run, `config.json` (of an adapter: its base model's), the processor, and
+the `report.json` of prepared training sets that are still there. Nothing else is guessed: what was not recorded is called
+that in the card. Local paths never get into it; base models and sets are named by Hub id or described.
+Run: `facts_of_run(Path("runs/mine"), Path("runs/mine-merged"), "ORG/NAME")`, or `card_for_run` in card.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
+
+from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.training.model import count_parameters
+from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
+from falcon3_audio.training.shards import REPORT
+
+from .card import describe_settings, describe_source, read_mapping
+from .sources import DATASETS, FALCON, FALCON_LANGUAGES, TINY, Dataset, is_hub_id, licence_of
+
+
+QUESTION = "What sound is heard?"
+
+
+def facts_of_run(run: Path, checkpoint: Path, repo_id: str, base_model: str | None = None) -> dict[str, Any]:
+    """The facts that `render_card` takes. Arguments and errors as in `card.card_for_run`."""
+    recipe, status = _read_recipe(run)
+    adapter_of = _base_of_adapter(checkpoint, base_model)
+    config = _config(run, checkpoint, recipe, adapter_of)
+    backbones = _backbones(recipe, config, run)
+    relation = {"run": "finetune", "composed": "merge"}.get(status)
+    training = {"status": status, **(describe_settings(recipe) if status == "run" else {})}
+    if status == "run":
+        training["outcome"] = describe_outcome(_last_state(run, checkpoint))
+    return {
+        "repo_id": repo_id,
+        "name": repo_id.partition("/")[2],
+        "relation": "adapter" if adapter_of else relation,
+        "adapter_of": adapter_of,
+        "backbones": backbones,
+        "training": training,
+        "data": _data(recipe, run) if status == "run" else [],
+        "languages": _languages(backbones),
+        **_shape(config),
+        **_prompt(checkpoint),
+        "limitations": [],
+    }
+
+
+def _read_recipe(run: Path) -> tuple[dict[str, Any], str]:
+    """What the run recorded, and the `training.status` of the facts."""
+    for folder, status in ((run, "run"), (run.resolve().parent, "composed")):
+        path = folder / RECIPE
+        if path.exists() and (status == "run" or run.resolve().name == BASE):
+            return read_mapping(path), status
+    return {}, "unknown"
+
+
+def _base_of_adapter(checkpoint: Path, base_model: str | None) -> str | None:
+    config = checkpoint / "adapter_config.json"
+    if not config.exists():
+        return None
+    base = base_model or json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if not is_hub_id(base) or Path(base).exists():
+        raise ValueError(
+            f"The base model of the adapter in {checkpoint} is {base!r}, which nobody else could load. Push that first, and "
+            "give its Hub id as base_model."
+        )
+    return base
+
+
+def _config(run: Path, checkpoint: Path, recipe: dict[str, Any], adapter_of: str | None) -> PreTrainedConfig:
+    if adapter_of is None:
+        return AutoConfig.from_pretrained(checkpoint)
+    composed = run / BASE
+    return AutoConfig.from_pretrained(
+        composed if (composed / "config.json").exists() else recipe.get("model") or adapter_of
+    )
+
+
+def _backbones(recipe: dict[str, Any], config: PreTrainedConfig, run: Path) -> dict[str, str | None]:
+    """Hub ids, or absolute paths of local folders; of a checkpoint that was trained on, itself in either role."""
+    recorded = getattr(config.text_config, "name_or_path", None) or None
+    model = recipe.get("model")
+    if model and is_hub_id(model) and not _find_local(model, run):
+        return {"audio": model, "text": model}
+    names = {"audio": recipe.get("audio_model"), "text": recipe.get("text_model") or recorded}
+    return {part: name and str(_find_local(name, run) or name) for part, name in names.items()}
+
+
+def _find_local(name: str, run: Path) -> Path | None:
+    """
+    A local folder or file that a recipe names, from here or from where the run was started. One of two parts that has been
+    removed since reads like a Hub id: recipes do not record which it was.
+    """
+    places = (folder / name for folder in (Path.cwd(), *run.resolve().parents))
+    return next((place.resolve() for place in places if place.exists()), None)
+
+
+def _data(recipe: dict[str, Any], run: Path) -> list[dict[str, Any]]:
+    sources = recipe.get("train_data", [])
+    counts = recipe.get("examples")  # of each set; GRPO records their sum
+    counts = counts if isinstance(counts, list) else [counts] if len(sources) == 1 else [None] * len(sources)
+    return [describe_source(source, _dataset(source, run), count) for source, count in zip(sources, counts)]
+
+
+def _dataset(source: dict[str, Any], run: Path) -> Dataset:
+    path = source["path"]
+    local = _find_local(path, run)
+    known = DATASETS.get(path)
+    if known is None and local is None and is_hub_id(path):
+        parts = [f"{key} `{source[key]}`" for key in ("name", "split") if source.get(key)]
+        return Dataset(path, ", ".join(parts) + ".", hub_id=path)
+    known = known or Dataset("A local set", "it is not on the Hub.")
+    report = local / REPORT if local else None
+    prepared = json.loads(report.read_text(encoding="utf-8")) if report and report.exists() else {}
+    return Dataset(known.name, known.description + _describe_report(prepared))
+
+
+def _describe_report(report: dict[str, Any]) -> str:
+    """What `falcon3-audio open-asqa prepare` counted; nothing for other sets."""
+    if report.get("parameters", {}).get("source") != "open-asqa" or not report.get("finished"):
+        return ""
+    total, annotations = report["total"], report["parameters"]["annotations"]
+    return (
+        f" Used here: {total['clips']:,} clips, {total['hours']:,g} hours and {total['questions']:,} questions of "
+        f"{', '.join(report['datasets'])}; sha256 of the annotations `{annotations['sha256']}`."
+    )
+
+
+def _last_state(run: Path, checkpoint: Path) -> dict[str, Any]:
+    paths = [folder / STATE for folder in (checkpoint, run)]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise ValueError(f"The run in {run} has no {STATE}: it has not ended. Start it again, or give a checkpoint-N.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def describe_outcome(state: dict[str, Any]) -> list[str]:
+    """Lines about how a training ended, from its `trainer_state.json`."""
+    lines = [f"{state['global_step']:,} steps, {state['epoch']:.4g} epochs."]
+    logs = [entry for entry in state["log_history"] if "loss" in entry]
+    if logs:
+        before = logs[-2]["step"] if len(logs) > 1 else 0
+        ended = [f"{key} {logs[-1][key]:.4g}" for key in ("loss", "reward") if key in logs[-1]]
+        lines.append(f"At the end: {', '.join(ended)} (mean of steps {before + 1:,} to {logs[-1]['step']:,}).")
+        if "num_dropped" in logs[-1]:
+            lines.append(
+                f"{logs[-1]['num_shortened']:,} examples were shortened and {logs[-1]['num_dropped']:,} left out."
+            )
+    peaks = [entry["peak_memory_gib"] for entry in logs if "peak_memory_gib" in entry]
+    if peaks:
+        lines.append(f"{max(peaks):.3g} GiB of memory at most in one process (measured).")
+    return lines
+
+
+def _languages(backbones: dict[str, str | None]) -> list[str]:
+    audio, text = str(backbones["audio"]), str(backbones["text"])
+    if audio.endswith(".en") or TINY in f"/{audio}":
+        return ["en"]
+    return list(FALCON_LANGUAGES) if licence_of(text) is FALCON else []
+
+
+def _shape(config: PreTrainedConfig) -> dict[str, Any]:
+    with torch.device("meta"):
+        network = Falcon3AudioForConditionalGeneration(config)
+    network.tie_weights()
+    text = config.text_config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    layers = [module for module in network.model.language_model.modules() if isinstance(module, nn.Linear)]
+    return {
+        "parameters": {part: total for part, (total, _) in count_parameters(network).items()}
+        | {"quantizable": sum(layer.weight.numel() for layer in layers)},
+        "cache_values_per_token": 2 * text.num_hidden_layers * heads * head_size,
+        "context": text.max_position_embeddings,
+        "dtype": str(config.dtype).removeprefix("torch.") if config.dtype else None,
+    }
+
+
+def _prompt(checkpoint: Path) -> dict[str, Any]:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    content = [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": QUESTION}]
+    chat = [{"role": "user", "content": content}]
+    prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    options = ("pooling_window", "pad_to_window", "max_audio_seconds")
+    return {
+        "prompt": prompt.replace(processor.audio_token, "{audio}"),
+        "audio": {name: getattr(processor, name) for name in options},
+    }
+
+
+__all__ = ["facts_of_run"]
