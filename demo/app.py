@@ -1,0 +1,246 @@
+"""The Gradio page: record or attach clips, talk about them, see what the model hears. It is a Space's app_file too.
+
+    falcon3-audio demo-app runs/demo/model          # or a Hub id; then open the address that it prints
+    FALCON3_AUDIO_MODEL=me/my-model python app.py   # as a Space does it, see README.md
+
+Runs on a CPU, on a GPU, and on ZeroGPU where the `spaces` package is installed. Nothing is fetched from or sent to anywhere
+else: no analytics, the fonts of the reader's system, and a content security policy for what questions and answers may hold.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+try:
+    import spaces  # ZeroGPU wants to be imported before torch
+except ImportError:
+    spaces = None
+import gradio as gr
+import torch
+from safetensors import SafetensorError
+
+# Absolute: on a Space this file is run as a script.
+from falcon3_audio.demo.conversation import Assistant, ConversationError, Limits, Turn
+from falcon3_audio.demo.examples import write_examples
+from falcon3_audio.demo.spectrogram import draw
+
+
+logger = logging.getLogger(__name__)
+
+MODEL_VARIABLE = "FALCON3_AUDIO_MODEL"
+TITLE = "Falcon3-Audio"
+# Title of messages that are not the model's; they and their questions are left out of the prompt.
+NOT_ANSWERED = "Not answered"
+FILES_ARE_KEPT = 24 * 3600  # seconds that uploads stay on the server
+# The last rule hides a button that shares clips on the Hub, which `buttons` does not remove from uploaded files.
+CSS = """
+.gradio-container {max-width: 1280px !important; width: 100%; margin: auto}
+.minimal-audio-player {height: 3rem !important; min-width: 16rem}
+.examples button {border: 1px solid var(--border-color-primary)}
+.message-buttons .download-link + button {display: none}
+"""
+
+
+# Whatever a question or an answer holds, such as the HTML of an image, the page loads nothing from elsewhere.
+HEAD = """<meta http-equiv="Content-Security-Policy"
+content="default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'">"""
+
+
+class Chat:
+    """What happens between the page and the model, for any number of users at once: it keeps nothing of theirs."""
+
+    def __init__(self, assistant: Assistant):
+        self.assistant = assistant
+        self.stream = spaces.GPU(assistant.stream) if spaces else assistant.stream
+
+    def respond(
+        self,
+        message: dict[str, Any],
+        history: list[dict[str, Any]],
+        system_prompt: str,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> Iterator[tuple[Any, Any]]:
+        """
+        The answer so far, again and again, and with the first of them the spectrogram of the latest clips.
+
+        Args:
+            message: `text` and `files`, paths of uploads.
+            history: What the chatbot shows, in Gradio's format.
+            temperature: 0 is greedy.
+        """
+        try:
+            turns = [*answered_turns(history), Turn(message["text"], tuple(map(_path, message["files"])))]
+            prompt = self.assistant.prepare(turns, system_prompt, max_new_tokens)
+            figure = draw(self.assistant.processor, prompt.clips)
+            answer = ""
+            for piece in self.stream(prompt.inputs, max_new_tokens, temperature):
+                answer += piece
+                yield answer, figure
+                figure = gr.skip()
+            if not answer.strip():
+                raise ConversationError("The model answered with nothing. Please ask in other words.")
+        except ConversationError as error:
+            yield _notice(str(error)), gr.skip()
+        except torch.OutOfMemoryError:
+            logger.exception("out of memory")
+            yield _notice("The server ran out of memory. Please use shorter clips or a new conversation."), gr.skip()
+        except Exception as error:
+            logger.exception("no answer")
+            what = f"The server failed with {type(error).__name__}; its log says more. You can go on asking."
+            yield _notice(what), gr.skip()
+
+
+def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
+    """
+    The turns of a chatbot's history that the model answered, wholly or until it was stopped.
+
+    Questions that were refused, failed or stopped before the first word are left out, with their clips: the model has
+    not seen them, and a damaged file would be refused again at every turn.
+    """
+    turns, asked = [], None
+    for message in history:
+        text = "\n".join(item["text"] for item in message["content"] if item["type"] == "text")
+        if message["role"] == "user":
+            asked = Turn(text, tuple(_path(item["file"]) for item in message["content"] if item["type"] == "file"))
+        elif asked is not None and (message.get("metadata") or {}).get("title") != NOT_ANSWERED and text.strip():
+            turns.append(asked._replace(answer=text.strip()))
+            asked = None
+    return turns
+
+
+def _path(file: Any) -> str:
+    """Of an upload: Gradio gives paths, or when a question is repeated, dicts."""
+    return file["path"] if isinstance(file, dict) else file
+
+
+def _notice(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, "metadata": {"title": NOT_ANSWERED}}
+
+
+def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[str]]], concurrency: int) -> gr.Blocks:
+    """
+    The page, not launched yet.
+
+    Args:
+        name: What the page calls the model.
+        examples: Questions with the paths of their clips.
+        concurrency: How many answers are generated at once; others wait in the queue.
+    """
+    limits = assistant.limits
+    with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(3600, FILES_ARE_KEPT)) as page:
+        gr.Markdown(
+            f"# {TITLE}\n`{name}` hears speech, sounds and music. Attach or record a clip, then ask about it; "
+            "go on asking, or add more clips."
+        )
+        with gr.Row():
+            left, right = gr.Column(scale=3, min_width=420), gr.Column(scale=2, min_width=360)
+        with right:  # first, since the chat asks for its inputs and outputs
+            gr.Markdown("### What the model hears")
+            spectrogram = gr.Plot(show_label=False, format="png")
+            with gr.Accordion("Settings", open=False):
+                most = limits.new_tokens
+                max_new_tokens = gr.Slider(1, most, min(128, most), step=1, label="Longest answer (tokens)")
+                temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token")
+                system_prompt = gr.Textbox("", label="System prompt", lines=2, max_length=limits.characters)
+            gr.Markdown(
+                f"Per conversation up to {limits.clips} clips of {limits.seconds:g} s and {limits.megabytes:g} MB; "
+                f"uploads are deleted within {FILES_ARE_KEPT // 3600 + 1} hours. Answers may be wrong."
+            )
+        with left:
+            chat = gr.ChatInterface(
+                Chat(assistant).respond,
+                multimodal=True,
+                chatbot=gr.Chatbot(
+                    show_label=False,
+                    height="calc(100vh - 250px)",
+                    min_height=400,
+                    render_markdown=False,
+                    buttons=["copy"],
+                    placeholder="Try an example, or bring a sound of your own.",
+                ),
+                textbox=gr.MultimodalTextbox(
+                    placeholder="Ask about the clip",
+                    sources=["upload", "microphone"],
+                    file_types=["audio"],
+                    file_count="multiple",
+                    max_plain_text_length=limits.characters,
+                    stop_btn=True,
+                ),
+                additional_inputs=[system_prompt, max_new_tokens, temperature],
+                additional_outputs=[spectrogram],
+                examples=[[{"text": question, "files": files}] for question, files in examples],
+                concurrency_limit=concurrency,
+                api_name="chat",
+            )
+        chat.chatbot.clear(lambda: None, None, spectrogram, queue=False)
+    return page
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    try:
+        if not options.model:
+            raise ValueError(f"there is no model: give a folder or Hub id, or set the variable {MODEL_VARIABLE}.")
+        if options.concurrency < 1 or options.queue < 1:
+            raise ValueError("--concurrency and --queue must be 1 or more.")
+        limits = Limits(seconds=options.max_seconds, megabytes=options.max_mb)
+        assistant = Assistant.load(options.model, limits, options.device)
+        with tempfile.TemporaryDirectory(prefix="falcon3-audio-examples-") as folder:
+            page = build_page(assistant, options.model, write_examples(Path(folder)), options.concurrency)
+            page.queue(max_size=options.queue)
+            _, address, _ = page.launch(
+                server_name=options.host,
+                server_port=options.port,
+                max_file_size=int(limits.megabytes * 2**20),
+                theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                css=CSS,
+                head=HEAD,
+                run_history=False,
+                enable_monitoring=False,
+                share=False,
+                footer_links=[],
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+            print(f"{options.model} on {assistant.model.device} answers at {address}", flush=True)
+            page.block_thread()
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"falcon3-audio demo-app: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="falcon3-audio demo-app",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=os.environ.get(MODEL_VARIABLE),
+        help="checkpoint: folder or Hub id",
+    )
+    add("--host", help="address to listen on; GRADIO_SERVER_NAME, else 127.0.0.1")
+    add("--port", type=int, help="GRADIO_SERVER_PORT, else the first that is free from 7860")
+    add("--device", help="as torch names it; cuda where there is one, else cpu")
+    add("--max-seconds", type=float, default=Limits.seconds, help="longest clip")
+    add("--max-mb", type=float, default=Limits.megabytes, help="largest file")
+    add("--concurrency", type=int, default=2, help="answers that are generated at once")
+    add("--queue", type=int, default=20, help="questions that may wait; more are turned away")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
