@@ -53,6 +53,28 @@ def test_time_is_that_of_the_matrix_products():
     assert cost.minutes == pytest.approx(by_hand, rel=0.03)  # the attention scores and the adapters are not in it
 
 
+def test_questions_about_one_clip_pay_for_its_sound_once():
+    """Open-ASQA: 9.48 questions a clip of 9.2 s, 230 audio tokens. The voice instructions have one each."""
+    model, lora, _, _ = recipe_7b()
+
+    def minutes(data, **training):
+        return estimate.estimate(
+            model, lora, DataArguments([data]), recipe_7b(**training)[3], devices=8, card="h100"
+        ).minutes
+
+    apart, shared = (
+        minutes("data/open_asqa", questions_per_row=1),
+        minutes("data/open_asqa", per_device_train_batch_size=32),
+    )
+    llm, encoder = 2 * (7.456e9 - 131072 * 3072), 2 * 307.2e6
+    by_hand = ((230 + 60) * llm + 460 * encoder) / ((230 / 9.48 + 60) * llm + 460 / 9.48 * encoder)
+    assert apart / shared == pytest.approx(by_hand, rel=0.03)
+    # No more than a batch holds can share a row.
+    assert shared < minutes("data/open_asqa", per_device_train_batch_size=4) < apart
+    assert minutes("data/open_asqa", questions_per_row=4) == minutes("data/open_asqa", per_device_train_batch_size=4)
+    assert minutes("data/voice_instructions", questions_per_row=1) == minutes("data/voice_instructions")
+
+
 def test_memory_is_at_least_the_weights_and_grows_with_what_is_kept():
     frozen = (7.456e9 + 307.2e6) * 2 / 2**30
     checkpointed = estimate.estimate(*recipe_7b(), devices=1, card="h100").gib

@@ -30,9 +30,9 @@ from .recipe import parse_options
 CARDS = {"h100": (989e12, 80e9), "a100": (312e12, 80e9)}
 # Model FLOP utilisation. What well-tuned training of this size commonly reaches; not measured with this code.
 UTILISATION = 0.4
-# Folder of the recipes -> (questions, mean seconds of sound). Open-ASQA v2 as published (10,324,230 questions, 26 K
-# hours); of the 440 K voice instructions the paper gives no length, 5 s is our guess.
-PUBLISHED = {"data/open_asqa": (10_324_230, 9.2), "data/voice_instructions": (440_000, 5.0)}
+# Folder of the recipes -> (questions, clips, mean seconds of sound). Open-ASQA v2 as published (10,324,230 questions about
+# 1,089,204 clips, 26 K hours); of the 440 K voice instructions the paper gives no length, 5 s is our guess.
+PUBLISHED = {"data/open_asqa": (10_324_230, 1_089_204, 9.2), "data/voice_instructions": (440_000, 440_000, 5.0)}
 TEXT_TOKENS = 60  # of a question with its answer and the chat format, about what Open-ASQA has
 BYTES_TRAINED = 16  # float32: weight, gradient and Adam's two moments
 BYTES_4BIT = 0.55  # a weight in NF4 with its double-quantised scales
@@ -67,11 +67,13 @@ def estimate(
     for source in data.train_data:
         if source.path not in PUBLISHED:
             raise ValueError(f"got the data {source.path!r}; sizes are known here of {', '.join(PUBLISHED)}")
-        published, seconds = PUBLISHED[source.path]
+        published, clips, seconds = PUBLISHED[source.path]
         count = published * source.weight * training.num_train_epochs
         questions += count
-        longest = max(longest, seconds)
-        forward = _forward_flops(config, trained, seconds)
+        limit = min(training.per_device_train_batch_size, training.questions_per_row or published)
+        shared_by = min(limit, published / clips)
+        longest = max(longest, seconds / shared_by)
+        forward = _forward_flops(config, trained, seconds, shared_by)
         flops += count * sum(forward[part] * passes[part] for part in forward)
     minutes = flops / (devices * CARDS[card][0] * UTILISATION) / 60
     return Cost(minutes, _bytes(model, config, trained, training, longest) / 2**30, round(questions))
@@ -104,21 +106,25 @@ def _passes(parameters: dict[str, tuple[int, int]], recomputed: bool) -> dict[st
 
 
 def _forward_flops(
-    config: Falcon3AudioConfig, parameters: dict[str, tuple[int, int]], seconds: float
+    config: Falcon3AudioConfig, parameters: dict[str, tuple[int, int]], seconds: float, shared_by: float
 ) -> dict[str, float]:
-    """Of one question: 2 per weight and token, and 4 x width per pair of positions that attend to each other."""
+    """
+    Of one question, where `shared_by` questions share a clip of `seconds`: 2 per weight and token, and 4 x width per
+    pair of positions that attend to each other.
+    """
     audio, text = config.audio_config, config.text_config
     positions = seconds * POSITIONS_PER_SECOND
     heard = positions / config.pooling_window
-    tokens = heard + TEXT_TOKENS
+    pairs = heard**2 / 2 / shared_by + heard * TEXT_TOKENS + TEXT_TOKENS**2 / 2
     width = text.num_attention_heads * text.head_dim
     embedding = text.vocab_size * text.hidden_size  # looked up, not multiplied
     return {
         "audio_tower": positions
+        / shared_by
         * (2 * parameters["audio_tower"][0] + 4 * audio.hidden_size * positions * audio.num_hidden_layers),
-        PROJECTOR: heard * 2 * parameters[PROJECTOR][0],
-        "language_model": tokens
-        * (2 * (parameters["language_model"][0] - embedding) + 2 * width * tokens * text.num_hidden_layers),
+        PROJECTOR: heard / shared_by * 2 * parameters[PROJECTOR][0],
+        "language_model": (heard / shared_by + TEXT_TOKENS) * 2 * (parameters["language_model"][0] - embedding)
+        + 4 * width * text.num_hidden_layers * pairs,
     }
 
 
@@ -129,7 +135,7 @@ def _bytes(
     training: AudioSFTConfig,
     seconds: float,
 ) -> float:
-    """Of one device that holds all weights: frozen and trained ones, activations of one micro-batch, overhead."""
+    """Of one device that holds all weights; activations of a micro-batch with `seconds` of sound per question."""
     element = 4 if model.dtype == "float32" else 2
     frozen = {part: total - trained for part, (total, trained) in parameters.items()}
     weights = element * (frozen["audio_tower"] + frozen[PROJECTOR])
