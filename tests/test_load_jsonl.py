@@ -166,7 +166,7 @@ def test_many_faults_are_counted_and_the_first_are_named(folder):
         "line 4 (m2)",
         "and 2 more",
         "answer not among",
-        "on_error",
+        "--on-error skip",
     ):
         assert part in message
     assert "m3" not in message and "expected a JSON object, got str" in message
