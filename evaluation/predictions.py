@@ -5,11 +5,12 @@ made. `read_predictions` also takes the files that others publish: a JSON list o
 `model_output`, `model_prediction`, `answer_prediction`, `prediction` or `response`.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .load_checks import read_rows
 
 
 PREDICTIONS = "predictions.jsonl"
@@ -78,25 +79,15 @@ def read_predictions(path: str | Path) -> Predictions:
     path = path / PREDICTIONS if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"{path} does not exist; `falcon3-audio evaluate` writes it when all questions are asked.")
-    content = path.read_bytes()
-    rows = tuple(_prediction(row, f"{path}, row {number}") for number, row in enumerate(_objects(content, path), 1))
-    first: dict[str, int] = {}
-    for number, row in enumerate(rows, 1):
-        if first.setdefault(row.id, number) != number:
-            raise ValueError(f"{path}: rows {first[row.id]} and {number} have the same id {row.id!r}.")
+    content, sha256 = read_rows(path)
+    rows = tuple(_prediction(row, f"{path}, {place}") for place, row in content)
+    first: dict[str, str] = {}
+    for (place, _), row in zip(content, rows):
+        if first.setdefault(row.id, place) != place:
+            raise ValueError(f"{path}: {first[row.id]} and {place} have the same id {row.id!r}.")
     run = path.parent / RUN
     provenance = json.loads(run.read_text(encoding="utf-8")) if path.name == PREDICTIONS and run.exists() else {}
-    return Predictions(rows, provenance, str(path), hashlib.sha256(content).hexdigest())
-
-
-def _objects(content: bytes, path: Path) -> list[Any]:
-    text = content.decode("utf-8-sig")
-    try:
-        if text.lstrip().startswith("["):
-            return json.loads(text)
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from None
+    return Predictions(rows, provenance, str(path), sha256[path.name])
 
 
 def _prediction(row: Any, where: str) -> Prediction:

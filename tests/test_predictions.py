@@ -1,0 +1,106 @@
+"""Prediction files: our own and those that others publish."""
+
+import hashlib
+import json
+
+import pytest
+
+from falcon3_audio.evaluation.predictions import ANSWERED, FAILED, MISSING, Prediction, read_predictions
+
+
+OURS = {
+    "id": "a",
+    "status": "failed",
+    "reply": None,
+    "question": "What?",
+    "choices": ["a dog", "a bell"],
+    "answer": "a bell",
+    "audio": ["1.wav"],
+    "groups": {"task": "sound"},
+    "error": "cut off",
+    "audio_tokens": 12,
+}
+
+
+def written(path, content):
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_a_run_is_read_with_its_provenance(tmp_path):
+    content = json.dumps(OURS) + "\n" + json.dumps(OURS | {"id": "b", "status": "answered", "reply": ""}) + "\n"
+    path = written(tmp_path / "predictions.jsonl", content)
+    written(tmp_path / "run.json", '{"prompt": "plain"}')
+    for given in (tmp_path, path):
+        found = read_predictions(given)
+        assert found.provenance == {"prompt": "plain"} and found.path == str(path)
+        assert found.sha256 == hashlib.sha256(content.encode()).hexdigest()
+        first, second = found.rows
+        assert first == Prediction(
+            id="a",
+            status=FAILED,
+            reply=None,
+            question="What?",
+            choices=("a dog", "a bell"),
+            answer="a bell",
+            audio=("1.wav",),
+            groups={"task": "sound"},
+            error="cut off",
+        )
+        assert (second.status, second.reply) == (ANSWERED, "")
+
+
+@pytest.mark.parametrize("key", ["model_output", "model_prediction", "answer_prediction", "prediction", "response"])
+@pytest.mark.parametrize("as_list", [True, False])
+def test_published_files(tmp_path, key, as_list):
+    rows = [
+        {
+            "id": 7,
+            "question": "?",
+            "choices": ["x", "y"],
+            "answer": "y",
+            "audio_id": "7.wav",
+            "task": "music",
+            key: "y",
+        },
+        {"id": "8", "choices": ["x", "y"], "answer": "x", "sub-category": "tempo"},
+        {"id": "9", key: ""},
+    ]
+    text = json.dumps(rows) if as_list else "\n".join(map(json.dumps, rows))
+    found = read_predictions(written(tmp_path / "theirs.json", text))
+    assert [(row.id, row.status, row.reply) for row in found.rows] == [
+        ("7", ANSWERED, "y"),
+        ("8", MISSING, None),
+        ("9", ANSWERED, ""),
+    ]
+    assert found.rows[0].groups == {"task": "music"} and found.rows[0].audio == ("7.wav",)
+    assert found.rows[1].groups == {"sub-category": "tempo"} and found.rows[1].choices == ("x", "y")
+    assert found.provenance == {}
+
+
+def test_published_air_bench_rows(tmp_path):
+    row = {"uniq_id": 3, "path": "3.wav", "choice_a": "x", "choice_b": "y", "choice_c": None, "answer_gt": "y"}
+    row |= {"task_name": "Music_AQA", "meta_info": "a piano", "response": "B"}
+    (found,) = read_predictions(written(tmp_path / "theirs.jsonl", json.dumps(row))).rows
+    assert (found.id, found.choices, found.answer, found.reply) == ("3", ("x", "y"), "y", "B")
+    assert found.groups == {"task_name": "Music_AQA"} and found.description == "a piano"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"id": 1}\n{"id": "1"}', "line 1 and line 2 have the same id '1'"),
+        ('[{"id": 1}, 5]', "row 2: expected a JSON object, got int"),
+        ('{"name": 1}', r"line 1: no id \(looked for 'id' and 'uniq_id' among \['name'\]\)"),
+        ('{"id": 1, "prediction": ["B"]}', r"line 1: 'prediction' is \['B'\]; expected the reply's text"),
+        ('{"id": 1}\n{"id"', "neither a JSON list nor JSON lines in line 2"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path, content, words):
+    with pytest.raises(ValueError, match=words):
+        read_predictions(written(tmp_path / "theirs.json", content))
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    with pytest.raises(ValueError, match="does not exist; `falcon3-audio evaluate` writes it when all"):
+        read_predictions(tmp_path)
