@@ -75,7 +75,7 @@ def generate(
     with whole_file(output / PREDICTIONS) as file:
         for item in items:
             row = _row(item, journal.outcomes[item.question.id], control)
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(row) + "\n").encode())
     return Counter(outcome["status"] for outcome in journal.outcomes.values())
 
 
@@ -112,7 +112,7 @@ class Journal:
     def append(self, line: dict[str, Any]):
         """`{"outcomes": [...]}` of questions that were finished together, or `{"audio_check": ...}`."""
         with self._lock:
-            self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            self._file.write((json.dumps(line) + "\n").encode())
             self._file.flush()
             os.fsync(self._file.fileno())
             self._take(line)

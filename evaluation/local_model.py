@@ -56,11 +56,6 @@ class CountingPipeline(AudioTextToTextPipeline):
         self.audio_tokens = counts
         return prepared
 
-    def forget_audio(self):
-        """Empties the cache of encoded clips: what is found there depends in its last digits on earlier batches."""
-        if self._audio_cache is not None:
-            self._audio_cache = type(self._audio_cache)(self.model, self._audio_cache.max_tokens)
-
 
 class LocalModel:
     """
@@ -88,7 +83,7 @@ class LocalModel:
         batch_size: int = 8,
         max_new_tokens: int = 256,
     ):
-        self.name, self.revision, self.batch_size = model, revision, batch_size
+        self.name, self.batch_size = model, batch_size
         self._decoding = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
         try:
             self._pipe = pipeline(
@@ -103,8 +98,6 @@ class LocalModel:
         # No processor but a tokenizer; no such device, or one without room; no such device in this build of torch.
         except (TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(f"{model} cannot be loaded to be asked about audio: {error}") from error
-        # Some models' tokenizers pad on the right, where `generate` would go on after the padding.
-        self._pipe.processor.tokenizer.padding_side = "left"
         rate = getattr(getattr(self._pipe.processor, "feature_extractor", None), "sampling_rate", SAMPLING_RATE)
         if rate != SAMPLING_RATE:
             raise ValueError(f"{model} wants audio at {rate} Hz; only models for {SAMPLING_RATE} Hz can be evaluated.")
@@ -113,7 +106,7 @@ class LocalModel:
     def describe(self) -> dict[str, Any]:
         model = self._pipe.model
         folder = Path(self.name).is_dir()
-        commit = _digest(Path(self.name)) if folder else getattr(model.config, "_commit_hash", None)
+        commit = model_digest(Path(self.name)) if folder else getattr(model.config, "_commit_hash", None)
         defaults = model.generation_config.to_diff_dict()
         defaults.pop("transformers_version", None)
         return {
@@ -154,7 +147,7 @@ class LocalModel:
     def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
         clips = {clip.name: clip for item in items for clip in item.heard}
         if clips.keys() != self._samples.keys():
-            self._pipe.forget_audio()
+            self._pipe.forget_audio()  # what is found there depends in its last digits on earlier batches
         self._samples = {name: samples for name, samples in self._samples.items() if name in clips}
         outcomes: dict[str, Outcome] = {}
         audible: list[Item] = []
@@ -206,7 +199,12 @@ class LocalModel:
             ) from error
 
 
-def _digest(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES and path.is_file())
+def model_digest(folder: Path) -> str:
+    """SHA-256 (hex) over the lines that `sha256sum` prints of the files that decide a model's answers."""
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in MODEL_FILES and path.name != "trainer_state.json" and path.is_file()
+    )
     lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()

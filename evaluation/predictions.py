@@ -113,9 +113,14 @@ def _prediction(row: Any, where: str) -> Prediction:
         choices=tuple(choices),
         answer=row.get("answer", row.get("answer_gt")),
         audio=tuple(str(row[name]) for name in ("audio_id", "audio_path", "path") if row.get(name))[:1],
-        groups={name: str(row[name]) for name in GROUP_KEYS if row.get(name)},
+        groups={name: _group(row[name]) for name in GROUP_KEYS if row.get(name)},
         description=row.get("meta_info"),
     )
+
+
+def _group(value: Any) -> str:
+    """A group's name; some rows of MMAU have a list of one."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 __all__ = [

@@ -156,14 +156,15 @@ def resolve(reply: str, choices: Sequence[str]) -> str | None:
     return named.pop() if named else labelled
 
 
+# Matched from the start, never searched for: replies that repeat themselves for pages take no longer than their length.
 _THOUGHTS = re.compile(r".*</think>", re.DOTALL | re.IGNORECASE)
-_ANSWER_TAG = re.compile(r".*<answer>(.*?)(?:</answer>.*|$)", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAG = re.compile(r".*<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
 # "The answer is ...", "Answer: ..."; the last of them, since reasons come before it.
 _LEAD_IN = re.compile(
     r".*\b(?:answer|(?:correct|right|best) (?:option|choice))(?:\s+(?:is|would be|should be)\b\s*:?|\s*:)\s*",
     re.DOTALL | re.IGNORECASE,
 )
-_TAIL = re.compile(r"\s+is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?\W*$", re.IGNORECASE)
+_TAIL = re.compile(r"\sis (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?\W*$", re.IGNORECASE)
 # "B", "B.", "(B)", "option B"; "B. text", "B: text", "B) text", "(B) text", "B - text"; not "B:maj", "B flat", "A.M.".
 _LABEL = re.compile(
     r"(?:(?:option|choice|answer)\s+)?[(\[]?([a-z])(?:[)\]]+\s*[.:]?\s*|[.:]\s+|\s+[-–]\s+|\W*$)", re.IGNORECASE
@@ -212,9 +213,10 @@ def _same(text: str, choices: Sequence[str]) -> str | None:
 
 def _unwrap(reply: str) -> str | None:
     """The reply without thoughts, tags and lead-in; `None` where the lead-in is negated ("I do not think the answer is B")."""
-    text = _THOUGHTS.sub("", reply).replace("**", "")
-    text = _ANSWER_TAG.sub(r"\1", text).strip()
-    text = _TAIL.sub("", text)
+    thoughts = _THOUGHTS.match(reply)
+    text = (reply[thoughts.end() :] if thoughts else reply).replace("**", "")
+    tagged = _ANSWER_TAG.match(text)
+    text = _TAIL.sub("", (tagged.group(1) if tagged else text).strip())
     lead_in = _LEAD_IN.match(text)
     if lead_in is None or not text[lead_in.end() :].strip(_OUTER):
         return text
@@ -253,8 +255,11 @@ def _named(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
             pattern = rf"(?<![\w#])(?<!\w[./:-]){re.escape(folded)}(?![\w#]|[./:-]\w)"
             for match in re.finditer(pattern, text):
                 spans.setdefault(match.span(), set()).add(choice)
-    outer = [span for span in spans if not any(o != span and o[0] <= span[0] and span[1] <= o[1] for o in spans)]
+    outer: list[tuple[int, int]] = []
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not outer or end > outer[-1][1]:  # else within the last one, which began no later
+            outer.append((start, end))
     named = {choice for span in outer for choice in spans[span]}
-    for start, end in sorted(outer, reverse=True):
+    for start, end in reversed(outer):
         text = f"{text[:start]} {text[end:]}"
     return named, text

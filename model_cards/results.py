@@ -92,7 +92,7 @@ def results_of(model: str, checkpoint: Path | None = None, path: str | Path = RE
     """
     found = [entry for entry in read_results(path) if entry["model"] == model]
     if found and checkpoint is not None:
-        from falcon3_audio.evaluation.local_model import _digest as digest  # which loads torch
+        from falcon3_audio.evaluation.local_model import model_digest as digest  # which loads torch
 
         known = {digest(checkpoint), checkpoint.resolve().name}
         for entry in found:

@@ -56,6 +56,9 @@ class AudioCache:
             self._clips.popitem(last=False)
         return torch.cat(embeds)
 
+    def clear(self):
+        self._clips.clear()
+
     def _fingerprint(self) -> list[Any]:
         """Differs when weights were changed in place or replaced, and when adapters were added, chosen or disabled."""
         # The count of changes in place is no public attribute of a tensor, and the only way to see them; tensors made

@@ -155,7 +155,8 @@ class AudioTextToTextPipeline(Pipeline):
             return_tensors="pt",
             add_generation_prompt=not go_on,
             continue_final_message=go_on,
-            processor_kwargs={"padding": True} | (processor_kwargs or {}),
+            # Answers go on after the last token, and some models' tokenizers pad behind it.
+            processor_kwargs={"padding": True, "padding_side": "left"} | (processor_kwargs or {}),
         )
         has_audio = self._audio_cache is not None and "input_features" in inputs
         clips = digests(inputs["input_features"], inputs["input_features_mask"]) if has_audio else None
@@ -202,6 +203,11 @@ class AudioTextToTextPipeline(Pipeline):
             ]
             for index, request in enumerate(requests)
         ]
+
+    def forget_audio(self):
+        """Empties the cache of encoded clips."""
+        if self._audio_cache is not None:
+            self._audio_cache.clear()
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor with their code: a folder that `pipeline` loads again."""

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_that_was_finished(questions, log,
     generate(questions, fake, tmp_path / "out")
     assert sorted(finished + log.read_text().split()) == [f"q{number}" for number in range(7)]
     assert fake.checked == (lines < 2)
+    generate(questions, fake, tmp_path / "out")  # the journal is whole again
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
 
 
@@ -130,6 +132,18 @@ def test_a_run_that_stops_keeps_what_is_finished(questions, log, tmp_path, worke
     assert not (tmp_path / "out" / PREDICTIONS).exists() and not (tmp_path / "out" / RUN).exists()
     assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
     assert sorted(log.read_text().split()) == [f"q{number}" for number in range(7)]
+
+
+def test_nothing_new_is_begun_after_a_stop(log, tmp_path):
+    class Slow(Fake):
+        def answer(self, items):
+            time.sleep(0.02)
+            return super().answer(items)
+
+    many = make_questions(tmp_path / "clips", "ab" * 50)
+    with pytest.raises(RunStopped):
+        generate(many, Slow(log, workers=2, stops_at="q4"), tmp_path / "out")
+    assert len(log.read_text().split()) < 50
 
 
 def test_threads_work_at_once(questions, log, tmp_path):

@@ -63,7 +63,7 @@ def test_published_files(tmp_path, key, as_list):
             "task": "music",
             key: "y",
         },
-        {"id": "8", "choices": ["x", "y"], "answer": "x", "sub-category": "tempo"},
+        {"id": "8", "choices": ["x", "y"], "answer": "x", "sub-category": "tempo", "category": ["Reasoning"]},
         {"id": "9", key: ""},
     ]
     text = json.dumps(rows) if as_list else "\n".join(map(json.dumps, rows))
@@ -74,7 +74,10 @@ def test_published_files(tmp_path, key, as_list):
         ("9", ANSWERED, ""),
     ]
     assert found.rows[0].groups == {"task": "music"} and found.rows[0].audio == ("7.wav",)
-    assert found.rows[1].groups == {"sub-category": "tempo"} and found.rows[1].choices == ("x", "y")
+    assert found.rows[1].groups == {"sub-category": "tempo", "category": "Reasoning"} and found.rows[1].choices == (
+        "x",
+        "y",
+    )
     assert found.provenance == {}
 
 

@@ -157,6 +157,14 @@ def test_empty_replies_are_replies_and_replies_without_text_are_not(questions, t
     assert rows["q3"]["status"] == "failed" and "answered without text" in rows["q3"]["error"]
 
 
+def test_any_text_is_kept(questions, tmp_path):
+    """Also half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    with StubEndpoint(lambda body: "\u2028 ein Hühnchen\r \ud83d") as stub:
+        generate(questions, model_of(stub), tmp_path / "out")
+        generate(questions, model_of(stub), tmp_path / "out")
+    assert {row["reply"] for row in rows_of(tmp_path / "out").values()} == {"\u2028 ein Hühnchen\r \ud83d"}
+
+
 def test_an_endpoint_that_answers_nobody_ends_the_run(questions, tmp_path):
     busy = [True]
     with StubEndpoint(

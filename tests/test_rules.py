@@ -222,6 +222,22 @@ def test_no_reply_and_an_empty_one_are_wrong_by_content():
     assert [content(row(reply, VOICES, "Man")) for reply in (None, "", " \n")] == [WRONG] * 3
 
 
+@pytest.mark.parametrize(
+    "part, option",
+    [
+        ("dog ", "a dog"),
+        (" ", None),
+        ("\n", None),
+        ("no answer is ", None),
+        ("<answer>", None),
+        ("(B) dog, thunder ", None),
+    ],
+)
+def test_pages_of_repetition_come_to_an_end(part, option):
+    # In seconds; a pattern that tries every start would take hours.
+    assert resolve("x " + part * (200_000 // len(part)), SOUNDS) == option
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_what_cannot_be_scored_is_an_error_that_names_the_question(rule):
     with pytest.raises(ValueError, match="question q has no answer"):

@@ -62,7 +62,7 @@ def test_a_run_by_all_rules_of_its_benchmark(tmp_path):
     assert content["interval"] == pytest.approx(tuple(binomtest(4, 8).proportion_ci(method="wilson")))
     task = content["breakdowns"]["task"]
     counts = {name: (part["n"], part["right"]) for name, part in task["groups"].items()}
-    assert counts == {"music": (2, 1), "sound": (3, 0), "speech": (3, 3)}
+    assert list(counts.items()) == [("music", (2, 1)), ("sound", (3, 0)), ("speech", (3, 3))]
     assert task["macro"] == pytest.approx((1 / 2 + 0 + 1) / 3)
     assert official["breakdowns"]["task"]["groups"]["sound"]["n"] == 2
     assert list(content["breakdowns"]) == ["task", "difficulty"]  # the others of MMAU are not in the rows
