@@ -10,7 +10,7 @@ import soundfile
 from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio import PRESETS
-from falcon3_audio.cli import main
+from falcon3_audio.cli import VERBS, main
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data import load_training_data
 
@@ -95,8 +95,32 @@ def test_making_the_papers_data(tmp_path, monkeypatch):
     assert load_training_data(sources)[1] == [2, 1]
 
 
+def test_evaluating(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": str(n), "audio_id": "a.wav", "question": "What?", "choices": ["a dog", "a bell"]} for n in range(2)]
+    rows = [row | {"answer": "a bell", "task": "sound", "category": "c", "difficulty": "easy"} for row in rows]
+    Path("world").mkdir()
+    soundfile.write("world/a.wav", tone(0.3), SAMPLING_RATE)
+    Path("world/test.json").write_text(json.dumps(rows))
+    places = {"runs/demo/world/test.json": "world/test.json", "runs/demo/model": checkpoint}
+    assert len(commands("evaluate")) == 2
+    for command in commands("evaluate"):
+        assert main([places.get(word, word) for word in command]) == 0
+    (compare,) = commands("compare")
+    assert main(compare) == 0
+    assert json.loads(Path("scores/deaf/run.json").read_text())["control"] == "silence"
+
+
+def test_every_verb_is_explained_and_every_command_has_a_verb():
+    used = set(re.findall(r"`falcon3-audio ([a-z][\w-]*)", README))
+    assert used and used <= set(VERBS)
+    assert {shlex.split(line)[1] for line in BASH if line.startswith("falcon3-audio ")} <= set(VERBS)
+
+
 def test_the_first_command_comes_early_and_named_files_exist():
     lines = README.splitlines()
     assert next(number for number, line in enumerate(lines, 1) if line.startswith("make ")) <= 35
-    for name in re.findall(r"`((?:tests|training|processing|modeling_falcon3_audio)/[\w./-]+)`", README):
+    for name in re.findall(
+        r"`((?:tests|training|processing|evaluation|demo|modeling_falcon3_audio)/[\w./-]+)`", README
+    ):
         assert (ROOT / name).exists(), name

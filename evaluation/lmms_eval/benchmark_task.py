@@ -1,0 +1,36 @@
+"""A task of lmms-eval whose questions come from our loaders: the benchmark's files as they are published, checked.
+
+`dataset_path` in a task's file is a name in `benchmarks.BENCHMARKS`; rows.py tells how its file is found. That file's
+SHA-256 goes into lmms-eval's results as `metadata`.
+"""
+
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from lmms_eval.api.task import ConfigurableMessagesTask
+
+from falcon3_audio.processing import SAMPLING_RATE, load_audio
+
+from ..questions import Clip
+from .rows import load, row_of
+
+
+class BenchmarkTask(ConfigurableMessagesTask):
+    """Rows hold words only; clips are read when a model is asked about them."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config={name: value for name, value in config.items() if name != "class"})
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None):
+        """Called by the base class, which retries any error five times; a missing file is told at once here."""
+        questions = load(self.DATASET_PATH)
+        self._clips: dict[str, tuple[Clip, ...]] = {question.id: question.audio for question in questions.questions}
+        self.config.metadata = {**(self.config.metadata or {}), "data_sha256": questions.sha256}
+        rows = Dataset.from_list([row_of(question) for question in questions.questions])
+        self.dataset = self.dataset_no_image = DatasetDict({self.config.test_split: rows})
+
+    def doc_to_messages(self, doc: dict[str, Any], **rounds: Any) -> list[dict[str, Any]]:
+        """A user message with the clips, mono float32 at 16 kHz in lmms-eval's form of audio, and the words."""
+        clips = [load_audio(clip.read(), name=clip.name) for clip in self._clips[doc["id"]]]
+        audio = [{"type": "audio", "url": {"array": clip, "sampling_rate": SAMPLING_RATE}} for clip in clips]
+        return [{"role": "user", "content": [*audio, {"type": "text", "text": self.doc_to_text(doc)}]}]

@@ -1,0 +1,58 @@
+"""The questions of a benchmark as rows for lmms-eval, and the words of each; tasks/ and benchmark_task.py call this.
+
+The environment says where a benchmark's file is: FALCON3_AUDIO_MMAU for "mmau", FALCON3_AUDIO_AIR_BENCH_FOUNDATION for
+"air-bench-foundation"; with _AUDIO_ROOT behind it, where the clips are, unless they lie as the loaders expect.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..benchmarks import BENCHMARKS
+from ..prompts import PROMPTS
+from ..questions import Question, QuestionSet
+
+
+def load(benchmark: str) -> QuestionSet:
+    """
+    The questions of a benchmark from the file that the environment names.
+
+    Raises:
+        `ValueError`: no such variable, or as the benchmark's loader does.
+    """
+    variable = "FALCON3_AUDIO_" + benchmark.upper().replace("-", "_")
+    path = os.environ.get(variable)
+    if not path:
+        raise ValueError(
+            f"the environment variable {variable} is not set; give it the file that `falcon3-audio evaluate` would read "
+            f"for {benchmark}, and {variable}_AUDIO_ROOT the folder of its clips where they lie elsewhere."
+        )
+    root = os.environ.get(f"{variable}_AUDIO_ROOT")
+    return BENCHMARKS[benchmark].load(path, audio_root=Path(root) if root else None)
+
+
+def row_of(question: Question) -> dict[str, Any]:
+    """
+    A question as a row of lmms-eval's data, without its audio.
+
+    Raises:
+        `ValueError`: an open question, or one whose answer is kept back; neither can be scored here.
+    """
+    if question.answer is None or not question.choices:
+        raise ValueError(
+            f"question {question.id} has no {'options' if question.answer else 'answer'}; lmms-eval scores multiple "
+            "choice with known answers only. `falcon3-audio evaluate` writes the replies to other questions."
+        )
+    return {
+        "id": question.id,
+        "question": question.question,
+        "choices": list(question.choices),
+        "answer": question.answer,
+        "task": question.groups.get("task", ""),
+        "clip": " ".join(clip.name for clip in question.audio),
+    }
+
+
+def doc_to_text(doc: dict[str, Any], options: dict[str, str]) -> str:
+    """The words that are put to the model; `options["prompt"]` is a name in `prompts.PROMPTS`."""
+    return PROMPTS[options["prompt"]](Question(doc["id"], (), doc["question"], tuple(doc["choices"]), doc["answer"]))
