@@ -276,6 +276,8 @@ def test_adapters_load_without_the_package(run, recipe, hub, send, base, environ
     options = ("--config", config, "--output_dir", tmp_path / "run", "--max_steps", "2")
     code, _, error = send(*options, "--push_to_hub", "--hub_model_id", "org/trained", verb="train")
     assert code == 0, error
+    card = ModelCard(hub.files("org/trained")["README.md"].decode())
+    assert card.data.pipeline_tag == "audio-text-to-text" and card.data.base_model == [base]
     # Nobody has to name the base of such a run.
     assert send(tmp_path / "run", "org/again", "--adapter-only")[0] == 0
     names = ("org/adapter", "org/trained", "org/again")

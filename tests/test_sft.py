@@ -367,6 +367,22 @@ def test_an_adapter_whose_base_is_local_is_not_pushed(launch, tmp_path, capsys):
     assert not (tmp_path / "run" / "base").exists()
 
 
+def test_a_push_that_would_go_wrong_is_refused_before_training(launch, checkpoint, tmp_path, capsys, monkeypatch):
+    data = ["--train_data", str(write_chats(tmp_path / "chats", 3)), "--push_to_hub"]
+
+    def said(model, *options):
+        recipe = write_recipe(tmp_path / "recipe.yaml", model=model, output_dir=str(tmp_path / "run"), **SETTINGS)
+        assert sft.main(["--config", recipe, *data, *options]) == 1
+        assert not (tmp_path / "run").exists()
+        return capsys.readouterr().err
+
+    assert "whose base model lies on this machine" in said(checkpoint)
+    assert "hub_token would be saved in training_args.bin" in said("org/base", "--hub_token", "hf_secret")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("falcon3_audio.training.push.get_token", lambda: None)
+    assert "There is no token for the Hub" in said("org/base")
+
+
 def test_errors_that_nobody_expected_are_not_swallowed(launch, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a fault in the program")

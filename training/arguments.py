@@ -8,6 +8,7 @@ A YAML recipe sets any of them (`--config recipe.yaml`), the command line overri
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
@@ -245,6 +246,22 @@ class AudioSFTConfig(SFTConfig):
                 f"gradient_accumulation_steps={given}. Leave one of the two out."
             )
         return needed
+
+
+def check_push(model: ModelArguments, training: TrainingArguments):
+    """Raises a `ValueError` for a `push_to_hub` that would leave what nobody can load, or give a token away."""
+    if not training.push_to_hub:
+        return
+    if model.model is None or Path(model.model).exists():
+        raise ValueError(
+            "push_to_hub would push an adapter whose base model lies on this machine, which nobody could load. Compose the "
+            "base first (falcon3-audio compose), push that, and give its Hub id as `model`; or push the merged model when "
+            "the run has ended (falcon3-audio push)."
+        )
+    if training.hub_token:
+        raise ValueError(
+            "hub_token would be saved in training_args.bin, and pushed with it. Set HF_TOKEN, or log in (hf auth login)."
+        )
 
 
 def check_together(data: DataArguments, training: TrainingArguments):

@@ -324,6 +324,8 @@ def train(
 ) -> AudioGRPOTrainer:
     """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
     check_together(data_args, args)
+    if args.push_to_hub:
+        raise ValueError("push_to_hub is for `falcon3-audio train`; push what GRPO leaves when it has ended.")
     questions = load_questions(data_args.train_data, reward_args.answer_tags)
     held_out = load_questions(data_args.eval_data, reward_args.answer_tags) if data_args.eval_data else None
     recipe = describe_recipe(model_args, lora_args, data_args, reward_args, args, also=DECIDING_GRPO)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from transformers import TrainerState
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_together
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_push, check_together
 from .collator import AudioChatCollator
 from .data import load_training_data, questions_per_clip
 from .loss_curve import plot_loss
 from .model import check_precision, choose_trained_weights, load_model
 from .plan import describe_plan
 from .processes import begin_run, check_same_strategy, leave_group, whole_weights
+from .push import check_token, hub_errors
 from .recipe import run_recipe
 from .run_folder import STATE, describe_recipe
 from .trainer import AudioSFTTrainer
@@ -33,11 +34,9 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     # Data, and the run's folder
     ################
     check_together(data_args, args)
-    if args.push_to_hub and model_args.model is None:
-        raise ValueError(
-            "push_to_hub would push an adapter whose base model lies in this run's folder, which nobody could load. "
-            "Compose the base first (falcon3-audio compose), push that, and give it as `model`; or push the merged model."
-        )
+    check_push(model_args, args)
+    if args.push_to_hub:
+        check_token()
     train_dataset, sizes = load_training_data(data_args.train_data)
     eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
     recipe = describe_recipe(model_args, lora_args, data_args, args) | {"examples": sizes}
@@ -85,7 +84,8 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
         plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
         print(f"saved in {args.output_dir}", flush=True)
     if args.push_to_hub:
-        trainer.push_to_hub()
+        with hub_errors(args.hub_model_id or args.output_dir):
+            trainer.push_to_hub()
     return trainer
 
 

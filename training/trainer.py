@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from falcon3_audio.model_cards import card_for_run
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .collator import COUNTERS, IGNORED, QUESTIONS
 from .model import train_in_float32
+from .run_folder import STATE
 from .sampler import MixtureSampler
 
 
@@ -131,6 +134,12 @@ class AudioSFTTrainer(SFTTrainer):
         totals = {name: before.get(name, 0) + int(everywhere.pop(name)) for name in COUNTERS}
         rates = {f"{name}_per_second": round(count / elapsed, 2) for name, count in everywhere.items()}
         return rates | totals | {"peak_memory_gib": round(peak_memory() / 2**30, 3)}
+
+    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
+        """This project's card, once the run has ended; TRL's knows neither sound nor licence."""
+        output = Path(self.args.output_dir)
+        if self.args.push_to_hub and self.is_world_process_zero() and (output / STATE).exists():
+            card_for_run(output, output, self.hub_model_id).save(output / "README.md")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         broken = [
