@@ -92,7 +92,7 @@ def test_the_batch_trains_the_model(model, processor, clip):
 
 
 def test_a_row_without_an_answer_is_an_error(processor, clip):
-    with pytest.raises(ValueError, match="train.jsonl, row 7: Conversation 0 has 0 answers"):
+    with pytest.raises(ValueError, match="train.jsonl, row 7: no assistant message to learn from"):
         AudioChatCollator(processor)(
             [chat(clip, ("What?", "a dog")), {"messages": question(tone(1)), "origin": "train.jsonl, row 7"}]
         )

@@ -267,3 +267,11 @@ def test_open_asqa_rows_as_json_read_the_same(folder):
     assert (some == other).all() and some.shape == (24_000,)
     assert json.dumps(by_path["messages"][1]) == json.dumps(by_bytes["messages"][1])
     assert Path(by_path["messages"][0]["content"][0]["audio"]) == folder / "long.wav"
+
+
+def test_roles_of_other_formats_are_refused(tmp_path):
+    path = write_jsonl(tmp_path / "set.jsonl", [{"messages": [{"role": "human", "content": "Hi"}, assistant("ho")]}])
+    with pytest.raises(
+        ValueError, match=r"row 0: got messages with the role \['human'\]; expected system, user, assistant"
+    ):
+        list(load_training_data([DataSource(str(path))])[0])

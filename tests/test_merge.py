@@ -156,3 +156,11 @@ def test_what_cannot_be_merged_is_one_line(run, merged, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty").mkdir()
     assert main([str(run), str(tmp_path / "empty")]) == 0
+
+
+def test_a_run_that_has_not_ended_is_named_with_its_last_checkpoint(finished_run, tmp_path):
+    run = Path(shutil.copytree(finished_run.args.output_dir, tmp_path / "run"))
+    (run / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match=f"has not ended. Start it again to go on, or merge {run}/checkpoint-6"):
+        merge(run, tmp_path / "merged")
+    assert (merge(run / "checkpoint-6", tmp_path / "merged") / "config.json").exists()

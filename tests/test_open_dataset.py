@@ -70,3 +70,12 @@ def test_what_is_no_set(tmp_path):
     Dataset.from_list([{"text": "a"}]).select([]).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="saved' is empty"):
         open_dataset(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("path", ["mine/nothing.jsonl", "nothing.json", "/nowhere/at all", "a/b/c", "./nothing"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(path, monkeypatch):
+    monkeypatch.setattr(
+        "falcon3_audio.training.open_dataset.load_dataset", lambda *args, **kwargs: pytest.fail("asked")
+    )
+    with pytest.raises(ValueError, match=f"The set '{path}' cannot be read: there is no such file"):
+        open_dataset(path)

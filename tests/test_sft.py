@@ -383,6 +383,15 @@ def test_a_push_that_would_go_wrong_is_refused_before_training(launch, checkpoin
     assert "There is no token for the Hub" in said("org/base")
 
 
+def test_a_run_that_was_interrupted_says_how_to_go_on(launch, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SFTTrainer, "train", interrupted)
+    assert launch() == 130
+    assert capsys.readouterr().err.endswith("The same command goes on from the last checkpoint, if there is one.\n")
+
+
 def test_errors_that_nobody_expected_are_not_swallowed(launch, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a fault in the program")

@@ -146,7 +146,7 @@ def test_every_device_goes_on_in_the_order_of_its_epoch(process):
     assert torch.equal(torch.stack(list(loader)), order[2:])
 
 
-def test_the_plan_is_what_will_happen(finished_run, tmp_path):
+def test_the_plan_is_what_will_happen(finished_run, monkeypatch):
     lines = dict(
         line.split(maxsplit=1) if not line.startswith("a step") else ("a step", line[6:].strip())
         for line in describe_plan(finished_run, LoraArguments(), global_batch=4, done=2).splitlines()
@@ -159,6 +159,9 @@ def test_the_plan_is_what_will_happen(finished_run, tmp_path):
     assert lines["attention"].startswith("sdpa")
     assert lines["batch"] == "4 questions: 2 on each of 1 device(s), 2 times"
     assert lines["steps"] == "4 to go of 6, 15 questions per epoch"
+    assert "NOTE" not in lines
+    monkeypatch.setattr(finished_run.args, "warmup_steps", 6)
+    assert "all 6 step(s) are warm-up" in describe_plan(finished_run, LoraArguments(), global_batch=4, done=2)
     tokens, seconds = estimate_example(finished_run)
     assert lines["a step"].startswith(f"about {tokens * 4:,.0f} tokens and {seconds * 4 / 3600:.3f} h")
 

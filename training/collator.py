@@ -112,6 +112,8 @@ class AudioChatCollator:
 
     def _encode(self, example: dict[str, Any]) -> Chat | None:
         """One example: 1-D `input_ids` and `labels`, and the features of its audios; `None` if a clip is too long."""
+        if not any(message["role"] == "assistant" for message in example["messages"]):
+            raise ValueError(f"{example.get('origin', 'A training example')}: no assistant message to learn from.")
         options = {"return_labels": True, "truncation": False}
         try:
             row = self.processor.apply_chat_template(

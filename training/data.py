@@ -20,6 +20,7 @@ from .open_dataset import open_dataset
 
 
 WHOLE_ROW = -1  # in the place of a question's number, where the row itself is the chat
+ROLES = ("system", "user", "assistant", "tool")
 SOURCE_KEYS = ("audio", "path", "url")
 
 
@@ -136,6 +137,10 @@ def fill_in(messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Pa
     The chat with a source in every audio item: its own, or the row's clips in order. Clips of a chat that has no audio
     item open its first user message. Relative paths start at the set's folder.
     """
+    said = [str(message["role"]) for message in messages or [] if isinstance(message, dict) and message.get("role")]
+    strangers = set(said) - set(ROLES)
+    if strangers:
+        raise ValueError(f"got messages with the role {sorted(strangers)}; expected {', '.join(ROLES)}")
     if not messages or not all(isinstance(message, dict) and message.get("role") for message in messages):
         raise ValueError(f"`messages` must be a list of objects with `role` and `content`, got {messages}")
     filled = [dict(message) for message in messages]

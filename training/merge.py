@@ -18,7 +18,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 
-from .run_folder import BASE, explain
+from .run_folder import BASE, explain, find_checkpoint
 
 
 def merge(run: str | Path, output: str | Path) -> Path:
@@ -47,6 +47,9 @@ def merge(run: str | Path, output: str | Path) -> Path:
 def load_adapted(run: Path) -> PeftModel:
     """The base model with the adapter of `run` on it, not merged. Errors as in `merge`."""
     if not (run / "adapter_config.json").exists():
+        last = find_checkpoint(run)
+        if last is not None:
+            raise ValueError(f"{run} is a run that has not ended. Start it again to go on, or merge {last}.")
         plain = ": it is a plain checkpoint already" if (run / "config.json").exists() else ""
         raise ValueError(f"{run} holds no adapter (adapter_config.json){plain}. Give the folder of a run with LoRA.")
     base = find_base(run)

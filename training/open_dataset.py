@@ -20,6 +20,7 @@ from .shards import REPORT, read_shards
 # File endings and the builders of `datasets` that read them.
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
 SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wrote
+HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
 WHOLE = "train"  # the split of what has no splits
 
 
@@ -37,8 +38,11 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
     Raises:
         `ValueError`: for a set that is not there, cannot be read, is empty, or lacks the split.
     """
+    here = Path(path).exists()
+    if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix in BUILDERS):
+        raise ValueError(f"The set {path!r} cannot be read: there is no such file or folder here.")
     try:
-        rows = _open_local(Path(path), name, split) if Path(path).exists() else load_dataset(path, name, split=split)
+        rows = _open_local(Path(path), name, split) if here else load_dataset(path, name, split=split)
     except (StopIteration, IndexError) as error:  # what `datasets` raises for a JSON file, a saved set without rows
         raise ValueError(f"The set {path!r} is empty.") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:

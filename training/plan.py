@@ -54,6 +54,14 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
             f"(mean of the first {min(SAMPLE, len(trainer.sampler))} questions)",
         )
     )
+    if steps <= arguments.get_warmup_steps(steps):
+        lines.append(
+            (
+                "NOTE",
+                f"all {steps} step(s) are warm-up, so hardly anything is learned. Take a smaller global_batch_size, or more "
+                "num_train_epochs.",
+            )
+        )
     lines.append(("steps", f"{steps - done} to go of {steps}, {len(trainer.sampler):,} questions per epoch"))
     return "\n".join(f"{name:<22} {text}" for name, text in lines)
 

@@ -76,6 +76,9 @@ def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: lis
     """`train` with the options of a recipe, and the exit code: what the user can mend is one line on stderr and a 1."""
     try:
         train(*parse_options(options, arguments, prog))
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped. The same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
+        return 130  # as a shell says of a program that was interrupted
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and not is_write_failure(error):
             raise  # not a mistake in the options, and nothing we can explain
