@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx2
 import torch
+import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -71,13 +72,28 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
         model = load_merged(run)
         if dtype != "auto":
             model = model.to(getattr(torch, dtype))
+        for config in (model.config.audio_config, model.config.text_config):
+            if Path(config.name_or_path).is_absolute():
+                config.name_or_path = ""
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     AutoProcessor.from_pretrained(run).save_pretrained(folder)
     root = run.parent if run.name.startswith("checkpoint-") else run
-    for path in (root / RECIPE, *(run / name for name in RECORDS)):
+    for path in (run / name for name in RECORDS):
         if path.exists():
             shutil.copyfile(path, folder / path.name)
     card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
+    if (root / RECIPE).exists():
+        recipe = without_folders(yaml.safe_load((root / RECIPE).read_text(encoding="utf-8")))
+        (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def without_folders(value: Any) -> Any:
+    """A recipe's values, in which absolute paths have become their last part: where things lie here is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def check_whole(run: Path):
