@@ -47,7 +47,7 @@ class AudioCache:
             mask = input_features_mask[rows]
             encoded = self.model.get_audio_features(input_features[rows], mask, return_dict=True).pooler_output
             # A clone each: a part of a larger tensor would keep all of that in memory.
-            parts = [part.clone() for part in encoded.split(self.model.count_audio_tokens(mask).tolist())]
+            parts = [part.detach().clone() for part in encoded.split(self.model.count_audio_tokens(mask).tolist())]
             self._clips |= zip(new, parts)
         embeds = [self._clips[key] for key in keys]
         for key in keys:

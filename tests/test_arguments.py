@@ -114,6 +114,7 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"train_sampling_strategy": "group_by_length"}, "must stay `random`, got 'group_by_length'"),
         ((), {"save_only_model": True}, "save_only_model must stay off"),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
+        ((), {"load_best_model_at_end": True}, "load_best_model_at_end must stay off"),
         ((), {"questions_per_row": 0}, "questions_per_row must be at least 1, or null for all; got 0"),
         (
             (),

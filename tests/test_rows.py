@@ -56,6 +56,15 @@ def test_losses_are_those_of_rows_of_their_own(model, processor, examples):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
+def test_a_chat_with_sounds_in_two_turns_beside_a_shared_clip(model, processor, examples):
+    first, second = ({"type": "audio", "audio": tone(0.3, pitch), "sampling_rate": 16_000} for pitch in (400, 800))
+    turns = [user(first), assistant("a dog"), user(second), assistant("a bell")]
+    examples = [*examples, {"messages": turns, "clip": None}]
+    shared, apart = (AudioChatCollator(processor, share_audio=share)(examples) for share in (True, False))
+    assert shared["input_features"].shape[0] == 5
+    torch.testing.assert_close(answer_losses(model, shared), answer_losses(model, apart), rtol=0, atol=1e-5)
+
+
 def test_what_is_learned_is_each_answer_with_its_end(processor, examples):
     batch = AudioChatCollator(processor, share_audio=True)(examples)
     answers = []

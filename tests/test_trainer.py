@@ -104,6 +104,9 @@ def test_the_evaluation_loss_is_that_of_the_held_out_answers(start, tmp_path):
         loss = trainer.model.eval()(**{name: batch[name] for name in batch if not name.startswith("num_")}).loss
     assert metrics["eval_loss"] == pytest.approx(float(loss), abs=1e-5)
     assert not trainer._seen  # rates are those of training
+    too_long = load_training_data([DataSource(str(write_chats(tmp_path / "long", 1, seconds=4.0)))])[0].select([0])
+    with pytest.raises(ValueError, match="no example that fits into max_length, and its loss would count as 0"):
+        trainer.evaluate(eval_dataset=too_long)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, monkeypatch):

@@ -220,6 +220,11 @@ class AudioSFTConfig(SFTConfig):
             )
         if self.save_only_model:
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
+        if self.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end must stay off: the records and the card of a run are those of its last step. Merge or "
+                "push the checkpoint-N that you want."
+            )
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.questions_per_row is not None and self.questions_per_row < 1:

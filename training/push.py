@@ -79,7 +79,10 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
     AutoProcessor.from_pretrained(run).save_pretrained(folder)
     root = run.parent if run.name.startswith("checkpoint-") else run
     for path in (run / name for name in RECORDS):
-        if path.exists():
+        if path.exists() and path.name == STATE:  # may name the best checkpoint's folder
+            state = without_folders(json.loads(path.read_text(encoding="utf-8")))
+            (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        elif path.exists():
             shutil.copyfile(path, folder / path.name)
     card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
     if (root / RECIPE).exists():
@@ -88,7 +91,7 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
 
 
 def without_folders(value: Any) -> Any:
-    """A recipe's values, in which absolute paths have become their last part: where things lie here is nobody's business."""
+    """A record's values, in which absolute paths have become their last part: where things lie here is nobody's business."""
     if isinstance(value, dict):
         return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -167,7 +170,7 @@ def check_base(run: Path, base: str):
     if trained_from == base:
         return
     theirs, ours = (AutoConfig.from_pretrained(name).to_dict() for name in (base, trained_from))
-    differing = [name for name in OF_THE_BASE if _without_dtype(theirs.get(name)) != _without_dtype(ours[name])]
+    differing = [name for name in OF_THE_BASE if _shape(theirs.get(name)) != _shape(ours[name])]
     if differing:
         raise ValueError(
             f"The adapter was trained on {trained_from}, from which {base} differs in {', '.join(differing)}. Push "
@@ -175,8 +178,9 @@ def check_base(run: Path, base: str):
         )
 
 
-def _without_dtype(value: Any) -> Any:
-    drop = ("dtype", "transformers_version")
+def _shape(value: Any) -> Any:
+    """A configuration without what says nothing of how a model is built."""
+    drop = ("dtype", "transformers_version", "_name_or_path")
     return {key: item for key, item in value.items() if key not in drop} if isinstance(value, dict) else value
 
 

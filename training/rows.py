@@ -39,7 +39,7 @@ class Unit:
 
 def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int) -> Unit:
     """
-    Chats about one clip as one unit. One alone is a prefix without branches.
+    Chats about one clip as one unit. One alone is a prefix and a branch.
 
     Args:
         chats: each with 1-D `input_ids` and `labels`, and all with the same audio tokens and features.
@@ -54,10 +54,12 @@ def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int)
         shared = max(0, min(shared, answer - 1))
     first = chats[0]
     if (first["input_ids"][shared:] == audio_token_id).any():
-        raise ValueError(
-            "The chat template puts words that differ between questions before the audio, so it cannot be shared; set "
-            "questions_per_row: 1."
-        )
+        if len(chats) > 1:
+            raise ValueError(
+                "The chat template puts words that differ between questions before the audio, so it cannot be shared; set "
+                "questions_per_row: 1."
+            )
+        shared = 0  # a chat alone, with sounds behind its first answer: a branch without a prefix
     prefix = first["input_ids"][:shared]
     branches = [chat["input_ids"][shared:] for chat in chats]
     labels = [chat["labels"][shared:] for chat in chats]

@@ -6,7 +6,8 @@ is the number of passes over a set per epoch: an endless sequence of reshuffled 
 
 Questions about one clip stay together, so that they can share its audio (see collator.py): chance decides their order,
 which of them form a group if there are more than a row may have, and when the group is asked. Groups are put into
-batches whole wherever one fits; only what no batch has room for is cut in two.
+batches whole wherever one fits; only what no batch has room for is cut in two. On several devices accelerate fills the last
+round of an epoch with that epoch's first examples.
 """
 
 from collections.abc import Iterator, Sequence

@@ -94,9 +94,15 @@ class AudioSFTTrainer(SFTTrainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        nothing = QUESTIONS in inputs and not inputs[QUESTIONS]
         counts = {name: inputs.pop(name, 0) for name in (QUESTIONS, *COUNTERS)}
         if model.training:
             self._count(inputs, counts)
+        elif nothing:
+            raise ValueError(
+                "A batch of `eval_data` has no example that fits into max_length, and its loss would count as 0. Raise "
+                "max_length or per_device_eval_batch_size, or take the long examples out of the set."
+            )
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
