@@ -15,7 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from scipy.sparse.csgraph import connected_components
 from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .rules import RULES, Verdict
+from .score import tidy
 
 
 GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
@@ -105,6 +106,7 @@ def compare(
     Raises:
         `ValueError`: for files of other questions, for those without choices or answer, or a group that none has.
     """
+    a, b = (replace(file, rows=tuple(map(tidy, file.rows))) for file in (a, b))  # as loaders make rows
     pairs, left_out = pair(a, b, common)
     verdicts = [[RULES[rule](row) for row in side] for side in zip(*pairs)]
     right_a, right_b = (np.array([verdict is Verdict.RIGHT for verdict in side]) for side in verdicts)
@@ -224,6 +226,9 @@ def warnings(a: Side, b: Side, pairs: Pairs) -> list[str]:
         if unanswered:
             counts = " and ".join(f"{count} {status}" for status, count in sorted(unanswered.items()))
             found.append(f"{name} has {counts} replies; they count as wrong.")
+        skipped = sum(map(len, side.provenance.get("left_out", {}).values()))
+        if skipped:
+            found.append(f"{name} left {skipped} questions out before asking; they are in neither count.")
         count = side.verdicts.get(Verdict.LEFT_OUT)
         if count:
             found.append(f"{name} has {count} replies that the rule's own score leaves out; here they count as wrong.")

@@ -32,7 +32,7 @@ REMOTE_ONLY = ("endpoint_model", "api_key_env")
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Generates and scores; returns the exit code of the scoring, 0 where nothing can be scored. Errors: see `main`."""
+    """Generates and scores; returns the exit code of the scoring; where nothing is scored here, 1 if questions failed or were left out. Errors: see `main`."""
     benchmark = BENCHMARKS[options.benchmark]
     questions = benchmark.load(options.data, options.audio_root, options.on_error)
     for reason, ids in questions.left_out.items():
@@ -52,10 +52,10 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"Every question failed, the first because: {first.error}")
     if not benchmark.rules:
         print(f"Open answers are scored by a judge: falcon3-audio judge {options.output_dir}")
-        return 0
+        return 1 if statuses[FAILED] or questions.left_out else 0
     if all(question.answer is None for question in questions.questions):
         print("The benchmark keeps its answers to itself: there is nothing to score.")
-        return 0
+        return 1 if statuses[FAILED] or questions.left_out else 0
     return score.main([str(options.output_dir)])
 
 

@@ -7,6 +7,7 @@ error that names what differs. Questions that failed are finished: they are reco
 failed. Run: `falcon3-audio evaluate` (evaluate.py).
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -101,10 +102,21 @@ class Journal:
         if not path.exists() and (folder / PREDICTIONS).exists():
             raise ValueError(f"{folder} holds {PREDICTIONS} but no {JOURNAL}; give another --output-dir.")
         folder.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        self._read(content[:whole].splitlines(), settings, path)
         self._file = open(path, "ab")  # noqa: SIM115 (closed by `close`)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ValueError(
+                f"Another process writes to {folder}; wait for it, or give another --output-dir."
+            ) from None
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        try:
+            self._read(content[:whole].splitlines(), settings, path)
+        except ValueError:
+            self.close()
+            raise
         self._file.truncate(whole)  # a last line that was cut off
         if not whole:
             self.append({"settings": settings, "begun": datetime.now(UTC).isoformat(timespec="seconds")})

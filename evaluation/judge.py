@@ -67,11 +67,12 @@ def judge(
         replies[endpoint.model] = {name: [said[prompt] for prompt in several] for name, several in prompts.items()}
         outcomes[endpoint.model] = [_outcome(row, rubric, replies[endpoint.model].get(row.id, [])) for row in rows]
     panel = [_panel(several) for several in zip(*outcomes.values())]
+    left_out = predictions.provenance.get("left_out", {})
     result = {
         "rubric": rubric_name,
         "scale": rubric.scale,
-        "all judges": _summary(rows, panel),
-        "judges": {name: _summary(rows, several) for name, several in outcomes.items()},
+        "all judges": _summary(rows, panel, left_out),
+        "judges": {name: _summary(rows, several, left_out) for name, several in outcomes.items()},
         "agreement": [_agreement(*pair) for pair in combinations(outcomes.items(), 2)],
         "provenance": _provenance(predictions, rubric, endpoints, replies),
     }
@@ -108,7 +109,7 @@ def _ask_all(endpoint: Endpoint, prompts: Iterable[str], folder: Path, concurren
 
     def ask(prompt: str) -> Reply | str:
         messages = [{"role": "user", "content": prompt}]
-        asked = json.dumps([endpoint.model, messages, SAMPLING], sort_keys=True)
+        asked = json.dumps([endpoint.base_url, endpoint.model, messages, SAMPLING], sort_keys=True)
         path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
         if path.exists():
             return _kept(path)
@@ -163,14 +164,17 @@ def _panel(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def _summary(rows: Sequence[Prediction], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _summary(
+    rows: Sequence[Prediction], outcomes: Sequence[Outcome], left_out: dict[str, list[str]]
+) -> dict[str, Any]:
     """One judge's verdict on a model (or that of all judges): scores, what length does to them, and what is missing."""
-    failures: dict[str, list[str]] = {}
+    failures = {f"left out before asking, {reason}": list(ids) for reason, ids in left_out.items()}
+    n = len(rows) + sum(map(len, left_out.values()))
     for row, outcome in zip(rows, outcomes):
         if not isinstance(outcome, Judgement):
             failures.setdefault(outcome[0], []).append(row.id)
     judged = [(row, outcome) for row, outcome in zip(rows, outcomes) if isinstance(outcome, Judgement)]
-    summary = {"n": len(rows), "judged": len(judged), "coverage": len(judged) / len(rows), "failures": failures}
+    summary = {"n": n, "judged": len(judged), "coverage": len(judged) / n, "failures": failures}
     if not judged:
         return summary
     scores = np.array([judgement.score for _, judgement in judged])
@@ -205,9 +209,7 @@ def _summary(rows: Sequence[Prediction], outcomes: Sequence[Outcome]) -> dict[st
 
 
 def _clip(row: Prediction) -> str:
-    """One name for each clip. In published files, tasks use the same file names for other clips."""
-    folder = [row.groups.get("task_name", ""), row.groups.get("dataset_name", "")]
-    return json.dumps([*folder, *row.audio] if row.audio else row.id)
+    return json.dumps(row.audio if row.audio else row.id)
 
 
 def _by_task(rows: Sequence[Prediction], scores: np.ndarray) -> dict[str, Any]:
@@ -289,6 +291,9 @@ def report(result: dict[str, Any]) -> str:
     low, high = result["scale"]
     blocks = {"all judges": result["all judges"]} | result["judges"] if len(result["judges"]) > 1 else result["judges"]
     lines = [f"rubric {result['rubric']!r}, {low:g} to {high:g}; 95 % intervals in brackets"]
+    control = result["provenance"]["run"].get("control") or "none"
+    if control != "none":
+        lines.append(f"Control: {control}. This is not the model's score.")
     for name, block in blocks.items():
         lines.append(f"\n{name}: {block['judged']} of {block['n']} answers judged ({block['coverage']:.1%})")
         lines += _block_lines(block) if block["judged"] else []

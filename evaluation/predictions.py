@@ -105,6 +105,8 @@ def _prediction(row: Any, where: str) -> Prediction:
     if key is not None and not isinstance(row[key], (str, type(None))):
         raise ValueError(f"{where}: {key!r} is {row[key]!r}; expected the reply's text.")
     reply = None if key is None else row[key]
+    # AIR-Bench's tasks use the same file names for other clips.
+    folder = f"{row['task_name']}_{row['dataset_name']}/" if row.get("task_name") and row.get("dataset_name") else ""
     return Prediction(
         id=str(identity),
         status=MISSING if reply is None else ANSWERED,
@@ -112,7 +114,7 @@ def _prediction(row: Any, where: str) -> Prediction:
         question=row.get("question", ""),
         choices=tuple(choices),
         answer=row.get("answer", row.get("answer_gt")),
-        audio=tuple(str(row[name]) for name in ("audio_id", "audio_path", "path") if row.get(name))[:1],
+        audio=tuple(folder + str(row[name]) for name in ("audio_id", "audio_path", "path") if row.get(name))[:1],
         groups={name: _group(row[name]) for name in GROUP_KEYS if row.get(name)},
         description=row.get("meta_info"),
     )

@@ -153,11 +153,14 @@ def resolve(reply: str, choices: Sequence[str]) -> str | None:
     negated = _NEGATION.search(others) and not any(_NEGATION.search(choice.lower()) for choice in choices)
     if negated or len(named) > 1:
         return None
-    return named.pop() if named else labelled
+    if named:
+        return named.pop()
+    others_said = {letter.upper() for match in _LABELS.findall(rest) for letter in match if letter}
+    return labelled if all(_labelled(letter, choices) in (labelled, None) for letter in others_said) else None
 
 
 # Matched from the start, never searched for: replies that repeat themselves for pages take no longer than their length.
-_THOUGHTS = re.compile(r".*</think>", re.DOTALL | re.IGNORECASE)
+_THOUGHTS = re.compile(r".*</think>|\s*<think>.*", re.DOTALL | re.IGNORECASE)  # cut off ones too
 _ANSWER_TAG = re.compile(r".*<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
 # "The answer is ...", "Answer: ..."; the last of them, since reasons come before it.
 _LEAD_IN = re.compile(
@@ -169,6 +172,8 @@ _TAIL = re.compile(r"\sis (?:the )?(?:correct|right|best)(?: (?:answer|option|ch
 _LABEL = re.compile(
     r"(?:(?:option|choice|answer)\s+)?[(\[]?([a-z])(?:[)\]]+\s*[.:]?\s*|[.:]\s+|\s+[-–]\s+|\W*$)", re.IGNORECASE
 )
+# Further labels after the first: "(A) or (B)", "A. B", "B, maybe C".
+_LABELS = re.compile(r"\(([a-zA-Z])\)|\b(?:or|and|maybe)\s+([A-Z])\b|\b([A-Z])\W*$")
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot|without|except|unlike|rather|instead)\b|n't\b")
 # "Bm7", "F#:7/1", "A:maj(#11)/1", "Eb/G", and single letters.
 _CHORD = re.compile(r"[a-zA-Z]|[A-G][#b♯♭]?(?:maj|min|m|M|h?dim|aug|sus|add)?[\d#b()*,+]*(?:[:/]\S*)?")

@@ -28,6 +28,8 @@ from rich.table import Table
 from .benchmarks import BENCHMARKS
 from .intervals import mean_of_shares, wilson
 from .load_air_bench import FOUNDATION
+from .load_checks import read_rows
+from .load_jsonl import KEYS
 from .predictions import ANSWERED, FAILED, MISSING, Prediction, Predictions, read_predictions
 from .questions import file_sha256
 from .rules import RULES, Verdict
@@ -111,11 +113,11 @@ def questions_of(
     The rows to score: those of the prediction file, or one for each question in `data`, with the digests of its files.
 
     Raises:
-        `ValueError`: no rows, predictions for questions that `data` does not have, or that has other options or answers.
+        `ValueError`: no rows, predictions for questions that `data` does not have, or that are worded otherwise there.
     """
     if not predictions.rows:
         raise ValueError(f"{predictions.path} holds no rows.")
-    said = [_tidy(row) for row in predictions.rows]
+    said = [tidy(row) for row in predictions.rows]
     if data is None:
         return said, None
     asked, sha256 = _read_questions(Path(data), benchmark)
@@ -126,7 +128,7 @@ def questions_of(
     other = [question.id for question in asked if question.id in replies and _differ(question, replies[question.id])]
     if other:
         raise ValueError(
-            f"{_some(other)} in {predictions.path} have other options or another answer than in {data}: the predictions are "
+            f"{_some(other)} in {predictions.path} have another question, other options or another answer than in {data}: the predictions are "
             "about another version of the benchmark. Score them with that version, or without --data."
         )
     return [_join(question, replies.get(question.id)) for question in asked], sha256
@@ -138,12 +140,18 @@ def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[
         loaded = BENCHMARKS[benchmark].load(path)
         shared = ("id", "question", "choices", "answer", "groups")
         values = [{name: getattr(question, name) for name in shared} for question in loaded.questions]
-        return [_tidy(Prediction(status=MISSING, reply=None, **row)) for row in values], loaded.sha256
-    rows = [_tidy(replace(row, status=MISSING, reply=None)) for row in read_predictions(path).rows]
+        return [tidy(Prediction(status=MISSING, reply=None, **row)) for row in values], loaded.sha256
+    rows = [tidy(replace(row, status=MISSING, reply=None)) for row in read_predictions(path).rows]
+    if benchmark == "jsonl":  # the groups are the user's own
+        content, _ = read_rows(path)
+        groups = [
+            {key: row[key] for key in row if key not in KEYS and isinstance(row[key], str)} for _, row in content
+        ]
+        rows = [replace(row, groups=own) for row, own in zip(rows, groups)]
     return rows, {path.name: file_sha256(path)}
 
 
-def _tidy(row: Prediction) -> Prediction:
+def tidy(row: Prediction) -> Prediction:
     """
     A row as the loaders would have made it: no white space around options and answer, no empty options (MMAR has some), and
     AIR-Bench's `task_name` as `task` and `domain`.
@@ -155,7 +163,11 @@ def _tidy(row: Prediction) -> Prediction:
 
 
 def _differ(question: Prediction, row: Prediction) -> bool:
-    pairs = ((question.choices, row.choices), (question.answer, row.answer))
+    pairs = (
+        (question.question.strip(), row.question.strip()),
+        (question.choices, row.choices),
+        (question.answer, row.answer),
+    )
     return any(asked and said and asked != said for asked, said in pairs)
 
 
@@ -163,7 +175,7 @@ def _join(question: Prediction, row: Prediction | None) -> Prediction:
     if row is None:
         return question
     said = {name: getattr(row, name) for name in ("status", "reply", "error", "prompt", "audio")}
-    return replace(question, **said, groups=question.groups | row.groups)
+    return replace(question, **said, groups=row.groups | question.groups)
 
 
 def check_answers(rows: Sequence[Prediction]) -> None:

@@ -378,3 +378,14 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, capsys):
     for run in runs:
         (run / "predictions.jsonl").write_text("")
     assert "hold no questions" in error(*runs)
+
+
+def test_published_rows_are_read_as_loaders_read_them(runs, tmp_path, capsys):
+    """MMAR has empty options at the end, MMAU white space around some."""
+    rows = [
+        {"id": f"q{n}", "audio_id": f"{n}.wav", "question": "What is heard?", "choices": [*CHOICES, ""], "answer": "a dog ",
+         "model_output": "a dog"}
+        for n in range(100)
+    ]  # fmt: skip
+    (tmp_path / "published.json").write_text(json.dumps(rows))
+    assert "B: " in say(capsys, runs[0], tmp_path / "published.json", "--by", "task")

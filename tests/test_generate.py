@@ -1,5 +1,6 @@
 """Runs of questions: what they write, how they go on after a kill, and when they refuse to. The answerer is a fake."""
 
+import fcntl
 import json
 import threading
 import time
@@ -227,3 +228,14 @@ def test_questions_that_cannot_be_asked(questions, log, tmp_path):
     with pytest.raises(ValueError, match="no options to choose from"):
         generate(opened, Fake(log), tmp_path / "out", "mmar")
     assert not (tmp_path / "out").exists() and not log.exists()
+
+
+def test_two_processes_do_not_write_one_journal(questions, log, tmp_path):
+    generate(questions, Fake(log), tmp_path / "out")
+    journal = (tmp_path / "out" / JOURNAL).read_bytes()
+    with open(tmp_path / "out" / JOURNAL, "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="Another process writes to"):
+            generate(questions, Fake(log), tmp_path / "out")
+    assert (tmp_path / "out" / JOURNAL).read_bytes() == journal
+    assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}

@@ -396,3 +396,22 @@ def test_what_is_wrong_with_a_command_is_one_line(tmp_path, capsys):
     assert "file" in said(folder, *url, "--output-dir", folder / "file")
     (tmp_path / "empty.jsonl").write_text("")
     assert "holds no predictions" in said(tmp_path / "empty.jsonl", *url)
+
+
+def test_questions_that_were_left_out_before_asking_are_not_covered(tmp_path, capsys):
+    with StubEndpoint(lambda body: "6 5") as stub:
+        folder = write(
+            tmp_path / "run", prediction(1), prediction(2), run={"left_out": {"audio file missing": ["q3", "q4"]}}
+        )
+        status, out = run(folder, stub)
+    result = json.loads((out / "judge.json").read_text())["judges"]["m"]
+    assert status == 1 and (result["n"], result["judged"], result["coverage"]) == (4, 2, 0.5)
+    assert "left out before asking, audio file missing: 2 (q3, q4)" in capsys.readouterr().err
+
+
+def test_another_endpoint_is_asked_for_itself(tmp_path):
+    folder = write(tmp_path / "run", prediction(1))
+    for _ in range(2):  # two servers that offer a model under one name
+        with StubEndpoint(lambda body: "6 5") as stub:
+            run(folder, stub)
+            assert len(stub.requests) == 2

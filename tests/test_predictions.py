@@ -107,3 +107,9 @@ def test_what_cannot_be_read(tmp_path, content, words):
 def test_a_run_that_is_not_finished(tmp_path):
     with pytest.raises(ValueError, match="does not exist; `falcon3-audio evaluate` writes it when all"):
         read_predictions(tmp_path)
+
+
+def test_clips_of_air_bench_tasks_with_one_file_name_are_two(tmp_path):
+    rows = [{"uniq_id": n, "path": "1.wav", "task_name": task, "dataset_name": "x"} for n, task in enumerate("ab")]
+    found = read_predictions(written(tmp_path / "theirs.json", json.dumps(rows))).rows
+    assert [row.audio for row in found] == [("a_x/1.wav",), ("b_x/1.wav",)]

@@ -339,3 +339,28 @@ def test_content_decides_whatever_the_wrapper_the_label_and_the_order(choices, w
 def test_content_of_two_options_is_never_right(choices, wrapper, between):
     reply = wrapper.format(between.join(random.Random(len(choices)).sample(choices, 2)))
     assert {content(row(reply, choices, answer)) for answer in choices} == {UNRESOLVED}, reply
+
+
+ANIMALS = ("Dog", "Cat", "Cow", "Bird")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "(A) or (B)",
+        "A) and C)",
+        "The answer is (A) or (B).",
+        "A. B",
+        "B. I am unsure, maybe C.",
+        "<think>Hmm, dog? Let me",
+    ],
+)
+def test_hedges_between_labels_and_thoughts_that_were_cut_off_mean_no_option(reply):
+    assert resolve(reply, ANIMALS) is None
+
+
+@pytest.mark.parametrize(
+    "reply", ["B. Because it meows", "(B) since I hear it", "(B) I am sure, so (B)", "<think>dog</think> cat"]
+)
+def test_a_label_with_reasons_is_still_a_label(reply):
+    assert resolve(reply, ANIMALS) == "Cat"

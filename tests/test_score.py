@@ -145,8 +145,11 @@ def test_questions_left_out_before_asking_are_not_covered(tmp_path, capsys):
 @pytest.mark.parametrize(
     "changed, complaint",
     [
-        ({"answer": "Woman"}, "1 question (q1) in .* have other options or another answer"),
-        ({"choices": ["Man", "Woman"]}, "1 question (q1) in .* have other options or another answer"),
+        ({"answer": "Woman"}, "1 question (q1) in .* have another question, other options or another answer"),
+        (
+            {"choices": ["Man", "Woman"]},
+            "1 question (q1) in .* have another question, other options or another answer",
+        ),
         ({"id": "q9"}, "has 1 question (q1) that .* does not have"),
     ],
 )
@@ -274,3 +277,24 @@ def test_the_bootstrap_of_a_rate():
     assert bootstrap_rate([2, 3], [4, 6]) == (0.5, 0.5)
     with pytest.raises(ValueError, match="got 1 error counts for 2 rows"):
         bootstrap_rate([1], [1, 1])
+
+
+def test_groups_of_ones_own_questions_hold_all_of_them(tmp_path):
+    """Also those without a reply: two of four questions were answered, both right."""
+    rows = [
+        {"id": f"q{n}", "audio": "a.wav", "question": "Who?", "choices": VOICES, "answer": "Man", "place": "city"}
+        for n in range(4)
+    ]
+    write_json(tmp_path / "own.json", rows)
+    said = [answered(n, "Man", place="city") for n in range(2)]
+    run = write_run(tmp_path / "run", said, benchmark="jsonl")
+    found = score(read_predictions(run), data=tmp_path / "own.json")["rules"]["content"]
+    (city,) = found["breakdowns"]["place"]["groups"].values()
+    assert (city["n"], city["accuracy"]) == (4, 0.5)
+
+
+def test_replies_to_a_question_that_was_worded_otherwise_are_refused(tmp_path, capsys):
+    write_json(tmp_path / "new.json", [question(1) | {"question": "Who speaks?"}])
+    run = write_run(tmp_path / "run", [answered(1, "Man")])
+    assert main([str(run), "--data", str(tmp_path / "new.json")]) == 1
+    assert "have another question" in capsys.readouterr().err
