@@ -30,12 +30,11 @@ from scipy.sparse.csgraph import connected_components
 from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .rules import RULES, Verdict
-from .score import tidy
+from .score import some, tidy
 
 
 GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
 MUST_AGREE = ("benchmark", "prompt", "data_sha256", "decoding")  # of run.json, for a fair comparison
-NAMED = 3  # examples in a message
 FLIPPED = 5  # ids printed for each direction
 
 Pairs = Sequence[tuple[Prediction, Prediction]]
@@ -254,12 +253,6 @@ def difference(one: Any, other: Any) -> str:
         keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
         return "; ".join(f"{key}: {one.get(key)!r} in A, {other.get(key)!r} in B" for key in keys)
     return f"{one!r} in A, {other!r} in B"
-
-
-def some(ids: Sequence[str]) -> str:
-    """How many, and the first few by name."""
-    more = ", ..." if len(ids) > NAMED else ""
-    return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
 
 
 def show(comparison: Comparison, console: Console) -> None:

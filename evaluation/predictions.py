@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .load_checks import read_rows
+from .load_checks import groups_of, read_rows
 
 
 PREDICTIONS = "predictions.jsonl"
@@ -115,14 +115,9 @@ def _prediction(row: Any, where: str) -> Prediction:
         choices=tuple(choices),
         answer=row.get("answer", row.get("answer_gt")),
         audio=tuple(folder + str(row[name]) for name in ("audio_id", "audio_path", "path") if row.get(name))[:1],
-        groups={name: _group(row[name]) for name in GROUP_KEYS if row.get(name)},
+        groups=groups_of(row, GROUP_KEYS),
         description=row.get("meta_info"),
     )
-
-
-def _group(value: Any) -> str:
-    """A group's name; some rows of MMAU have a list of one."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 __all__ = [

@@ -124,11 +124,11 @@ def questions_of(
     replies = {row.id: row for row in said}
     unknown = replies.keys() - {question.id for question in asked}
     if unknown:
-        raise ValueError(f"{predictions.path} has {_some(sorted(unknown))} that {data} does not have.")
+        raise ValueError(f"{predictions.path} has {some(sorted(unknown))} that {data} does not have.")
     other = [question.id for question in asked if question.id in replies and _differ(question, replies[question.id])]
     if other:
         raise ValueError(
-            f"{_some(other)} in {predictions.path} have another question, other options or another answer than in {data}: the predictions are "
+            f"{some(other)} in {predictions.path} have another question, other options or another answer than in {data}: the predictions are "
             "about another version of the benchmark. Score them with that version, or without --data."
         )
     return [_join(question, replies.get(question.id)) for question in asked], sha256
@@ -183,7 +183,7 @@ def check_answers(rows: Sequence[Prediction]) -> None:
     hidden = [row.id for row in rows if not row.answer]
     if hidden:
         raise ValueError(
-            f"{_some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
+            f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
             "kept back, --submission FILE --data QUESTIONS writes what its makers score; if you have the answers, give "
             "them with --data."
         )
@@ -277,7 +277,7 @@ def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None
         raise ValueError(f"{data} is no JSON list of questions; a submission is made of MMAU's JSON file.")
     unanswered = [row.id for row in rows if row.reply is None]
     if unanswered:
-        raise ValueError(f"{_some(unanswered)} have no reply; ask them first.")
+        raise ValueError(f"{some(unanswered)} have no reply; ask them first.")
     replies = {row.id: row.reply for row in rows}
     write_json(path, [question | {"model_prediction": replies[str(question["id"])]} for question in questions])
 
@@ -360,7 +360,8 @@ def _cell(found: dict[str, Any]) -> str:
     return f"{percent(_value(found))} {_limits(found)}"
 
 
-def _some(ids: Sequence[str]) -> str:
+def some(ids: Sequence[str]) -> str:
+    """How many, and the first few by name."""
     more = ", ..." if len(ids) > NAMED else ""
     return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
 
