@@ -11,7 +11,6 @@ as comparison.json, and a forest plot of the differences as comparison.png and .
 import argparse
 import io
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from falcon3_audio.whole_files import whole_file
 
 from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
@@ -352,12 +353,9 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     written = []
     for kind, content in contents.items():
         path = folder / f"comparison.{kind}"
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            written.append(temporary.replace(path))
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            file.write(content)
+        written.append(path)
     return written
 
 

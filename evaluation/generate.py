@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from falcon3_audio.training.shards import whole_file, write_json
+from falcon3_audio.whole_files import whole_file, write_json
 
 from .answerers import Answerer, Item, Outcome
 from .controls import heard

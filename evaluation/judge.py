@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from falcon3_audio.whole_files import whole_file
+
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
 from .judge_prompts import RUBRICS, Judgement, Rubric
 from .length_control import RESAMPLES, at_equal_length, count_words, mean, spearman
@@ -281,9 +283,8 @@ def _words(replies: list[Reply | str]) -> dict[str, list[str | None]]:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def report(result: dict[str, Any]) -> str:

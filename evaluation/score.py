@@ -12,7 +12,6 @@ benchmarks have changed under one name. Pure Python; only --rule wer needs jiwer
 
 import argparse
 import json
-import os
 import platform
 import sys
 from collections import Counter
@@ -24,6 +23,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS
 from .intervals import mean_of_shares, wilson
@@ -280,16 +281,6 @@ def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None
         raise ValueError(f"{some(unanswered)} have no reply; ask them first.")
     replies = {row.id: row.reply for row in rows}
     write_json(path, [question | {"model_prediction": replies[str(question["id"])]} for question in questions])
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, all of it or nothing."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def show(result: dict[str, Any], console: Console) -> None:

@@ -9,12 +9,13 @@ measured with the very same files.
 """
 
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
+
+from falcon3_audio.whole_files import write_json
 
 from .sources import is_hub_id
 
@@ -67,7 +68,7 @@ def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -
     if entry["run"]["model_commit_is"] == ON_THE_HUB and measured != model:
         raise ValueError(f"{score_file} is the score of {measured}, not of {model}.")
     others = [other for other in read_results(path) if _key(other) != _key(entry)]
-    _write_json(Path(path), sorted([*others, entry], key=lambda entry: (entry["model"], entry["benchmark"])))
+    write_json(Path(path), sorted([*others, entry], key=lambda entry: (entry["model"], entry["benchmark"])))
     return entry
 
 
@@ -203,16 +204,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path} is no JSON: {error}") from None
-
-
-def _write_json(path: Path, content: Any):
-    """All of it or nothing."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 __all__ = ["RESULTS", "add_result", "check_entry", "read_results", "results_of"]

@@ -28,9 +28,10 @@ from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
+from falcon3_audio.whole_files import write_json
 
 from .open_asqa_rows import EXAMPLES, identify, partition, read_clips
-from .shards import AUDIO, REPORT, begin_set, encode_flac, finish_set, run_jobs, write_json, write_shard
+from .shards import AUDIO, REPORT, begin_set, encode_flac, finish_set, run_jobs, write_shard
 
 
 FORMAT = 1  # of the set; one in another format is not continued

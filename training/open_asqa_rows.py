@@ -19,7 +19,7 @@ from typing import Any
 import ijson
 from tqdm.auto import tqdm
 
-from .shards import write_json
+from falcon3_audio.whole_files import write_json
 
 
 REQUIRED, OPTIONAL = ("audio_id", "instruction", "output"), ("dataset", "input", "task")

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from .shards import whole_file
+from falcon3_audio.whole_files import whole_file
 
 
 RECIPE = "recipe.yaml"

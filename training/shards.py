@@ -13,11 +13,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ import soundfile
 from datasets import Audio, Dataset, Features, concatenate_datasets
 
 from falcon3_audio.processing import SAMPLING_RATE
+from falcon3_audio.whole_files import whole_file, write_json
 
 
 # One stored clip: {"bytes": FLAC, "path": name or None}.
@@ -56,28 +56,6 @@ def encode_flac(samples: np.ndarray) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, scaled, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which gets the name `path` when it is complete and on the disk, or not at all."""
-    # With the process in the name: a worker that outlives its killed run cannot write into the next run's file.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, all of it or nothing."""
-    with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], features: Features) -> None:

@@ -25,7 +25,9 @@ import torch
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from .shards import AUDIO, REPORT, begin_set, finish_set, write_json, write_shard
+from falcon3_audio.whole_files import write_json
+
+from .shards import AUDIO, REPORT, begin_set, finish_set, write_shard
 from .speakable import Exchange, SpokenLimits, spoken_form, why_not_spoken
 from .speech_synthesis import ESPEAK, Job, Speech, TextToSpeech, make_tts
 from .text_instructions import ReadExchange, TextSource, open_text
