@@ -205,6 +205,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         use_cache: bool | None = None,
         segment_ids: torch.LongTensor | None = None,
         prefix_ids: torch.LongTensor | None = None,
+        kept_positions: torch.BoolTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Falcon3AudioModelOutputWithPast:
         r"""
@@ -219,6 +220,9 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             segment_ids, prefix_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Of rows in which questions share their audio, with `position_ids`: see [`shared_prefix_mask`].
                 They take the place of `attention_mask`.
+            kept_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Return the last hidden states of these positions alone, as one row: `(1, kept, hidden_size)`. Training
+                keeps what a loss is on, so that the head, with a vocabulary many times as wide, sees nothing else.
 
         Raises:
             `ValueError`: if audio and audio tokens do not match, one is there without the other, or both or neither
@@ -250,8 +254,11 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+        last_hidden_state = outputs.last_hidden_state
+        if kept_positions is not None:
+            last_hidden_state = last_hidden_state[kept_positions.to(last_hidden_state.device)][None]
         return Falcon3AudioModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -122,6 +122,13 @@ def test_a_recipe_extends_another(read, tmp_path):
             "global_batch_size=3 is no multiple of the 2",
         ),
         ((), {"global_batch_size": 0, "per_device_train_batch_size": 2}, "global_batch_size=0 is no multiple"),
+        ((), {"tokens_per_device": 63, "max_length": 64}, "less than the longest example, max_length=64"),
+        (
+            (),
+            {"tokens_per_device": 4096, "global_batch_size": 16, "per_device_train_batch_size": 4},
+            "packs the 16 questions that each device has of a step.*set tokens_per_device to 0",
+        ),
+        ((), {"tokens_per_device": 4096, "global_batch_size": 0}, "global_batch_size=0 cannot be shared by 1 device"),
         ((), {"global_batch_size": 16, "gradient_accumulation_steps": 7}, "takes 2 gradient accumulation .*_steps=7"),
     ],
 )
@@ -159,6 +166,14 @@ def test_the_global_batch_sets_the_accumulation(read):
     assert training.gradient_accumulation_steps == 4
     assert read(gradient_accumulation_steps=5)[3].gradient_accumulation_steps == 5
     assert read(global_batch_size=16, gradient_accumulation_steps=2)[3].gradient_accumulation_steps == 2
+
+
+def test_a_budget_of_tokens_takes_the_whole_step(read):
+    training = read(global_batch_size=12, tokens_per_device=4096)[3]
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (12, 1)
+    training = read(global_batch_size=12, tokens_per_device=0, per_device_train_batch_size=3)[3]
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (3, 4)
+    assert read(per_device_train_batch_size=3, tokens_per_device=4096)[3].per_device_train_batch_size == 3
 
 
 def test_several_gpus_need_a_process_each(read, monkeypatch):

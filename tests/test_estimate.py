@@ -15,6 +15,9 @@ ESTIMATED = [path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.s
 PRESET_7B = PRESETS["falcon3-audio-7b"]
 
 
+BUDGET = {"per_device_train_batch_size": 256, "global_batch_size": 256, "tokens_per_device": 8192}
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """Shapes that the recipes name and the package does not know, as their config.json files give them."""
@@ -73,6 +76,8 @@ def test_questions_about_one_clip_pay_for_its_sound_once():
     assert shared < minutes("data/open_asqa", per_device_train_batch_size=4) < apart
     assert minutes("data/open_asqa", questions_per_row=4) == minutes("data/open_asqa", per_device_train_batch_size=4)
     assert minutes("data/voice_instructions", questions_per_row=1) == minutes("data/voice_instructions")
+    # With a budget of tokens a device packs its part of the step.
+    assert minutes("data/open_asqa", per_device_train_batch_size=32) == minutes("data/open_asqa", **BUDGET)
 
 
 def test_memory_is_at_least_the_weights_and_grows_with_what_is_kept():
@@ -81,6 +86,11 @@ def test_memory_is_at_least_the_weights_and_grows_with_what_is_kept():
     kept = estimate.estimate(*recipe_7b(activation_checkpointing=False), devices=1, card="h100").gib
     assert frozen + 2 < checkpointed < frozen + 6
     assert kept > checkpointed + 8
+    # 256 questions of 185 tokens on one device are 47,360 tokens, of which 8,192 go through it at once.
+    whole = estimate.estimate(*recipe_7b(per_device_train_batch_size=256), devices=1, card="h100").gib
+    packed = estimate.estimate(*recipe_7b(**BUDGET), devices=1, card="h100").gib
+    half = estimate.estimate(*recipe_7b(per_device_train_batch_size=128), devices=1, card="h100").gib
+    assert (whole - packed) / (whole - half) == pytest.approx((47_360 - 8192) / (47_360 / 2))
 
 
 def test_more_devices_take_less_time_and_a_frozen_encoder_costs_its_forward_only():

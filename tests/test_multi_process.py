@@ -21,12 +21,25 @@ import soundfile
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from tiny import SAMPLING_RATE, tone
-from training_runs import SETTINGS, assistant, farthest, heard, log_of, user, weights_of, write_jsonl, write_recipe
+from training_runs import (
+    CLIP_FEATURES,
+    SETTINGS,
+    assistant,
+    clip_row,
+    farthest,
+    heard,
+    log_of,
+    user,
+    weights_of,
+    write_jsonl,
+    write_recipe,
+)
 
 from falcon3_audio.training import model as model_module
 from falcon3_audio.training import sft
 from falcon3_audio.training.arguments import ModelArguments
 from falcon3_audio.training.sampler import MixtureSampler
+from falcon3_audio.training.shards import write_shard
 
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +47,12 @@ CONFIGS = ROOT / "training" / "accelerate"
 SECONDS = [0.3, 0.7, None, 1.1, 0.5, 2.0, None, 0.9, 1.6, 0.4, None, 1.3]  # None: a chat without sound
 BATCH, STEPS, STEPS_PER_EPOCH = 4, 6, 3
 # bfloat16 has 8 significant bits, and FSDP computes norms and LoRA in it, which autocast leaves in float32.
-TOLERANCE = {"whole": 1e-5, "half": 2**-7}
+TOLERANCE = {"whole": 1e-5, "packed": 1e-5, "half": 2**-7}
 HALF = ["--dtype", "bfloat16", "--bf16", "true", "--max_steps", "2"]
+# Clips with several questions, in rows that share audio and micro-batches of 70 tokens.
+PACKED = ["--train_data", "FOLDER/clips.parquet", "--per_device_train_batch_size", "8", "--global_batch_size", "8"]
+PACKED += ["--tokens_per_device", "70", "--max_steps", "3", "--activation_checkpointing", "true"]
+QUESTIONS = [5, 1, 4, 2, 1, 3]
 
 
 @dataclass
@@ -56,6 +73,9 @@ def recipe(backbone_folders, tmp_path_factory):
             soundfile.write(folder / f"{number}.wav", tone(seconds, 300 + 50 * number), SAMPLING_RATE)
             content = [heard(f"{number}.wav"), *content]
         rows.append({"messages": [user(*content), assistant("a bell " * (1 + number % 3) + str(number))]})
+    wavs = [folder / f"{number}.wav" for number, seconds in enumerate(SECONDS) if seconds is not None]
+    clips = [clip_row(wav, questions) for wav, questions in zip(wavs, QUESTIONS)]
+    write_shard(folder / "clips.parquet", clips, CLIP_FEATURES)
     audio, text = backbone_folders
     data = str(write_jsonl(folder / "chats.jsonl", rows))
     options = {"per_device_train_batch_size": 1, "global_batch_size": BATCH, "max_steps": STEPS, "lora_dropout": 0.0}
@@ -66,11 +86,15 @@ def recipe(backbone_folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory):
-    """The runs `whole` and `half` in one process."""
+    """The runs `whole`, `half` and `packed` in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    for name, options in {"whole": [], "half": HALF}.items():
+    for name, options in {"whole": [], "half": HALF, "packed": packed(recipe)}.items():
         assert sft.main(["--config", recipe, "--output_dir", str(folder / name), *options]) == 0
     return folder
+
+
+def packed(recipe):
+    return [option.replace("FOLDER", str(Path(recipe).parent)) for option in PACKED]
 
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
@@ -84,6 +108,7 @@ def launched(request, recipe, tmp_path_factory):
         "whole": [],
         "resumed": ["--resume_from_checkpoint", f"{folder}/whole/checkpoint-4"],
         **({"half": HALF} if strategy == "fsdp2" else {}),
+        "packed": packed(recipe),
         "on-RANK": [],  # for the first process the folder `whole`, for the second none
     }
     (folder / "on-0").symlink_to(folder / "whole")
@@ -137,17 +162,18 @@ def launch(config: Path, machines: int, command: list[str]) -> str:
 
 
 def test_losses_and_weights_are_those_of_one_process(launched, alone):
-    for name in ("whole", "half") if launched.strategy == "fsdp2" else ("whole",):
+    for name in ("whole", "packed", "half") if launched.strategy == "fsdp2" else ("whole", "packed"):
         run, expected = launched.folder / name, log_of(alone / name)
-        assert len(expected) == (STEPS if name == "whole" else 2)
+        assert len(expected) == {"whole": STEPS, "packed": 3, "half": 2}[name]
         for ours, theirs in zip_longest(log_of(run), expected):
             for key in ("loss", "grad_norm", "learning_rate"):
                 assert ours[key] == pytest.approx(theirs[key], rel=TOLERANCE[name]), (name, key, ours["step"])
         if name == "half":
             assert "frozen weights bfloat16" in launched.output
             assert {weight.dtype for weight in weights_of(run).values()} == {torch.float32}
-    trained = weights_of(launched.folder / "whole")
-    assert farthest(trained, weights_of(alone / "whole")) < 1e-5
+    for name in ("whole", "packed"):
+        trained = weights_of(launched.folder / name)
+        assert farthest(trained, weights_of(alone / name)) < 1e-5
     assert any("audio_tower" in key for key in trained) and any("multi_modal_projector" in key for key in trained)
 
 

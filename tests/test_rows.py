@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from training_runs import assistant, user
 
 from falcon3_audio.training.collator import AudioChatCollator
-from falcon3_audio.training.rows import IGNORED, fill_rows, join_branches, pad_rows
+from falcon3_audio.training.rows import IGNORED, Unit, join_branches, pack_units, pad_rows, split_rows
 from falcon3_audio.training.sampler import MixtureSampler
 
 
@@ -103,8 +103,7 @@ def test_rows_by_hand():
     two = join_branches([chat(9, 9, 1, 3), chat(9, 9, 1, 4)], 9)
     one = join_branches([chat(9, 2, 5)], 9)
     assert two.input_ids.tolist() == [9, 9, 1, 3, 1, 4] and two.position_ids.tolist() == [0, 1, 2, 3, 2, 3]
-    rows = fill_rows([one, two, one])
-    assert [[len(unit) for unit in row] for row in rows] == [[6], [3, 3]]
+    assert lengths(pack_units([one, two, one])) == [[[6], [3, 3]]]
     padded = pad_rows([[two], [one]], pad_token_id=8)
     assert padded["segment_ids"].tolist() == [[1, 1, 2, 2, 3, 3], [1, 2, 2, 0, 0, 0]]
     assert padded["prefix_ids"].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
@@ -113,10 +112,64 @@ def test_rows_by_hand():
     assert padded["attention_mask"][1].tolist() == [1, 1, 1, 0, 0, 0]
 
 
+def lengths(packing):
+    return [[[len(unit) for unit in row] for row in rows] for rows in packing]
+
+
+def units_of(*sizes):
+    return [Unit(*[torch.ones(size, dtype=torch.long)] * 4) for size in sizes]
+
+
+def test_micro_batches_by_hand():
+    """Rows as long as the longest unit would hold 5 + 2, 4 + 3 of 7 places; at most 14 fit into a micro-batch."""
+    assert lengths(pack_units(units_of(4, 2, 7, 5, 3), 14)) == [[[7], [5, 2]], [[4, 3]]]
+    assert lengths(pack_units(units_of(4, 2, 7, 5, 3), 7)) == [[[7]], [[5, 2]], [[4, 3]]]
+    # What is longer than allowed is alone. Nothing makes one empty batch.
+    assert lengths(pack_units(units_of(2, 9), 4)) == [[[9]], [[2]]]
+    assert pack_units([]) == [[]] == split_rows([], len, 5)
+    # Rows of 6 would be 6 + 6 + 4 places in three rows; of 8, two full ones.
+    assert lengths(pack_units(units_of(6, 5, 3, 2))) == [[[6, 2], [5, 3]]]
+    assert split_rows(["aa", "b", "cccc", "dd", "e"], len, 8) == [["cccc", "aa"], ["dd", "b"], ["e"]]
+
+
+def test_packing_leaves_few_places_empty():
+    """Clips of up to 30 s with up to nine questions: 256 questions are packed to 90 % and more in 8192 places."""
+    rng = np.random.default_rng(0)
+    units = units_of(*(int(25 * rng.uniform(1, 30)) + 60 * int(rng.integers(1, 10)) for _ in range(50)))
+    packing = pack_units(units, 8192)
+    places = [len(rows) * max(sum(map(len, row)) for row in rows) for rows in packing]
+    assert max(places) <= 8192 and sum(map(len, units)) > 0.9 * sum(places)
+    packed = [id(unit) for rows in packing for row in rows for unit in row]
+    assert sorted(packed) == sorted(map(id, units))
+
+
+def losses_of_all(model, batches):
+    return torch.cat([answer_losses(model, batch) for batch in batches]).sort().values
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_micro_batches_have_the_same_losses(model, processor, examples, share):
+    collator = AudioChatCollator(processor, share_audio=share)
+    apart = answer_losses(model, AudioChatCollator(processor)(examples))
+    for tokens in (60, 150, 10_000):
+        batches = collator.micro_batches(examples, tokens)
+        for batch in batches:
+            learned = (batch["labels"] != IGNORED).any(-1)  # not the row of silence that a batch without sound gets
+            assert batch["input_ids"][learned].numel() <= tokens or learned.sum() == 1
+        # Each brings sound, or DDP would wait for the encoder's gradients.
+        assert all(batch["input_features_mask"].any() for batch in batches)
+        assert [int(batch.get("num_questions", 0)) for batch in batches] == [8] + [0] * (len(batches) - 1)
+        torch.testing.assert_close(losses_of_all(model, batches), apart, rtol=0, atol=1e-5)
+    assert len(batches) == 1
+    if share:  # all about one clip do not fit: two units, which both bring it
+        dog = collator.micro_batches([examples[0], examples[3], examples[6]], 60)
+        assert sum(len(batch["input_features"]) for batch in dog) > 1
+
+
 def batches_of(clips, questions_per_row, batch_size, seed=0, epoch=0):
     """clip -> the batches that ask about it."""
     counts = np.array(clips)
-    sampler = MixtureSampler([counts.sum()], [1], seed, [counts], questions_per_row, batch_size)
+    sampler = MixtureSampler([counts.sum()], [1], seed, [counts], questions_per_row, 4 * batch_size, batch_size)
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert sorted(order) == list(range(counts.sum()))
@@ -135,6 +188,15 @@ def test_questions_about_a_clip_come_in_one_batch():
     in_order = [clip for clip, places in found.items() if [i for _, i in places] == sorted(i for _, i in places)]
     assert len(in_order) < len(clips) / 2
     assert order == batches_of(clips, None, 32)[0] != batches_of(clips, None, 32, epoch=1)[0]
+
+
+def test_a_step_has_the_same_questions_whatever_the_devices():
+    clips = np.random.default_rng(0).integers(1, 10, 300)
+    steps = []
+    for batch_size in (32, 8, 2):  # one, four and sixteen devices
+        order = list(MixtureSampler([clips.sum()], [1], 0, [clips], None, 32, batch_size))
+        steps.append([sorted(order[start : start + 32]) for start in range(0, len(order), 32)])
+    assert steps[0] == steps[1] == steps[2]
 
 
 def test_a_limit_spreads_them_and_chance_decides_which_share():

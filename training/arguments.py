@@ -191,6 +191,14 @@ class AudioSFTConfig(SFTConfig):
             "an encoder pass of its own."
         },
     )
+    tokens_per_device: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most tokens (rows times the longest) that go through the model of a device at once. A step's questions "
+            "are packed into as many micro-batches as that takes, whatever the clips' lengths; `global_batch_size` still "
+            "counts questions. Default: per_device_train_batch_size questions at once."
+        },
+    )
     # On unless it is set to something under either of its names (transformers renames `gradient_checkpointing`).
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # TRL knows no "not set"
         default=None, metadata={"help": "Old name of activation_checkpointing."}
@@ -229,13 +237,33 @@ class AudioSFTConfig(SFTConfig):
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.questions_per_row is not None and self.questions_per_row < 1:
             raise ValueError(f"questions_per_row must be at least 1, or null for all; got {self.questions_per_row}.")
+        if self.tokens_per_device and self.tokens_per_device < (self.max_length or 1):
+            raise ValueError(
+                f"tokens_per_device={self.tokens_per_device} is less than the longest example, max_length={self.max_length}. Raise "
+                "it, or lower max_length."
+            )
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = True
         # The processor prepares the rows in the collator; TRL must not tokenize them.
         self.dataset_kwargs = {"skip_prepare_dataset": True} | (self.dataset_kwargs or {})
         super().__post_init__()
-        if self.global_batch_size is not None:
+        if self.global_batch_size is not None and self.tokens_per_device:
+            self.per_device_train_batch_size = self._questions_per_device(self.global_batch_size)
+        elif self.global_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation(self.global_batch_size)
+
+    def _questions_per_device(self, batch: int) -> int:
+        if batch < 1 or batch % self.world_size:
+            raise ValueError(f"global_batch_size={batch} cannot be shared by {self.world_size} device(s) evenly.")
+        given, needed = self.per_device_train_batch_size, batch // self.world_size
+        not_given = SFTConfig.__dataclass_fields__["per_device_train_batch_size"].default
+        if given not in (not_given, needed) or self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"tokens_per_device={self.tokens_per_device} packs the {needed} questions that each device has of a step, so "
+                "per_device_train_batch_size and gradient_accumulation_steps are not needed. Leave them out and lower "
+                "tokens_per_device to save memory, or set tokens_per_device to 0."
+            )
+        return needed
 
     def _accumulation(self, batch: int) -> int:
         at_once = self.per_device_train_batch_size * self.world_size

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor
 
-from .rows import IGNORED, fill_rows, join_branches, pad_rows
+from .rows import IGNORED, Unit, join_branches, pack_units, pad_rows, split_rows
 
 
 # What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
@@ -64,6 +64,20 @@ class AudioChatCollator:
             `ValueError`: for an example that has no answer, that the chat template refuses or whose audio cannot be
                 used, by its `origin`.
         """
+        groups, counts = self._read(examples)
+        return self._batches(groups, None)[0] | counts
+
+    def micro_batches(self, examples: Sequence[dict[str, Any]], tokens: int) -> list[dict[str, torch.Tensor]]:
+        """
+        The same examples as batches of at most `tokens` places (rows times tokens) each, so many as that takes. A single
+        example that is longer has a batch of its own. The counts are in the first one.
+        """
+        groups, counts = self._read(examples)
+        first, *others = self._batches(groups, tokens)
+        return [first | counts, *others]
+
+    def _read(self, examples: Sequence[dict[str, Any]]) -> tuple[list[list[Chat]], dict[str, torch.Tensor]]:
+        """The chats that fit, by clip, and what was counted."""
         groups = [self._encode_clip(clip) for clip in self._by_clip(examples)]
         fitting = [[self._fit(chat) for chat in group] for group in groups]
         kept = [[chat for chat in group if chat is not None] for group in fitting]
@@ -76,12 +90,22 @@ class AudioChatCollator:
             ),
             COUNTERS[1]: len(examples) - sum(map(len, kept)),
         }
-        kept = [group for group in kept if group]
-        if not any("input_features" in group[0] for group in kept):
-            kept.append([self._silent_row()])
-        shares = any(len(group) > 1 for group in kept)
-        batch = self._share(kept) if shares else self._pad([group[0] for group in kept])
-        return batch | {name: torch.tensor(count) for name, count in counts.items()}
+        return [group for group in kept if group], {name: torch.tensor(count) for name, count in counts.items()}
+
+    def _batches(self, groups: Sequence[Sequence[Chat]], tokens: int | None) -> list[dict[str, torch.Tensor]]:
+        if self.share_audio and (tokens is not None or any(len(group) > 1 for group in groups)):
+            units = [unit for group in groups for unit in self._join(group, tokens)]
+            return [self._share(rows) for rows in pack_units(units, tokens)]
+        rows = split_rows([chat for group in groups for chat in group], _length, tokens)
+        return [self._pad(some) for some in rows]
+
+    def _join(self, group: Sequence[Chat], tokens: int | None) -> list[Unit]:
+        """Chats about one clip as a unit, or as several where that would have over `tokens`."""
+        unit = join_branches(group, self.processor.audio_token_id)
+        if len(group) == 1 or tokens is None or len(unit) <= tokens:
+            return [unit]
+        half = len(group) // 2
+        return [*self._join(group[:half], tokens), *self._join(group[half:], tokens)]
 
     def _by_clip(self, examples: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         clips: dict[Any, list[dict[str, Any]]] = {}
@@ -140,26 +164,30 @@ class AudioChatCollator:
         ids = row["input_ids"][0]
         return dict(row) | {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
 
-    def _share(self, groups: Sequence[Sequence[Chat]]) -> dict[str, torch.Tensor]:
-        rows = fill_rows([join_branches(group, self.processor.audio_token_id) for group in groups])
+    def _share(self, rows: Sequence[Sequence[Unit]]) -> dict[str, torch.Tensor]:
+        if not any(unit.audio for row in rows for unit in row):
+            rows = [*rows, [join_branches([self._silent_row()], self.processor.audio_token_id)]]
         audio = [audio for row in rows for unit in row for audio in unit.audio]
-        features, masks = (
-            join_on_time([clip[name] for clip in audio]) for name in ("input_features", "input_features_mask")
-        )
-        padded = pad_rows(rows, self.processor.tokenizer.pad_token_id)
-        return padded | {"input_features": features, "input_features_mask": masks}
+        return pad_rows(rows, self.processor.tokenizer.pad_token_id) | _join_audio(audio)
 
     def _pad(self, rows: Sequence[Chat]) -> dict[str, torch.Tensor]:
+        if not any("input_features" in row for row in rows):
+            rows = [*rows, self._silent_row()]
         ids = [row["input_ids"] for row in rows]
-        features = [row["input_features"] for row in rows if "input_features" in row]
-        masks = [row["input_features_mask"] for row in rows if "input_features" in row]
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
-            "input_features": join_on_time(features),
-            "input_features_mask": join_on_time(masks),
-        }
+        } | _join_audio([row for row in rows if "input_features" in row])
+
+
+def _length(chat: Chat) -> int:
+    return len(chat["input_ids"])
+
+
+def _join_audio(chats: Sequence[Chat]) -> dict[str, torch.Tensor]:
+    names = ("input_features", "input_features_mask")
+    return {name: join_on_time([chat[name] for chat in chats]) for name in names}
 
 
 def _silenced(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

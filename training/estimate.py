@@ -70,13 +70,21 @@ def estimate(
         published, clips, seconds = PUBLISHED[source.path]
         count = published * source.weight * training.num_train_epochs
         questions += count
-        limit = min(training.per_device_train_batch_size, training.questions_per_row or published)
+        limit = min(_questions_at_once(training, devices), training.questions_per_row or published)
         shared_by = min(limit, published / clips)
         longest = max(longest, seconds / shared_by)
         forward = _forward_flops(config, trained, seconds, shared_by)
         flops += count * sum(forward[part] * passes[part] for part in forward)
     minutes = flops / (devices * CARDS[card][0] * UTILISATION) / 60
-    return Cost(minutes, _bytes(model, config, trained, training, longest) / 2**30, round(questions))
+    gib = _bytes(model, config, trained, training, devices, longest) / 2**30
+    return Cost(minutes, gib, round(questions))
+
+
+def _questions_at_once(training: AudioSFTConfig, devices: int) -> int:
+    """What a device has to pack: its part of a step, or a micro-batch of a set number of questions."""
+    if training.tokens_per_device and training.global_batch_size:
+        return max(1, training.global_batch_size // devices)
+    return training.per_device_train_batch_size
 
 
 def _config(model: ModelArguments) -> Falcon3AudioConfig:
@@ -133,6 +141,7 @@ def _bytes(
     config: Falcon3AudioConfig,
     parameters: dict[str, tuple[int, int]],
     training: AudioSFTConfig,
+    devices: int,
     seconds: float,
 ) -> float:
     """Of one device that holds all weights; activations of a micro-batch with `seconds` of sound per question."""
@@ -141,9 +150,12 @@ def _bytes(
     weights = element * (frozen["audio_tower"] + frozen[PROJECTOR])
     weights_of_llm = frozen["language_model"] * (BYTES_4BIT if model.load_in_4bit else element)
     learned = BYTES_TRAINED * sum(trained for _, trained in parameters.values())
-    batch = training.per_device_train_batch_size
-    positions = batch * seconds * POSITIONS_PER_SECOND
-    tokens = positions / config.pooling_window + batch * TEXT_TOKENS
+    positions = seconds * POSITIONS_PER_SECOND  # and the tokens of a question
+    tokens = positions / config.pooling_window + TEXT_TOKENS
+    questions = _questions_at_once(training, devices)
+    if training.tokens_per_device:
+        questions = min(questions, training.tokens_per_device / tokens)
+    positions, tokens = questions * positions, questions * tokens
     recomputed = bool(training.activation_checkpointing)
     activations = _activations(config.text_config, tokens, recomputed, gated=True)
     if parameters["audio_tower"][1]:
@@ -163,11 +175,14 @@ def _activations(config: PreTrainedConfig, tokens: float, recomputed: bool, gate
     return BYTES_ACTIVATION * tokens * kept
 
 
-def describe(cost: Cost, devices: int, card: str, batch: int) -> str:
+def describe(cost: Cost, devices: int, card: str, training: AudioSFTConfig) -> str:
     """The first line of a recipe."""
+    at_once = f"{training.per_device_train_batch_size} questions each"
+    if training.tokens_per_device:
+        at_once = f"up to {training.tokens_per_device:,} tokens each"
     return (
-        f"# {devices} x {card.upper()} 80 GB: about {cost.minutes:,.0f} minutes and {cost.gib:.0f} GiB per GPU at {batch} "
-        "questions each. Estimated (falcon3_audio.training.estimate), not measured."
+        f"# {devices} x {card.upper()} 80 GB: about {cost.minutes:,.0f} minutes and {cost.gib:.0f} GiB per GPU at {at_once}. "
+        "Estimated (falcon3_audio.training.estimate), not measured."
     )
 
 
@@ -186,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"estimate: {error}", file=sys.stderr)
         return 1
-    print(describe(cost, given.devices, given.card, training.per_device_train_batch_size))
+    print(describe(cost, given.devices, given.card, training))
     return 0
 
 

@@ -36,14 +36,11 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     lines.append(("together", f"{total / 1e6:,.2f} M parameters, {trained / total:.2%} trained"))
     lines.append(("precision", _precision(trainer)))
     lines.append(("attention", _attention(trainer)))
-    devices = arguments.world_size
-    lines.append(
-        (
-            "batch",
-            f"{global_batch} questions: {arguments.per_device_train_batch_size} on each of {devices} device(s), "
-            f"{arguments.gradient_accumulation_steps} times",
-        )
-    )
+    times = f"{arguments.gradient_accumulation_steps} times"
+    if arguments.tokens_per_device:
+        times = f"in micro-batches of at most {arguments.tokens_per_device:,} tokens"
+    each = f"{arguments.per_device_train_batch_size} on each of {arguments.world_size} device(s)"
+    lines.append(("batch", f"{global_batch} questions: {each}, {times}"))
     steps = math.ceil(math.ceil(len(trainer.sampler) / global_batch) * arguments.num_train_epochs)
     steps = arguments.max_steps if arguments.max_steps > 0 else steps
     tokens, seconds = estimate_example(trainer)

@@ -6,14 +6,18 @@ question with its answer. Several short units lie in one row. Positions restart 
 it would be in a row with its own question alone.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 
 IGNORED = -100  # the label of what is not learned, as in torch's cross entropy
+STEPS = 8  # row lengths that are tried
+Row = TypeVar("Row")
 
 
 @dataclass
@@ -81,17 +85,57 @@ def _common_length(sequences: Sequence[torch.Tensor]) -> int:
     return int(differs.int().argmax()) if differs.any() else length
 
 
-def fill_rows(units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units in rows of at most the longest unit's length, as few as first fit makes of them, longest first."""
-    capacity = max(len(unit) for unit in units)
+def pack_units(units: Sequence[Unit], tokens: int | None = None) -> list[list[list[Unit]]]:
+    """
+    Units in rows, and rows in micro-batches.
+
+    Args:
+        units: in any order.
+        tokens: the most places (rows times the longest row) of a micro-batch; a unit that is longer has one of its
+            own. `None`: one micro-batch.
+
+    Of rows that are one to two times as long as the longest unit those with the fewest places are taken. Longer ones
+    would be fuller still, but attention with a mask pays for the square of a row.
+    """
+    if not units:
+        return [[]]
+    longest = max(map(len, units))
+    lengths = {longest * (STEPS + step) // STEPS for step in range(STEPS + 1)}
+    fitting = sorted(length for length in lengths if tokens is None or length <= max(tokens, longest))
+    packings = [split_rows(_fill_rows(units, length), _row_length, tokens) for length in fitting]
+    return min(packings, key=_count_places)
+
+
+def split_rows(rows: Sequence[Row], length: Callable[[Row], int], tokens: int | None) -> list[list[Row]]:
+    """Rows by length in micro-batches of about equal numbers, each of at most `tokens` places or of one row."""
+    if tokens is None or not rows:
+        return [list(rows)]
+    rows = sorted(rows, key=length, reverse=True)
+    at_once = max(1, tokens // length(rows[0]))
+    size = math.ceil(len(rows) / math.ceil(len(rows) / at_once))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _fill_rows(units: Sequence[Unit], length: int) -> list[list[Unit]]:
+    """Units in rows of at most `length`, as few as first fit makes of them, longest first."""
     rows: list[list[Unit]] = []
+    room: list[int] = []
     for unit in sorted(units, key=len, reverse=True):
-        row = next((row for row in rows if sum(map(len, row)) + len(unit) <= capacity), None)
-        if row is None:
-            rows.append([unit])
-        else:
-            row.append(unit)
+        place = next((place for place, left in enumerate(room) if len(unit) <= left), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[place].append(unit)
+        room[place] -= len(unit)
     return rows
+
+
+def _row_length(row: Sequence[Unit]) -> int:
+    return sum(map(len, row))
+
+
+def _count_places(packing: Sequence[Sequence[Sequence[Unit]]]) -> int:
+    return sum(len(rows) * max(map(_row_length, rows)) for rows in packing)
 
 
 def pad_rows(rows: Sequence[Sequence[Unit]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -6,8 +6,9 @@ is the number of passes over a set per epoch: an endless sequence of reshuffled 
 
 Questions about one clip stay together, so that they can share its audio (see collator.py): chance decides their order,
 which of them form a group if there are more than a row may have, and when the group is asked. Groups are put into
-batches whole wherever one fits; only what no batch has room for is cut in two. On several devices accelerate fills the last
-round of an epoch with that epoch's first examples.
+steps whole wherever one fits, and within a step into the batches of its devices; only what none has room for is cut in two.
+So the questions of a step do not depend on the number of devices. On several accelerate fills the last round of an epoch
+with that epoch's first examples.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch.utils.data import Sampler
 
 
-# How many groups are looked at for one that fits into what is left of a batch.
+# How many groups are looked at for one that fits into what is left of a step or a batch.
 LOOK_AHEAD = 64
 
 
@@ -31,7 +32,8 @@ class MixtureSampler(Sampler[int]):
         seed: 0 or more.
         clips: of each set, how many examples each clip has, `(clips,)` of integers, in the order of the set.
         questions_per_row: the most examples about one clip that stay together; `None` for all, 1 for none.
-        batch_size: examples per batch, which groups are fitted into.
+        step_size: examples per step, which groups are fitted into.
+        batch_size: examples that a device takes at once, a part of a step.
 
     Raises a `ValueError` for an empty set, or a weight so small that an epoch takes nothing of a set.
     """
@@ -43,10 +45,11 @@ class MixtureSampler(Sampler[int]):
         seed: int = 0,
         clips: Sequence[np.ndarray] | None = None,
         questions_per_row: int | None = 1,
+        step_size: int = 1,
         batch_size: int = 1,
     ):
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
-        self.clips, self.batch_size = clips, batch_size
+        self.clips, self.step_size, self.batch_size = clips, step_size, batch_size
         self.questions_per_row = 1 if clips is None else questions_per_row
         self.counts = [round(weight * size) for weight, size in zip(weights, sizes)]
         for number, (size, count) in enumerate(zip(self.sizes, self.counts)):
@@ -76,7 +79,15 @@ class MixtureSampler(Sampler[int]):
         mixed = torch.cat(parts)[order]
         if self.questions_per_row == 1:
             return _in_chunks(mixed)
-        return iter(_fit_batches(mixed, lengths, self.batch_size))
+        return self._by_step(mixed, lengths)
+
+    def _by_step(self, indices: torch.Tensor, lengths: torch.Tensor) -> Iterator[int]:
+        ends = lengths.cumsum(0).numpy()
+        groups = zip((ends - lengths.numpy()).tolist(), ends.tolist())
+        for step in _fit(groups, self.step_size):
+            for batch in _fit(iter(step), self.batch_size):
+                for start, end in batch:
+                    yield from indices[start:end].tolist()
 
     def _stretch(self, number: int, size: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -130,22 +141,29 @@ def _in_chunks(indices: torch.Tensor) -> Iterator[int]:
         yield from chunk.tolist()
 
 
-def _fit_batches(indices: torch.Tensor, lengths: torch.Tensor, batch_size: int) -> Iterator[int]:
-    """The groups one after another, in an order in which they seldom lie across the end of a batch."""
-    ends = lengths.cumsum(0).numpy()
-    upcoming = iter(zip((ends - lengths.numpy()).tolist(), ends.tolist()))
-    waiting = list(_take(upcoming, LOOK_AHEAD))
-    room = batch_size
+def _fit(groups: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    """
+    Groups as (start, end) in lists that hold `size` examples each, the last one perhaps fewer, in an order in which they
+    seldom have to be cut.
+    """
+    waiting = list(_take(groups, LOOK_AHEAD))
+    fitted, room = [], size
     while waiting:
-        chosen = next((place for place, (start, end) in enumerate(waiting) if end - start <= room), 0)
-        start, end = waiting.pop(chosen)
+        lengths = [end - start for start, end in waiting]
+        fits = (place for place, length in enumerate(lengths) if length <= room)
+        start, end = waiting.pop(lengths.index(room) if room in lengths else next(fits, 0))
         taken = min(end - start, room)
-        yield from indices[start : start + taken].tolist()
+        fitted.append((start, start + taken))
         if start + taken < end:
             waiting.insert(0, (start + taken, end))
         else:
-            waiting.extend(_take(upcoming, 1))
-        room = room - taken or batch_size
+            waiting.extend(_take(groups, 1))
+        room -= taken
+        if not room:
+            yield fitted
+            fitted, room = [], size
+    if fitted:
+        yield fitted
 
 
 def _take(groups: Iterator[tuple[int, int]], count: int) -> Iterator[tuple[int, int]]:

@@ -1,15 +1,20 @@
 """TRL's SFTTrainer for sounds: the sampler of this project, honest logs, and a stop where training has gone wrong.
 
 TRL has no path for audio; its trainer works with a collator that does the preparation (`AudioChatCollator`) and this
-much around it. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
-per second over all devices, peak memory, and how many examples were shortened or left out so far.
+much around it. With `tokens_per_device` a step's questions come from the loader at once, packed into micro-batches of that
+many tokens. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
+per second over all devices, the share of the time that a device waited for data, peak memory, and how many examples were
+shortened or left out so far.
 """
 
+import itertools
 import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,9 @@ from .collator import COUNTERS, IGNORED, QUESTIONS
 from .model import train_in_float32
 from .run_folder import STATE
 from .sampler import MixtureSampler
+
+
+MICRO_BATCHES = "micro_batches"
 
 
 class _EpochOrder(TrainerCallback):
@@ -62,9 +70,9 @@ class AudioSFTTrainer(SFTTrainer):
     ):
         super().__init__(*args, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.sampler = MixtureSampler(
-            set_sizes, set_weights, seed, clips, questions_per_row, self.args.train_batch_size
-        )
+        at_once = self.args.train_batch_size
+        step = at_once * self.args.gradient_accumulation_steps * self.args.world_size
+        self.sampler = MixtureSampler(set_sizes, set_weights, seed, clips, questions_per_row, step, at_once)
         self.add_callback(_EpochOrder(self.sampler))
         self._seen: Counter[str] = Counter()  # on this device, since the last log
         self._last_log = time.monotonic()
@@ -73,11 +81,12 @@ class AudioSFTTrainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader:
         self._last_log = time.monotonic()  # training begins
         arguments = self.args
+        tokens = arguments.tokens_per_device
         loader = DataLoader(
             self.train_dataset,
             batch_size=arguments.train_batch_size,
             sampler=self.sampler,
-            collate_fn=self.data_collator,
+            collate_fn=partial(self.data_collator.micro_batches, tokens=tokens) if tokens else self.data_collator,
             num_workers=arguments.dataloader_num_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor,
             persistent_workers=arguments.dataloader_persistent_workers,
@@ -91,7 +100,47 @@ class AudioSFTTrainer(SFTTrainer):
             # A finished run that is started again: transformers would take a step more before it looks.
             self.control.should_training_stop = True
             return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        began = time.monotonic()
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self._seen["waited"] += time.monotonic() - began
+        if not self.args.tokens_per_device:
+            return super().get_batch_samples(iter(batches), num_batches, device)
+        parts = [part for batch in batches for part in batch]
+        _, num_items = super().get_batch_samples(iter(parts), len(parts), device)
+        return [{MICRO_BATCHES: self._as_many_everywhere(batch)} for batch in batches], num_items
+
+    def _as_many_everywhere(self, batch: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """With batches of silence up to the number of the device that has most: all have to meet in every forward."""
+        count = torch.tensor([len(batch)], device=self.accelerator.device)
+        most = int(self.accelerator.gather(count).max())
+        return batch + [self.data_collator([])] * (most - len(batch))
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if MICRO_BATCHES not in inputs:
+            return super().training_step(model, inputs, num_items_in_batch)
+        *others, last = inputs[MICRO_BATCHES]
+        losses = []
+        for part in others:
+            with self._more_to_come(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return sum(losses, super().training_step(model, last, num_items_in_batch))
+
+    @contextmanager
+    def _more_to_come(self, model) -> Iterator[None]:
+        """As transformers does between micro-batches of a step: gradients stay on the device, DeepSpeed takes no step."""
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)  # private; transformers' own loop has no other way either
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
+
+    def floating_point_ops(self, inputs):
+        return sum(
+            super(AudioSFTTrainer, self).floating_point_ops(part) for part in inputs.get(MICRO_BATCHES, [inputs])
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         nothing = QUESTIONS in inputs and not inputs[QUESTIONS]
@@ -103,6 +152,8 @@ class AudioSFTTrainer(SFTTrainer):
                 "A batch of `eval_data` has no example that fits into max_length, and its loss would count as 0. Raise "
                 "max_length or per_device_eval_batch_size, or take the long examples out of the set."
             )
+        if self.label_smoother is None and self.compute_loss_func is None:  # these two want all logits
+            inputs = inputs | _only_learned(inputs["labels"])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
@@ -129,17 +180,19 @@ class AudioSFTTrainer(SFTTrainer):
     def _throughput(self) -> dict[str, float]:
         """Rates since the last log over all devices, and totals, which go on where a resumed run's log ends."""
         now = time.monotonic()
-        names = ["samples", "tokens", "audio_seconds", *COUNTERS]
+        names = ["samples", "tokens", "audio_seconds", "waited", *COUNTERS]
         seen = torch.tensor([float(self._seen[name]) for name in names], device=self.accelerator.device)
         everywhere = dict(zip(names, self.accelerator.reduce(seen, reduction="sum").tolist()))
         elapsed, self._last_log = now - self._last_log, now
         self._seen.clear()
+        waiting = everywhere.pop("waited") / self.accelerator.num_processes / elapsed
         before: dict[str, Any] = next(
             (entry for entry in reversed(self.state.log_history) if COUNTERS[0] in entry), {}
         )
         totals = {name: before.get(name, 0) + int(everywhere.pop(name)) for name in COUNTERS}
         rates = {f"{name}_per_second": round(count / elapsed, 2) for name, count in everywhere.items()}
-        return rates | totals | {"peak_memory_gib": round(peak_memory() / 2**30, 3)}
+        memory = round(peak_memory() / 2**30, 3)
+        return rates | totals | {"data_wait_share": round(waiting, 3), "peak_memory_gib": memory}
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
         """This project's card, once the run has ended; TRL's knows neither sound nor licence."""
@@ -159,6 +212,18 @@ class AudioSFTTrainer(SFTTrainer):
                 "the checkpoints of earlier steps are whole. Lower the learning rate and go on from one of them."
             )
         super().save_model(output_dir, _internal_call)
+
+
+def _only_learned(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """
+    Inputs with which only the positions that a loss is on reach the head, from labels of shape `(rows, tokens)`. TRL's
+    fused head picks them itself on GPUs, elsewhere it would compute logits for all.
+    """
+    learned = torch.zeros_like(labels, dtype=torch.bool)
+    learned[:, :-1] = labels[:, 1:] != IGNORED
+    if not learned.any():
+        return {}
+    return {"kept_positions": learned, "shift_labels": labels[:, 1:][learned[:, :-1]][None]}
 
 
 def peak_memory() -> int:
