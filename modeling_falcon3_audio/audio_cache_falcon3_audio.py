@@ -37,7 +37,7 @@ class AudioCache:
             input_features (`torch.Tensor` of shape `(clips, num_mel_bins, frames)`)
             input_features_mask (`torch.Tensor` of shape `(clips, frames)`)
         """
-        state = self._fingerprint()
+        state = fingerprint(self.model)
         if state != self._state:
             self._clips.clear()
             self._state = state
@@ -59,16 +59,17 @@ class AudioCache:
     def clear(self):
         self._clips.clear()
 
-    def _fingerprint(self) -> list[Any]:
-        """Differs when weights were changed in place or replaced, and when adapters were added, chosen or disabled."""
-        # The count of changes in place is no public attribute of a tensor, and the only way to see them; tensors made
-        # in inference mode have none.
-        state: list[Any] = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.model.parameters()]
-        for module in self.model.modules():
-            # Layers of PEFT's; transformers' models have methods by these names.
-            if isinstance(getattr(module, "disable_adapters", None), bool):
-                state.append((module.disable_adapters, tuple(module.active_adapters)))
-        return state
+
+def fingerprint(model: torch.nn.Module) -> list[Any]:
+    """Differs when weights were changed in place or replaced, and when adapters were added, chosen or disabled."""
+    # The count of changes in place is no public attribute of a tensor, and the only way to see them; tensors made in
+    # inference mode have none.
+    state: list[Any] = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()]
+    for module in model.modules():
+        # Layers of PEFT's; transformers' models have methods by these names.
+        if isinstance(getattr(module, "disable_adapters", None), bool):
+            state.append((module.disable_adapters, tuple(module.active_adapters)))
+    return state
 
 
 def digests(input_features: torch.Tensor, input_features_mask: torch.Tensor) -> list[str]:
@@ -80,4 +81,4 @@ def digests(input_features: torch.Tensor, input_features_mask: torch.Tensor) -> 
     return names
 
 
-__all__ = ["AudioCache", "digests"]
+__all__ = ["AudioCache", "digests", "fingerprint"]

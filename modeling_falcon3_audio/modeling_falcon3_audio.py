@@ -403,7 +403,9 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        if audio_embeds is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
+        # An assistant's prompt is not called the first iteration; only single tokens are sure to hold no audio.
+        begins = is_first_iteration or not kwargs.get("use_cache", True) or model_inputs["input_ids"].shape[1] > 1
+        if audio_embeds is not None and begins:
             model_inputs["audio_embeds"] = self._without_cached_audio(
                 input_ids, model_inputs["input_ids"], audio_embeds
             )

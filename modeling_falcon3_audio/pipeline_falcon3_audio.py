@@ -18,9 +18,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers.generation import GenerationConfig
 from transformers.pipelines.base import Pipeline
+from transformers.utils import logging
 
 from .audio_cache_falcon3_audio import AudioCache, digests
+from .prompt_cache_falcon3_audio import PromptCache, Token, can_be_cropped, content_of
 
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 256
 DEFAULT_AUDIO_CACHE_TOKENS = (
@@ -38,6 +42,24 @@ _GENERATE_ARGUMENTS = {
     "tokenizer",
     "past_key_values",
 }
+# Settings of `generate` that, with another value than this, make several sequences, drafts or a cache of their own.
+_ONE_SEQUENCE = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "past_key_values": None,
+    "cache_implementation": None,
+    "prefill_chunk_size": None,
+    "assistant_model": None,
+    "assistant_early_exit": None,
+    "prompt_lookup_num_tokens": None,
+    "use_mtp": False,
+    "dola_layers": None,
+    "penalty_alpha": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "token_healing": False,
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,13 @@ class AudioTextToTextPipeline(Pipeline):
 
     Falcon3-Audio encodes a clip once for all questions and turns about it, also across calls. `audio_cache_tokens` is
     how many audio tokens are kept for that (15,000, which is 10 minutes of sound; 0: none). Other models encode every prompt.
+
+    With `prompt_cache_tokens=4096` the language model's keys and values of the chats answered last are kept as well, up
+    to so many tokens in all (default 0: none). A prompt that begins like one of them, as the next turn of a chat or
+    another question about a clip does, then computes only the rest; answers are the same up to rounding. A token takes
+    `2 * layers * key-value heads * head_dim` numbers, in bfloat16 72 KiB for Falcon3-1B, 88 for 3B and 112 for 7B.
+    Batches, beams, several answers to a prompt, drafts and caches of one's own do without, and so do language models
+    with sliding windows.
     """
 
     _load_processor = True
@@ -60,10 +89,21 @@ class AudioTextToTextPipeline(Pipeline):
     _load_feature_extractor = False
     _load_image_processor = False
 
-    def __init__(self, *args, audio_cache_tokens: int = DEFAULT_AUDIO_CACHE_TOKENS, **kwargs):
+    def __init__(
+        self, *args, audio_cache_tokens: int = DEFAULT_AUDIO_CACHE_TOKENS, prompt_cache_tokens: int = 0, **kwargs
+    ):
         super().__init__(*args, **kwargs)
-        reuses = audio_cache_tokens > 0 and hasattr(self.model, "count_audio_tokens")
+        own = hasattr(self.model, "count_audio_tokens")
+        # Beside a prompt cache a clip may be placed in part, which takes its embeddings, even where none are kept.
+        reuses = own and max(audio_cache_tokens, prompt_cache_tokens) > 0
         self._audio_cache = AudioCache(self.model, audio_cache_tokens) if reuses else None
+        goes_on = own and prompt_cache_tokens > 0 and can_be_cropped(self.model)
+        self._prompt_cache = PromptCache(self.model, prompt_cache_tokens) if goes_on else None
+        if prompt_cache_tokens > 0 and not goes_on:
+            logger.warning(
+                f"`prompt_cache_tokens={prompt_cache_tokens}` has no effect: {type(self.model).__name__} is no "
+                "Falcon3-Audio, or its language model keeps only a part of the prompt (sliding windows, recurrent states)."
+            )
         modalities = self.model.input_modalities
         modalities = (modalities,) if isinstance(modalities, str) else modalities
         if "audio" not in modalities:
@@ -173,10 +213,18 @@ class AudioTextToTextPipeline(Pipeline):
                     raise ValueError(f"{type(self.processor).__name__} expects audio at {rate} Hz; resample it first.")
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs) -> dict[str, Any]:
-        inputs = model_inputs["inputs"]
-        if self._audio_cache is not None and model_inputs["clips"] is not None:
-            features, mask = inputs.pop("input_features"), inputs.pop("input_features_mask")
-            inputs["audio_embeds"] = self._audio_cache.embed(model_inputs["clips"], features, mask)
+        inputs, clips = model_inputs["inputs"], model_inputs["clips"]
+        prompts = self._prompt_cache
+        if prompts is not None and not self._is_one_sequence(inputs, generate_kwargs):
+            prompts = None
+        content: list[Token] = []
+        held = 0  # audio tokens
+        if prompts is not None:
+            content = self._content(inputs, clips)
+            cache = generate_kwargs["past_key_values"] = prompts.take(content)
+            held = sum(isinstance(token, str) for token in content[: cache.get_seq_length()])
+        if self._audio_cache is not None and clips is not None:
+            self._embed_audio(self._audio_cache, inputs, clips, held)
         given = self.model.generation_config
         limits = {"max_new_tokens", "max_length", "generation_config"}
         if not limits & generate_kwargs.keys() and given.max_new_tokens is None and given.max_length in (None, 20):
@@ -185,7 +233,33 @@ class AudioTextToTextPipeline(Pipeline):
             generate_kwargs["tokenizer"] = self.tokenizer
         tokens = self.model.generate(**inputs, **generate_kwargs)
         tokens = getattr(tokens, "sequences", tokens)
+        if prompts is not None:
+            prompts.put([*content, *tokens[0, len(content) :].tolist()], cache)
         return {"requests": model_inputs["requests"], "tokens": tokens[:, inputs["input_ids"].shape[1] :]}
+
+    def _is_one_sequence(self, inputs: dict[str, Any], generate_kwargs: dict[str, Any]) -> bool:
+        """Whether `generate` goes token by token through one prompt without padding, in an ordinary cache."""
+        config = generate_kwargs.get("generation_config")
+        places = [generate_kwargs, {} if config is None else vars(config), vars(self.model.generation_config)]
+        for name, usual in _ONE_SEQUENCE.items():
+            given = next((place[name] for place in places if place.get(name) is not None), None)
+            if given is not None and given != usual:
+                return False
+        return len(inputs["input_ids"]) == 1 and bool(inputs["attention_mask"].all())
+
+    def _content(self, inputs: dict[str, Any], clips: list[str] | None) -> list[Token]:
+        counts = [] if clips is None else self.model.count_audio_tokens(inputs["input_features_mask"]).tolist()
+        return content_of(inputs["input_ids"][0].tolist(), self.model.config.audio_token_id, clips or [], counts)
+
+    def _embed_audio(self, cache: AudioCache, inputs: dict[str, Any], clips: list[str], held: int):
+        """Puts `audio_embeds` in the place of features, without the first `held` tokens, which are in a cache."""
+        features, mask = inputs.pop("input_features"), inputs.pop("input_features_mask")
+        for count in self.model.count_audio_tokens(mask).tolist():
+            if count > held:
+                break
+            held, clips, features, mask = held - count, clips[1:], features[1:], mask[1:]
+        if clips:
+            inputs["audio_embeds"] = cache.embed(clips, features, mask)[held:]
 
     def postprocess(
         self, model_outputs: dict[str, Any], return_full_text: bool = False, skip_special_tokens: bool = True
@@ -205,9 +279,10 @@ class AudioTextToTextPipeline(Pipeline):
         ]
 
     def forget_audio(self):
-        """Empties the cache of encoded clips."""
-        if self._audio_cache is not None:
-            self._audio_cache.clear()
+        """Empties the caches of encoded clips and of the chats about them."""
+        for cache in (self._audio_cache, self._prompt_cache):
+            if cache is not None:
+                cache.clear()
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor with their code: a folder that `pipeline` loads again."""

@@ -32,7 +32,7 @@ def ask(folder: str, clip: np.ndarray, rate: int):
     chat = [{"role": "user", "content": [item, {"type": "text", "text": QUESTION}]}]
     inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
     tokens = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
-    pipe = pipeline("audio-text-to-text", model=folder, **TRUST)
+    pipe = pipeline("audio-text-to-text", model=folder, prompt_cache_tokens=1000, **TRUST)
     said = pipe(clip, text=QUESTION, sampling_rate=rate, **GREEDY)[0]["generated_text"]
     print("RESULT", json.dumps({"classes": names, "tokens": tokens.tolist(), "said": said}))
     return model, processor

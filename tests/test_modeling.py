@@ -415,11 +415,10 @@ def test_decoding_compiles_without_a_graph_break(model, processor):
     assert graphs.frame_count == 1
 
 
-def test_a_static_cache_gives_the_same_answer(model, processor):
-    inputs = prompt(processor, question(tone(1)), question(tone(0.4), tone(2)))
-    assert torch.equal(
-        answer(model, inputs, cache_implementation="static", disable_compile=True), answer(model, inputs)
-    )
+def test_an_assistant_that_hears_gives_the_same_answer(model, processor):
+    for chat in (question(tone(1)), question(tone(0.4), tone(2)), question()):
+        inputs = prompt(processor, chat)
+        assert torch.equal(answer(model, inputs, assistant_model=model), answer(model, inputs))
 
 
 def test_the_tensor_parallel_plan_of_the_text_model_is_kept(model):

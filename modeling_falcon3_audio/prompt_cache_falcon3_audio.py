@@ -1,0 +1,107 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Goes on with a chat from the keys and values of its earlier turns, so that a turn computes only what is new.
+
+Kept is what the language model computed for the chats answered last, by content: token ids, with the digest of its clip
+in the place of each audio token, so that two clips of equal length are told apart. The least recently used chats go
+first when there are too many tokens. Other weights make other states: the cache empties itself when weights or adapters
+were changed. Travels with every saved checkpoint.
+"""
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from .audio_cache_falcon3_audio import fingerprint
+
+
+# A token id, or the digest of the clip that an audio token stands for.
+Token = int | str
+
+
+class PromptCache:
+    """
+    Keys and values of the chats answered last. For one thread at a time, and for one chat at a time:
+
+        cache = prompts.take(content)
+        tokens = model.generate(..., past_key_values=cache)
+        prompts.put([*content, *answer], cache)
+
+    Args:
+        model: whose cache can be cropped, see `can_be_cropped`.
+        max_tokens (`int`): How many tokens are kept, of `2 * layers * key-value heads * head_dim` numbers each. Of a
+            longer chat its beginning is kept.
+    """
+
+    def __init__(self, model: torch.nn.Module, max_tokens: int):
+        self.model = model
+        self.max_tokens = max_tokens
+        self._chats: list[tuple[list[Token], DynamicCache]] = []  # the one used last at the end
+        self._state = fingerprint(model)
+
+    def take(self, content: list[Token]) -> DynamicCache:
+        """
+        A cache that holds the longest beginning of a prompt that is known, without its last token, whose logits begin
+        the answer. Nobody else has it: `generate` may write into it.
+        """
+        state = fingerprint(self.model)
+        if state != self._state:
+            self.clear()
+            self._state = state
+        shared = [min(_shared_length(known, content), len(content) - 1) for known, _ in self._chats]
+        length = max(shared, default=0)
+        if length == 0:
+            return DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        index = shared.index(length)
+        known, cache = self._chats[index]
+        # Another chat that merely begins alike (a system prompt, the same clip) stays, and its beginning is copied.
+        if 2 * length < len(known):
+            return self._beginning(cache, length)
+        del self._chats[index]
+        cache.crop(length - len(known))
+        return cache
+
+    def put(self, content: list[Token], cache: DynamicCache):
+        """Keeps the cache of a chat and its answer, whose last token is in no cache yet."""
+        length = min(cache.get_seq_length(), self.max_tokens)
+        if length < cache.get_seq_length():
+            cache = self._beginning(cache, length)
+        self._chats.append((content[:length], cache))
+        while sum(len(known) for known, _ in self._chats) > self.max_tokens:
+            del self._chats[0]
+
+    def clear(self):
+        self._chats.clear()
+
+    def _beginning(self, cache: DynamicCache, length: int) -> DynamicCache:
+        """A copy, which keeps nothing of the rest in memory."""
+        copy = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        for index, layer in enumerate(cache.layers):
+            copy.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)
+        return copy
+
+
+def can_be_cropped(model: torch.nn.Module) -> bool:
+    """Whether every layer attends to the whole prompt; sliding windows and recurrent states cannot go back."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def content_of(input_ids: list[int], audio_token: int, clips: list[str], counts: list[int]) -> list[Token]:
+    """
+    A prompt by content.
+
+    Args:
+        input_ids: of the prompt.
+        clips: digest of each clip of the prompt, in order.
+        counts: how many audio tokens each clip takes.
+
+    Where the sum is another, the model says so.
+    """
+    names = iter([name for name, count in zip(clips, counts) for _ in range(count)])
+    return [next(names, "") if token == audio_token else token for token in input_ids]
+
+
+def _shared_length(first: list[Token], second: list[Token]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
+
+
+__all__ = ["PromptCache", "can_be_cropped", "content_of"]
