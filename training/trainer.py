@@ -113,7 +113,7 @@ class AudioSFTTrainer(SFTTrainer):
         """With batches of silence up to the number of the device that has most: all have to meet in every forward."""
         count = torch.tensor([len(batch)], device=self.accelerator.device)
         most = int(self.accelerator.gather(count).max())
-        return batch + [self.data_collator([])] * (most - len(batch))
+        return batch + [self.data_collator([]) for _ in range(most - len(batch))]
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if MICRO_BATCHES not in inputs:

@@ -1,0 +1,98 @@
+"""Answers: time to the first token and tokens per second, of one question and of eight about clips of different lengths.
+
+    python -m benchmarks.generation
+    python -m benchmarks.generation --preset 7b --size real
+
+Greedy `generate` with features and ids that are there already; every answer has the same number of tokens. The clips are drawn
+from the training mix. Ours encodes what is heard and the prompts are as long as that; the peers encode 30 s.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .batches import Step, prompts
+from .clips import FRAMES_PER_SECOND, open_asqa_step
+from .measure import alternate, compare, device, dtype_of, options, positive, print_shape, print_table, record, seconds
+from .models import KINDS, OURS, build
+from .shapes import shape_of
+
+
+BATCHES = (1, 8)
+
+
+def inputs_on_device(inputs: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """On the model's device, and features in its dtype."""
+    place = next(model.parameters())
+    return {
+        name: value.to(place.device, place.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+
+
+@torch.inference_mode()
+def answer(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
+    """Exactly `tokens` greedy ones behind each prompt."""
+    return model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    shape = shape_of(given.preset, given.size)
+    print_shape(shape)
+    drawn = open_asqa_step(16 * max(BATCHES), given.seed)
+    clips = list({question.clip: number for number, question in enumerate(drawn)}.values())[: max(BATCHES)]
+    step = Step([drawn[number] for number in clips], shape, given.seed)
+    print("clips, seconds:", [question.frames / FRAMES_PER_SECOND for question in step.questions])
+    models = {kind: build(kind, shape, device(), dtype_of(given.size), given.seed) for kind in KINDS}
+    results: dict[str, Any] = {"clips": [question.frames / FRAMES_PER_SECOND for question in step.questions]}
+    for batch in BATCHES:
+        inputs = {kind: inputs_on_device(prompts(kind, step, range(batch)), model) for kind, model in models.items()}
+        first, whole = (
+            {kind: _timed(models[kind], inputs[kind], tokens) for kind in models} for tokens in (1, given.tokens)
+        )
+        result = {"first token": compare(alternate(first, given.repeats))}
+        result["whole answers"] = compare(alternate(whole, given.repeats))
+        results[f"batch of {batch}"] = result
+        report(batch, given.tokens, result)
+    record(given, shape, results)
+    return results
+
+
+def _timed(model: Any, inputs: dict[str, torch.Tensor], tokens: int):
+    return lambda: seconds(lambda: answer(model, inputs, tokens))
+
+
+def report(batch: int, tokens: int, result: dict[str, Any]) -> None:
+    first, whole = result["first token"], result["whole answers"]
+    rows = []
+    for kind in KINDS:
+        times = first["median seconds"][kind], whole["median seconds"][kind]
+        ratios = ["-", "-"] if kind == OURS else [first["ratios"][kind], whole["ratios"][kind]]
+        decoded = batch * (tokens - 1) / (times[1] - times[0]) if times[1] > times[0] else float("nan")
+        rows.append([kind, times[0] * 1e3, ratios[0], batch * tokens / times[1], decoded, ratios[1]])
+    columns = ["model", "first token, ms", "/ ours", "tokens / s", "after the first", "whole / ours"]
+    print_table(f"Answers of {tokens} tokens, batch of {batch}", columns, rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = options(__doc__ or "", "runs/benchmarks/generation.json", repeats=5)
+    parser.add_argument("--tokens", type=positive, default=32, help="of an answer (default: %(default)s)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    logging.set_verbosity_error()
+    try:
+        measure(given)
+    except (ValueError, OSError) as error:
+        print(f"generation: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
