@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test check test-compat clean
+.PHONY: setup demo test check test-compat test-serving clean
 
 setup: .venv/ready
 
@@ -29,6 +29,10 @@ check: setup
 # The code saved with a checkpoint, on the oldest and the newest transformers it supports.
 test-compat: setup
 	$(BIN)/python tests/compat.py 5.16.0 5.23.0
+
+# vLLM in an environment of its own (4 GB in .cache/vllm), asked all that a server may be asked.
+test-serving: setup
+	TEST_SERVING=1 $(BIN)/pytest tests/test_vllm.py
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info

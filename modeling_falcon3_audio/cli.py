@@ -22,6 +22,8 @@ VERBS = {
     "push": ("falcon3_audio.training.push", "publish a run or a checkpoint on the Hub"),
     "card": ("falcon3_audio.model_cards.render", "render a model card"),
     "results": ("falcon3_audio.model_cards.record", "add a score to the results that model cards show"),
+    "serve": ("falcon3_audio.serving.serve", "serve a checkpoint behind an OpenAI-compatible API"),
+    "export-gguf": ("falcon3_audio.serving.export_gguf", "write GGUF files for llama.cpp"),
     "demo-app": ("falcon3_audio.demo.app", "talk about sounds in the browser"),
 }
 

@@ -97,6 +97,8 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         """
         if input_features_mask is None:
             input_features_mask = input_features.new_ones(input_features.shape[0], input_features.shape[-1])
+        if isinstance(input_features_mask, list):  # as vLLM gives it where a batch has clips of different lengths
+            input_features_mask = torch.stack(input_features_mask)
         if self.config.pad_to_window:
             input_features_mask = self._whole_windows(input_features_mask)
         # A frozen encoder needs no graph. Without this, gradient checkpointing with adapters elsewhere (which makes

@@ -185,11 +185,8 @@ def _decode(data: bytes, name: str, path: str | None = None) -> tuple[np.ndarray
 
 def _read_to_the_end(file) -> np.ndarray:
     """For files whose header does not say how long they are."""
-    blocks = iter(lambda: file.read(SAMPLING_RATE, dtype="float32", always_2d=True), None)
     parts = []
-    for block in blocks:
-        if len(block) == 0:
-            break
+    while len(block := file.read(SAMPLING_RATE, dtype="float32", always_2d=True)):
         parts.append(block)
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 

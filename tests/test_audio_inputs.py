@@ -347,3 +347,14 @@ def test_a_flac_file_of_unknown_length_is_read_or_named():
         np.testing.assert_array_equal(load_audio(bytes(data), name="clip 7"), expected(encode(MONO, format="flac")))
     except ValueError as error:
         assert "clip 7" in str(error)
+
+
+def test_flac_that_does_not_say_how_long_it_is():
+    """A stream's header: libsndfile fails at its end, and the error says what to do."""
+    file = io.BytesIO()
+    soundfile.write(file, tone(1.3), 16_000, format="FLAC")
+    data = bytearray(file.getvalue())
+    data[21] &= 0xF0  # 36 bits of STREAMINFO for the number of samples: unknown
+    data[22:26] = bytes(4)
+    with pytest.raises(ValueError, match="cannot be decoded.*install torchcodec"):
+        load_audio(bytes(data))

@@ -264,6 +264,8 @@ def test_embeds_and_features_together(model, processor):
         torch.testing.assert_close(model(**embeds).logits, expected)
         encoded = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
         reused = model(ids, attention_mask=inputs["attention_mask"], audio_embeds=encoded).logits
+        rows = list(inputs["input_features_mask"])  # as an engine gives them
+        assert torch.equal(model.get_audio_features(inputs["input_features"], rows).pooler_output, encoded)
     assert torch.equal(reused, expected)
     tokens = model.generate(**embeds, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     assert torch.equal(tokens, answer(model, inputs))

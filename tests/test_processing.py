@@ -379,3 +379,13 @@ def test_bad_messages_are_named(processor, case):
     chat, message = message_errors(processor.audio_token)[case]
     with pytest.raises((ValueError, TemplateError), match=message):
         tokenized(processor, chat)
+
+
+@pytest.mark.parametrize("as_items", [True, False])
+def test_the_template_alone_refuses_the_placeholder_in_texts(as_items):
+    """Engines that render the chat themselves would take it for the place of a clip."""
+    processor = make_processor()
+    text = f"Is {processor.audio_token} heard?"
+    chat = [{"role": "user", "content": [{"type": "text", "text": text}] if as_items else text}]
+    with pytest.raises(TemplateError, match="The text contains the audio placeholder .*Remove it"):
+        processor.tokenizer.apply_chat_template(chat, chat_template=processor.chat_template, tokenize=False)

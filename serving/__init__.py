@@ -1,0 +1,1 @@
+"""Serving a checkpoint behind an OpenAI-compatible API."""

@@ -1,0 +1,61 @@
+"""Answers in the format of OpenAI's chat completions: whole, or as the events of a stream."""
+
+import json
+import time
+import uuid
+from typing import Any
+
+from .chat_requests import ChatReader, ChatRequest
+from .generation_queue import Part, Step
+
+
+class ChatAnswer:
+    """Parts of an answer in OpenAI's format."""
+
+    def __init__(self, model: str, reader: ChatReader, request: ChatRequest):
+        self._reader, self._request = reader, request
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._begun = False
+
+    def whole(self, part: Part) -> dict[str, Any]:
+        message = {"role": "assistant", "content": part.text}
+        usage = self._usage(part.tokens)
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [self._choice(part, message=message)],
+            "usage": usage,
+        }
+
+    def events(self, part: Part) -> list[str]:
+        """Of a stream; the last part brings its end."""
+        delta = {"content": part.text} if self._begun else {"role": "assistant", "content": part.text}
+        self._begun = True
+        events = [self._chunk([self._choice(part, delta=delta)])]
+        if part.finish_reason and self._request.include_usage:
+            events.append(self._chunk([], usage=self._usage(part.tokens)))
+        return [*events, "[DONE]"] if part.finish_reason else events
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        return json.dumps({**self._head, "object": "chat.completion.chunk", "choices": choices, **more})
+
+    def _choice(self, part: Part, **content: Any) -> dict[str, Any]:
+        wanted = self._request.sampling.top_logprobs is not None
+        logprobs = {"content": [self._step(step) for step in part.steps]} if wanted else None
+        return {"index": 0, **content, "logprobs": logprobs, "finish_reason": part.finish_reason}
+
+    def _step(self, step: Step) -> dict[str, Any]:
+        top = [self._token(token, logprob) for token, logprob in step.top]
+        return self._token(step.token, step.logprob) | {"top_logprobs": top}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._reader.token(token)
+        name = f"token_id:{token}" if self._request.token_ids else text
+        return {"token": name, "logprob": logprob, "bytes": list(text.encode())}
+
+    def _usage(self, tokens: int) -> dict[str, int]:
+        prompt = self._request.prompt_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+
+__all__ = ["ChatAnswer"]

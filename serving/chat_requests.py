@@ -1,0 +1,341 @@
+"""OpenAI's requests, read into what the pipeline takes, or refused with the reason.
+
+Nothing that would change an answer is passed over: fields that this server does not have are refused by name, unless they
+say what it does anyway. The tokens of a prompt are counted here, without features, so that one that is too long costs
+nothing. Differences to OpenAI: without `temperature` and `top_p` decoding is greedy, as in `pipeline()`; the last message
+must be the user's.
+
+    request = ChatReader("name", processor, context=8192, ...).chat(body)
+"""
+
+import base64
+import copy
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from email.message import Message
+from typing import Any
+
+import jinja2
+
+from falcon3_audio import Falcon3AudioProcessor
+from falcon3_audio.processing import SAMPLING_RATE
+
+from .generation_queue import Sampling
+from .request_audio import AudioReader, RefusedRequest
+
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# A chat template goes through the chat once more for each message.
+MAX_MESSAGES = 512
+MAX_STOPS = 4
+MAX_TOP_LOGPROBS = 20
+TRANSCRIBE = "Transcribe the speech."
+READ = {
+    *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
+    *("seed", "stop", "logprobs", "top_logprobs", "return_tokens_as_token_ids"),
+}
+# Say nothing about the answer.
+IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+# The only values of these that this server has.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+}
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """
+    Attributes:
+        messages: as `pipeline` takes them; audio as 16 kHz arrays.
+        prompt_tokens, audio_seconds: of all messages.
+        answer_as: "chat", "json" (an object with the text) or "text".
+        stream, include_usage, token_ids: how to answer a chat.
+    """
+
+    messages: list[dict[str, Any]]
+    sampling: Sampling
+    prompt_tokens: int
+    audio_seconds: float
+    answer_as: str = "chat"
+    stream: bool = False
+    include_usage: bool = False
+    token_ids: bool = False
+
+
+class ChatReader:
+    """
+    Reads requests; threads may share it.
+
+    Args:
+        model: the name that requests must ask for, if for any.
+        processor: is copied, since tokenizers are for one thread.
+        context: positions of the language model, for prompt and answer.
+        max_tokens: of answers to requests that say nothing about it.
+        max_audios: in one chat.
+        audio: reads it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        processor: Falcon3AudioProcessor,
+        context: int,
+        max_tokens: int,
+        max_audios: int,
+        audio: AudioReader,
+    ):
+        self._model, self._context, self._max_tokens = model, context, max_tokens
+        self._max_audios, self._audio = max_audios, audio
+        self._processor = copy.deepcopy(processor)
+        self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
+        self._tokenizing = threading.Lock()
+
+    def token(self, token: int) -> str:
+        """The text of one token; of a part of a character U+FFFD."""
+        with self._tokenizing:
+            return self._processor.tokenizer.decode([token])
+
+    def chat(self, body: bytes, content_type: str = "") -> ChatRequest:
+        """A chat, in JSON. Raises a `RefusedRequest`."""
+        try:
+            fields = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise RefusedRequest(f"The body is no JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise RefusedRequest(f"The body must be a JSON object, got {type(fields).__name__}.")
+        return self._read(fields)
+
+    def transcription(self, body: bytes, content_type: str) -> ChatRequest:
+        """A file to transcribe, as multipart/form-data. Raises a `RefusedRequest`."""
+        form = read_form(body, content_type)
+        unknown = sorted(form.keys() - {"file", "model", "prompt", "temperature", "response_format"})
+        if unknown:
+            raise RefusedRequest(
+                f"Transcriptions take no {unknown[0][:100]!r} here; what to do can be said in prompt.",
+                unknown[0][:100],
+            )
+        if "file" not in form:
+            raise RefusedRequest("The form has no file.", "file")
+        texts = {name: value.decode(errors="replace") for name, value in form.items() if name != "file"}
+        answer_as = texts.get("response_format", "json")
+        if answer_as not in ("json", "text"):
+            raise RefusedRequest(f"response_format can be json or text, got {answer_as[:100]!r}.", "response_format")
+        try:
+            temperature = float(texts.get("temperature", 0))
+        except ValueError as error:
+            raise RefusedRequest(f"temperature: {error}", "temperature") from error
+        audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(form["file"]).decode()}}
+        text = {"type": "text", "text": " ".join(filter(None, (TRANSCRIBE, texts.get("prompt"))))}
+        fields = {"messages": [{"role": "user", "content": [audio, text]}], "temperature": temperature}
+        return replace(self._read(fields | {"model": texts.get("model")}), answer_as=answer_as)
+
+    def _read(self, body: dict[str, Any]) -> ChatRequest:
+        _check_fields(body)
+        if body.get("model") not in (None, self._model):
+            asked = f"{body['model']!r:.200}"
+            raise RefusedRequest(f"There is no model {asked} here, only {self._model!r}.", "model", 404)
+        stream, options = _flag(body, "stream"), body.get("stream_options") or {}
+        if not isinstance(options, dict) or set(options) - {"include_usage"} or (options and not stream):
+            raise RefusedRequest("stream_options takes include_usage, for streams.", "stream_options")
+        messages = self._messages(body.get("messages"))
+        tokens = self._count_tokens(messages)
+        return ChatRequest(
+            messages,
+            self._sampling(body, tokens),
+            tokens,
+            sum(len(item["audio"]) for item in _audio_items(messages)) / SAMPLING_RATE,
+            stream=stream,
+            include_usage=_flag(options, "include_usage"),
+            token_ids=_flag(body, "return_tokens_as_token_ids"),
+        )
+
+    def _messages(self, messages: Any) -> list[dict[str, Any]]:
+        if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
+            got = len(messages) if isinstance(messages, list) else type(messages).__name__
+            raise RefusedRequest(f"messages must be a list of 1 to {MAX_MESSAGES} messages, got {got}.", "messages")
+        read = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        if read[-1]["role"] != "user":
+            raise RefusedRequest(f"The last message must be the user's, got one of {read[-1]['role']!r}.", "messages")
+        items = list(_audio_items(read))
+        if len(items) > self._max_audios:
+            raise RefusedRequest(f"A chat can have {self._max_audios} audios, got {len(items)}.", "messages")
+        clips = self._audio.read_all([item.pop("source") for item in items], "messages")
+        for item, clip in zip(items, clips, strict=True):
+            item |= {"audio": clip, "sampling_rate": SAMPLING_RATE}
+        return read
+
+    def _count_tokens(self, messages: list[dict[str, Any]]) -> int:
+        try:
+            prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # What templates say of roles, and the processor of a placeholder in a text.
+        except (ValueError, jinja2.TemplateError) as error:
+            raise RefusedRequest(f"The chat cannot be made a prompt: {error}", "messages") from error
+        # Tokenizing all of a long text would take minutes.
+        if len(prompt) > self._context * self._longest_token:
+            raise RefusedRequest(
+                f"The prompt has {len(prompt)} characters; the model's context of {self._context} tokens holds fewer.",
+                "messages",
+            )
+        with self._tokenizing:
+            written = len(self._processor.tokenizer.encode(prompt, add_special_tokens=False))
+        lengths = [len(item["audio"]) for item in _audio_items(messages)]
+        heard = self._processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"]
+        return written - len(lengths) + sum(heard)
+
+    def _sampling(self, body: dict[str, Any], prompt_tokens: int) -> Sampling:
+        left = self._context - prompt_tokens
+        field = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+        wanted = _number(body, field, 1, 2**31, None, int)
+        if left < (1 if wanted is None else wanted):
+            asked = "" if wanted is None else f" and {wanted} tokens of answer were asked for"
+            raise RefusedRequest(
+                f"The prompt has {prompt_tokens} tokens{asked}; the model's context holds {self._context} in all.",
+                "messages" if wanted is None or left < 1 else field,
+            )
+        top_p = _number(body, "top_p", 0, 1, 1.0)
+        if top_p == 0:
+            raise RefusedRequest("top_p must be over 0, got 0; temperature 0 takes the likeliest token.", "top_p")
+        return Sampling(
+            max_tokens=min(self._max_tokens, left) if wanted is None else wanted,
+            # OpenAI's default is 1, this project's pipeline decodes greedily.
+            temperature=_number(body, "temperature", 0, 2, 0.0 if body.get("top_p") is None else 1.0),
+            top_p=top_p,
+            seed=_number(body, "seed", -(2**63), 2**63 - 1, None, int),
+            stop=_stops(body.get("stop")),
+            top_logprobs=_top_logprobs(body),
+        )
+
+
+def read_form(body: bytes, content_type: str) -> dict[str, bytes]:
+    """The fields of multipart/form-data. Raises a `RefusedRequest`."""
+    kind = _header(content_type)
+    boundary = kind.get_param("boundary")
+    if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
+        raise RefusedRequest(f"Expected multipart/form-data with a boundary, got {content_type[:100]!r}.")
+    # The first delimiter has no line before it.
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(errors="replace"))
+    if len(parts) < 3 or not parts[-1].startswith(b"--"):
+        raise RefusedRequest("The form is not whole: its last boundary is missing.")
+    form: dict[str, bytes] = {}
+    for part in parts[1:-1]:
+        head, _, value = part.partition(b"\r\n\r\n")
+        found = re.search(rb"^content-disposition:([^\r\n]*)", head, re.IGNORECASE | re.MULTILINE)
+        name = _header(found[1].decode(errors="replace")).get_param("name") if found else None
+        if not isinstance(name, str):
+            raise RefusedRequest("A part of the form has no name.")
+        form[name] = value
+    return form
+
+
+def _header(value: str) -> Message:
+    """For the parameters of a header."""
+    message = Message()
+    message["Content-Type"] = value.strip()
+    return message
+
+
+def _check_fields(body: dict[str, Any]) -> None:
+    for name, value in body.items():
+        if name in FIXED:
+            if value is not None and value not in FIXED[name]:
+                expected = " or ".join(json.dumps(known) for known in FIXED[name])
+                raise RefusedRequest(f"{name} can only be {expected} here, got {json.dumps(value)[:100]}.", name)
+        elif name not in READ | IGNORED and value is not None:
+            raise RefusedRequest(f"This server has no {name[:100]!r}; it reads {', '.join(sorted(READ))}.", name[:100])
+
+
+def _message(message: Any, name: str) -> dict[str, Any]:
+    """With what was said and, in audio items, the `source`: a URL, or base64 text as bytes."""
+    if not isinstance(message, dict):
+        raise RefusedRequest(f"{name} must be an object with role and content, got {type(message).__name__}.", name)
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or role not in ROLES:
+        raise RefusedRequest(f"The role of {name} must be one of {', '.join(ROLES)}, got {str(role)[:100]!r}.", name)
+    more = sorted(key for key, value in message.items() if value and key not in ("role", "content", "name"))
+    if more:
+        raise RefusedRequest(f"This server does not know what {more[0][:100]!r} of {name} is.", name)
+    if isinstance(content, str):
+        return {"role": ROLES[role], "content": _text(content, name)}
+    if not isinstance(content, list) or not content:
+        raise RefusedRequest(f"The content of {name} must be a string or a list of parts, got {content!r:.100}.", name)
+    items = [_item(part, f"{name}.content[{index}]") for index, part in enumerate(content)]
+    if role != "user" and any(item["type"] == "audio" for item in items):
+        raise RefusedRequest(f"Only the user's messages can hold audio, and {name} is of role {role!r}.", name)
+    return {"role": ROLES[role], "content": items}
+
+
+def _item(part: Any, name: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        return {"type": "text", "text": _text(part.get("text"), name)}
+    if kind not in ("input_audio", "audio_url"):
+        raise RefusedRequest(f"{name} must be of type text, input_audio or audio_url, got {kind!r:.100}.", name)
+    inner, key = part.get(kind), "url" if kind == "audio_url" else "data"
+    source = inner.get(key) if isinstance(inner, dict) else None
+    if not isinstance(source, str):
+        raise RefusedRequest(f'{name} must hold {{"{kind}": {{"{key}": "..."}}}}, with a string.', name)
+    return {"type": "audio", "source": source if kind == "audio_url" else source.encode(errors="replace")}
+
+
+def _text(text: Any, name: str) -> str:
+    if not isinstance(text, str):
+        raise RefusedRequest(f"The text of {name} must be a string, got {type(text).__name__}.", name)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RefusedRequest(f"The text of {name} holds half a character: {error.reason}.", name) from error
+    return text
+
+
+def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (item for item in message["content"] if item["type"] == "audio")
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RefusedRequest(f"{name} must be true or false, got {value!r:.100}.", name)
+    return bool(value)
+
+
+def _number(body: dict[str, Any], name: str, low: float, high: float, default: Any, kind: type = float) -> Any:
+    value = body.get(name)
+    if value is None:
+        return default
+    number = isinstance(value, int) or (kind is float and isinstance(value, float))
+    if not number or isinstance(value, bool) or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise RefusedRequest(f"{name} must be {what} from {low} to {high}, got {value!r:.100}.", name)
+    return value
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise RefusedRequest(f"stop must be up to {MAX_STOPS} texts that are not empty, got {stop!r:.100}.", "stop")
+    return tuple(stops)
+
+
+def _top_logprobs(body: dict[str, Any]) -> int | None:
+    top = _number(body, "top_logprobs", 0, MAX_TOP_LOGPROBS, 0, int)
+    if _flag(body, "logprobs"):
+        return top
+    if top:
+        raise RefusedRequest("top_logprobs needs logprobs: true.", "top_logprobs")
+    return None
+
+
+__all__ = ["ChatReader", "ChatRequest", "RefusedRequest", "read_form"]

@@ -1,0 +1,134 @@
+"""The sound of a request: base64 or a URL, into samples, if there is no more of it than is allowed.
+
+How long a file is stands in its header, which is read before anything is decoded: small files can hold days of silence.
+Nothing is fetched except from hosts that the operator named, and redirects are not followed.
+"""
+
+import base64
+import io
+import os
+import threading
+import urllib.request
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import numpy as np
+import soundfile
+
+from falcon3_audio.processing import SAMPLING_RATE, load_audio
+from falcon3_audio.processing.audio_inputs_falcon3_audio import UNKNOWN_FRAMES
+
+
+# Samples of all channels for each second of the longest audio: 96 kHz in stereo.
+MAX_VALUES_PER_SECOND = 192_000
+FETCH_TIMEOUT = 20.0  # seconds
+
+
+class RefusedRequest(Exception):
+    """
+    What a client is told.
+
+    Attributes:
+        param: the field it is about.
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400):
+        super().__init__(message)
+        self.param, self.status = param, status
+
+
+class AudioReader:
+    """
+    Threads may share it.
+
+    Args:
+        max_seconds: of all clips of a request.
+        hosts: from which audio may be fetched.
+        max_bytes: of a file that is fetched.
+    """
+
+    def __init__(self, max_seconds: float, hosts: tuple[str, ...], max_bytes: int):
+        self.max_seconds, self._hosts, self._max_bytes = max_seconds, hosts, max_bytes
+        # Decoding takes memory, many times a file's size.
+        self._decoding = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+    def read_all(self, sources: list[str | bytes], param: str) -> list[np.ndarray]:
+        """
+        Mono float32 samples at 16 kHz of each source, a URL (`str`) or base64 (`bytes`).
+
+        Raises a `RefusedRequest` about `param` that names the clip by its number.
+        """
+        clips: list[np.ndarray] = []
+        for number, source in enumerate(sources, 1):
+            name = f"Audio {number} of {len(sources)}"
+            before = sum(map(len, clips)) / SAMPLING_RATE
+            try:
+                data = self._from_url(source, name) if isinstance(source, str) else _from_base64(source, name)
+                with self._decoding:
+                    self._check_length(data, name, before)
+                    clips.append(load_audio(data, name=name))
+            except ValueError as error:
+                raise RefusedRequest(str(error), param) from error
+        return clips
+
+    def _from_url(self, url: str, name: str) -> bytes:
+        if url.startswith("data:"):
+            head, _, data = url.partition(",")
+            if not head.endswith(";base64"):
+                raise ValueError(f"{name}: a data: URL must be data:TYPE;base64,DATA, got {head[:60]!r}.")
+            return _from_base64(unquote_to_bytes(data), name)
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https"):
+            raise ValueError(f"{name}: expected a data: URL, got {url[:60]!r}.")
+        if parts.hostname not in self._hosts:
+            raise ValueError(
+                f"{name}: this server fetches nothing from {str(parts.hostname)[:60]!r}. Send the file in a data: URL."
+            )
+        try:
+            with _WITHOUT_REDIRECTS.open(url, timeout=FETCH_TIMEOUT) as answer:
+                data = answer.read(self._max_bytes + 1)
+        except OSError as error:
+            raise ValueError(f"{name}: {url[:100]!r} could not be read: {error}") from error
+        if len(data) > self._max_bytes:
+            raise ValueError(f"{name}: {url[:100]!r} has more than {self._max_bytes} bytes, this server's limit.")
+        return data
+
+    def _check_length(self, data: bytes, name: str, before: float) -> None:
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                frames, rate, channels = file.frames, file.samplerate, file.channels
+        except soundfile.LibsndfileError:
+            return  # `load_audio` says what is wrong with it
+        if frames >= UNKNOWN_FRAMES:
+            raise ValueError(f"The header of {name} does not say how long it is: write it to a file, not to a pipe.")
+        if before + frames / rate > self.max_seconds:
+            rest = f", after {before:.1f} s before it" if before else ""
+            raise ValueError(
+                f"{name} is {frames / rate:.1f} s long{rest}; a request can have {self.max_seconds:g} s of audio."
+            )
+        most = self.max_seconds * MAX_VALUES_PER_SECOND
+        if frames * channels > most:
+            raise ValueError(
+                f"{name} has {frames} samples in {channels} channels, together more than {most:.0f}. Resample it."
+            )
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects become errors: they would lead to hosts that nobody named."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+_WITHOUT_REDIRECTS = urllib.request.build_opener(_NoRedirects)
+
+
+def _from_base64(data: bytes, name: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise ValueError(f"{name} is broken base64: {error}.") from error
+
+
+__all__ = ["AudioReader", "RefusedRequest"]

@@ -1,0 +1,141 @@
+"""`falcon3-audio serve`: a checkpoint behind an OpenAI-compatible API, with vLLM or with transformers alone.
+
+    falcon3-audio serve runs/mine/model
+    falcon3-audio serve runs/mine/model --engine vllm -- --tensor-parallel-size 2
+
+vLLM runs as `python -m vllm.entrypoints.openai.api_server`, with what the checkpoint says about lengths; options after `--`
+go to it as they are, and win. Request limits are those of request_limits.py for both engines. It listens on this machine only
+unless `--host` says otherwise; the key, if any, is read from an environment variable, since others see command lines.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from importlib.util import find_spec
+
+from transformers import AutoConfig, AutoProcessor
+
+from falcon3_audio import Falcon3AudioProcessor
+
+from .request_limits import Limits
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Files are 3/4 of their base64 in a body.
+FILE_SHARE = 3 / 4
+# vLLM fetches from everywhere unless it has a list; nothing has a name that ends so, and errors show it.
+NOWHERE = "fetching-is-off.invalid"
+
+
+def vllm_command(options: argparse.Namespace) -> list[str]:
+    """
+    The command that starts vLLM.
+
+    Raises a `ValueError` for a checkpoint that is not this package's, and an `OSError` where there is none.
+    """
+    config = AutoConfig.from_pretrained(options.model)
+    if config.model_type != "falcon3_audio":
+        raise ValueError(f"{options.model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model]
+    command += ["--host", options.host, "--port", str(options.port)]
+    command += ["--served-model-name", options.served_model_name or options.model]
+    command += ["--max-model-len", str(config.text_config.max_position_embeddings)]
+    command += ["--limit-mm-per-prompt", json.dumps({"audio": options.max_audios})]
+    command += ["--allowed-media-domains", *(options.allowed_media_domains or [NOWHERE])]
+    command += ["--middleware", "falcon3_audio.serving.request_limits.RequestLimits"]
+    return command + options.engine_options
+
+
+def vllm_environment(options: argparse.Namespace) -> dict[str, str]:
+    """What vLLM and the request limits read from the environment; what is set there already stays."""
+    processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(options.model)
+    limits = Limits(options.max_body_mib, options.max_requests, options.timeout)
+    defaults = {
+        # The plug-in refuses chats with longer clips; transcriptions are cut into windows.
+        "VLLM_MAX_AUDIO_DECODE_DURATION_S": str(math.ceil(processor.max_audio_seconds)),
+        "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": str(math.ceil(options.max_body_mib * FILE_SHARE)),
+        # Usage statistics go nowhere unless asked for.
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    environment = defaults | dict(os.environ) | limits.as_environment()
+    if options.api_key_env:
+        environment["VLLM_API_KEY"] = _key(options)
+    return environment
+
+
+def _key(options: argparse.Namespace) -> str:
+    key = os.environ.get(options.api_key_env)
+    if not key:
+        raise ValueError(f"--api-key-env names the variable {options.api_key_env}, which is not set.")
+    return key
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Does not return while the server runs. Errors: see `main`."""
+    if options.host not in LOOPBACK and not options.api_key_env:
+        print(f"falcon3-audio serve: anybody who reaches {options.host} may ask; see --api-key-env", file=sys.stderr)
+    if options.engine == "transformers":
+        from . import transformers_server
+
+        return transformers_server.run(options)
+    if find_spec("vllm") is None:
+        raise ValueError(
+            "vLLM is not installed here. Install it, then this package beside it with `pip install --no-deps "
+            "falcon3-audio`, since vLLM pins an older transformers; or use --engine transformers."
+        )
+    command = vllm_command(options)
+    environment = vllm_environment(options)
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """`engine_options` are those after `--`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    defaults = Limits()
+    parser = argparse.ArgumentParser(
+        prog="falcon3-audio serve",
+        description=__doc__.split("\n\n")[0],
+        usage="%(prog)s MODEL [options] [-- options of vLLM]",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a checkpoint (of adapters: see merge)")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="transformers")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--served-model-name", metavar="NAME", help="by which clients ask (default: MODEL)")
+    parser.add_argument("--api-key-env", metavar="VAR", help="variable with the key that clients must show")
+    parser.add_argument("--max-audios", type=int, default=8, help="clips in one chat (default: 8)")
+    parser.add_argument(
+        "--allowed-media-domain",
+        dest="allowed_media_domains",
+        action="append",
+        metavar="HOST",
+        help="from which audio may be fetched, and again for more (default: none, requests bring their audio along)",
+    )
+    parser.add_argument("--max-body-mib", type=float, default=defaults.max_body_mib, help="of a request (default: 64)")
+    parser.add_argument("--max-requests", type=int, default=defaults.max_requests, help="at once (default: 256)")
+    parser.add_argument("--timeout", type=float, default=defaults.timeout, help="seconds for a request (default: 600)")
+    options = parser.parse_args(ours)
+    options.allowed_media_domains = tuple(options.allowed_media_domains or ())
+    options.engine_options = arguments[len(ours) + 1 :]
+    if options.engine_options and options.engine != "vllm":
+        parser.error(f"{options.engine_options[0]} does nothing: options after -- are for --engine vllm")
+    if options.max_audios < 1:
+        parser.error(f"--max-audios must be 1 or more, got {options.max_audios}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        return serve(options)
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio serve: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

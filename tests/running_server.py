@@ -1,0 +1,118 @@
+"""A server of the transformers engine in this process, and what it is asked: for test_transformers_server.py and others."""
+
+import base64
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import openai
+import soundfile
+from tiny import tone
+
+from falcon3_audio.serving.http_handler import CHAT
+from falcon3_audio.serving.transformers_server import Server, Settings, load
+
+
+STEPS = 8  # tokens of an answer
+DEFAULT_STEPS = 12  # where a request says nothing
+QUESTION = {"type": "text", "text": "What do you hear?"}
+
+
+def wav(seconds: float, pitch: float = 440.0, rate: int = 16_000, format: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, tone(seconds, pitch, rate), rate, format=format)
+    return file.getvalue()
+
+
+def audio(*args, **kwargs) -> dict:
+    """As transformers takes it; `openai_chat` makes OpenAI's of it."""
+    return {"type": "audio", "audio": wav(*args, **kwargs)}
+
+
+def user(*content) -> dict:
+    return {"role": "user", "content": list(content)}
+
+
+def input_audio(data: str) -> dict:
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def openai_chat(chat: list[dict]) -> list[dict]:
+    def item(part):
+        return input_audio(encoded(part["audio"])) if part["type"] == "audio" else part
+
+    return [
+        m if isinstance(m["content"], str) else m | {"content": [item(part) for part in m["content"]]} for m in chat
+    ]
+
+
+class Running(Server):
+    """A server whose batches are recorded, and wait for `let`; `ask` is a client's request."""
+
+    def __init__(self, folder: str, **settings):
+        pipe, self.let, self.batches, self.made = load(folder), threading.Event(), [], []
+        self.let.set()
+        pipe.model.generation_config.max_new_tokens = DEFAULT_STEPS
+        generate = pipe.model.generate
+
+        def recorded(**inputs):
+            self.batches.append(len(inputs["input_ids"]))
+            assert self.let.wait(60)
+            tokens = generate(**inputs)
+            self.made.append(tokens.shape[1] - inputs["input_ids"].shape[1])
+            return tokens
+
+        pipe.model.generate = recorded
+        super().__init__(pipe, Settings("tiny", port=0, **settings))
+        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="a-key", max_retries=0)
+
+    def chat(self, chat: list[dict], **fields):
+        fields = {"max_tokens": STEPS} | fields
+        return self.client.chat.completions.create(model="tiny", messages=openai_chat(chat), **fields)
+
+    def text(self, chat: list[dict], **fields) -> str:
+        return self.chat(chat, **fields).choices[0].message.content
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", int(self.url.rsplit(":", 1)[1])), 60)
+
+    def post(self, body: bytes | dict, path: str = CHAT, connection=None, **headers) -> tuple[int, dict]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = connection or self.connection()
+        connection.request("POST", path, data, headers)
+        answer = connection.getresponse()
+        return answer.status, json.load(answer)
+
+    def get(self, path: str) -> str:
+        connection = self.connection()
+        connection.request("GET", path)
+        return connection.getresponse().read().decode()
+
+    def metric(self, name: str) -> float:
+        lines = (line.rsplit(" ", 1) for line in self.get("/metrics").splitlines())
+        return next((float(value) for found, value in lines if found == f"falcon3_audio_{name}"), 0)
+
+    def wait(self, line: str):
+        """Until the metrics have a line."""
+        end = time.monotonic() + 60
+        while f"falcon3_audio_{line}" not in self.get("/metrics").splitlines():
+            assert time.monotonic() < end, self.get("/metrics")
+            time.sleep(0.01)
+
+    def hold(self, pool: ThreadPoolExecutor, chat: list[dict]) -> Future:
+        """A request that the worker holds until `let` is set, so that others have to wait."""
+        self.let.clear()
+        held = pool.submit(self.text, chat)
+        self.wait("requests_running 1")
+        return held

@@ -1,0 +1,211 @@
+"""Requests as OpenAI's clients send them: what is read, and what is refused with which reason."""
+
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import soundfile
+from running_server import QUESTION, audio, encoded, input_audio, openai_chat, user, wav
+
+from falcon3_audio.processing import load_audio
+from falcon3_audio.serving.chat_requests import ChatReader, read_form
+from falcon3_audio.serving.generation_queue import Sampling
+from falcon3_audio.serving.request_audio import AudioReader, RefusedRequest
+
+
+CONTEXT = 1000
+
+
+@pytest.fixture
+def reader(processor):
+    return ChatReader("tiny", processor, CONTEXT, 50, 3, AudioReader(30, (), 2**20))
+
+
+def say(text, **fields) -> dict:
+    return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def url(text: str) -> dict:
+    return say([{"type": "audio_url", "audio_url": {"url": text}}])
+
+
+def read(reader, fields):
+    return reader.chat(json.dumps(fields).encode())
+
+
+def test_a_whole_request(reader, processor):
+    clips = audio(1.3), audio(0.5, 900, 44_100)
+    chat = [{"role": "developer", "content": "Be brief."}, user(*clips, QUESTION)]
+    sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 3, "max_completion_tokens": 7, "stop": "x", "max_tokens": 9}
+    more = {"logprobs": True, "top_logprobs": 2, "stream": True, "stream_options": {"include_usage": True}}
+    neutral = {"n": 1, "presence_penalty": 0.0, "user": "me", "response_format": {"type": "text"}, "tools": None}
+    request = read(reader, {"model": "tiny", "messages": openai_chat(chat), **sampling, **more, **neutral})
+    assert request.sampling == Sampling(7, 0.5, 0.9, 3, ("x",), 2)
+    assert request.stream and request.include_usage and not request.token_ids
+    assert [message["role"] for message in request.messages] == ["system", "user"]
+    for item, clip in zip(request.messages[1]["content"], clips):
+        np.testing.assert_array_equal(item["audio"], load_audio(clip["audio"]))
+    chat[0]["role"] = "system"
+    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert request.prompt_tokens == inputs["input_ids"].shape[1] and request.audio_seconds == pytest.approx(1.8)
+
+
+def test_what_holds_where_nothing_is_said(reader):
+    assert read(reader, say("a")).sampling == Sampling(50)
+    assert read(reader, say("a", top_p=0.5)).sampling.temperature == 1
+    length = read(reader, say("a" * 900)).prompt_tokens
+    assert read(reader, say("a" * 975)).sampling.max_tokens == CONTEXT - length - 75
+
+
+def test_data_urls(reader):
+    for head in ("data:audio/wav;base64,", "data:;base64,"):
+        message = read(reader, url(head + encoded(wav(0.5)))).messages[0]
+        np.testing.assert_array_equal(message["content"][0]["audio"], load_audio(wav(0.5)))
+
+
+BAD = {
+    "deep JSON": (b"[" * 100_000, "no JSON"),
+    "no UTF-8": (b'{"messages": "\xff"}', "no JSON"),
+    "a list": (b"[]", "must be a JSON object, got list"),
+    "no messages": ({}, "got NoneType"),
+    "too many messages": ({"messages": [{"role": "user", "content": "a"}] * 513}, "1 to 512 messages, got 513"),
+    "a text for a message": ({"messages": ["a"]}, "messages[0] must be an object with role and content, got str"),
+    "a list for a role": ({"messages": [{"role": [], "content": "a"}]}, "developer, user, assistant, got '[]'"),
+    "the assistant last": ({"messages": [{"role": "assistant", "content": "a"}]}, "must be the user's"),
+    "tool calls": ({"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}, "'tool_calls' of messages[0]"),
+    "no content": (say(None), "must be a string or a list of parts, got None"),
+    "an image": (
+        say([{"type": "image_url"}]),
+        "messages[0].content[0] must be of type text, input_audio or audio_url",
+    ),
+    "half a character": (say("\ud800"), "half a character"),
+    "audio of the system": (
+        {"messages": [{"role": "system", "content": [input_audio("")]}, *say("a")["messages"]]},
+        "messages[0] is of role 'system'",
+    ),
+    "unknown field": (say("a", best_of=2), "no 'best_of'"),
+    "two answers": (say("a", n=2), "n can only be 1 here, got 2"),
+    "a tool": (say("a", tools=[{}]), "tools can only be [] here"),
+    "JSON wanted": (say("a", response_format={"type": "json_object"}), 'can only be {"type": "text"} here'),
+    "hot": (say("a", temperature=2.5), "temperature must be a number from 0 to 2, got 2.5"),
+    "NaN": (say("a", temperature=float("nan")), "from 0 to 2, got nan"),
+    "a flag for a number": (say("a", max_tokens=True), "got True"),
+    "a number for a flag": (say("a", stream=1), "stream must be true or false, got 1"),
+    "no tokens": (say("a", max_tokens=0), "max_tokens must be a whole number from 1"),
+    "usage without a stream": (say("a", stream_options={"include_usage": True}), "for streams"),
+    "top_p 0": (say("a", top_p=0), "top_p must be over 0"),
+    "an empty stop": (say("a", stop=[""]), "not empty"),
+    "top_logprobs alone": (say("a", top_logprobs=2), "needs logprobs"),
+    "a long text": (say("a" * 1000), "tokens; the model's context holds 1000 in all"),
+    "a very long text": (say("a" * 1_000_000), "context of 1000 tokens holds fewer"),
+    "no base64": (say([{"type": "input_audio", "input_audio": "x"}]), "with a string"),
+    "no bytes": (say([input_audio("")]), "Audio 1 of 1 is empty: 0 bytes"),
+    "over the limit": (say(openai_chat([user(audio(30.5))])[0]["content"]), "30.5 s long; a request can have 30 s"),
+    "together over it": (
+        {"messages": openai_chat([user(audio(20), audio(10.5))])},
+        "Audio 2 of 2 is 10.5 s long, after 20.0 s before it; a request can have 30 s",
+    ),
+    "four audios": (say([input_audio("")] * 4), "A chat can have 3 audios, got 4"),
+    "another machine": (url("http://169.254.169.254/latest"), "fetches nothing from '169.254.169.254'"),
+    "a file": (url("file:///etc/passwd"), "expected a data: URL, got 'file:///etc/passwd'"),
+    "no URL": (url("http://[x"), "IPv6"),
+    "data without base64": (url("data:audio/wav,abc"), "must be data:TYPE;base64,DATA, got 'data:audio/wav'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refused_requests(reader, name):
+    body, reason = BAD[name]
+    with pytest.raises(RefusedRequest) as refused:
+        reader.chat(body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert reason in str(refused.value) and refused.value.status == 400
+
+
+def test_what_the_processor_and_the_template_refuse(reader, processor):
+    with pytest.raises(RefusedRequest, match="audio placeholder"):
+        read(reader, say(processor.audio_token))
+    processor.chat_template = "{{ raise_exception('roles must alternate') }}"
+    strict = ChatReader("tiny", processor, CONTEXT, 50, 3, AudioReader(30, (), 2**20))
+    with pytest.raises(RefusedRequest, match="roles must alternate"):
+        read(strict, say("a"))
+
+
+def flac(samples: np.ndarray, rate: int) -> bytearray:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="FLAC")
+    return bytearray(file.getvalue())
+
+
+def test_small_files_that_hold_much():
+    reader = AudioReader(30, (), 2**20)
+    silence = flac(np.zeros(31 * 8000, np.int16), 8000)
+    with pytest.raises(RefusedRequest, match="is 31.0 s long; a request can have 30 s"):
+        reader.read_all([encoded(silence).encode()], "messages")
+    # STREAMINFO's number of samples: 0 is "unknown".
+    silence[21] &= 0xF0
+    silence[22:26] = bytes(4)
+    with pytest.raises(RefusedRequest, match="The header of Audio 1 of 1 does not say how long it is"):
+        reader.read_all([encoded(silence).encode()], "messages")
+    with pytest.raises(RefusedRequest, match="has 192001 samples in 8 channels, together more than 192000"):
+        channels = flac(np.zeros((192_001, 8), np.int16), 500_000)
+        AudioReader(1, (), 2**20).read_all([encoded(channels).encode()], "messages")
+
+
+class Files(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response({"/moved": 302, "/gone": 404}.get(self.path, 200))
+        self.send_header("Location", "/clip")
+        self.end_headers()
+        self.wfile.write(wav(0.5))
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_named_hosts_are_fetched_from_without_redirects():
+    with HTTPServer(("127.0.0.1", 0), Files) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        reader = AudioReader(30, ("127.0.0.1",), 20_000)
+        np.testing.assert_array_equal(reader.read_all([base + "/clip"], "messages")[0], load_audio(wav(0.5)))
+        refused = {"/moved": "302", "/gone": "404"}
+        for path, reason in refused.items():
+            with pytest.raises(RefusedRequest, match=f"could not be read: HTTP Error {reason}"):
+                reader.read_all([base + path], "messages")
+        with pytest.raises(RefusedRequest, match="more than 1000 bytes, this server's limit"):
+            AudioReader(30, ("127.0.0.1",), 1000).read_all([base + "/clip"], "messages")
+        with pytest.raises(RefusedRequest, match="fetches nothing from 'localhost'"):
+            reader.read_all([base.replace("127.0.0.1", "localhost") + "/clip"], "messages")
+        server.shutdown()
+
+
+KIND = "multipart/form-data; boundary=limit"
+
+
+def part(name: bytes, value: bytes) -> bytes:
+    return b'--limit\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name, value)
+
+
+def test_forms_keep_every_byte(reader):
+    data = b"\r\n--limi\r\n\n\r\x00\xff\r\n"
+    assert read_form(part(b"file", data) + part(b"model", b"tiny") + b"--limit--\r\n", KIND) == {
+        "file": data,
+        "model": b"tiny",
+    }
+    refused = {
+        part(b"file", b""): "last boundary is missing",
+        b"--limit\r\n\r\n\r\n--limit--": "has no name",
+        part(b"model", b"tiny") + b"--limit--": "has no file",
+        part(b"file", b"") + part(b"temperature", b"warm") + b"--limit--": "temperature: could not convert",
+        part(b"file", wav(0)) + part(b"model", b"x") + b"--limit--": "no model 'x'",
+        part(b"file", wav(0)) + b"--limit--": "0 samples",
+    }
+    for body, reason in refused.items():
+        with pytest.raises(RefusedRequest, match=reason):
+            reader.transcription(body, KIND)
+    for kind in ("", "application/json", "multipart/form-data"):
+        with pytest.raises(RefusedRequest, match="Expected multipart/form-data with a boundary"):
+            reader.transcription(b"", kind)
