@@ -116,7 +116,7 @@ class ReadyProcessor:
 
 
 def our_collator(step: Step) -> AudioChatCollator:
-    return AudioChatCollator(ReadyProcessor(step), share_audio=True)  # type: ignore[arg-type]
+    return AudioChatCollator(ReadyProcessor(step), questions_per_row=None)  # type: ignore[arg-type]
 
 
 def prompts(kind: str, step: Step, numbers: Sequence[int]) -> dict[str, torch.Tensor]:

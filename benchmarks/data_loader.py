@@ -102,7 +102,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         sizes, [1.0], given.seed, questions_per_clip(examples, sizes), None, batch_size=given.batch_size
     )
     processor = Falcon3AudioProcessor.from_backbones(WhisperFeatureExtractor(), str(TOKENIZER))
-    collators: dict[str, Callable] = {OURS: AudioChatCollator(processor, share_audio=True)}
+    collators: dict[str, Callable] = {OURS: AudioChatCollator(processor, questions_per_row=None)}
     collators |= {kind: PeerCollator(kind) for kind in SOUNDS}
     order = list(sampler)
 

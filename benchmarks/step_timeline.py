@@ -64,7 +64,7 @@ def loader_of(folder: Path, questions: int, tokens: int, workers: int, seed: int
     clips = questions_per_clip(examples, sizes)
     sampler = MixtureSampler(sizes, [1.0], seed, clips, None, questions, questions)
     processor = Falcon3AudioProcessor.from_backbones(WhisperFeatureExtractor(), str(TOKENIZER))
-    collate = partial(AudioChatCollator(processor, share_audio=True).micro_batches, tokens=tokens)
+    collate = partial(AudioChatCollator(processor, questions_per_row=None).micro_batches, tokens=tokens)
     return DataLoader(
         examples,
         batch_size=questions,

@@ -61,14 +61,18 @@ class AudioCache:
 
 
 def fingerprint(model: torch.nn.Module) -> list[Any]:
-    """Differs when weights were changed in place or replaced, and when adapters were added, chosen or disabled."""
+    """
+    Differs when weights were changed in place or replaced, and when adapters were added, chosen, scaled or disabled. A
+    write through `weight.data` is not seen by anybody: empty the caches then.
+    """
     # The count of changes in place is no public attribute of a tensor, and the only way to see them; tensors made in
     # inference mode have none.
     state: list[Any] = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()]
     for module in model.modules():
         # Layers of PEFT's; transformers' models have methods by these names.
         if isinstance(getattr(module, "disable_adapters", None), bool):
-            state.append((module.disable_adapters, tuple(module.active_adapters)))
+            scales = tuple(getattr(module, "scaling", {}).items())
+            state.append((module.disable_adapters, tuple(module.active_adapters), scales))
     return state
 
 

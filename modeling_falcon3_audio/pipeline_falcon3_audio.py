@@ -245,7 +245,8 @@ class AudioTextToTextPipeline(Pipeline):
             given = next((place[name] for place in places if place.get(name) is not None), None)
             if given is not None and given != usual:
                 return False
-        return len(inputs["input_ids"]) == 1 and bool(inputs["attention_mask"].all())
+        mask = inputs.get("attention_mask")
+        return len(inputs["input_ids"]) == 1 and (mask is None or bool(mask.all()))
 
     def _content(self, inputs: dict[str, Any], clips: list[str] | None) -> list[Token]:
         counts = [] if clips is None else self.model.count_audio_tokens(inputs["input_features_mask"]).tolist()

@@ -80,8 +80,14 @@ class PromptCache:
 
 
 def can_be_cropped(model: torch.nn.Module) -> bool:
-    """Whether every layer attends to the whole prompt; sliding windows and recurrent states cannot go back."""
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    """
+    Whether what is kept of a prompt's beginning is what a longer prompt would have: sliding windows and recurrent states
+    cannot go back, and some rotary embeddings change with the length.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope"):
+        return False
+    cache = DynamicCache(config=config)
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 

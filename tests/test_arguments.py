@@ -122,6 +122,8 @@ def test_a_recipe_extends_another(read, tmp_path):
             "global_batch_size=3 is no multiple of the 2",
         ),
         ((), {"global_batch_size": 0, "per_device_train_batch_size": 2}, "global_batch_size=0 is no multiple"),
+        ((), {"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches must stay off"),
+        ((), {"tokens_per_device": 4096, "include_num_input_tokens_seen": True}, "every log line has num_tokens"),
         ((), {"tokens_per_device": 63, "max_length": 64}, "less than the longest example, max_length=64"),
         (
             (),

@@ -154,11 +154,14 @@ def test_a_batch_has_the_losses_of_its_rows(model, processor, clip, long_clip):
 def test_silence_beside_text_alone_changes_nothing(model, processor):
     rows = [chat(None, ("Hi", "ho")), chat(None, ("What?", "a dog"))]
     batch = inputs_of(AudioChatCollator(processor)(rows))
-    assert batch["input_ids"].shape[0] == 3 and batch["input_features"].shape[0] == 1
-    assert (batch["labels"][2] == -100).all()
-    assert audio_tokens(processor, batch["input_ids"][2]) == batch["attention_mask"][2].sum() == 1
+    assert batch["input_ids"].shape[0] == 2 and batch["input_features"].shape[0] == 1
+    end = int(batch["attention_mask"][1].sum()) - 1
+    assert audio_tokens(processor, batch["input_ids"]) == 1 and batch["input_ids"][1, end] == processor.audio_token_id
+    assert batch["labels"][1, end] == -100
     model = copy.deepcopy(model)
-    model(**{name: batch[name][:2] for name in TENSORS[:3]}).loss.backward()
+    text = {name: batch[name].clone() for name in TENSORS[:3]}
+    text["input_ids"][1, end], text["attention_mask"][1, end] = processor.tokenizer.pad_token_id, 0
+    model(**text).loss.backward()
     expected = {name: weight.grad for name, weight in model.named_parameters()}
     assert all(expected[name] is None for name in expected if "projector" in name)
     model.zero_grad()

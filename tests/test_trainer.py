@@ -11,7 +11,20 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from training_runs import TEXT, assistant, heard, log_of, parse, user, write_chats, write_clips, write_jsonl
+from training_runs import (
+    TEXT,
+    assistant,
+    farthest,
+    heard,
+    log_of,
+    parse,
+    user,
+    weights_of,
+    write_chats,
+    write_clips,
+    write_jsonl,
+    write_recipe,
+)
 from transformers import AutoModelForMultimodalLM, TrainerCallback
 
 from falcon3_audio.training import sft
@@ -106,6 +119,27 @@ def test_the_head_sees_nothing_but_what_is_learned(finished_run):
         hook.remove()
     assert seen == [(1, int((labels != -100).sum()))] and labels.numel() > 2 * seen[0][1]
     assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_packed_steps_are_those_of_whole_batches(recipe, tmp_path, accumulated):
+    """Without dropout: the same losses and weights, whatever goes through the model at once. A packed run also goes on."""
+    options = {"gradient_accumulation_steps": accumulated, "per_device_train_batch_size": 8 // accumulated}
+    options |= {"extends": recipe, "global_batch_size": None, "lora_dropout": 0.0, "max_steps": 3, "save_steps": 1}
+
+    def run(name, *arguments, **changed):
+        path = write_recipe(tmp_path / f"{name}.yaml", **(options | changed))
+        sft.train(*parse("--config", path, "--output_dir", str(tmp_path / name), *arguments))
+        return weights_of(tmp_path / name), log_of(tmp_path / name)
+
+    whole, expected = run("whole")
+    ours, log = run("packed", tokens_per_device=100)
+    assert farthest(ours, whole) < 1e-5
+    for name in ("loss", "grad_norm", "num_dropped", "num_shortened"):
+        assert [entry[name] for entry in log] == pytest.approx([entry[name] for entry in expected], rel=1e-4)
+    assert expected[-1]["num_dropped"] > 0
+    checkpoint = str(tmp_path / "packed" / "checkpoint-1")  # in the middle of an epoch
+    assert farthest(run("on", "--resume_from_checkpoint", checkpoint, tokens_per_device=100)[0], ours) == 0
 
 
 def test_peak_memory_is_that_of_the_process():

@@ -195,8 +195,8 @@ class AudioSFTConfig(SFTConfig):
         default=None,
         metadata={
             "help": "The most tokens (rows times the longest) that go through the model of a device at once. A step's questions "
-            "are packed into as many micro-batches as that takes, whatever the clips' lengths; `global_batch_size` still "
-            "counts questions. Default: per_device_train_batch_size questions at once."
+            "are packed into as many micro-batches as that takes; `global_batch_size` still counts questions. At least max_length. "
+            "Default: per_device_train_batch_size questions at once."
         },
     )
     # On unless it is set to something under either of its names (transformers renames `gradient_checkpointing`).
@@ -237,6 +237,11 @@ class AudioSFTConfig(SFTConfig):
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.questions_per_row is not None and self.questions_per_row < 1:
             raise ValueError(f"questions_per_row must be at least 1, or null for all; got {self.questions_per_row}.")
+        if self.tokens_per_device and self.include_num_input_tokens_seen not in (False, "no"):
+            raise ValueError(
+                "include_num_input_tokens_seen cannot count the micro-batches of tokens_per_device; leave it out, every log line "
+                "has num_tokens and tokens_per_second."
+            )
         if self.tokens_per_device and self.tokens_per_device < (self.max_length or 1):
             raise ValueError(
                 f"tokens_per_device={self.tokens_per_device} is less than the longest example, max_length={self.max_length}. Raise "
@@ -247,6 +252,11 @@ class AudioSFTConfig(SFTConfig):
         # The processor prepares the rows in the collator; TRL must not tokenize them.
         self.dataset_kwargs = {"skip_prepare_dataset": True} | (self.dataset_kwargs or {})
         super().__post_init__()
+        for name in ("dispatch_batches", "split_batches"):
+            if getattr(self.accelerator_config, name):
+                raise ValueError(
+                    f"accelerator_config.{name} must stay off: each device reads the batches of the sampler."
+                )
         if self.global_batch_size is not None and self.tokens_per_device:
             self.per_device_train_batch_size = self._questions_per_device(self.global_batch_size)
         elif self.global_batch_size is not None:

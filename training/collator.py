@@ -40,12 +40,13 @@ class AudioChatCollator:
     Args:
         processor (`Falcon3AudioProcessor`): The one that belongs to the model.
         max_length (`int`, *optional*): Longest example in tokens, audio included. `None`: no limit.
-        share_audio (`bool`): Whether examples with the same `clip` share a row and its audio.
+        questions_per_row (`int`, *optional*): The most examples with the same `clip` that share a row and its audio; 1 for
+            none, `None` for all.
     """
 
     processor: Falcon3AudioProcessor
     max_length: int | None = None
-    share_audio: bool = False
+    questions_per_row: int | None = 1
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -70,7 +71,8 @@ class AudioChatCollator:
     def micro_batches(self, examples: Sequence[dict[str, Any]], tokens: int) -> list[dict[str, torch.Tensor]]:
         """
         The same examples as batches of at most `tokens` places (rows times tokens) each, so many as that takes. A single
-        example that is longer has a batch of its own. The counts are in the first one.
+        example that is longer has a batch of its own; silence in a batch without sound is a token more. The counts are in
+        the first one.
         """
         groups, counts = self._read(examples)
         first, *others = self._batches(groups, tokens)
@@ -93,7 +95,7 @@ class AudioChatCollator:
         return [group for group in kept if group], {name: torch.tensor(count) for name, count in counts.items()}
 
     def _batches(self, groups: Sequence[Sequence[Chat]], tokens: int | None) -> list[dict[str, torch.Tensor]]:
-        if self.share_audio and (tokens is not None or any(len(group) > 1 for group in groups)):
+        if self.questions_per_row != 1 and (tokens is not None or any(len(group) > 1 for group in groups)):
             units = [unit for group in groups for unit in self._join(group, tokens)]
             return [self._share(rows) for rows in pack_units(units, tokens)]
         rows = split_rows([chat for group in groups for chat in group], _length, tokens)
@@ -108,11 +110,14 @@ class AudioChatCollator:
         return [*self._join(group[:half], tokens), *self._join(group[half:], tokens)]
 
     def _by_clip(self, examples: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        if self.questions_per_row == 1:
+            return [[example] for example in examples]
         clips: dict[Any, list[dict[str, Any]]] = {}
         for number, example in enumerate(examples):
-            clip = example.get("clip") if self.share_audio else None
+            clip = example.get("clip")
             clips.setdefault(number if clip is None else clip, []).append(example)
-        return list(clips.values())
+        limit = self.questions_per_row or len(examples)
+        return [group[start : start + limit] for group in clips.values() for start in range(0, len(group), limit)]
 
     def _encode_clip(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None]:
         """Examples about one clip, which is decoded for the first of them alone; the others have its tokens."""
@@ -159,20 +164,24 @@ class AudioChatCollator:
             return None
         return row | {name: row[name][: self.max_length] for name in ("input_ids", "labels")}
 
-    def _silent_row(self) -> Chat:
+    def _silence(self) -> Chat:
         row = self.processor(text=self.processor.audio_token, audio=SILENCE, sampling_rate=SAMPLING_RATE)
         ids = row["input_ids"][0]
         return dict(row) | {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
 
     def _share(self, rows: Sequence[Sequence[Unit]]) -> dict[str, torch.Tensor]:
         if not any(unit.audio for row in rows for unit in row):
-            rows = [*rows, [join_branches([self._silent_row()], self.processor.audio_token_id)]]
+            silence = join_branches([self._silence()], self.processor.audio_token_id)
+            rows = [*rows[:-1], [*(rows[-1] if rows else []), silence]]
         audio = [audio for row in rows for unit in row for audio in unit.audio]
         return pad_rows(rows, self.processor.tokenizer.pad_token_id) | _join_audio(audio)
 
     def _pad(self, rows: Sequence[Chat]) -> dict[str, torch.Tensor]:
         if not any("input_features" in row for row in rows):
-            rows = [*rows, self._silent_row()]
+            # Behind the end of the last one, where nothing looks at it.
+            silence = self._silence()
+            last = {name: torch.cat([row[name] for row in (*rows[-1:], silence)]) for name in ("input_ids", "labels")}
+            rows = [*rows[:-1], silence | last]
         ids = [row["input_ids"] for row in rows]
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),

@@ -6,7 +6,6 @@ question with its answer. Several short units lie in one row. Positions restart 
 it would be in a row with its own question alone.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100  # the label of what is not learned, as in torch's cross entropy
 STEPS = 8  # row lengths that are tried
-# The row length at which attention is taken to need as long as the products with weights. By FLOPs it is 15,000 (1B) to
-# 39,000 (7B); attention with a mask reaches a part of their rate.
+# The row length at which attention is taken to need as long as the products with weights: a guess. By FLOPs it is 15,000
+# (1B) to 39,000 (7B), but attention with a mask runs at a lower rate.
 AS_MUCH_ATTENTION = 4096
 Row = TypeVar("Row")
 
@@ -110,13 +109,15 @@ def pack_units(units: Sequence[Unit], tokens: int | None = None) -> list[list[li
 
 
 def split_rows(rows: Sequence[Row], length: Callable[[Row], int], tokens: int | None) -> list[list[Row]]:
-    """Rows by length in micro-batches of about equal numbers, each of at most `tokens` places or of one row."""
+    """Rows in micro-batches of at most `tokens` places or of one row; the longest rows together, in the first ones."""
     if tokens is None or not rows:
         return [list(rows)]
-    rows = sorted(rows, key=length, reverse=True)
-    at_once = max(1, tokens // length(rows[0]))
-    size = math.ceil(len(rows) / math.ceil(len(rows) / at_once))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=length, reverse=True):
+        if not batches or (len(batches[-1]) + 1) * length(batches[-1][0]) > tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def _fill_rows(units: Sequence[Unit], length: int) -> list[list[Unit]]:

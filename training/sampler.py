@@ -6,9 +6,9 @@ is the number of passes over a set per epoch: an endless sequence of reshuffled 
 
 Questions about one clip stay together, so that they can share its audio (see collator.py): chance decides their order,
 which of them form a group if there are more than a row may have, and when the group is asked. Groups are put into
-steps whole wherever one fits, and within a step into the batches of its devices; only what none has room for is cut in two.
-So the questions of a step do not depend on the number of devices. On several accelerate fills the last round of an epoch
-with that epoch's first examples.
+steps whole wherever one fits, and dealt to the batches of a step so that all have about as many clips; only what none has
+room for is cut in two. So the questions of a step do not depend on the number of devices. On several accelerate fills the
+last round of an epoch with that epoch's first examples.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Sampler
 
 
-# How many groups are looked at for one that fits into what is left of a step or a batch.
+# How many groups are looked at for one that fits into what is left of a step.
 LOOK_AHEAD = 64
 
 
@@ -32,8 +32,8 @@ class MixtureSampler(Sampler[int]):
         seed: 0 or more.
         clips: of each set, how many examples each clip has, `(clips,)` of integers, in the order of the set.
         questions_per_row: the most examples about one clip that stay together; `None` for all, 1 for none.
-        step_size: examples per step, which groups are fitted into.
-        batch_size: examples that a device takes at once, a part of a step.
+        step_size: examples per step, which groups are fitted into; by default there are no steps.
+        batch_size: examples that a device takes at once, a part of a step; by default all of it.
 
     Raises a `ValueError` for an empty set, or a weight so small that an epoch takes nothing of a set.
     """
@@ -45,13 +45,15 @@ class MixtureSampler(Sampler[int]):
         seed: int = 0,
         clips: Sequence[np.ndarray] | None = None,
         questions_per_row: int | None = 1,
-        step_size: int = 1,
-        batch_size: int = 1,
+        step_size: int | None = None,
+        batch_size: int | None = None,
     ):
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
-        self.clips, self.step_size, self.batch_size = clips, step_size, batch_size
+        self.clips = clips
         self.questions_per_row = 1 if clips is None else questions_per_row
         self.counts = [round(weight * size) for weight, size in zip(weights, sizes)]
+        self.step_size = step_size or sum(self.counts)
+        self.batch_size = batch_size or self.step_size
         for number, (size, count) in enumerate(zip(self.sizes, self.counts)):
             if count < 1:
                 raise ValueError(
@@ -85,7 +87,7 @@ class MixtureSampler(Sampler[int]):
         ends = lengths.cumsum(0).numpy()
         groups = zip((ends - lengths.numpy()).tolist(), ends.tolist())
         for step in _fit(groups, self.step_size):
-            for batch in _fit(iter(step), self.batch_size):
+            for batch in _deal(step, self.batch_size):
                 for start, end in batch:
                     yield from indices[start:end].tolist()
 
@@ -164,6 +166,26 @@ def _fit(groups: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[in
             fitted, room = [], size
     if fitted:
         yield fitted
+
+
+def _deal(groups: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
+    """
+    The groups of a step in lists of `size` examples, the last one perhaps fewer: the largest first, each to the list with
+    the most room, so that the many small ones end up spread over all. Sound is most of what a group costs, and devices then
+    have about as much of it.
+    """
+    total = sum(end - start for start, end in groups)
+    room = [min(size, total - begin) for begin in range(0, total, size)]
+    dealt: list[list[tuple[int, int]]] = [[] for _ in room]
+    for start, end in sorted(groups, key=lambda group: group[0] - group[1]):
+        while start < end:
+            fits = [place for place, left in enumerate(room) if left >= end - start]
+            chosen = max(fits, key=lambda place: (room[place], -len(dealt[place])), default=room.index(max(room)))
+            taken = min(end - start, room[chosen])
+            dealt[chosen].append((start, start + taken))
+            room[chosen] -= taken
+            start += taken
+    return dealt
 
 
 def _take(groups: Iterator[tuple[int, int]], count: int) -> Iterator[tuple[int, int]]:

@@ -64,7 +64,7 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
         clips=questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
         processing_class=processor,
-        data_collator=AudioChatCollator(processor, args.max_length, share_audio=args.questions_per_row != 1),
+        data_collator=AudioChatCollator(processor, args.max_length, args.questions_per_row),
         peft_config=peft_config,
     )
     if checkpoint:

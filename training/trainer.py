@@ -3,8 +3,8 @@
 TRL has no path for audio; its trainer works with a collator that does the preparation (`AudioChatCollator`) and this
 much around it. With `tokens_per_device` a step's questions come from the loader at once, packed into micro-batches of that
 many tokens. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
-per second over all devices, the share of the time that a device waited for data, peak memory, and how many examples were
-shortened or left out so far.
+per second over all devices, the share of the time that the process that waited longest waited for data, peak memory, and how
+many examples were shortened or left out so far.
 """
 
 import itertools
@@ -152,7 +152,8 @@ class AudioSFTTrainer(SFTTrainer):
                 "A batch of `eval_data` has no example that fits into max_length, and its loss would count as 0. Raise "
                 "max_length or per_device_eval_batch_size, or take the long examples out of the set."
             )
-        if self.label_smoother is None and self.compute_loss_func is None:  # these two want all logits
+        wants_all_logits = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
+        if not wants_all_logits:
             inputs = inputs | _only_learned(inputs["labels"])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
@@ -166,7 +167,7 @@ class AudioSFTTrainer(SFTTrainer):
 
     def _count(self, inputs: dict[str, torch.Tensor], counts: dict[str, Any]):
         self._seen["samples"] += int(counts.pop(QUESTIONS))
-        learned = (inputs["labels"] != IGNORED).any(-1)  # not the collator's row of silence
+        learned = (inputs["labels"] != IGNORED).any(-1)  # not a row of silence alone
         self._seen["tokens"] += int(inputs["attention_mask"][learned].sum())
         self._seen["audio_seconds"] += int(inputs["input_features_mask"].sum()) / FRAMES_PER_SECOND
         for name, count in counts.items():
@@ -180,12 +181,13 @@ class AudioSFTTrainer(SFTTrainer):
     def _throughput(self) -> dict[str, float]:
         """Rates since the last log over all devices, and totals, which go on where a resumed run's log ends."""
         now = time.monotonic()
-        names = ["samples", "tokens", "audio_seconds", "waited", *COUNTERS]
+        names = ["samples", "tokens", "audio_seconds", *COUNTERS]
         seen = torch.tensor([float(self._seen[name]) for name in names], device=self.accelerator.device)
         everywhere = dict(zip(names, self.accelerator.reduce(seen, reduction="sum").tolist()))
         elapsed, self._last_log = now - self._last_log, now
+        waited = torch.tensor([self._seen["waited"]], dtype=torch.float32, device=self.accelerator.device)
+        waiting = float(self.accelerator.gather(waited).max()) / elapsed
         self._seen.clear()
-        waiting = everywhere.pop("waited") / self.accelerator.num_processes / elapsed
         before: dict[str, Any] = next(
             (entry for entry in reversed(self.state.log_history) if COUNTERS[0] in entry), {}
         )
