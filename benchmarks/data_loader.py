@@ -99,7 +99,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_set(folder / "set", questions, given.seed)
     examples, sizes = load_training_data([DataSource(str(folder / "set"))])
     sampler = MixtureSampler(
-        sizes, [1.0], given.seed, questions_per_clip(examples, sizes), None, batch_size=given.batch_size
+        sizes, [1.0], given.seed, questions_per_clip(examples, sizes), None, step_size=given.batch_size
     )
     processor = Falcon3AudioProcessor.from_backbones(WhisperFeatureExtractor(), str(TOKENIZER))
     collators: dict[str, Callable] = {OURS: AudioChatCollator(processor, questions_per_row=None)}
@@ -124,7 +124,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = options(__doc__ or "", "runs/benchmarks/data_loader.json", repeats=3)
+    parser = options(__doc__ or "", "runs/benchmarks/data_loader.json", repeats=3, preset=False, size=False)
     parser.add_argument("--questions", type=positive, default=128, help="in the set (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=32, help="questions (default: %(default)s)")
     return parser

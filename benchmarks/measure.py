@@ -26,13 +26,20 @@ from .shapes import NAMES, Shape
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
 
-def options(description: str, output: str, repeats: int) -> argparse.ArgumentParser:
-    """The options that all scripts have."""
+def options(
+    description: str, output: str, repeats: int, preset: bool = True, size: bool = True
+) -> argparse.ArgumentParser:
+    """The options that all scripts have, and those that say which model, where there is one."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
-    parser.add_argument("--preset", choices=NAMES, default="1b", help="whose proportions (default: %(default)s)")
-    parser.add_argument(
-        "--size", choices=("small", "real"), default="small", help="narrow in these proportions, or the true widths"
-    )
+    if preset:
+        parser.add_argument("--preset", choices=NAMES, default="1b", help="whose proportions (default: %(default)s)")
+    if size:
+        parser.add_argument(
+            "--size",
+            choices=("small", "real"),
+            default="small",
+            help="narrow in these proportions, or the true widths",
+        )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=positive, default=repeats, help="measured turns (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(output), help="JSON to write (default: %(default)s)")
@@ -69,13 +76,13 @@ def _synchronize():
 
 
 def alternate(runs: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run's turns, `{name: [...]}`; every turn calls each once, in order."""
+    """Seconds of each run's turns, `{name: [...]}`; every turn calls each once, every other in the opposite order."""
     for _ in range(warm_up):
         for run in runs.values():
             run()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
+    for turn in range(repeats):
+        for name, run in list(runs.items())[:: -1 if turn % 2 else 1]:
             times[name].append(run())
     return times
 

@@ -4,9 +4,8 @@
     python -m benchmarks.peak_memory --preset 7b --size real --activation-checkpointing
 
 The step is that of training_step.py, with micro-batches of `--micro-batch` questions for the peers and of `--tokens` tokens for
-ours, by default more than the peers have in theirs. On a GPU it is the most that was
-allocated there; on a CPU the most memory the process ever held, libraries and weights included, and beside it what it held
-before the step.
+ours; the largest micro-batch of each is printed. On a GPU it is the most that was allocated there; on a CPU the most memory
+the process ever held, libraries and weights included, and beside it what it held before the step.
 """
 
 import argparse
@@ -43,8 +42,9 @@ def measure_one(given: argparse.Namespace) -> dict[str, int]:
         at_once = given.tokens if given.only == OURS else given.micro_batch
         stepper = Stepper(given.only, model, step, at_once, folder, given.activation_checkpointing)
         before = torch.cuda.memory_allocated() if torch.cuda.is_available() else _resident()
-        stepper()
-    return {"before": before, "peak": peak_memory()}
+        batches = stepper.batches()
+    places = max(batch["input_ids"].numel() for batch in batches)
+    return {"before": before, "peak": peak_memory(), "micro-batches": len(batches), "tokens at once": places}
 
 
 def _resident() -> int:
@@ -62,10 +62,12 @@ def measure(given: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             found[kind].append(_in_a_process(kind, arguments))
     peaks = {kind: max(run["peak"] for run in runs) for kind, runs in found.items()}
     ratios = {kind: peaks[kind] / peaks[OURS] for kind in KINDS if kind != OURS}
-    rows = [
-        [kind, runs[0]["before"] / 2**20, peaks[kind] / 2**20, ratios.get(kind, "-")] for kind, runs in found.items()
-    ]
-    print_table("Memory of a training step", ["model", "before it, MiB", "peak, MiB", "/ ours"], rows)
+    rows = []
+    for kind, (run, *_) in found.items():
+        row = [kind, str(run["micro-batches"]), str(run["tokens at once"]), run["before"] / 2**20]
+        rows.append([*row, peaks[kind] / 2**20, ratios.get(kind, "-")])
+    columns = ["model", "micro-batches", "tokens at once", "before it, MiB", "peak, MiB", "/ ours"]
+    print_table("Memory of a training step", columns, rows)
     results = {"bytes": found, "ratios": ratios}
     record(given, shape, results)
     return results
@@ -82,7 +84,7 @@ def _in_a_process(kind: str, arguments: list[str]) -> dict[str, int]:
 
 def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/peak_memory.json", repeats=1)
-    parser.add_argument("--questions", type=positive, default=16, help="per optimizer step (default: %(default)s)")
+    parser.add_argument("--questions", type=positive, default=64, help="per optimizer step (default: %(default)s)")
     parser.add_argument(
         "--micro-batch", type=positive, default=8, help="a peer's questions at once (default: %(default)s)"
     )

@@ -13,6 +13,7 @@ import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def loader_of(folder: Path, questions: int, tokens: int, workers: int, seed: int
     """As `AudioSFTTrainer` makes it."""
     examples, sizes = load_training_data([DataSource(str(folder))])
     clips = questions_per_clip(examples, sizes)
-    sampler = MixtureSampler(sizes, [1.0], seed, clips, None, questions, questions)
+    sampler = MixtureSampler(sizes, [1.0], seed, clips, None, step_size=DEVICES * questions, batch_size=questions)
     processor = Falcon3AudioProcessor.from_backbones(WhisperFeatureExtractor(), str(TOKENIZER))
     collate = partial(AudioChatCollator(processor, questions_per_row=None).micro_batches, tokens=tokens)
     return DataLoader(
@@ -76,7 +77,7 @@ def loader_of(folder: Path, questions: int, tokens: int, workers: int, seed: int
     )
 
 
-def run(loader: DataLoader, steps: int, busy: float) -> list[tuple[float, float, float]]:
+def run(loader: Iterable[Any], steps: int, busy: float) -> list[tuple[float, float, float]]:
     """(asked, got, done) of each step, in seconds from the first."""
     epochs = itertools.chain.from_iterable(loader for _ in itertools.count())
     times = []
@@ -136,7 +137,7 @@ def plot(times: list[tuple[float, float, float]], path: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = options(__doc__ or "", "runs/benchmarks/step_timeline.json", repeats=40)
+    parser = options(__doc__ or "", "runs/benchmarks/step_timeline.json", repeats=40, size=False)
     parser.add_argument("--card", choices=estimate.CARDS, default="h100")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare data (default: %(default)s)")
     parser.add_argument("--show", type=int, default=12, help="steps to print (default: %(default)s)")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import rescale_adapter_scale
 from tiny import tone
 from transformers import pipeline
 
@@ -116,6 +117,8 @@ def test_other_weights_are_other_embeddings(model, features):
     with adapted.disable_adapter():
         assert not torch.allclose(with_adapter, check_fresh())
     torch.testing.assert_close(check_fresh(), with_adapter)
+    with rescale_adapter_scale(adapted, 0.25):
+        assert not torch.allclose(with_adapter, check_fresh())
 
 
 def test_the_pipeline_encodes_a_clip_once_for_all_questions_and_turns(checkpoint, monkeypatch):

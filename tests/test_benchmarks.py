@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # Benchmarks are run from a clone; they are no part of the package.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import clips, encoder, measure, peak_memory, shapes, training_step
+from benchmarks import clips, encoder, measure, peak_memory, shapes, step_timeline, training_step
 from benchmarks.batches import MASKS, PaddingCollator, Step, our_collator, prompts
 from benchmarks.clips import Question
 from benchmarks.flops import StepFlops, visible_pairs
@@ -177,14 +178,14 @@ def test_prompts_end_where_the_answers_begin(shape):
 
 def test_runs_take_turns_and_ratios_are_of_a_turn():
     order: list[str] = []
-    times = {OURS: iter([9.0, 1.0, 4.0, 2.0]), QWEN: iter([9.0, 3.0, 8.0, 10.0])}
+    times = {OURS: iter([9.0, 1.0, 4.0, 2.0]), QWEN: iter([9.0, 3.0, 8.0, 10.0])}  # the first is warm-up
 
     def run(kind):
         order.append(kind)
         return next(times[kind])
 
     found = measure.compare(measure.alternate({kind: lambda kind=kind: run(kind) for kind in times}, repeats=3))
-    assert order == [OURS, QWEN] * 4
+    assert order == [OURS, QWEN, OURS, QWEN, QWEN, OURS, OURS, QWEN]
     assert found["median seconds"] == {OURS: 2.0, QWEN: 8.0}
     assert found["ratios"] == {QWEN: 3.0}  # of 3, 2 and 5
 
@@ -196,6 +197,7 @@ SCRIPTS = {
     "questions_per_clip": ["--seconds", "1"],
     "data_loader": ["--questions", "6"],
     "peak_memory": ["--questions", "2", "--micro-batch", "2"],
+    "step_timeline": ["--workers", "0"],
 }
 
 
@@ -206,17 +208,39 @@ def test_each_script_runs(name, tmp_path, monkeypatch, capsys):
     here = lambda kind, given: peak_memory.measure_one(peak_memory.parser().parse_args([*given, "--only", kind]))  # noqa: E731
     monkeypatch.setattr(peak_memory, "_in_a_process", here)
     output, plot = tmp_path / "new" / "out.json", tmp_path / "plot.png"
-    more = ["--plot", str(plot)] if name == "encoder" else []
+    plots = name in ("encoder", "step_timeline")
+    more = ["--plot", str(plot)] if plots else []
     assert script.main([*SCRIPTS[name], *more, "--repeats", "1", "--output", str(output)]) == 0
     written = json.loads(output.read_text())
     assert written["machine"]["cores"] >= 1 and written["versions"]["torch"] and written["options"]["repeats"] == 1
-    if name != "data_loader":
+    if name not in ("data_loader", "step_timeline"):
         assert written["dtype"] == "float32" and written["shape"]["audio"]["hidden_size"] == 32
     assert "nan" not in output.read_text().lower()
     printed = capsys.readouterr().out
-    assert FLAMINGO in printed and str(output) in printed
-    assert plot.exists() == (name == "encoder")
+    assert str(output) in printed and (FLAMINGO in printed or name == "step_timeline")
+    assert plot.exists() == plots
     assert [path.name for path in output.parent.iterdir()] == ["out.json"]
+
+
+def test_the_share_of_waiting_is_that_of_the_time_line(monkeypatch):
+    """A loader that takes 3 s and a device that takes 1 s for a step, by a clock of the test's own."""
+    clock = [0.0]
+
+    def pass_by(seconds):
+        clock[0] += seconds
+
+    def batches():
+        for _ in range(100):
+            pass_by(3)
+            yield None
+
+    fake = SimpleNamespace(perf_counter=lambda: clock[0], sleep=pass_by)
+    monkeypatch.setattr(step_timeline, "time", fake)
+    assert step_timeline.run(batches(), steps=2, busy=1.0) == [(0, 3, 4), (4, 7, 8)]
+    # The 1B recipe's first line says 45 minutes for a step of 256 questions on eight cards.
+    seconds, questions, tokens = step_timeline.device_seconds("1b", "h100")
+    assert seconds == pytest.approx(45 * 60 / (10_764_230 / 256), rel=0.02)
+    assert (questions, tokens) == (32, 8192)
 
 
 def test_no_turns_are_an_error(capsys):

@@ -257,6 +257,10 @@ def test_it_is_not_used_with_beams_that_the_model_sets(caching, plain, monkeypat
     assert "past_key_values" in caching.settings
 
 
+def test_prompts_without_a_mask(caching, plain):
+    ask(caching, plain, question(CLIPS["a"]), processor_kwargs={"return_attention_mask": False})
+
+
 def test_batches_do_without(caching, plain):
     clips, options = [CLIPS["a"], CLIPS["b"]], {"text": "What?", "sampling_rate": 16_000}
     for spied in (caching, plain):
@@ -337,6 +341,14 @@ def test_a_language_model_with_a_sliding_window(monkeypatch):
         chat = [*answers[0], *question(text="Why?")]
     assert made[0]._prompt_cache is None
     assert len(warnings) == 1 and "`prompt_cache_tokens=1000` has no effect" in warnings[0]
+
+
+def test_positions_that_depend_on_the_length():
+    """What a short prompt left is not what a longer one would have."""
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    for options, cropped in (({}, True), ({"rope_parameters": dynamic}, False)):
+        llm = make_llm(**options)
+        assert can_be_cropped(llm) is cropped
 
 
 def test_a_processor_that_does_not_fit_is_named(sensitive):
