@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 from transformers import AudioFlamingo3Processor, AutoTokenizer, Qwen2AudioProcessor, WhisperFeatureExtractor
-from transformers.utils import logging
 
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
 from falcon3_audio.training.arguments import DataSource
@@ -29,7 +28,7 @@ from falcon3_audio.training.sampler import MixtureSampler
 from falcon3_audio.training.shards import AUDIO, begin_set, encode_flac, finish_set, write_shard
 
 from .clips import FRAMES_PER_SECOND, Question, describe, open_asqa_step
-from .measure import alternate, compare, options, positive, print_table, record, seconds
+from .measure import alternate, compare, options, positive, print_table, record, run_script, seconds
 from .models import FLAMINGO, OURS, QWEN
 
 
@@ -132,18 +131,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            measure(given, Path(folder))
-    except (ValueError, OSError) as error:
-        print(f"data_loader: {error}", file=sys.stderr)
-        return 1
+            return run_script("data_loader", lambda: measure(given, Path(folder)))
     finally:
         torch.set_num_threads(threads)
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,13 +15,23 @@ from typing import Any
 
 import torch
 from transformers import AudioFlamingo3EncoderConfig, AutoModel, WhisperConfig, set_seed
-from transformers.utils import logging
 
 from falcon3_audio import Falcon3AudioEncoderConfig
 
 from .batches import WINDOW
 from .clips import FRAMES_PER_SECOND
-from .measure import alternate, compare, device, dtype_of, options, print_shape, print_table, record, seconds
+from .measure import (
+    alternate,
+    compare,
+    device,
+    dtype_of,
+    options,
+    print_shape,
+    print_table,
+    record,
+    run_script,
+    seconds,
+)
 from .models import FLAMINGO, OURS
 from .shapes import Shape, shape_of
 
@@ -148,13 +158,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
-    try:
-        measure(given)
-    except (ValueError, OSError) as error:
-        print(f"encoder: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("encoder", lambda: measure(given))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,22 @@ import sys
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from .batches import Step, prompts
 from .clips import FRAMES_PER_SECOND, open_asqa_step
-from .measure import alternate, compare, device, dtype_of, options, positive, print_shape, print_table, record, seconds
+from .measure import (
+    alternate,
+    compare,
+    device,
+    dtype_of,
+    options,
+    positive,
+    print_shape,
+    print_table,
+    record,
+    run_script,
+    seconds,
+)
 from .models import KINDS, OURS, build
 from .shapes import shape_of
 
@@ -85,13 +96,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
-    try:
-        measure(given)
-    except (ValueError, OSError) as error:
-        print(f"generation: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("generation", lambda: measure(given))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from falcon3_audio.whole_files import write_json
 
@@ -50,6 +52,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 1")
     return int(text)
+
+
+def run_script(name: str, run: Callable[[], Any]) -> int:
+    """What a script's `main` does with its options read: errors of the user's are one line and the exit status 1."""
+    logging.set_verbosity_error()
+    try:
+        run()
+    except (ValueError, OSError) as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def device() -> str:

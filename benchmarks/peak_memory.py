@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from falcon3_audio.training.trainer import peak_memory
 
 from .batches import Step
 from .clips import open_asqa_step
-from .measure import device, dtype_of, options, positive, print_shape, print_table, record
+from .measure import device, dtype_of, options, positive, print_shape, print_table, record, run_script
 from .models import KINDS, OURS, build, with_lora
 from .shapes import shape_of
 from .training_step import Stepper
@@ -97,16 +96,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
-    try:
-        if given.only:
-            print(json.dumps(measure_one(given)))
-        else:
-            measure(given, arguments)
-    except (ValueError, OSError) as error:
-        print(f"peak_memory: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if given.only:
+        return run_script("peak_memory", lambda: print(json.dumps(measure_one(given))))
+    return run_script("peak_memory", lambda: measure(given, arguments))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from falcon3_audio.audio_cache_falcon3_audio import AudioCache, digests
 
 from .batches import Step, prompts
 from .clips import FRAMES_PER_SECOND, Question
 from .generation import answer, inputs_on_device
-from .measure import alternate, compare, device, dtype_of, options, print_shape, print_table, record, seconds
+from .measure import (
+    alternate,
+    compare,
+    device,
+    dtype_of,
+    options,
+    print_shape,
+    print_table,
+    record,
+    run_script,
+    seconds,
+)
 from .models import FLAMINGO, KINDS, OURS, QWEN, build
 from .shapes import shape_of
 
@@ -79,13 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
-    try:
-        measure(given)
-    except (ValueError, OSError) as error:
-        print(f"questions_per_clip: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("questions_per_clip", lambda: measure(given))
 
 
 if __name__ == "__main__":

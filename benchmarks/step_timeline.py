@@ -20,7 +20,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import WhisperFeatureExtractor
-from transformers.utils import logging
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 from falcon3_audio.training import estimate
@@ -38,7 +37,7 @@ from falcon3_audio.training.sampler import MixtureSampler
 
 from .clips import describe, open_asqa_step
 from .data_loader import TOKENIZER, write_set
-from .measure import options, print_table, record
+from .measure import options, print_table, record, run_script
 
 
 RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"
@@ -147,14 +146,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(given, Path(folder))
-    except (ValueError, OSError) as error:
-        print(f"step_timeline: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return run_script("step_timeline", lambda: measure(given, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
 from falcon3_audio.training.arguments import AudioSFTConfig
@@ -40,6 +39,7 @@ from .measure import (
     print_shape,
     print_table,
     record,
+    run_script,
 )
 from .models import FLAMINGO, KINDS, OURS, QWEN, build, tokenizer, with_lora
 from .shapes import Shape, real_shape, shape_of
@@ -245,14 +245,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(given, folder)
-    except (ValueError, OSError) as error:
-        print(f"training_step: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return run_script("training_step", lambda: measure(given, folder))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
     return command + options.engine_options
 
 
-def vllm_environment(options: argparse.Namespace) -> dict[str, str]:
+def vllm_environment(options: argparse.Namespace, key: str | None = None) -> dict[str, str]:
     """What vLLM and the request limits read from the environment; what is set there already stays."""
     processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(options.model)
     limits = Limits(options.max_body_mib, options.max_requests, options.timeout)
@@ -60,14 +60,14 @@ def vllm_environment(options: argparse.Namespace) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
     }
     environment = defaults | dict(os.environ) | limits.as_environment()
-    if options.api_key_env:
-        environment["VLLM_API_KEY"] = _key(options)
+    if key:
+        environment["VLLM_API_KEY"] = key
     return environment
 
 
-def _key(options: argparse.Namespace) -> str:
-    key = os.environ.get(options.api_key_env)
-    if not key:
+def _key(options: argparse.Namespace) -> str | None:
+    key = os.environ.get(options.api_key_env) if options.api_key_env else None
+    if options.api_key_env and not key:
         raise ValueError(f"--api-key-env names the variable {options.api_key_env}, which is not set.")
     return key
 
@@ -76,17 +76,18 @@ def serve(options: argparse.Namespace) -> int:
     """Does not return while the server runs. Errors: see `main`."""
     if options.host not in LOOPBACK and not options.api_key_env:
         print(f"falcon3-audio serve: anybody who reaches {options.host} may ask; see --api-key-env", file=sys.stderr)
+    key = _key(options)
     if options.engine == "transformers":
         from . import transformers_server
 
-        return transformers_server.run(options)
+        return transformers_server.run(options, key)
     if find_spec("vllm") is None:
         raise ValueError(
             "vLLM is not installed here. Install it, then this package beside it with `pip install --no-deps "
             "falcon3-audio`, since vLLM pins an older transformers; or use --engine transformers."
         )
     command = vllm_command(options)
-    environment = vllm_environment(options)
+    environment = vllm_environment(options, key)
     sys.stdout.flush()
     os.execve(command[0], command, environment)
 
@@ -123,6 +124,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.engine_options = arguments[len(ours) + 1 :]
     if options.engine_options and options.engine != "vllm":
         parser.error(f"{options.engine_options[0]} does nothing: options after -- are for --engine vllm")
+    if not 0 <= options.port < 2**16:
+        parser.error(f"--port must be between 0 and {2**16 - 1}, got {options.port}")
     if options.max_audios < 1:
         parser.error(f"--max-audios must be 1 or more, got {options.max_audios}")
     return options

@@ -10,7 +10,6 @@ does not wait.
 
 import argparse
 import logging
-import os
 import signal
 import threading
 import time
@@ -166,16 +165,13 @@ def load(model: str) -> AudioTextToTextPipeline:
     return pipe
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, key: str | None) -> int:
     """
-    Serves until SIGTERM or SIGINT; `options` are those of serve.py.
+    Serves until SIGTERM or SIGINT; `options` are those of serve.py, and `key` is what clients must show, if anything.
 
     Returns 1 where the device failed. Raises a `ValueError` or `OSError` where it cannot begin.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    key = os.environ.get(options.api_key_env) if options.api_key_env else None
-    if options.api_key_env and not key:
-        raise ValueError(f"--api-key-env names the variable {options.api_key_env}, which is not set.")
     given = vars(options) | {
         "served_model_name": options.served_model_name or options.model,
         "limits": Limits(options.max_body_mib, options.max_requests, options.timeout),
