@@ -3,8 +3,8 @@
     python -m benchmarks.questions_per_clip
 
 Answers have a few tokens, as labels and options do. Ours is what the pipeline does with a batch of questions: its cache of
-encoded clips (`AudioCache`, empty before each turn, keys made from the features), then one `generate`. A peer
-generates on a batch with the clip in every row. The language model reads the clip's tokens for every question in all of them.
+encoded clips (`AudioCache`, empty before each turn, keys made from the features), what the prompts have in common through the
+language model once (`begin_together`), then one `generate`. A peer generates on a batch with the clip in every row.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from falcon3_audio.audio_cache_falcon3_audio import AudioCache, digests
+from falcon3_audio.prompt_cache_falcon3_audio import begin_together, content_of
 
 from .batches import Step, prompts
 from .clips import FRAMES_PER_SECOND, Question
@@ -43,11 +44,16 @@ QUESTION, ANSWER = 26, 4  # tokens
 def ours(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
     """Answers to questions about clips, of which equal ones are encoded once."""
     audio = inputs["input_features"], inputs["input_features_mask"]
-    cache = AudioCache(model, CACHE_TOKENS)
+    cache, clips = AudioCache(model, CACHE_TOKENS), digests(*audio)
     with torch.inference_mode():
-        embeds = cache.embed(digests(*audio), *audio)
+        embeds = cache.embed(clips, *audio)
+        counts = model.count_audio_tokens(audio[1]).tolist()
     words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    return answer(model, words | {"audio_embeds": embeds}, tokens)
+    contents = [
+        content_of(ids[mask.bool()].tolist(), model.config.audio_token_id, [clip], [count])
+        for ids, mask, clip, count in zip(*words.values(), clips, counts)
+    ]
+    return answer(model, begin_together(model, words | {"audio_embeds": embeds}, contents), tokens)
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:

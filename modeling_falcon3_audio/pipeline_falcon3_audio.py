@@ -11,6 +11,7 @@ Any transformers model with an audio chat template can be used. Travels with eve
 
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
 from .audio_cache_falcon3_audio import AudioCache, digests
-from .prompt_cache_falcon3_audio import PromptCache, Token, can_be_cropped, content_of
+from .prompt_cache_falcon3_audio import PromptCache, Token, begin_together, can_be_cropped, content_of
 
 
 logger = logging.get_logger(__name__)
@@ -60,6 +61,13 @@ _ONE_SEQUENCE = {
     "force_words_ids": None,
     "token_healing": False,
 }
+# And those that look at the order of the prompt's tokens, where padding must not get in between.
+_ONE_ORDER = {
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,8 @@ class AudioTextToTextPipeline(Pipeline):
         # Beside a prompt cache a clip may be placed in part, which takes its embeddings, even where none are kept.
         reuses = own and max(audio_cache_tokens, prompt_cache_tokens) > 0
         self._audio_cache = AudioCache(self.model, audio_cache_tokens) if reuses else None
-        goes_on = own and prompt_cache_tokens > 0 and can_be_cropped(self.model)
+        self._begins_together = own and can_be_cropped(self.model)
+        goes_on = self._begins_together and prompt_cache_tokens > 0
         self._prompt_cache = PromptCache(self.model, prompt_cache_tokens) if goes_on else None
         if prompt_cache_tokens > 0 and not goes_on:
             logger.warning(
@@ -214,17 +223,26 @@ class AudioTextToTextPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs) -> dict[str, Any]:
         inputs, clips = model_inputs["inputs"], model_inputs["clips"]
+        several = len(inputs["input_ids"]) > 1
         prompts = self._prompt_cache
-        if prompts is not None and not self._is_one_sequence(inputs, generate_kwargs):
+        if prompts is not None and (several or not self._is_one_sequence(inputs, generate_kwargs)):
             prompts = None
-        content: list[Token] = []
+        together = (
+            several
+            and self._begins_together
+            and _are_usual(_ONE_SEQUENCE | _ONE_ORDER, self._settings(generate_kwargs))
+        )
+        # Without a cache of clips nobody knows which are equal.
+        together = together and "attention_mask" in inputs and (clips is not None or "input_features" not in inputs)
+        contents = self._contents(inputs, clips) if together or prompts is not None else []
         held = 0  # audio tokens
         if prompts is not None:
-            content = self._content(inputs, clips)
-            cache = generate_kwargs["past_key_values"] = prompts.take(content)
-            held = sum(isinstance(token, str) for token in content[: cache.get_seq_length()])
+            cache = generate_kwargs["past_key_values"] = prompts.take(contents[0])
+            held = sum(isinstance(token, str) for token in contents[0][: cache.get_seq_length()])
         if self._audio_cache is not None and clips is not None:
             self._embed_audio(self._audio_cache, inputs, clips, held)
+        if together:
+            inputs = begin_together(self.model, inputs, contents)
         given = self.model.generation_config
         limits = {"max_new_tokens", "max_length", "generation_config"}
         if not limits & generate_kwargs.keys() and given.max_new_tokens is None and given.max_length in (None, 20):
@@ -234,23 +252,27 @@ class AudioTextToTextPipeline(Pipeline):
         tokens = self.model.generate(**inputs, **generate_kwargs)
         tokens = getattr(tokens, "sequences", tokens)
         if prompts is not None:
-            prompts.put([*content, *tokens[0, len(content) :].tolist()], cache)
+            prompts.put([*contents[0], *tokens[0, len(contents[0]) :].tolist()], cache)
         return {"requests": model_inputs["requests"], "tokens": tokens[:, inputs["input_ids"].shape[1] :]}
 
-    def _is_one_sequence(self, inputs: dict[str, Any], generate_kwargs: dict[str, Any]) -> bool:
-        """Whether `generate` goes token by token through one prompt without padding, in an ordinary cache."""
+    def _settings(self, generate_kwargs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Where settings of `generate` come from, the first that has one first."""
         config = generate_kwargs.get("generation_config")
-        places = [generate_kwargs, {} if config is None else vars(config), vars(self.model.generation_config)]
-        for name, usual in _ONE_SEQUENCE.items():
-            given = next((place[name] for place in places if place.get(name) is not None), None)
-            if given is not None and given != usual:
-                return False
-        mask = inputs.get("attention_mask")
-        return len(inputs["input_ids"]) == 1 and (mask is None or bool(mask.all()))
+        return [generate_kwargs, {} if config is None else vars(config), vars(self.model.generation_config)]
 
-    def _content(self, inputs: dict[str, Any], clips: list[str] | None) -> list[Token]:
+    def _is_one_sequence(self, inputs: dict[str, Any], generate_kwargs: dict[str, Any]) -> bool:
+        """Whether `generate` goes token by token through each prompt, without padding, in an ordinary cache."""
+        mask = inputs.get("attention_mask")
+        return _are_usual(_ONE_SEQUENCE, self._settings(generate_kwargs)) and (mask is None or bool(mask.all()))
+
+    def _contents(self, inputs: dict[str, Any], clips: list[str] | None) -> list[list[Token]]:
+        """Each prompt by content."""
         counts = [] if clips is None else self.model.count_audio_tokens(inputs["input_features_mask"]).tolist()
-        return content_of(inputs["input_ids"][0].tolist(), self.model.config.audio_token_id, clips or [], counts)
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        content = content_of(ids[mask].tolist(), self.model.config.audio_token_id, clips or [], counts)
+        lengths = mask.sum(-1).tolist()
+        return [content[end - length : end] for end, length in zip(accumulate(lengths), lengths)]
 
     def _embed_audio(self, cache: AudioCache, inputs: dict[str, Any], clips: list[str], held: int):
         """Puts `audio_embeds` in the place of features, without the first `held` tokens, which are in a cache."""
@@ -293,6 +315,15 @@ class AudioTextToTextPipeline(Pipeline):
 
 def _is_chat(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], dict) and "role" in value[0]
+
+
+def _are_usual(usual: dict[str, Any], places: list[dict[str, Any]]) -> bool:
+    """Whether what the first place says that says anything is, for each setting, the usual."""
+    for name, value in usual.items():
+        given = next((place[name] for place in places if place.get(name) is not None), None)
+        if given is not None and given != value:
+            return False
+    return True
 
 
 def _is_many(value: Any) -> bool:

@@ -1,11 +1,14 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Goes on with a chat from the keys and values of its earlier turns, so that a turn computes only what is new.
+"""Goes on with a chat from the keys and values of its earlier turns, so that a turn computes only what is new; and computes
+what the prompts of a batch have in common, such as their clip, once.
 
 Kept is what the language model computed for the chats answered last, by content: token ids, with the digest of its clip
 in the place of each audio token, so that two clips of equal length are told apart. The least recently used chats go
 first when there are too many tokens. Other weights make other states: the cache empties itself when weights or adapters
 were changed. Travels with every saved checkpoint.
 """
+
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -15,6 +18,8 @@ from .audio_cache_falcon3_audio import fingerprint
 
 # A token id, or the digest of the clip that an audio token stands for.
 Token = int | str
+# Tokens that prompts of a batch have to have in common: for fewer, a forward of their own does not pay.
+WORTH_SHARING = 32
 
 
 class PromptCache:
@@ -106,8 +111,56 @@ def content_of(input_ids: list[int], audio_token: int, clips: list[str], counts:
     return [next(names, "") if token == audio_token else token for token in input_ids]
 
 
+@torch.no_grad()
+def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: list[list[Token]]) -> dict[str, Any]:
+    """
+    Inputs of `generate` for prompts that begin alike: with a cache that holds their common beginning, computed once.
+
+    Args:
+        model: whose cache can be cropped, see `can_be_cropped`.
+        inputs: `input_ids` and `attention_mask` of shape `(prompts, tokens)`, padded on the left, and, where there is
+            audio, `audio_embeds` of shape `(audio tokens, hidden_size)`.
+        contents: each prompt by content.
+
+    Returns:
+        Inputs of the same shape, with `past_key_values`; padding lies behind the common beginning. Those that were given
+        where too little is shared.
+    """
+    length = min(min(_shared_length(contents[0], other), len(other) - 1) for other in contents)
+    if len(contents) == 1 or length < WORTH_SHARING:
+        return inputs
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    beginning = ids[0][mask[0]][:length]
+    held = sum(isinstance(token, str) for token in contents[0][:length])
+    audio: dict[str, Any] = {}
+    if "audio_embeds" in inputs:
+        counts = [sum(isinstance(token, str) for token in content) for content in contents]
+        by_prompt = inputs["audio_embeds"].split(counts)
+        audio = {"audio_embeds": by_prompt[0][:held]} if held else {}
+        if sum(counts) > held * len(counts):
+            inputs = inputs | {"audio_embeds": torch.cat([part[held:] for part in by_prompt])}
+        else:
+            inputs = {name: value for name, value in inputs.items() if name != "audio_embeds"}
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    model(input_ids=beginning[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **audio)
+    cache.batch_repeat_interleave(len(contents))
+    # Each prompt's beginning moves to the left, and its padding behind it.
+    rest, rest_mask = ids.clone(), mask.clone()
+    rest[:, :length] = beginning
+    rest_mask[:, :length] = True
+    for row, content in enumerate(contents):
+        padding = ids.shape[1] - len(content)
+        rest[row, length : length + padding] = ids[row, :padding]
+        rest_mask[row, length : length + padding] = False
+    return inputs | {
+        "input_ids": rest,
+        "attention_mask": rest_mask.to(inputs["attention_mask"].dtype),
+        "past_key_values": cache,
+    }
+
+
 def _shared_length(first: list[Token], second: list[Token]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
-__all__ = ["PromptCache", "can_be_cropped", "content_of"]
+__all__ = ["PromptCache", "begin_together", "can_be_cropped", "content_of"]
