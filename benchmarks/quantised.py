@@ -4,7 +4,7 @@
     python -m benchmarks.quantised CHECKPOINT --data test.json --only float32 "bitsandbytes 8 bit"
 
 Needs bitsandbytes and torchao (`pip install -e ".[quantised]"`). Only the language model's layers are quantised, the rest is
-bfloat16 (see serving/quantised.py). For each precision: bytes of the weights per tower as they lie in memory, scales
+bfloat16 (`FULL_PRECISION_MODULES`). For each precision: bytes of the weights per tower as they lie in memory, scales
 included; right answers of `pipeline()`, greedy, word by word as in training/demo.py; how many replies differ from those in
 float32; and the mean loss of the tokens of the right answers, which moves before answers do. Speed is not in it.
 """
@@ -28,12 +28,12 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from falcon3_audio import FULL_PRECISION_MODULES
 from falcon3_audio.evaluation.load_mmau import load_mmau
 from falcon3_audio.evaluation.local_model import model_digest
 from falcon3_audio.evaluation.prompts import PROMPTS
 from falcon3_audio.evaluation.questions import Question
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
-from falcon3_audio.serving.quantised import FULL_PRECISION_MODULES
 from falcon3_audio.training.demo import MAX_ANSWER_TOKENS, is_right
 
 from .measure import print_table, record

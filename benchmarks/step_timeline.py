@@ -42,7 +42,6 @@ from .measure import options, print_table, record, run_script
 
 RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"
 DEVICES = 8
-QUESTIONS = 512  # in the set; steps beyond them read it again
 WARM_UP = 4  # steps while the workers start
 
 
@@ -92,7 +91,7 @@ def run(loader: Iterable[Any], steps: int, busy: float) -> list[tuple[float, flo
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     busy, questions, tokens = device_seconds(given.preset, given.card)
-    asked = open_asqa_step(QUESTIONS, given.seed)
+    asked = open_asqa_step(questions * (WARM_UP + given.repeats + 1), given.seed)  # one epoch has all steps
     print("  ".join(f"{name}: {value:.3g}" for name, value in describe(asked).items()))
     write_set(folder / "set", asked, given.seed)
     times = run(loader_of(folder / "set", questions, tokens, given.workers, given.seed), given.repeats, busy)

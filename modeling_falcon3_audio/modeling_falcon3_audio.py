@@ -38,6 +38,11 @@ LORA_TARGET_MODULES = {
 }
 
 
+# What stays as it is in a model of 8 or 4 bits (`llm_int8_skip_modules`, `modules_to_not_convert`). Whole paths: transformers
+# matches from the start, and passes over shorter names in silence.
+FULL_PRECISION_MODULES = ["model.audio_tower", "model.multi_modal_projector", "lm_head"]
+
+
 def _holds_a_prompt(cache: Cache | None) -> bool:
     # The length of a cache is no constant for the compiler; compiled code continues prompts, it does not begin them.
     return cache is not None and (torch.compiler.is_compiling() or int(cache.get_seq_length()) > 0)
@@ -495,6 +500,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
 
 
 __all__ = [
+    "FULL_PRECISION_MODULES",
     "LORA_TARGET_MODULES",
     "Falcon3AudioForConditionalGeneration",
     "Falcon3AudioModel",

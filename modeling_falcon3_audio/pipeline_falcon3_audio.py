@@ -309,6 +309,9 @@ class AudioTextToTextPipeline(Pipeline):
 
     def save_pretrained(self, save_directory, **kwargs):
         """Model and processor with their code: a folder that `pipeline` loads again."""
+        # transformers gives the tokenizer what was meant for the model, and could not write it down.
+        for name in ("dtype", "quantization_config"):
+            self.processor.tokenizer.init_kwargs.pop(name, None)
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 

@@ -18,7 +18,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioEncoderConfig
-from .modeling_falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioForConditionalGeneration, Falcon3AudioModel
+from .modeling_falcon3_audio import (
+    FULL_PRECISION_MODULES,
+    LORA_TARGET_MODULES,
+    Falcon3AudioForConditionalGeneration,
+    Falcon3AudioModel,
+)
 from .modeling_falcon3_audio_encoder import Falcon3AudioEncoder
 from .pipeline_falcon3_audio import AudioTextToTextPipeline
 from .processing import Falcon3AudioProcessor
@@ -49,6 +54,7 @@ Falcon3AudioForConditionalGeneration.register_for_auto_class("AutoModelForMultim
 Falcon3AudioProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
+    "FULL_PRECISION_MODULES",
     "LORA_TARGET_MODULES",
     "PRESETS",
     "AudioTextToTextPipeline",

@@ -428,6 +428,12 @@ def test_saving_and_loading(pipe, files, tmp_path):
     assert loaded(files["a"], text="What?", do_sample=False)[0]["generated_text"] == about(pipe, "a")
 
 
+def test_saving_what_was_loaded_with_options(folder, tmp_path):
+    made = pipeline("audio-text-to-text", model=folder, dtype=torch.bfloat16)
+    made.save_pretrained(tmp_path)
+    assert AutoModelForMultimodalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
+
+
 def test_from_objects(folder, pipe, files):
     model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     made = pipeline("audio-text-to-text", model=model, processor=processor, batch_size=2)

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from falcon3_audio import LORA_TARGET_MODULES
+from falcon3_audio import FULL_PRECISION_MODULES, LORA_TARGET_MODULES
 from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
@@ -33,8 +33,6 @@ from .run_folder import BASE
 
 TOWERS = ("audio_tower", "language_model")
 PROJECTOR = "multi_modal_projector"
-# What is not quantised. The names are full paths: shorter ones would be passed over in silence.
-FULL_PRECISION = ["model.audio_tower", "model.multi_modal_projector", "lm_head"]
 # PEFT `target_modules` by tower and choice.
 LORA_PATTERNS = {
     "audio_tower": {
@@ -70,7 +68,7 @@ def load_model(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=arguments.dtype if arguments.dtype != "auto" else "bfloat16",
-            llm_int8_skip_modules=FULL_PRECISION,
+            llm_int8_skip_modules=FULL_PRECISION_MODULES,
         )
     try:
         model = AutoModelForMultimodalLM.from_pretrained(

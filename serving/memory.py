@@ -1,0 +1,106 @@
+"""How much memory a checkpoint takes to serve, computed from its shapes: weights by precision, and keys and values.
+
+    python -m falcon3_audio.serving.memory [MODEL|PRESET ...]
+
+Nothing is measured or downloaded but a config. In 8 and 4 bits are the linear layers of the language model; encoder,
+projector, embedding and output head are bfloat16 (`FULL_PRECISION_MODULES`). Keys and values are bfloat16, of all layers.
+Left out are activations and what an engine takes for itself (libraries, captured graphs): vLLM measures both when it
+starts, and makes what is left of its share (`--gpu-memory-utilization`) room for keys and values.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
+from falcon3_audio.model_cards.card import GIB, NF4_BITS
+from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
+from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND, WINDOW_SECONDS
+
+from .request_limits import MIB
+
+
+BYTES = 2  # of a number in bfloat16
+BYTES_OF_SCALE = 4  # in 8 bits: a float32 for each row of a matrix
+
+
+@dataclass(frozen=True)
+class Memory:
+    """
+    Attributes:
+        weights: bytes by precision.
+        cache: bytes of keys and values for each token.
+        tokens: of a request with a clip of 30 s and `DEFAULT_MAX_NEW_TOKENS` of text (question and answer).
+    """
+
+    weights: dict[str, float]
+    cache: int
+    tokens: int
+
+
+def compute_memory(config: Falcon3AudioConfig) -> Memory:
+    """From the shapes alone; no weights are made."""
+    with torch.device("meta"):
+        model = Falcon3AudioForConditionalGeneration(config)
+    layers = [part.weight for part in model.model.language_model.modules() if isinstance(part, nn.Linear)]
+    quantised = sum(weight.numel() for weight in layers)
+    rest = BYTES * (sum(weight.numel() for weight in model.parameters()) - quantised)
+    text = config.text_config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Memory(
+        {
+            "bfloat16": rest + BYTES * quantised,
+            "8 bits": rest + quantised + BYTES_OF_SCALE * sum(weight.shape[0] for weight in layers),
+            "4 bits (NF4)": rest + NF4_BITS / 8 * quantised,
+        },
+        BYTES * 2 * text.num_hidden_layers * heads * head_size,
+        WINDOW_SECONDS * POSITIONS_PER_SECOND // config.pooling_window + DEFAULT_MAX_NEW_TOKENS,
+    )
+
+
+def load_config(name: str) -> Falcon3AudioConfig:
+    """Of a preset, or of a checkpoint in a folder or on the Hub. Raises a `ValueError` or `OSError` for anything else."""
+    if name in PRESETS:
+        return Falcon3AudioConfig.from_preset(name)
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, Falcon3AudioConfig):
+        raise ValueError(
+            f"{name} is a model of type {config.model_type!r}; expected a checkpoint of Falcon3-Audio, or one of "
+            f"{', '.join(PRESETS)}."
+        )
+    return config
+
+
+def make_table(models: dict[str, Memory]) -> str:
+    """A row of Markdown for each model."""
+    precisions = next(iter(models.values())).weights
+    head = ["", *(f"weights, {name}" for name in precisions), "cache, 1,000 tokens", "cache, a request of 30 s"]
+    rows = [head, ["---"] * len(head)]
+    for name, memory in models.items():
+        weights = [f"{size / GIB:.2f} GiB" for size in memory.weights.values()]
+        cache = [f"{tokens * memory.cache / MIB:.0f} MiB" for tokens in (1000, memory.tokens)]
+        rows.append([name, *weights, *cache])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="*", default=list(PRESETS), help="checkpoint or preset (default: all presets)"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        print(make_table({name: compute_memory(load_config(name)) for name in given.models}))
+    except (ValueError, OSError) as error:
+        print(f"memory: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
