@@ -76,17 +76,21 @@ def loader_of(folder: Path, questions: int, tokens: int, workers: int, seed: int
 
 
 def run(loader: Iterable[Any], steps: int, busy: float) -> list[tuple[float, float, float]]:
-    """(asked, got, done) of each step, in seconds from the first."""
+    """
+    (free, begun, done) of each step, in seconds: when the device had nothing more to do, got its batch, and was done with
+    it. Like a GPU it goes on computing while the process asks for the next batch.
+    """
     epochs = itertools.chain.from_iterable(loader for _ in itertools.count())
     times = []
+    free = time.perf_counter()
     for _ in range(WARM_UP + steps):
-        asked = time.perf_counter()
         next(epochs)
-        got = time.perf_counter()
-        time.sleep(busy)
-        times.append((asked, got, time.perf_counter()))
+        time.sleep(max(0.0, free - time.perf_counter()))
+        begun = time.perf_counter()
+        times.append((free, begun, begun + busy))
+        free = begun + busy
     begin = times[WARM_UP][0]
-    return [(asked - begin, got - begin, done - begin) for asked, got, done in times[WARM_UP:]]
+    return [(free - begin, begun - begin, done - begin) for free, begun, done in times[WARM_UP:]]
 
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -96,17 +100,17 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_set(folder / "set", asked, given.seed)
     times = run(loader_of(folder / "set", questions, tokens, given.workers, given.seed), given.repeats, busy)
     alone = run(loader_of(folder / "set", questions, tokens, 1, given.seed), given.repeats, 0.0)
-    waited = sum(got - asked for asked, got, _ in times)
+    waited = sum(begun - free for free, begun, _ in times)
     rate = len(alone) * questions / alone[-1][2]
     results: dict[str, Any] = {
         "device seconds per step (estimated)": busy,
         "questions per step": questions,
-        "steps": [{"asked": asked, "got": got, "done": done} for asked, got, done in times],
+        "steps": [{"free": free, "begun": begun, "done": done} for free, begun, done in times],
         "share of waiting": waited / times[-1][2],
         "questions per second and worker": rate,
         "workers per device that suffice": questions / busy / rate,
     }
-    rows = [[str(n), got - asked, done - got] for n, (asked, got, done) in enumerate(times[: given.show])]
+    rows = [[str(n), begun - free, done - begun] for n, (free, begun, done) in enumerate(times[: given.show])]
     print_table("Steps: the device waits, and is busy (seconds)", ["step", "waits", "busy"], rows)
     summary = [[name, value] for name, value in results.items() if isinstance(value, float)]
     print_table(f"{given.preset} on {given.card}, {given.workers} workers", ["", ""], summary)
@@ -123,8 +127,8 @@ def plot(times: list[tuple[float, float, float]], path: Path) -> None:
     axes = figure.subplots()
     for row, (name, color, spans) in enumerate(
         [
-            ("busy", "tab:green", [(got, done - got) for _, got, done in times]),
-            ("waits", "tab:red", [(asked, got - asked) for asked, got, _ in times]),
+            ("busy", "tab:green", [(begun, done - begun) for _, begun, done in times]),
+            ("waits", "tab:red", [(free, begun - free) for free, begun, _ in times]),
         ]
     ):
         axes.broken_barh(spans, (row - 0.4, 0.8), color=color, edgecolor="white", label=name)

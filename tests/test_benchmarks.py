@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # Benchmarks are run from a clone; they are no part of the package.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import clips, encoder, measure, peak_memory, shapes, step_timeline, training_step
+from benchmarks import clips, encoder, measure, peak_memory, shapes, step_timeline, summary, training_step
 from benchmarks.batches import MASKS, PaddingCollator, Step, our_collator, prompts
 from benchmarks.clips import Question
 from benchmarks.flops import StepFlops, visible_pairs
@@ -223,7 +223,7 @@ def test_each_script_runs(name, tmp_path, monkeypatch, capsys):
 
 
 def test_the_share_of_waiting_is_that_of_the_time_line(monkeypatch):
-    """A loader that takes 3 s and a device that takes 1 s for a step, by a clock of the test's own."""
+    """A loader that takes 3 s for a batch, and devices that take 1 s or 4 s for a step, by a clock of the test's own."""
     clock = [0.0]
 
     def pass_by(seconds):
@@ -236,7 +236,8 @@ def test_the_share_of_waiting_is_that_of_the_time_line(monkeypatch):
 
     fake = SimpleNamespace(perf_counter=lambda: clock[0], sleep=pass_by)
     monkeypatch.setattr(step_timeline, "time", fake)
-    assert step_timeline.run(batches(), steps=2, busy=1.0) == [(0, 3, 4), (4, 7, 8)]
+    assert step_timeline.run(batches(), steps=2, busy=1.0) == [(0, 2, 3), (3, 5, 6)]
+    assert step_timeline.run(batches(), steps=2, busy=4.0) == [(0, 0, 4), (4, 4, 8)]
     # The 1B recipe's first line says 45 minutes for a step of 256 questions on eight cards.
     seconds, questions, tokens = step_timeline.device_seconds("1b", "h100")
     assert seconds == pytest.approx(45 * 60 / (10_764_230 / 256), rel=0.02)
@@ -254,3 +255,8 @@ def test_clips_of_30_seconds_share_nothing(shape):
     assert {question.frames for question in step} == {3000} and len({question.clip for question in step}) == 3
     batch = our_collator(Step(step, shape))(list(Step(step, shape).dataset()))
     assert batch["input_features"].shape == (3, 80, 3000) and "segment_ids" not in batch
+
+
+def test_the_readme_shows_what_is_on_record():
+    shown = (summary.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert summary.as_markdown(summary.rows()) in shown
