@@ -61,7 +61,9 @@ def main(versions: list[str]) -> int:
                 [python, "-I", script, *map(str, arguments)], capture_output=True, text=True, cwd=folder
             )
             rounds = [json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-            good = len(rounds) == 2 and all(result["tokens"] == expected for result in rounds)
+            good = len(rounds) == 2 and all(
+                result["tokens"] == expected and result["alone"] == result["together"] for result in rounds
+            )
             print(f"transformers {version}: {'same tokens, loaded and saved again' if good else 'FAILED'}")
             if not good:
                 print(run.stderr[-4000:], rounds, expected, sep="\n")

@@ -34,7 +34,17 @@ def ask(folder: str, clip: np.ndarray, rate: int):
     tokens = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
     pipe = pipeline("audio-text-to-text", model=folder, prompt_cache_tokens=1000, **TRUST)
     said = pipe(clip, text=QUESTION, sampling_rate=rate, **GREEDY)[0]["generated_text"]
-    print("RESULT", json.dumps({"classes": names, "tokens": tokens.tolist(), "said": said}))
+    # What prompts have in common is computed once for a batch; the answers stay those of each alone.
+    texts = [QUESTION, "Why is that?", QUESTION]
+    alone, together = (
+        [
+            records[0]["generated_text"]
+            for records in pipe(clip, text=texts, sampling_rate=rate, batch_size=n, **GREEDY)
+        ]
+        for n in (1, 3)
+    )
+    result = {"classes": names, "tokens": tokens.tolist(), "said": said, "alone": alone, "together": together}
+    print("RESULT", json.dumps(result))
     return model, processor
 
 
