@@ -30,9 +30,10 @@ check: setup
 test-compat: setup
 	$(BIN)/python tests/compat.py 5.16.0 5.23.0
 
-# vLLM in an environment of its own (4 GB in .cache/vllm), asked all that a server may be asked.
+# vLLM in an environment of its own (4 GB in .cache/vllm), asked all that a server may be asked; quantised models with torchao.
 test-serving: setup
-	TEST_SERVING=1 $(BIN)/pytest tests/test_vllm.py
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target .cache/torchao --upgrade torchao
+	PYTHONPATH=.cache/torchao TEST_SERVING=1 $(BIN)/pytest tests/test_vllm.py tests/test_quantised.py
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info

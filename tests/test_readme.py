@@ -74,6 +74,9 @@ def test_training_on_ones_own_sounds(backbone_folders, tmp_path, monkeypatch):
     here += ["--per_device_train_batch_size", "1", "--global_batch_size", "1", "--dataloader_num_workers", "0"]
     assert main([*train, *here]) == 0
     assert main(merge) == 0
+    Path("questions.jsonl").write_text(JSONL[1])
+    assert load_training_data([DataSource("questions.jsonl")])[1] == [2]
+    assert main([*train, "--train_data", "questions.jsonl", "--output_dir", "runs/questions", *here]) == 0
     assert (tmp_path / merge[-1] / "config.json").exists()
 
 
