@@ -81,7 +81,8 @@ class AudioTextToTextPipeline(Pipeline):
     """
     See `__call__`. Generation parameters (`max_new_tokens`, `streamer`, ...) go to `pipeline(...)` or to the call.
 
-    Falcon3-Audio encodes a clip once for all questions and turns about it, also across calls. `audio_cache_tokens` is
+    What the prompts of a batch begin with in common goes through Falcon3-Audio once; a `logits_processor` then finds
+    padding behind it. A clip is encoded once for all questions and turns about it, also across calls. `audio_cache_tokens` is
     how many audio tokens are kept for that (15,000, which is 10 minutes of sound; 0: none). Other models encode every prompt.
 
     With `prompt_cache_tokens=4096` the language model's keys and values of the chats answered last are kept as well, up

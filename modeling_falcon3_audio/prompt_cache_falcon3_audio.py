@@ -124,17 +124,19 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
 
     Returns:
         Inputs of the same shape, with `past_key_values`; padding lies behind the common beginning. Those that were given
-        where too little is shared.
+        where too little is shared, where padding is on the right, and where audio and prompts do not match, which the
+        model says better.
     """
     length = min(min(_shared_length(contents[0], other), len(other) - 1) for other in contents)
-    if len(contents) == 1 or length < WORTH_SHARING:
-        return inputs
+    counts = [sum(isinstance(token, str) for token in content) for content in contents]
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    matches = sum(counts) == len(inputs.get("audio_embeds", ()))
+    if len(contents) == 1 or length < WORTH_SHARING or not matches or not mask[:, -1].all():
+        return inputs
     beginning = ids[0][mask[0]][:length]
     held = sum(isinstance(token, str) for token in contents[0][:length])
     audio: dict[str, Any] = {}
     if "audio_embeds" in inputs:
-        counts = [sum(isinstance(token, str) for token in content) for content in contents]
         by_prompt = inputs["audio_embeds"].split(counts)
         audio = {"audio_embeds": by_prompt[0][:held]} if held else {}
         if sum(counts) > held * len(counts):

@@ -98,4 +98,14 @@ def test_where_nothing_is_shared(pipe, prefills, chats, options):
 
 def test_without_a_cache_of_clips_nobody_knows_which_are_equal(sensitive, pipe):
     without = pipeline("audio-text-to-text", model=sensitive, audio_cache_tokens=0, **ANSWER)
-    assert ask(without, about("a"), batch_size=4) == ask(pipe, about("a"), batch_size=4)
+    chats = [question(CLIPS[name]) for name in "ab"]  # the same words and as many tokens
+    answers = ask(pipe, chats, batch_size=1)
+    assert ask(without, chats, batch_size=2) == answers and answers[0] != answers[1]
+
+
+def test_a_processor_that_does_not_fit_is_named(sensitive):
+    """By the model's own words, as for one prompt alone."""
+    pipe = pipeline("audio-text-to-text", model=sensitive, **ANSWER)
+    pipe.processor.pooling_window = 4
+    with pytest.raises(ValueError, match="The prompts hold .* audio tokens .* but the audio gives"):
+        ask(pipe, about("long"), batch_size=4)
