@@ -48,6 +48,10 @@ MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz
 MAX_FLOAT_PEAK = 100.0
 # libsndfile's number of frames for a file that does not say, or beyond anything real.
 UNKNOWN_FRAMES = 2**40
+# kbit/s by index, of MPEG-1 and of MPEG-2 layer III.
+MP3_KBITS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+MP3_KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+MP3_TOLERANCE = 10 * 1152  # encoders' delay and padding are cut off, and a frame for the header
 DOWNLOAD_TIMEOUT = 30.0  # seconds
 _FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS", b"ID3")
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
@@ -180,7 +184,34 @@ def _decode(data: bytes, name: str, path: str | None = None) -> tuple[np.ndarray
         return _decode_with_torchcodec(path, name, error), SAMPLING_RATE
     if known and len(samples) < promised:
         raise ValueError(f"{name} is truncated: it announces {promised} samples and holds {len(samples)}.")
+    # Of an mp3 without a header libsndfile guesses the length by its first frame, and reads no further.
+    held = _count_mp3_samples(data)
+    if len(samples) < held - MP3_TOLERANCE:
+        raise ValueError(
+            f"{name} is an mp3 that does not say how long it is: only {len(samples) / rate:.1f} of about {held / rate:.1f} s "
+            "could be read. Convert it (ffmpeg -i in.mp3 out.flac)."
+        )
     return samples, rate
+
+
+def _count_mp3_samples(data: bytes) -> int:
+    """Samples per channel in the frames of an mp3 file, by their headers (ISO 11172-3, 13818-3); 0 for other files."""
+    position = 0
+    if data[:3] == b"ID3":
+        position = 10 + sum((byte & 127) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0)))
+    samples = 0
+    while position + 4 <= len(data):
+        header = int.from_bytes(data[position : position + 4], "big")
+        version, bits, rate = header >> 19 & 3, header >> 12 & 15, header >> 10 & 3
+        # A frame of layer III; the version 1 and the rate 3 are reserved, and of free bit rates no length is known.
+        if header >> 21 != 0x7FF or header >> 17 & 3 != 1 or version == 1 or rate == 3 or not 0 < bits < 15:
+            break
+        first = version == 3
+        kbits = (MP3_KBITS if first else MP3_KBITS_2)[bits - 1]
+        hertz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]  # MPEG-1, 2 and 2.5
+        samples += 1152 if first else 576
+        position += (144_000 if first else 72_000) * kbits // hertz + (header >> 9 & 1)
+    return samples
 
 
 def _read_to_the_end(file) -> np.ndarray:

@@ -358,3 +358,16 @@ def test_flac_that_does_not_say_how_long_it_is():
     data[22:26] = bytes(4)
     with pytest.raises(ValueError, match="cannot be decoded.*install torchcodec"):
         load_audio(bytes(data))
+
+
+@pytest.mark.parametrize("rate", [44_100, 24_000, 16_000, 8_000])
+def test_mp3_that_does_not_say_how_long_it_is(rate):
+    """Without its first frame, which has the length of a file of changing bit rate, libsndfile hears half of this one."""
+    file = io.BytesIO()
+    soundfile.write(file, tone(10.0, rate=rate), rate, format="MP3", bitrate_mode="VARIABLE")
+    data = file.getvalue()
+    assert len(load_audio(data)) == pytest.approx(160_000, abs=1) and b"Xing" in data[:200]
+    tag = b"ID3\x04\0\0" + bytes((0, 0, 2, 5)) + bytes(2 * 128 + 5)  # its size in 7 bits a byte
+    for cut in (data[data.find(data[:2], 4) :], tag + data[data.find(data[:2], 4) :]):
+        with pytest.raises(ValueError, match=r"only [2-5]\.\d of about 10\.\d s could be read. Convert it"):
+            load_audio(cut)
