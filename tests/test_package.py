@@ -34,7 +34,7 @@ def test_the_wheel_holds_one_top_level_name(tmp_path):
         for path in (ROOT / folder).rglob("*")
         if path.is_file()
     ]
-    rest += (ROOT / "demo").glob("*.py")
+    rest += [*(ROOT / "demo").glob("*.py"), *(ROOT / "serving").glob("*.py"), *(ROOT / "serving").glob("*.patch")]
     rest = {str(path.relative_to(ROOT)) for path in rest if "__pycache__" not in path.parts}
     assert {f"falcon3_audio/{name}" for name in rest} <= set(names)
 

@@ -118,7 +118,7 @@ def test_the_head_sees_nothing_but_what_is_learned(finished_run):
     finally:
         hook.remove()
     assert seen == [(1, int((labels != -100).sum()))] and labels.numel() > 2 * seen[0][1]
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
