@@ -28,12 +28,7 @@ def test_the_wheel_holds_one_top_level_name(tmp_path):
     recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "training" / "recipes").rglob("*.yaml")}
     assert {f"falcon3_audio/{name}" for name in modules | recipes} <= set(names)
     assert not any(name.endswith(".safetensors") for name in names)
-    rest = [
-        path
-        for folder in ("evaluation", "model_cards", "serving")
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file()
-    ]
+    rest = [path for folder in ("evaluation", "model_cards") for path in (ROOT / folder).rglob("*") if path.is_file()]
     rest += [*(ROOT / "demo").glob("*.py"), *(ROOT / "serving").glob("*.py"), *(ROOT / "serving").glob("*.patch")]
     rest = {str(path.relative_to(ROOT)) for path in rest if "__pycache__" not in path.parts}
     assert {f"falcon3_audio/{name}" for name in rest} <= set(names)
