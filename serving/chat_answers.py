@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from .chat_requests import ChatReader, ChatRequest
-from .generation_queue import Part, Step
+from .generation_queue import INCOMPLETE, Part, Step
 
 
 class ChatAnswer:
@@ -51,7 +51,9 @@ class ChatAnswer:
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._reader.token(token)
         name = f"token_id:{token}" if self._request.token_ids else text
-        return {"token": name, "logprob": logprob, "bytes": list(text.encode())}
+        # Of a part of a character, the text does not say which bytes it is.
+        known = None if INCOMPLETE in text else list(text.encode())
+        return {"token": name, "logprob": logprob, "bytes": known}
 
     def _usage(self, tokens: int) -> dict[str, int]:
         prompt = self._request.prompt_tokens

@@ -30,7 +30,9 @@ from .request_audio import AudioReader, RefusedRequest
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # A chat template goes through the chat once more for each message.
 MAX_MESSAGES = 512
+MAX_PARTS = 2048  # of all messages
 MAX_STOPS = 4
+MAX_STOP_LENGTH = 200  # characters, which are looked for after every token
 MAX_TOP_LOGPROBS = 20
 TRANSCRIBE = "Transcribe the speech."
 READ = {
@@ -164,7 +166,18 @@ class ChatReader:
         if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
             got = len(messages) if isinstance(messages, list) else type(messages).__name__
             raise RefusedRequest(f"messages must be a list of 1 to {MAX_MESSAGES} messages, got {got}.", "messages")
+        contents = [message.get("content") for message in messages if isinstance(message, dict)]
+        parts = sum(len(content) for content in contents if isinstance(content, list))
+        if parts > MAX_PARTS:
+            raise RefusedRequest(f"The messages can have {MAX_PARTS} parts, got {parts}.", "messages")
         read = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        # Making a prompt of long texts and tokenizing it would take minutes.
+        length = sum(map(len, _texts(read)))
+        if length > self._context * self._longest_token:
+            raise RefusedRequest(
+                f"The texts have {length} characters; the model's context of {self._context} tokens holds fewer.",
+                "messages",
+            )
         if read[-1]["role"] != "user":
             raise RefusedRequest(f"The last message must be the user's, got one of {read[-1]['role']!r}.", "messages")
         items = list(_audio_items(read))
@@ -181,12 +194,6 @@ class ChatReader:
         # What templates say of roles, and the processor of a placeholder in a text.
         except (ValueError, jinja2.TemplateError) as error:
             raise RefusedRequest(f"The chat cannot be made a prompt: {error}", "messages") from error
-        # Tokenizing all of a long text would take minutes.
-        if len(prompt) > self._context * self._longest_token:
-            raise RefusedRequest(
-                f"The prompt has {len(prompt)} characters; the model's context of {self._context} tokens holds fewer.",
-                "messages",
-            )
         with self._tokenizing:
             written = len(self._processor.tokenizer.encode(prompt, add_special_tokens=False))
         lengths = [len(item["audio"]) for item in _audio_items(messages)]
@@ -304,6 +311,12 @@ def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield from (item for item in message["content"] if item["type"] == "audio")
 
 
+def _texts(messages: list[dict[str, Any]]) -> Iterator[str]:
+    for message in messages:
+        content = message["content"]
+        yield from [content] if isinstance(content, str) else (item["text"] for item in content if "text" in item)
+
+
 def _flag(body: dict[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
@@ -324,8 +337,11 @@ def _number(body: dict[str, Any], name: str, low: float, high: float, default: A
 
 def _stops(stop: Any) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
-    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise RefusedRequest(f"stop must be up to {MAX_STOPS} texts that are not empty, got {stop!r:.100}.", "stop")
+    texts = isinstance(stops, list) and all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in stops)
+    if not texts or len(stops) > MAX_STOPS:
+        raise RefusedRequest(
+            f"stop must be up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters, got {stop!r:.100}.", "stop"
+        )
     return tuple(stops)
 
 

@@ -3,7 +3,8 @@
 A batch is one call of `pipeline("audio-text-to-text")`, with its left padding and its cache of encoded clips. Every row
 has its own sampling, seed, length and stop strings: `generate` decodes greedily, and two hooks of it do the rest. One draws
 a row's token before the likeliest is taken, the other hands out each token and says which rows have ended, be it that
-their client has gone. A batch runs to its end before the next one starts. If it fails, its requests are tried one by one.
+their client has gone. A batch runs to its end before the next one starts. If it fails, requests of which nothing
+was handed out are tried one by one.
 """
 
 import logging
@@ -77,7 +78,7 @@ class Part:
 
 
 class GenerationFailed(Exception):
-    """The model raised an error; the log has it."""
+    """The model raised an error, which the log has, or made no whole answer."""
 
 
 @dataclass(eq=False)
@@ -155,19 +156,25 @@ class GenerationQueue:
 
     def _answer(self, batch: list[Generation]) -> None:
         rows = [_Row(generation, self._pipe.tokenizer, self._ends) for generation in batch]
+        why, retry = "The model ended before its answer did.", False
         try:
             self._generate(rows)
         except Exception as error:  # whatever a model may raise for a prompt, or for so many
             logger.exception("A batch of %d failed", len(batch))
             if isinstance(error, DEVICE_ERRORS):
                 self.broken.set()
-            left = [row for row in rows if not row.finished]
-            again = [row.generation for row in left if len(batch) > 1 and not row.tokens and not self.broken.is_set()]
-            for row in left:
-                if row.generation not in again:
-                    row.generation.parts.put(GenerationFailed(f"The model failed: {type(error).__name__}."))
-            for generation in again:
-                self._answer([generation])
+            why, retry = f"The model failed: {type(error).__name__}.", len(batch) > 1 and not self.broken.is_set()
+        # After the `except`: the error's traceback holds the memory of the batch.
+        again = []
+        for row in rows:
+            if row.finished or row.generation.cancelled.is_set():
+                continue
+            if retry and not row.handed_out:
+                again.append(row.generation)
+            else:
+                row.generation.parts.put(GenerationFailed(why))
+        for generation in again:
+            self._answer([generation])
 
     def _generate(self, rows: "list[_Row]") -> None:
         if self.broken.is_set():
@@ -179,6 +186,10 @@ class GenerationQueue:
             do_sample=False,
             num_beams=1,
             num_return_sequences=1,
+            # What a checkpoint may say, and what would end answers or make several tokens in a step.
+            max_time=None,
+            stop_strings=None,
+            prompt_lookup_num_tokens=None,
             logits_processor=[_Draw(rows)],
             stopping_criteria=[_HandOut(rows)],
         )
@@ -193,7 +204,7 @@ class _Row:
         self._sampling = generation.sampling
         self._steps: list[Step] = []
         self._logprobs: torch.Tensor | None = None
-        self._handed_out = 0  # characters
+        self.handed_out = 0  # characters
         self._random = torch.Generator()
         if self._sampling.seed is None:
             self._random.seed()
@@ -234,9 +245,9 @@ class _Row:
             text, reason = text[: min(stops)], "stop"
         elif reason is None:
             text = _settled(text, self._sampling.stop)
-        added = text[self._handed_out :]
+        added = text[self.handed_out :]
         if reason or (added and self.generation.stream):
-            self._handed_out += len(added)
+            self.handed_out += len(added)
             self.generation.parts.put(Part(added, len(self.tokens), self._steps, reason))
             self._steps = []
         self.finished = reason is not None
@@ -245,7 +256,7 @@ class _Row:
 def _settled(text: str, stops: tuple[str, ...]) -> str:
     """The text without an end that the next tokens may change, or make a stop string."""
     text = text.rstrip(INCOMPLETE)
-    begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    begun = (n for stop in stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
     return text[: len(text) - max(begun, default=0)]
 
 

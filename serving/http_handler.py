@@ -1,8 +1,9 @@
 """HTTP of the transformers engine, on the standard library: a thread per connection reads, checks and answers.
 
-Requests that are refused are read to their end all the same: a client that is cut off while it sends sees a broken
-connection, and not why. While an answer is made, the connection is looked at: a client that has gone stops its generation.
-The limits are those of request_limits.py, which does the same for ASGI servers.
+Requests that are refused are read all the same, up to twice the largest body: a client that is cut off while it sends
+sees a broken connection, and not why. Web pages of other sites are refused. While an answer is made, the connection is
+looked at: a client that has gone stops its generation. The limits are those of request_limits.py, which does the same for
+ASGI servers.
 """
 
 import hmac
@@ -12,7 +13,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,7 +24,7 @@ from .chat_answers import ChatAnswer
 from .chat_requests import ChatRequest
 from .generation_queue import Generation, GenerationFailed, Part
 from .request_audio import RefusedRequest
-from .request_limits import MIB
+from .request_limits import LOOPBACK, MIB
 
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ CHAT, TRANSCRIPTION = "/v1/chat/completions", "/v1/audio/transcriptions"
 IDLE = 60.0  # seconds that a connection may wait for its next request, and a write for the client
 LOOK = 0.1  # seconds between two looks whether a client is still there
 BLOCK = 2**16  # bytes read at once
+LENGTH_DIGITS = 18  # of a Content-Length
 CLIENT_GONE = 499  # is counted, and never sent
 
 
@@ -61,7 +65,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, owner = urlsplit(self.path).path, self.server.owner
+        # A body is not read, and must not be taken for the next request.
+        self.close_connection |= "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
         try:
+            self._check_site()
             if path == "/health":
                 broken = owner.queue.broken.is_set()
                 self._send_json(503 if broken else 200, {"status": "the device failed" if broken else "ok"})
@@ -102,11 +109,17 @@ class Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         readers = {CHAT: owner.reader.chat, TRANSCRIPTION: owner.reader.transcription}
         length = self._content_length()
+        most = int(owner.settings.limits.max_body_mib * MIB)
         try:
+            self._check_site()
             self._check_key()
             if path not in readers:
                 raise RefusedRequest(f"There is no POST {path[:200]} here.", status=404)
-            if length > owner.settings.limits.max_body_mib * MIB:
+            # Browsers let web pages send some other types to any server without asking it first.
+            if path == CHAT and self.headers.get_content_type() != "application/json":
+                kind = self.headers.get("Content-Type", "none")
+                raise RefusedRequest(f"Expected Content-Type: application/json, got {kind[:100]}.", status=415)
+            if length > most:
                 limit = f"{owner.settings.limits.max_body_mib:g} MiB"
                 raise RefusedRequest(
                     f"The body has {length} bytes, more than this server's limit, {limit}.", status=413
@@ -114,8 +127,10 @@ class Handler(BaseHTTPRequestHandler):
             owner.begin()
         except RefusedRequest:
             # A client that is cut off while it sends sees a broken connection, and not why.
-            for _ in self._body(length):
-                pass
+            self.close_connection |= length > 2 * most
+            with suppress(RefusedRequest):  # that it took too long
+                for _ in self._body(min(length, 2 * most)):
+                    pass
             raise
         try:
             request = readers[path](b"".join(self._body(length)), self.headers.get("Content-Type", ""))
@@ -171,6 +186,19 @@ class Handler(BaseHTTPRequestHandler):
             raise TimeoutError
         return left
 
+    def _check_site(self) -> None:
+        """Refuses requests of other sites' web pages."""
+        settings, host = self.server.owner.settings, self.headers.get("Host", "").lower()
+        origin = self.headers.get("Origin")
+        if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+            raise RefusedRequest("Web pages of other sites may not ask this server.", status=403)
+        # A page's own name may lead to this machine as well (DNS rebinding).
+        if settings.key is None and settings.host in LOOPBACK and host and not _is_address(host):
+            raise RefusedRequest(
+                f"Without an API key, ask this server as localhost or by its address, not as {host[:100]!r}.",
+                status=403,
+            )
+
     def _check_key(self) -> None:
         key = self.server.owner.settings.key
         shown = self.headers.get("Authorization", "")
@@ -178,10 +206,12 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedRequest("This server wants its API key: Authorization: Bearer KEY.", status=401)
 
     def _content_length(self) -> int:
-        length = self.headers.get("Content-Length", "")
-        if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit()):
+        lengths = self.headers.get_all("Content-Length", [])
+        length = lengths[0] if len(lengths) == 1 else ""
+        number = length.isascii() and length.isdigit() and len(length) <= LENGTH_DIGITS
+        if "Transfer-Encoding" in self.headers or not number:
             self.close_connection = True
-            raise RefusedRequest("The body must come whole, with its Content-Length.", status=411)
+            raise RefusedRequest("The body must come whole, with one Content-Length.", status=411)
         return int(length)
 
     def _body(self, length: int) -> Iterator[bytes]:
@@ -208,6 +238,8 @@ class Handler(BaseHTTPRequestHandler):
         self._write("".join(f"data: {event}\n\n" for event in events).encode())
 
     def _refuse(self, refused: RefusedRequest) -> None:
+        # After an error of this server, nobody knows how much of the body was read.
+        self.close_connection |= refused.status == 500
         error = {
             "message": str(refused),
             "type": type(refused).__name__,
@@ -256,6 +288,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         logger.debug(format, *arguments)
+
+
+def _is_address(host: str) -> bool:
+    """Whether a `Host` header, with or without a port, holds `localhost` or an IP address."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 __all__ = ["HttpServer"]

@@ -5,9 +5,12 @@ Nothing is fetched except from hosts that the operator named, and redirects are 
 """
 
 import base64
+import http.client
 import io
+import math
 import os
 import threading
+import time
 import urllib.request
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -21,7 +24,9 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import UNKNOWN_FRAMES
 
 # Samples of all channels for each second of the longest audio: 96 kHz in stereo.
 MAX_VALUES_PER_SECOND = 192_000
-FETCH_TIMEOUT = 20.0  # seconds
+FETCH_TIMEOUT = 20.0  # seconds, for all of a file and for each wait
+BLOCK = 2**16  # bytes read at once
+MAX_DECODING = 4  # files at once: decoding takes memory, many times a file's size
 
 
 class RefusedRequest(Exception):
@@ -43,15 +48,16 @@ class AudioReader:
     Threads may share it.
 
     Args:
-        max_seconds: of all clips of a request.
+        max_seconds: of a clip.
         hosts: from which audio may be fetched.
         max_bytes: of a file that is fetched.
+        max_total: seconds of all clips of a request.
     """
 
-    def __init__(self, max_seconds: float, hosts: tuple[str, ...], max_bytes: int):
-        self.max_seconds, self._hosts, self._max_bytes = max_seconds, hosts, max_bytes
-        # Decoding takes memory, many times a file's size.
-        self._decoding = threading.BoundedSemaphore(os.cpu_count() or 1)
+    def __init__(self, max_seconds: float, hosts: tuple[str, ...], max_bytes: int, max_total: float = math.inf):
+        self.max_seconds, self._max_bytes, self._max_total = max_seconds, max_bytes, max_total
+        self._hosts = [host.lower() for host in hosts]
+        self._decoding = threading.BoundedSemaphore(min(MAX_DECODING, os.cpu_count() or 1))
 
     def read_all(self, sources: list[str | bytes], param: str) -> list[np.ndarray]:
         """
@@ -86,13 +92,27 @@ class AudioReader:
                 f"{name}: this server fetches nothing from {str(parts.hostname)[:60]!r}. Send the file in a data: URL."
             )
         try:
-            with _WITHOUT_REDIRECTS.open(url, timeout=FETCH_TIMEOUT) as answer:
-                data = answer.read(self._max_bytes + 1)
-        except OSError as error:
+            file = self._fetch(url)
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise ValueError(f"{name}: {url[:100]!r} could not be read: {error}") from error
-        if len(data) > self._max_bytes:
+        if len(file) > self._max_bytes:
             raise ValueError(f"{name}: {url[:100]!r} has more than {self._max_bytes} bytes, this server's limit.")
-        return data
+        return file
+
+    def _fetch(self, url: str) -> bytes:
+        """All of a file, or more than is allowed."""
+        data, deadline = bytearray(), time.monotonic() + FETCH_TIMEOUT
+        with _WITHOUT_REDIRECTS.open(url, timeout=FETCH_TIMEOUT) as answer:
+            while len(data) <= self._max_bytes:
+                block = answer.read1(BLOCK)
+                if not block:
+                    if len(data) < int(answer.headers.get("Content-Length", 0)):
+                        raise OSError(f"it ended after {len(data)} bytes of {answer.headers['Content-Length']}")
+                    break
+                data += block
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"it took more than {FETCH_TIMEOUT:g} s")
+        return bytes(data)
 
     def _check_length(self, data: bytes, name: str, before: float) -> None:
         try:
@@ -102,10 +122,13 @@ class AudioReader:
             return  # `load_audio` says what is wrong with it
         if frames >= UNKNOWN_FRAMES:
             raise ValueError(f"The header of {name} does not say how long it is: write it to a file, not to a pipe.")
-        if before + frames / rate > self.max_seconds:
-            rest = f", after {before:.1f} s before it" if before else ""
+        seconds = frames / rate
+        if seconds > self.max_seconds:
+            raise ValueError(f"{name} is {seconds:.1f} s long; a clip can have {self.max_seconds:g} s.")
+        if before + seconds > self._max_total:
             raise ValueError(
-                f"{name} is {frames / rate:.1f} s long{rest}; a request can have {self.max_seconds:g} s of audio."
+                f"{name} is {seconds:.1f} s long, after {before:.1f} s before it; the model's context holds "
+                f"{self._max_total:g} s of audio."
             )
         most = self.max_seconds * MAX_VALUES_PER_SECOND
         if frames * channels > most:

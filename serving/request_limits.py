@@ -1,11 +1,13 @@
 """Limits of a server that takes uploads, as ASGI middleware for any engine: body size, requests at once, seconds.
 
 A body is read whole before the engine sees the request: one that is too large, or does not arrive in time, costs the
-engine nothing. What is refused is answered in OpenAI's error format with 413, 429, 408 or 504. Requests without a body,
-such as /health and /metrics, have no limits. vLLM imports the class by name, so it reads its settings from the environment.
+engine nothing. What is refused is answered in OpenAI's error format with 401, 413, 429, 408 or 504. Requests without a
+body, such as /health and /metrics, have no limits. vLLM imports the class by name, so it reads its settings from the
+environment, and there the key of vLLM (`VLLM_API_KEY`): who does not show it is not read.
 """
 
 import asyncio
+import hmac
 import json
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -20,6 +22,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 PREFIX = "FALCON3_AUDIO_"
 MIB = 2**20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses of this machine alone
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,15 @@ class RequestLimits:
     def __init__(self, app: App, limits: Limits | None = None):
         self.app = app
         self.limits = limits or Limits.from_environment()
+        self._key = os.environ.get("VLLM_API_KEY")
         self._running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
+            return
+        if not self._knows_key(scope):
+            await _refuse(send, 401, "Unauthorized: this server wants its API key: Authorization: Bearer KEY.")
             return
         busy = self._running >= self.limits.max_requests
         self._running += not busy
@@ -75,6 +82,14 @@ class RequestLimits:
             pass
         finally:
             self._running -= not busy
+
+    def _knows_key(self, scope: MutableMapping[str, Any]) -> bool:
+        """Or needs none: as in vLLM, only /v1 does."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not self._key or not path.startswith("/v1"):
+            return True
+        scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._key.encode())
 
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, busy: bool) -> None:
         limits, body, begun = self.limits, None, False

@@ -19,10 +19,9 @@ from transformers import AutoConfig, AutoProcessor
 
 from falcon3_audio import Falcon3AudioProcessor
 
-from .request_limits import Limits
+from .request_limits import LOOPBACK, Limits
 
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Files are 3/4 of their base64 in a body.
 FILE_SHARE = 3 / 4
 # vLLM fetches from everywhere unless it has a list; nothing has a name that ends so, and errors show it.
@@ -124,6 +123,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.engine_options = arguments[len(ours) + 1 :]
     if options.engine_options and options.engine != "vllm":
         parser.error(f"{options.engine_options[0]} does nothing: options after -- are for --engine vllm")
+    if any(option.partition("=")[0] == "--api-key" for option in options.engine_options):
+        parser.error(
+            "--api-key is seen by others on this machine, and the limits know nothing of it: use --api-key-env"
+        )
     if not 0 <= options.port < 2**16:
         parser.error(f"--port must be between 0 and {2**16 - 1}, got {options.port}")
     if options.max_audios < 1:

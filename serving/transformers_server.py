@@ -21,6 +21,7 @@ from transformers import pipeline
 
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioProcessor
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
+from falcon3_audio.processing import SAMPLING_RATE
 
 from .chat_requests import ChatReader, ChatRequest
 from .generation_queue import GenerationQueue
@@ -71,7 +72,10 @@ class Server:
         self.settings, limits = settings, settings.limits
         processor, config = pipe.processor, pipe.model.config.get_text_config()
         max_bytes = int(limits.max_body_mib * MIB)
-        audio = AudioReader(processor.max_audio_seconds, settings.allowed_media_domains, max_bytes)
+        longest = processor.max_audio_seconds
+        counted = processor._get_num_multimodal_tokens(audio_lengths=[int(longest * SAMPLING_RATE)])
+        held = longest * config.max_position_embeddings / counted["num_audio_tokens"][0]  # seconds in a context
+        audio = AudioReader(longest, settings.allowed_media_domains, max_bytes, held)
         self.reader = ChatReader(
             settings.served_model_name,
             processor,

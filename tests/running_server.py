@@ -54,6 +54,17 @@ def openai_chat(chat: list[dict]) -> list[dict]:
     ]
 
 
+def post_head(*lines: str) -> bytes:
+    """Of a chat, for a socket."""
+    return "\r\n".join([f"POST {CHAT} HTTP/1.1", "Content-Type: application/json", *lines, "\r\n"]).encode()
+
+
+def answer_of(connection) -> http.client.HTTPResponse:
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer
+
+
 class Running(Server):
     """A server whose batches are recorded, and wait for `let`; `ask` is a client's request."""
 
@@ -71,6 +82,7 @@ class Running(Server):
             return tokens
 
         pipe.model.generate = recorded
+        self.generation_config = pipe.model.generation_config
         super().__init__(pipe, Settings("tiny", port=0, **settings))
         self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="a-key", max_retries=0)
 
@@ -89,6 +101,7 @@ class Running(Server):
 
     def post(self, body: bytes | dict, path: str = CHAT, connection=None, **headers) -> tuple[int, dict]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} | headers
         connection = connection or self.connection()
         connection.request("POST", path, data, headers)
         answer = connection.getresponse()

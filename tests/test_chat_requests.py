@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -11,8 +12,10 @@ import soundfile
 from running_server import QUESTION, audio, encoded, input_audio, openai_chat, user, wav
 
 from falcon3_audio.processing import load_audio
+from falcon3_audio.serving import request_audio
+from falcon3_audio.serving.chat_answers import ChatAnswer
 from falcon3_audio.serving.chat_requests import ChatReader, read_form
-from falcon3_audio.serving.generation_queue import Sampling
+from falcon3_audio.serving.generation_queue import Part, Sampling, Step
 from falcon3_audio.serving.request_audio import AudioReader, RefusedRequest
 
 
@@ -21,7 +24,7 @@ CONTEXT = 1000
 
 @pytest.fixture
 def reader(processor):
-    return ChatReader("tiny", processor, CONTEXT, 50, 3, AudioReader(30, (), 2**20))
+    return ChatReader("tiny", processor, CONTEXT, 50, 3, AudioReader(30, (), 2**20, CONTEXT / 25))
 
 
 def say(text, **fields) -> dict:
@@ -58,6 +61,26 @@ def test_what_holds_where_nothing_is_said(reader):
     assert read(reader, say("a", top_p=0.5)).sampling.temperature == 1
     length = read(reader, say("a" * 900)).prompt_tokens
     assert read(reader, say("a" * 975)).sampling.max_tokens == CONTEXT - length - 75
+
+
+def test_clips_may_together_be_longer_than_one(reader):
+    assert read(reader, {"messages": openai_chat([user(audio(20), audio(10.5))])}).audio_seconds == 30.5
+
+
+def test_long_texts_are_refused_before_a_prompt_is_made(reader, monkeypatch):
+    monkeypatch.setattr(reader._processor, "apply_chat_template", lambda *_, **__: pytest.fail("made a prompt"))
+    with pytest.raises(RefusedRequest, match="holds fewer"):
+        read(reader, say([{"type": "text", "text": "a" * 50_000}] * 2))
+
+
+def test_bytes_of_tokens(reader, processor):
+    """Three tokens of one byte each make one character; what each of them is, its text does not say."""
+    tokens = processor.tokenizer.encode("a世", add_special_tokens=False)
+    steps = [Step(token, -1.0, [(token, -1.0)]) for token in tokens]
+    answer = ChatAnswer("tiny", reader, read(reader, say("a", logprobs=True, top_logprobs=1)))
+    listed = answer.whole(Part("", len(tokens), steps, "stop"))["choices"][0]["logprobs"]["content"]
+    assert [step["bytes"] for step in listed] == [[97], None, None, None]
+    assert [step["top_logprobs"][0]["bytes"] for step in listed] == [[97], None, None, None]
 
 
 def test_data_urls(reader):
@@ -97,16 +120,19 @@ BAD = {
     "no tokens": (say("a", max_tokens=0), "max_tokens must be a whole number from 1"),
     "usage without a stream": (say("a", stream_options={"include_usage": True}), "for streams"),
     "top_p 0": (say("a", top_p=0), "top_p must be over 0"),
-    "an empty stop": (say("a", stop=[""]), "not empty"),
+    "an empty stop": (say("a", stop=[""]), "up to 4 texts of 1 to 200 characters"),
+    "a long stop": (say("a", stop=["ok", "a" * 201]), "up to 4 texts of 1 to 200 characters"),
     "top_logprobs alone": (say("a", top_logprobs=2), "needs logprobs"),
     "a long text": (say("a" * 1000), "tokens; the model's context holds 1000 in all"),
     "a very long text": (say("a" * 1_000_000), "context of 1000 tokens holds fewer"),
+    "long texts in parts": (say([{"type": "text", "text": "a" * 1000}] * 100), "The texts have 100000 characters"),
+    "many parts": (say([{"type": "text", "text": ""}] * 2049), "can have 2048 parts, got 2049"),
     "no base64": (say([{"type": "input_audio", "input_audio": "x"}]), "with a string"),
     "no bytes": (say([input_audio("")]), "Audio 1 of 1 is empty: 0 bytes"),
-    "over the limit": (say(openai_chat([user(audio(30.5))])[0]["content"]), "30.5 s long; a request can have 30 s"),
+    "over the limit": (say(openai_chat([user(audio(30.5))])[0]["content"]), "30.5 s long; a clip can have 30 s"),
     "together over it": (
-        {"messages": openai_chat([user(audio(20), audio(10.5))])},
-        "Audio 2 of 2 is 10.5 s long, after 20.0 s before it; a request can have 30 s",
+        {"messages": openai_chat([user(audio(25), audio(16))])},
+        "Audio 2 of 2 is 16.0 s long, after 25.0 s before it; the model's context holds 40 s of audio",
     ),
     "four audios": (say([input_audio("")] * 4), "A chat can have 3 audios, got 4"),
     "another machine": (url("http://169.254.169.254/latest"), "fetches nothing from '169.254.169.254'"),
@@ -142,7 +168,7 @@ def flac(samples: np.ndarray, rate: int) -> bytearray:
 def test_small_files_that_hold_much():
     reader = AudioReader(30, (), 2**20)
     silence = flac(np.zeros(31 * 8000, np.int16), 8000)
-    with pytest.raises(RefusedRequest, match="is 31.0 s long; a request can have 30 s"):
+    with pytest.raises(RefusedRequest, match="is 31.0 s long; a clip can have 30 s"):
         reader.read_all([encoded(silence).encode()], "messages")
     # STREAMINFO's number of samples: 0 is "unknown".
     silence[21] &= 0xF0
@@ -154,27 +180,57 @@ def test_small_files_that_hold_much():
         AudioReader(1, (), 2**20).read_all([encoded(channels).encode()], "messages")
 
 
+@pytest.mark.parametrize(("cores", "most"), [(64, 4), (2, 2), (None, 1)])
+def test_no_more_than_four_files_are_decoded_at_once(monkeypatch, cores, most):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    reader = AudioReader(30, (), 2**20)
+    assert sum(reader._decoding.acquire(blocking=False) for _ in range(9)) == most
+
+
 class Files(BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/noise":
+            self.wfile.write(b"no HTTP\r\n\r\n")
+            return
         self.send_response({"/moved": 302, "/gone": 404}.get(self.path, 200))
         self.send_header("Location", "/clip")
+        data = wav(0.5)
+        if self.path == "/short":
+            self.send_header("Content-Length", str(len(data) + 1))
         self.end_headers()
-        self.wfile.write(wav(0.5))
+        while self.path == "/slow" and not self.server.ended.wait(0.02):
+            self.wfile.write(b"a")
+            self.wfile.flush()
+        self.wfile.write(data)
 
     def log_message(self, *arguments):
         pass
 
 
-def test_named_hosts_are_fetched_from_without_redirects():
+def test_named_hosts_are_fetched_from_without_redirects(monkeypatch):
     with HTTPServer(("127.0.0.1", 0), Files) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
         reader = AudioReader(30, ("127.0.0.1",), 20_000)
         np.testing.assert_array_equal(reader.read_all([base + "/clip"], "messages")[0], load_audio(wav(0.5)))
-        refused = {"/moved": "302", "/gone": "404"}
-        for path, reason in refused.items():
-            with pytest.raises(RefusedRequest, match=f"could not be read: HTTP Error {reason}"):
-                reader.read_all([base + path], "messages")
+        upper = AudioReader(30, ("LocalHost",), 20_000)
+        assert upper.read_all([base.replace("127.0.0.1", "LOCALHOST") + "/clip"], "messages")
+        refused = {
+            base + "/moved": "HTTP Error 302",
+            base + "/gone": "HTTP Error 404",
+            base + "/noise": "no HTTP",
+            base + "/short": "it ended after 16044 bytes of 16045",
+            "http://127.0.0.1:abc/clip": "nonnumeric port",
+            base + "/a b": "control characters",
+        }
+        for address, reason in refused.items():
+            with pytest.raises(RefusedRequest, match=f"could not be read: .*{reason}"):
+                reader.read_all([address], "messages")
+        server.ended = threading.Event()
+        monkeypatch.setattr(request_audio, "FETCH_TIMEOUT", 0.2)
+        with pytest.raises(RefusedRequest, match="could not be read: it took more than 0.2 s"):
+            reader.read_all([base + "/slow"], "messages")
+        server.ended.set()
         with pytest.raises(RefusedRequest, match="more than 1000 bytes, this server's limit"):
             AudioReader(30, ("127.0.0.1",), 1000).read_all([base + "/clip"], "messages")
         with pytest.raises(RefusedRequest, match="fetches nothing from 'localhost'"):

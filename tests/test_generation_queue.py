@@ -1,6 +1,9 @@
 """Generation for many requests at once, with a model that says what it is told to."""
 
+import gc
+import logging
 import threading
+import weakref
 
 import pytest
 import torch
@@ -150,6 +153,91 @@ def test_a_batch_that_fails_is_tried_one_by_one():
     answers(pipe, *generations)
     assert [parts(generation)[0].text for generation in generations] == ["zero", "one", "two"]
     assert max(map(len, pipe.batches)) > 1
+
+
+@pytest.mark.parametrize("stop", [(), ("never",)])
+def test_whole_answers_begin_again_after_a_batch_that_failed_midway(stop):
+    pipe = ScriptedPipe()
+
+    def fail(number):
+        if len(pipe.batches[-1]) == 3 and number == 2:
+            raise MemoryError
+
+    pipe.step = fail
+    drawn = {"temperature": 20, "max_tokens": 20, "stop": stop}
+    alone = ask("one", seed=1, **drawn)
+    answers(ScriptedPipe(), alone)
+    whole, seeded, streamed = ask("zero", stop=stop), ask("one", seed=1, **drawn), ask("two", stream=True)
+    begin_together(pipe, whole, seeded, streamed)
+    assert parts(whole)[0].text == "zero" and parts(seeded)[0].text == parts(alone)[0].text
+    assert isinstance(parts(streamed)[-1], GenerationFailed)  # some of it was handed out
+    assert pipe.batches[1:] == [["zero", "one", "two"], ["zero"], ["one"]]
+
+
+def begin_together(pipe, *generations):
+    """As one batch, after another one."""
+    pipe.begin.clear()
+    queue = GenerationQueue(pipe, 9)
+    queue.submit(ask("first"))
+    while not pipe.batches:
+        pass
+    for generation in generations:
+        queue.submit(generation)
+    pipe.begin.set()
+    queue.close()
+
+
+def test_what_a_failed_batch_took_is_free_when_its_requests_begin_again(monkeypatch):
+    # Whoever records what is logged keeps the error.
+    monkeypatch.setattr(logging.getLogger("falcon3_audio.serving.generation_queue"), "propagate", False)
+    taken = []
+
+    class Greedy(ScriptedPipe):
+        def __call__(self, chats, **settings):
+            if len(chats) > 1:
+                memory = torch.zeros(1)
+                taken.append(weakref.ref(memory))
+                raise MemoryError
+            gc.collect()
+            alive.extend(reference() is not None for reference in taken)
+            super().__call__(chats, **settings)
+
+    pipe, alive, generations = Greedy(), [], [ask("zero"), ask("one")]
+    begin_together(pipe, *generations)
+    assert [parts(generation)[0].text for generation in generations] == ["zero", "one"]
+    assert taken and alive == [False, False]
+
+
+def test_answers_that_the_model_does_not_end_have_failed():
+    class Ending(ScriptedPipe):
+        def __call__(self, chats, stopping_criteria, **settings):
+            assert self.begin.wait(60)
+            stopping_criteria[0](torch.zeros((1, 1), dtype=torch.long), None)
+
+    generation = ask("a dog")
+    answers(Ending(), generation)
+    (failed,) = parts(generation)
+    assert isinstance(failed, GenerationFailed) and str(failed) == "The model ended before its answer did."
+
+
+def test_a_long_stop_string_is_compared_no_further_than_the_text(pipe):
+    generation = ask("a dog", stream=True, stop=(Long("a dog?"),))
+    answers(pipe, generation)
+    assert "".join(part.text for part in parts(generation)) == "a dog"
+    assert Long.longest <= len("a dog")
+
+
+class Long(str):
+    """Notes how much of it was asked for."""
+
+    longest = 0
+
+    def __len__(self):
+        return 10**6
+
+    def __getitem__(self, key):
+        Long.longest = max(Long.longest, key.stop)
+        return super().__getitem__(key)
 
 
 def test_what_fails_alone_fails_alone():

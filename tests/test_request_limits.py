@@ -1,13 +1,16 @@
-"""Limits of requests: driven message by message as a server would, and once by a real server."""
+"""Limits of requests: driven message by message as a server would, once by a real server; those of our own HTTP server."""
 
 import asyncio
 import http.client
 import json
 import threading
+from contextlib import suppress
 
 import pytest
 import uvicorn
+from running_server import Running, answer_of, post_head
 
+from falcon3_audio.serving.http_handler import CHAT
 from falcon3_audio.serving.request_limits import MIB, Limits, RequestLimits
 
 
@@ -46,9 +49,10 @@ class Echo:
 class Client:
     """One request: `parts` are its body's, `None` is where the client goes away; after them it waits."""
 
-    def __init__(self, *parts, length=None, method="POST", kind="http"):
+    def __init__(self, *parts, length=None, method="POST", kind="http", path="/v1/chat/completions", key=None):
         headers = [] if length is None else [(b"content-length", str(length).encode())]
-        self.scope = {"type": kind, "method": method, "headers": headers}
+        headers += [] if key is None else [(b"authorization", key)]
+        self.scope = {"type": kind, "method": method, "headers": headers, "path": path}
         self.messages = [
             {"type": "http.disconnect"}
             if part is None
@@ -131,6 +135,30 @@ def test_too_many_at_once_are_told_to_come_again():
         assert {task.status for task in await asyncio.gather(*first, health)} == {200}
         assert (await Client(b"z").ask(app)).status == 200
 
+    run(check())
+
+
+def test_who_does_not_show_the_key_is_not_read(monkeypatch):
+    async def check():
+        echo = Echo()
+        app = RequestLimits(echo, Limits(max_requests=1))
+        for key in (None, b"", b"a-key", b"Bearer a-ke", b"Basic a-key", b"Bearer \xff"):
+            client = Client(b"a", b"b", key=key)
+            await client.ask(app)
+            assert client.status == client.error["code"] == 401 and "API key" in client.error["message"]
+            assert len(client.messages) == 2 and echo.bodies == []
+        for client in (
+            Client(b"a", key=b"Bearer a-key"),
+            Client(b"a", key=b"bearer a-key"),
+            Client(b"a", path="/tokenize"),
+            Client(b"a", method="GET"),  # is vLLM's to refuse
+        ):
+            assert (await client.ask(app)).status == 200
+        below = Client(b"a", path="/models/v1/chat/completions")
+        below.scope["root_path"] = "/models"
+        assert (await below.ask(app)).status == 401
+
+    monkeypatch.setenv("VLLM_API_KEY", "a-key")
     run(check())
 
 
@@ -240,3 +268,88 @@ def test_a_client_that_sends_too_much_is_told_so_over_a_socket():
         connection.close()
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    with Running(checkpoint) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (["Transfer-Encoding: chunked"], 411),
+        (["Content-Length: -1"], 411),
+        (["a" * 70_000], 431),
+        (["Content-Length: " + "9" * 5000], 411),
+        (["Content-Length: 2", "Content-Length: 0"], 411),
+        (["Content-Length: 0", "Content-Length: 40"], 411),
+    ],
+)
+def test_what_is_no_request(server, head, status):
+    """What follows is not taken for the next request."""
+    with server.connect() as connection:
+        connection.sendall(post_head(*head) + SMUGGLED)
+        answer = answer_of(connection)
+        assert answer.status == status and json.load(answer)["error"]["code"] == status
+        assert_ended(connection)
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\n\r\n"
+
+
+def assert_ended(connection):
+    with suppress(ConnectionResetError):  # because of what was not read
+        assert connection.recv(4096) == b""
+
+
+@pytest.mark.parametrize("head", [f"Content-Length: {len(SMUGGLED)}", "Transfer-Encoding: chunked"])
+def test_a_body_of_a_get_is_no_request(server, head):
+    with server.connect() as connection:
+        connection.sendall(f"GET /health HTTP/1.1\r\n{head}\r\n\r\n".encode() + SMUGGLED)
+        answer = answer_of(connection)
+        assert answer.status == 200 and answer.read() == b'{"status": "ok"}'
+        assert_ended(connection)
+
+
+def test_connections_end_after_errors_of_the_server(server, monkeypatch):
+    monkeypatch.setattr(server.reader, "chat", lambda *arguments: 1 / 0)
+    with server.connect() as connection:
+        connection.sendall(post_head("Content-Length: 2") + b"{}" + SMUGGLED)
+        answer = answer_of(connection)
+        assert answer.status == 500 and "ZeroDivisionError" in answer.read().decode()
+        assert_ended(connection)
+
+
+@pytest.mark.parametrize("key", [None, "a-key"])
+def test_web_pages_of_others_are_refused(checkpoint, key):
+    with Running(checkpoint, key=key, limits=Limits(max_body_mib=1)) as server:
+        host = server.url.removeprefix("http://")
+        shown = {"Authorization": f"Bearer {key}"}
+        elsewhere = ["http://evil.example", "null", "http://localhost:1", f"http://evil.example/{host}"]
+        for origin in elsewhere:
+            for path in (CHAT, "/v1/audio/transcriptions"):
+                status, answer = server.post({}, path, Origin=origin, **shown)
+                assert status == 403 and "other sites" in answer["error"]["message"]
+        assert server.post({}, Origin=server.url, **shown)[0] == 400  # read, and found to be no chat
+        for kind in ("text/plain", ""):
+            status, answer = server.post({}, **{"Content-Type": kind}, **shown)
+            assert status == 415 and "application/json" in answer["error"]["message"]
+        assert server.post({}, **{"Content-Type": "application/json; charset=utf-8"}, **shown)[0] == 400
+        # A page's own name for this machine.
+        for name in ("evil.example:8000", "localhost.evil.example", "[::1"):
+            wanted = 403 if key is None else 400
+            assert server.post({}, Host=name, Origin=f"http://{name}", **shown)[0] == wanted
+            connection = server.connection()
+            connection.request("GET", "/health", headers={"Host": name})
+            assert connection.getresponse().status == (403 if key is None else 200)
+        for name in ("localhost", "LOCALHOST:8000", "127.0.0.1", "[::1]:8000", "192.168.0.2"):
+            assert server.post({}, Host=name, **shown)[0] == 400
+
+
+def test_refused_clients_are_read_no_further_than_bodies_may_go(checkpoint):
+    with Running(checkpoint, key="a-key", limits=Limits(max_body_mib=0.001)) as server, server.connect() as connection:
+        connection.sendall(post_head(f"Content-Length: {10**12}") + b"a" * 3000)
+        answer = answer_of(connection)  # without the rest
+        assert answer.status == 401 and answer.getheader("Connection") == "close"

@@ -112,6 +112,8 @@ def test_without_vllm(checkpoint, capsys):
     ("options", "reason"),
     [
         (["--", "--dtype", "float32"], "--dtype does nothing: options after -- are for --engine vllm"),
+        (["--engine", "vllm", "--", "--api-key", "k"], "--api-key is seen by others"),
+        (["--engine", "vllm", "--", "--api-key=k"], "--api-key is seen by others"),
         (["--max-audios", "0"], "--max-audios must be 1 or more, got 0"),
         (["--port", "65536"], "--port must be between 0 and 65535, got 65536"),
         (["--engine", "tgi"], "invalid choice: 'tgi'"),
