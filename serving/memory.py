@@ -97,7 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(make_table({name: compute_memory(load_config(name)) for name in given.models}))
     except (ValueError, OSError) as error:
-        print(f"memory: {' '.join(str(error).split())}", file=sys.stderr)
+        known = f"{', '.join(given.models)}: presets are {', '.join(PRESETS)}."
+        print(f"memory: {known} {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

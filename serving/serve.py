@@ -101,10 +101,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__.split("\n\n")[0],
         usage="%(prog)s MODEL [options] [-- options of vLLM]",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a checkpoint (of adapters: see merge)")
-    parser.add_argument("--engine", choices=("vllm", "transformers"), default="transformers")
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a checkpoint (transformers: or of a run)")
+    parser.add_argument(
+        "--engine", choices=("vllm", "transformers"), default="transformers", help="(default: transformers)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
     parser.add_argument("--served-model-name", metavar="NAME", help="by which clients ask (default: MODEL)")
     parser.add_argument("--api-key-env", metavar="VAR", help="variable with the key that clients must show")
     parser.add_argument("--max-audios", type=int, default=8, help="clips in one chat (default: 8)")
@@ -139,7 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return serve(options)
     except (ValueError, OSError) as error:
-        print(f"falcon3-audio serve: {' '.join(str(error).split())}", file=sys.stderr)
+        # What is no folder is looked for on the Hub, and the Hub's client does not say what it was asked for.
+        where = "" if os.path.exists(options.model) else f"{options.model} is no folder here. "
+        print(f"falcon3-audio serve: {where}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 

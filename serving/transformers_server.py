@@ -90,7 +90,12 @@ class Server:
         self._changed = threading.Condition()
         self._requests = 0
         self._closing = False
-        self._http = HttpServer((settings.host, settings.port), self)
+        try:
+            self._http = HttpServer((settings.host, settings.port), self)
+        except OSError as error:
+            raise OSError(
+                f"{settings.host}:{settings.port} is not to be had ({error.strerror}); see --port."
+            ) from error
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self._http.server_address[1]}"
         self.queue = GenerationQueue(pipe, settings.max_batch)

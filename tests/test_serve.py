@@ -98,6 +98,8 @@ def test_other_models_and_missing_ones(started, backbone_folders, tmp_path, caps
     assert "is a model of type 'llama'; expected one of Falcon3-Audio" in capsys.readouterr().err
     assert serve.main([str(tmp_path), "--engine", "vllm"]) == 1
     assert str(tmp_path) in capsys.readouterr().err
+    assert serve.main(["runs/no-such-run", "--engine", "vllm"]) == 1
+    assert "serve: runs/no-such-run is no folder here. " in capsys.readouterr().err
     assert started == []
 
 

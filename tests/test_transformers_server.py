@@ -347,3 +347,9 @@ def test_what_cannot_be_served_is_one_line(tmp_path, capsys, monkeypatch):
         assert serve.main([str(tmp_path / "nothing"), "--engine", "transformers", *options]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("falcon3-audio serve: ") and reason in line
+
+
+def test_a_port_that_is_taken_is_named(server, folder, capsys):
+    port = server.url.rpartition(":")[2]
+    assert serve.main([folder, "--engine", "transformers", "--port", port]) == 1
+    assert f"127.0.0.1:{port} is not to be had" in capsys.readouterr().err
