@@ -31,7 +31,15 @@ def _training(name: str, label: str, records: dict[str, Any]) -> list[str]:
 def rows(folder: Path = RESULTS) -> list[list[str]]:
     """(claim, ratio, detail) as texts. Raises an `OSError` where a record is missing."""
     names = [f"training_step_{name}" for name in ("1b", "3b", "7b", "one_long")]
-    names += ["encoder", "questions_per_clip", "generation", "peak_memory", "data_loader", "step_timeline_1b"]
+    names += [
+        "encoder",
+        "questions_per_clip",
+        "generation",
+        "peak_memory",
+        "data_loader",
+        "step_timeline_1b",
+        "serving",
+    ]
     records = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     table = [
         _training(f"training_step_{name}", f"proportions of the {name.upper()}", records)
@@ -60,6 +68,12 @@ def rows(folder: Path = RESULTS) -> list[list[str]]:
     detail = f"waits {line['share of waiting']:.1%} of the time for {line['options']['workers']} workers"
     detail += f"; {line['workers per device that suffice']:.1f} suffice"
     table.append(["a device at the 1B's estimated pace on an H100", "-", detail])
+    requests = records["serving"]["options"]["requests"]
+    for clients in (1, 8, 32):
+        found = records["serving"][f"{clients} clients"]
+        rates = {kind: requests / median for kind, median in found["median seconds"].items()}
+        detail = f"{rates['falcon3-audio']:.1f} requests/s; our pipeline() without vLLM {rates['pipeline']:.1f}"
+        table.append([f"vLLM, {clients} client(s) at once", f"{found['ratios']['audio-flamingo-3']:.2f}", detail])
     return table
 
 
