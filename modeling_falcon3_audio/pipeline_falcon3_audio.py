@@ -67,6 +67,8 @@ _ONE_ORDER = {
     "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None,
     "sequence_bias": None,
+    "watermarking_config": None,
+    "prefix_allowed_tokens_fn": None,
 }
 
 

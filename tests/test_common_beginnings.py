@@ -86,8 +86,9 @@ def test_a_clip_is_computed_once_for_all_questions(pipe, prefills):
         (about("a"), {"num_beams": 2}),
         (about("a"), {"no_repeat_ngram_size": 2}),  # which looks at the order of the tokens
         (about("a"), {"cache_implementation": "static"}),
+        (about("a"), {"prefix_allowed_tokens_fn": lambda batch, ids: list(range(20, 200))}),
     ],
-    ids=["other clips", "beams", "ngrams", "static cache"],
+    ids=["other clips", "beams", "ngrams", "static cache", "allowed tokens"],
 )
 def test_where_nothing_is_shared(pipe, prefills, chats, options):
     alone = [ask(pipe, [chat], **options)[0] for chat in chats]
