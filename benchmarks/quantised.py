@@ -36,7 +36,7 @@ from falcon3_audio.evaluation.questions import Question
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
 from falcon3_audio.training.demo import MAX_ANSWER_TOKENS, is_right
 
-from .measure import print_table, record
+from .measure import print_table, record, run_script
 
 
 PROMPT = "audio-world"
@@ -238,14 +238,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        measure(given)
-    except (ValueError, OSError) as error:
-        print(f"quantised: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("quantised", lambda: measure(given))
 
 
 if __name__ == "__main__":

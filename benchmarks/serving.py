@@ -13,7 +13,7 @@ import base64
 import io
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -88,52 +88,38 @@ def clips(count: int, seed: int) -> list[bytes]:
 
 
 class Contender:
-    """Answers a fresh set of clips with every call, and returns the seconds it took."""
+    """Has a fresh set of clips answered with every call, and returns the seconds it took."""
 
-    def __init__(self, given: argparse.Namespace, clients: int):
-        self.given, self.clients = given, clients
+    def __init__(self, given: argparse.Namespace, clients: int, answer: Callable[[list[bytes]], Any]):
+        self.given, self.clients, self.answer = given, clients, answer
         self._turn = 0
 
     def __call__(self) -> float:
         self._turn += 1
         # The same sets for all contenders, and other ones for other numbers of clients.
         files = clips(self.given.requests, self.given.seed + 1000 * self.clients + self._turn)
-        return self.time(files)
-
-    def time(self, files: Sequence[bytes]) -> float:
-        raise NotImplementedError
+        return seconds(lambda: self.answer(files))
 
 
-class InPipeline(Contender):
-    def __init__(self, given: argparse.Namespace, clients: int, pipe: Any):
-        super().__init__(given, clients)
-        self.pipe = pipe
-
-    def time(self, files: Sequence[bytes]) -> float:
-        tokens = self.given.tokens
-        length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-        return seconds(lambda: self.pipe(list(files), text=QUESTION, batch_size=self.clients, **length))
+def in_pipeline(pipe: Any, clients: int, tokens: int) -> Callable[[list[bytes]], Any]:
+    length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+    return lambda files: pipe(files, text=QUESTION, batch_size=clients, **length)
 
 
-class InVllm(Contender):
-    def __init__(self, given: argparse.Namespace, clients: int, server: Server):
-        super().__init__(given, clients)
-        self.server = server
-
-    def time(self, files: Sequence[bytes]) -> float:
-        def ask_all() -> None:
-            with ThreadPoolExecutor(self.clients) as pool:
-                for status, answer in pool.map(self._ask, files):
-                    if status != 200 or answer["usage"]["completion_tokens"] != self.given.tokens:
-                        raise ValueError(f"the server answered with status {status}: {answer}")
-
-        return seconds(ask_all)
-
-    def _ask(self, file: bytes) -> tuple[int, Any]:
+def in_vllm(server: Server, clients: int, tokens: int) -> Callable[[list[bytes]], None]:
+    def ask(file: bytes) -> tuple[int, Any]:
         url = "data:audio/wav;base64," + base64.b64encode(file).decode()
         content = [{"type": "audio_url", "audio_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-        fields = {"max_tokens": self.given.tokens, "ignore_eos": True}
-        return self.server.post(chat_body([{"role": "user", "content": content}], **fields))
+        fields = {"max_tokens": tokens, "ignore_eos": True}
+        return server.post(chat_body([{"role": "user", "content": content}], **fields))
+
+    def ask_all(files: list[bytes]) -> None:
+        with ThreadPoolExecutor(clients) as pool:
+            for status, answer in pool.map(ask, files):
+                if status != 200 or answer["usage"]["completion_tokens"] != tokens:
+                    raise ValueError(f"the server answered with status {status}: {answer}")
+
+    return ask_all
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -153,11 +139,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         pipe = pipeline("audio-text-to-text", model=str(folder / OURS), dtype="float32")
         results = {}
         for clients in CLIENTS:
-            contenders: dict[str, Contender] = {
-                OURS: InVllm(given, clients, servers[OURS]),
-                FLAMINGO: InVllm(given, clients, servers[FLAMINGO]),
-                PIPELINE: InPipeline(given, clients, pipe),
-            }
+            answers = {kind: in_vllm(server, clients, given.tokens) for kind, server in servers.items()}
+            answers[PIPELINE] = in_pipeline(pipe, clients, given.tokens)
+            contenders = {kind: Contender(given, clients, answer) for kind, answer in answers.items()}
             result = compare(alternate(contenders, given.repeats))
             results[f"{clients} clients"] = result
             report(clients, given.requests, result)
@@ -175,7 +159,8 @@ def report(clients: int, requests: int, result: dict[str, Any]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = options(__doc__ or "", "runs/benchmarks/serving.json", repeats=3)
+    parser = options(__doc__ or "", "runs/benchmarks/serving.json", repeats=3, size=False)
+    parser.set_defaults(size="small")  # on a CPU only narrow models can be measured
     parser.add_argument("--requests", type=int, default=32, help="in a turn (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=16, help="of an answer (default: %(default)s)")
     return parser
@@ -185,8 +170,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     logging.set_verbosity_error()
     try:
-        if given.size != "small":
-            raise ValueError("only the narrow models are measured here, on a CPU")
         measure(given)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"serving: {error}", file=sys.stderr)

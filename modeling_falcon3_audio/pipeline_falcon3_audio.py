@@ -22,7 +22,7 @@ from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
 from .audio_cache_falcon3_audio import AudioCache, digests
-from .prompt_cache_falcon3_audio import PromptCache, Token, begin_together, can_be_cropped, content_of
+from .prompt_cache_falcon3_audio import PromptCache, Token, begin_together, can_be_cropped, content_of, count_audio
 
 
 logger = logging.get_logger(__name__)
@@ -241,7 +241,7 @@ class AudioTextToTextPipeline(Pipeline):
         held = 0  # audio tokens
         if prompts is not None:
             cache = generate_kwargs["past_key_values"] = prompts.take(contents[0])
-            held = sum(isinstance(token, str) for token in contents[0][: cache.get_seq_length()])
+            held = count_audio(contents[0][: cache.get_seq_length()])
         if self._audio_cache is not None and clips is not None:
             self._embed_audio(self._audio_cache, inputs, clips, held)
         if together:

@@ -54,7 +54,7 @@ class PromptCache:
         shared = [min(_shared_length(known, content), len(content) - 1) for known, _ in self._chats]
         length = max(shared, default=0)
         if length == 0:
-            return DynamicCache(config=self.model.config.get_text_config(decoder=True))
+            return _empty_cache(self.model)
         index = shared.index(length)
         known, cache = self._chats[index]
         # Another chat that merely begins alike (a system prompt, the same clip) stays, and its beginning is copied.
@@ -78,7 +78,7 @@ class PromptCache:
 
     def _beginning(self, cache: DynamicCache, length: int) -> DynamicCache:
         """A copy, which keeps nothing of the rest in memory."""
-        copy = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        copy = _empty_cache(self.model)
         for index, layer in enumerate(cache.layers):
             copy.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)
         return copy
@@ -92,8 +92,7 @@ def can_be_cropped(model: torch.nn.Module) -> bool:
     config = model.config.get_text_config(decoder=True)
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope"):
         return False
-    cache = DynamicCache(config=config)
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers)
 
 
 def content_of(input_ids: list[int], audio_token: int, clips: list[str], counts: list[int]) -> list[Token]:
@@ -109,6 +108,11 @@ def content_of(input_ids: list[int], audio_token: int, clips: list[str], counts:
     """
     names = iter([name for name, count in zip(clips, counts) for _ in range(count)])
     return [next(names, "") if token == audio_token else token for token in input_ids]
+
+
+def count_audio(content: list[Token]) -> int:
+    """How many audio tokens a prompt, or a part of it, has."""
+    return sum(isinstance(token, str) for token in content)
 
 
 @torch.no_grad()
@@ -128,13 +132,13 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
         model says better.
     """
     length = min(min(_shared_length(contents[0], other), len(other) - 1) for other in contents)
-    counts = [sum(isinstance(token, str) for token in content) for content in contents]
+    counts = [count_audio(content) for content in contents]
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     matches = sum(counts) == len(inputs.get("audio_embeds", ()))
     if len(contents) == 1 or length < WORTH_SHARING or not matches or not mask[:, -1].all():
         return inputs
     beginning = ids[0][mask[0]][:length]
-    held = sum(isinstance(token, str) for token in contents[0][:length])
+    held = count_audio(contents[0][:length])
     audio: dict[str, Any] = {}
     if "audio_embeds" in inputs:
         by_prompt = inputs["audio_embeds"].split(counts)
@@ -143,7 +147,7 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
             inputs = inputs | {"audio_embeds": torch.cat([part[held:] for part in by_prompt])}
         else:
             inputs = {name: value for name, value in inputs.items() if name != "audio_embeds"}
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache = _empty_cache(model)
     model(input_ids=beginning[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **audio)
     cache.batch_repeat_interleave(len(contents))
     # Each prompt's beginning moves to the left, and its padding behind it.
@@ -161,8 +165,12 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
     }
 
 
+def _empty_cache(model: torch.nn.Module) -> DynamicCache:
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
 def _shared_length(first: list[Token], second: list[Token]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
-__all__ = ["PromptCache", "begin_together", "can_be_cropped", "content_of"]
+__all__ = ["PromptCache", "begin_together", "can_be_cropped", "content_of", "count_audio"]

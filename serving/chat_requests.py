@@ -23,6 +23,7 @@ import jinja2
 from falcon3_audio import Falcon3AudioProcessor
 from falcon3_audio.processing import SAMPLING_RATE
 
+from . import TRANSCRIBE
 from .generation_queue import Sampling
 from .request_audio import AudioReader, RefusedRequest
 
@@ -34,7 +35,6 @@ MAX_PARTS = 2048  # of all messages
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 200  # characters, which are looked for after every token
 MAX_TOP_LOGPROBS = 20
-TRANSCRIBE = "Transcribe the speech."
 READ = {
     *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
     *("seed", "stop", "logprobs", "top_logprobs", "return_tokens_as_token_ids"),

@@ -30,9 +30,9 @@ from vllm.multimodal.parse import MultiModalDataParser
 from vllm.transformers_utils.processor import cached_processor_from_config
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, load_audio
+from falcon3_audio.serving import TRANSCRIBE
 
 
-TRANSCRIBE = "Transcribe the speech."
 TRANSLATE = "Translate the speech into {language}."
 
 
