@@ -305,6 +305,34 @@ def test_only_new_audio_has_to_be_given_with_a_cache(model, processor):
     assert torch.equal(cached, model.generate(ids, **features_of_both, **options))
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_prompt_in_chunks_gives_the_same_answer(model, processor, size):
+    chats = [question(tone(1)), question(tone(0.6, 600), tone(0.5, 900), text="Which is louder?"), question()]
+    inputs = prompt(processor, *chats)
+    assert torch.equal(answer(model, inputs, prefill_chunk_size=size), answer(model, inputs))
+
+
+def test_the_rest_of_a_prompt_in_chunks_goes_on_from_the_cache(model, processor):
+    inputs = prompt(processor, question(tone(1), tone(0.5, 800)))
+    length = int((inputs["input_ids"] == 1).sum()) // 2  # the cache ends within the first clip
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        embeds = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+        begun = inputs["input_ids"][:, :length]
+        model(begun, audio_embeds=embeds[: int((begun == 1).sum())], **{CACHE: cache})
+    assert torch.equal(answer(model, inputs, prefill_chunk_size=5, **{CACHE: cache}), answer(model, inputs))
+
+
+def test_a_cache_by_either_name(model, processor):
+    inputs = prompt(processor, question(tone(1)))
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for name in ("cache", "past_key_values"):
+            cache = DynamicCache(config=model.config.text_config)
+            assert torch.equal(model(**inputs, **{name: cache}).logits, expected)
+            assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
 def test_prompt_lookup_does_not_draft_placeholders(model, processor):
     inputs = prompt(processor, question(tone(1)))
     assert torch.equal(answer(model, inputs, prompt_lookup_num_tokens=5), answer(model, inputs))
