@@ -130,8 +130,7 @@ def _used(settings: dict[str, Any]) -> set[str]:
     return {
         name
         for name, value in settings.items()
-        if not name.startswith("_")
-        and not (isinstance(value, int) and value == _CHANGES_NOTHING.get(name, False))
+        if not name.startswith("_") and not (isinstance(value, int) and value == _CHANGES_NOTHING.get(name, False))
     }
 
 

@@ -136,7 +136,9 @@ def given_cache(pipe, monkeypatch):
     """Whether `generate` was given a cache, for each call."""
     given: list[bool] = []
     generate = pipe.model.generate
-    monkeypatch.setattr(pipe.model, "generate", lambda **options: given.append(CACHE in options) or generate(**options))
+    monkeypatch.setattr(
+        pipe.model, "generate", lambda **options: given.append(CACHE in options) or generate(**options)
+    )
     return given
 
 
