@@ -18,11 +18,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_falcon3_audio import Falcon3AudioConfig, Falcon3AudioEncoderConfig
-
-
-# Mel frames per encoder position: the stride of Whisper's second convolution.
-FRAMES_PER_POSITION = 2
+from .configuration_falcon3_audio import FRAMES_PER_POSITION, Falcon3AudioConfig, Falcon3AudioEncoderConfig
 
 
 class Falcon3AudioAttention(WhisperAttention):
@@ -252,7 +248,7 @@ class Falcon3AudioMultiModalProjector(nn.Module):
         return self.norm_out(hidden_states)
 
 
-def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int) -> torch.Tensor:
     """
     Means over `window` neighbouring positions; the last mean of an audio is over the positions that are left.
 
@@ -262,14 +258,14 @@ def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int
         window (`int`): positions per mean.
 
     Returns:
-        The means, `(batch, ceil(positions / window), width)`, and how many of them are real, `(batch,)`.
+        The means, `(batch, ceil(positions / window), width)`; of each audio the first `ceil(length / window)` are real.
     """
     padding = -hidden_states.shape[1] % window
     grouped = nn.functional.pad(hidden_states, (0, 0, 0, padding)).unflatten(1, (-1, window))
     starts = torch.arange(grouped.shape[1], device=lengths.device) * window
     counts = (lengths[:, None] - starts).clamp(1, window).to(hidden_states.device)
     means = grouped.sum(2, dtype=torch.float32) / counts[..., None]
-    return means.to(hidden_states.dtype), (lengths + window - 1) // window
+    return means.to(hidden_states.dtype)
 
 
 __all__ = ["Falcon3AudioEncoder", "Falcon3AudioMultiModalProjector", "Falcon3AudioPreTrainedModel", "average_pool"]
