@@ -25,6 +25,7 @@ from .modeling_falcon3_audio_encoder import (
     Falcon3AudioMultiModalProjector,
     Falcon3AudioPreTrainedModel,
     average_pool,
+    read_frames,
 )
 from .shared_prefix_falcon3_audio import shared_prefix_mask
 
@@ -103,27 +104,22 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         Raises:
             `ValueError`: where that silence is missing: the features are of a processor with another setting.
         """
-        if input_features_mask is None:
-            input_features_mask = input_features.new_ones(input_features.shape[0], input_features.shape[-1])
         if isinstance(input_features_mask, list):  # as vLLM gives it where a batch has clips of different lengths
             input_features_mask = torch.stack(input_features_mask)
-        frames = input_features_mask.bool().sum(-1)
+        frames = self._read_frames(input_features, input_features_mask)
         encoded = self._count_encoded_frames(frames)
-        if self.config.pad_to_window or self.config.trailing_silence:
-            input_features_mask = self._add_silence(input_features, input_features_mask, frames, encoded)
         # A frozen encoder needs no graph. Without this, gradient checkpointing with adapters elsewhere (which makes
         # embeddings require gradients) would run its backward for nothing.
         frozen = not input_features.requires_grad and not any(p.requires_grad for p in self.audio_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            outputs = self.audio_tower(
-                input_features, input_features_mask=input_features_mask, return_dict=True, **kwargs
-            )
+            outputs = self.audio_tower(input_features, frames=encoded.tolist(), return_dict=True, **kwargs)
         lengths = self.audio_tower._get_feat_extract_output_lengths(encoded)
         pooled = average_pool(outputs.last_hidden_state, lengths, self.config.pooling_window)
-        is_token = torch.arange(pooled.shape[1], device=frames.device) < self._count_tokens(frames)[:, None]
+        is_token = torch.arange(pooled.shape[1]) < self._count_tokens(frames)[:, None]
+        tokens = is_token.flatten().nonzero().squeeze(-1).to(pooled.device)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.multi_modal_projector(pooled[is_token.to(pooled.device)]),
+            pooler_output=self.multi_modal_projector(pooled.flatten(0, 1).index_select(0, tokens)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -149,35 +145,31 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             return whole_windows
         return torch.minimum(frames + self.config.trailing_silence_frames, whole_windows)
 
-    def _add_silence(
-        self, features: torch.Tensor, mask: torch.Tensor, frames: torch.Tensor, encoded: torch.Tensor
-    ) -> torch.Tensor:
-        """The mask with the silence that is encoded counted as real, after a look at whether it is there."""
-        places = torch.arange(mask.shape[-1], device=mask.device)
-        if self.config.pad_to_window:
-            if mask.shape[-1] % self._window_frames:
-                raise ValueError(
-                    f"This model was made with pad_to_window=True and expects whole windows of {self._window_frames} "
-                    f"frames, got {mask.shape[-1]} frames. Use the processor that was saved with it."
-                )
-        else:
-            self._check_silence(features, frames, encoded)
-        return mask.bool() | ((places >= frames[:, None]) & (places < encoded[:, None]))
+    def _read_frames(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Real frames of each audio, on the host, after a look at whether the silence is there that is encoded with them."""
+        if self.config.pad_to_window and features.shape[-1] % self._window_frames:
+            raise ValueError(
+                f"This model was made with pad_to_window=True and expects whole windows of {self._window_frames} "
+                f"frames, got {features.shape[-1]} frames. Use the processor that was saved with it."
+            )
 
-    def _check_silence(self, features: torch.Tensor, frames: torch.Tensor, encoded: torch.Tensor):
-        # Log-mel frames of silence are what is least in a clip, -1.5 or a little more; where a batch is padded there are
-        # zeros.
-        width = features.shape[-1]
-        last = (encoded - 1).clamp(0, max(0, width - 1)).to(features.device)
-        is_there = features[torch.arange(len(last), device=last.device), :, last].any(-1).to(encoded.device)
-        missing = (encoded > frames) & ~(is_there & (encoded <= width))
-        if bool(missing.any()):
+        def has_silence(frames: torch.Tensor) -> torch.Tensor:
+            # Log-mel frames of silence are what is least in a clip, -1.5 or a little more; where a batch is padded there
+            # are zeros.
+            encoded = self._count_encoded_frames(frames)
+            last = (encoded - 1).clamp(0, max(0, features.shape[-1] - 1)).to(features.device)
+            is_there = features[torch.arange(len(last), device=last.device), :, last].any(-1).to(encoded.device)
+            return (encoded == frames) | (is_there & (encoded <= features.shape[-1]))
+
+        frames, are_complete = read_frames(features, mask, has_silence if self.config.trailing_silence else None)
+        if not all(are_complete):
             raise ValueError(
                 f"This model was made with trailing_silence={self.config.trailing_silence:g}: it expects "
-                f"{self.config.trailing_silence_frames} frames of silence behind each clip (fewer at the end of a "
-                f"window), which are not there behind audio {missing.int().argmax().item()} of these features. Use "
-                "the processor that was saved with the model, or one with the same trailing_silence."
+                f"{self.config.trailing_silence_frames} frames of silence behind each clip (fewer at the end of a window), "
+                f"which are not there behind audio {are_complete.index(False)} of these features. Use the processor that "
+                "was saved with the model, or one with the same trailing_silence."
             )
+        return torch.tensor(frames, dtype=torch.long)
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
