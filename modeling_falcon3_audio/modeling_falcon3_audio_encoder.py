@@ -94,7 +94,9 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
+    # Decoding steps compile without a break, and so does the encoder on windows without a mask. Prompts do not: how many
+    # audio tokens there are, and how long clips are, is data, which is checked and decides shapes.
+    _can_compile_fullgraph = False
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):

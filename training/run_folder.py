@@ -78,6 +78,8 @@ def start_or_go_on(
     path = folder / RECIPE
     checkpoint = _given_checkpoint(Path(resume)) if resume else find_checkpoint(output_dir)
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if before:  # a run from before there was such an option had its default
+        before = {name: value for name, value in OF_COMPOSED.items() if name in recipe} | before
     changed = [name for name in recipe if before and before.get(name) != recipe[name]]
     if not checkpoint and not (folder / STATE).exists():  # nothing is trained yet
         changed = [name for name in changed if name in DECIDING_BASE and (folder / BASE).exists()]
