@@ -77,11 +77,17 @@ def fingerprint(model: torch.nn.Module) -> list[Any]:
 
 
 def digests(input_features: torch.Tensor, input_features_mask: torch.Tensor) -> list[str]:
-    """A name for the content of each clip: of features `(clips, num_mel_bins, frames)`, its real frames alone."""
+    """
+    A name for the content of each clip: of features `(clips, num_mel_bins, frames)`, its real frames and what lies behind
+    them and is encoded or looked at too. The zeros that fill up a batch do not count.
+    """
     names = []
     for features, mask in zip(input_features, input_features_mask):
-        frames = features[:, mask.bool()].contiguous().cpu().float()
-        names.append(hashlib.sha256(str(tuple(frames.shape)).encode() + frames.numpy().tobytes()).hexdigest())
+        frames = features.contiguous().cpu().float()
+        filled = torch.nonzero(frames.any(0)).flatten()
+        end = int(filled[-1]) + 1 if len(filled) else 0
+        shape = (len(frames), end, int(mask.sum()))
+        names.append(hashlib.sha256(str(shape).encode() + frames[:, :end].numpy().tobytes()).hexdigest())
     return names
 
 

@@ -10,6 +10,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from .configuration_falcon3_audio import PRESETS, get_preset
 from .modeling_falcon3_audio import Falcon3AudioForConditionalGeneration
@@ -24,6 +25,8 @@ def compose(
     pooling_window: int = 2,
     projector_type: str = "mlp",
     pad_to_window: bool = False,
+    trailing_silence: float = 0.0,
+    read_trailing_silence: bool = True,
     dtype: str = "auto",
 ) -> Path:
     """
@@ -36,17 +39,20 @@ def compose(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
-    processor = Falcon3AudioProcessor.from_backbones(
-        audio, text, audio_token=audio_token, pooling_window=pooling_window, pad_to_window=pad_to_window
-    )
+    shared: dict[str, Any] = {
+        "pooling_window": pooling_window,
+        "pad_to_window": pad_to_window,
+        "trailing_silence": trailing_silence,
+        "read_trailing_silence": read_trailing_silence,
+    }
+    processor = Falcon3AudioProcessor.from_backbones(audio, text, audio_token=audio_token, **shared)
     model = Falcon3AudioForConditionalGeneration.from_backbones(
         audio,
         text,
         audio_token_id=processor.audio_token_id,
-        pooling_window=pooling_window,
         projector_type=projector_type,
-        pad_to_window=pad_to_window,
         dtype=dtype,
+        **shared,
     )
     frames = 2 * model.model.audio_tower.config.max_source_positions
     if processor.feature_extractor.nb_max_frames != frames:
@@ -91,6 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--projector-type", choices=("mlp", "linear"), default="mlp")
     parser.add_argument("--pad-to-window", action="store_true", help="encode 30 s always, as stock Whisper does")
+    parser.add_argument(
+        "--trailing-silence", type=float, default=0.0, help="seconds of silence encoded behind each clip"
+    )
+    parser.add_argument(
+        "--skip-trailing-silence",
+        action="store_true",
+        help="encode that silence, but give the language model the clip's tokens alone",
+    )
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (the language model's)")
     options = parser.parse_args(arguments)
     preset = get_preset(options.preset) if options.preset else {}
@@ -106,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
             pooling_window=options.pooling_window,
             projector_type=options.projector_type,
             pad_to_window=options.pad_to_window,
+            trailing_silence=options.trailing_silence,
+            read_trailing_silence=not options.skip_trailing_silence,
             dtype=options.dtype,
         )
     except (ValueError, OSError) as error:

@@ -18,6 +18,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from .releases_falcon3_audio import CACHE, SubConfigSpec
 
 
+# Of Whisper's front end and of the stride of its second convolution.
+FRAMES_PER_SECOND = 100  # mel frames
+FRAMES_PER_POSITION = 2
+
 # What a saved config.json says about the code beside it. `AutoModelForCausalLM` is what PEFT's
 # `AutoPeftModelForCausalLM` asks for; `AutoModelForSpeechSeq2Seq` is left out, because with it the speech-recognition
 # pipeline accepts the model and then fails.
@@ -173,6 +177,12 @@ class Falcon3AudioConfig(PreTrainedConfig):
         pad_to_window (`bool`, defaults to `False`): Whether every clip is encoded as full windows of 30 s whose
             padding is attended to, as stock Whisper does. `False`: only real audio is computed and becomes tokens.
             The two give different numbers, so a checkpoint keeps the value it was trained with.
+        trailing_silence (`float`, defaults to 0.0): Seconds of silence encoded behind each clip and attended to, in
+            whole mel frames of 10 ms. It ends with the clip's last window at the latest (a clip of 30 s gets none).
+            Whisper writes what is true of a whole clip into the silence behind it. As with `pad_to_window`, which it
+            excludes, a checkpoint keeps the value it was trained with.
+        read_trailing_silence (`bool`, defaults to `True`): Whether the language model reads the tokens of that silence
+            too. `False`: those of the clip alone; the last of them may average over silence, as it does if `True`.
         tie_word_embeddings (`bool`, *optional*): Taken from `text_config` when left out.
         initializer_range (`float`, defaults to 0.02): Standard deviation of the projector's new weights.
     """
@@ -193,6 +203,8 @@ class Falcon3AudioConfig(PreTrainedConfig):
     pooling_window: int = 2
     projector_type: Literal["mlp", "linear"] = "mlp"
     pad_to_window: bool = False
+    trailing_silence: float | int = 0.0
+    read_trailing_silence: bool = True
     tie_word_embeddings: bool | None = None
     initializer_range: float = 0.02
 
@@ -246,6 +258,15 @@ class Falcon3AudioConfig(PreTrainedConfig):
 
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
+    @property
+    def trailing_silence_frames(self) -> int:
+        """`trailing_silence` in mel frames."""
+        return round(self.trailing_silence * FRAMES_PER_SECOND)
+
+    def validate_silence(self):
+        window = self.audio_config.max_source_positions * FRAMES_PER_POSITION / FRAMES_PER_SECOND
+        check_trailing_silence(self.trailing_silence, self.read_trailing_silence, self.pad_to_window, window)
+
     def validate_options(self):
         positions = self.audio_config.max_source_positions
         if self.pooling_window < 1 or positions % self.pooling_window:
@@ -260,6 +281,28 @@ class Falcon3AudioConfig(PreTrainedConfig):
                 f"`audio_token_id` must be an id of the language model's vocabulary (0 to {vocab_size - 1}), got "
                 f"{self.audio_token_id}. The vocabulary is not resized: name an unused id."
             )
+
+
+def check_trailing_silence(seconds: float, read: bool, pad_to_window: bool, window: float):
+    """
+    Raises a `ValueError` for `trailing_silence` that is no length from 0 to a window (`window`, in seconds) or rounds to
+    no frame, and for what `pad_to_window` makes meaningless.
+    """
+    if not 0 <= seconds <= window:
+        raise ValueError(
+            f"`trailing_silence` must be from 0 to the {window:g} s of a window, got {seconds}. {window:g} encodes every "
+            "window whole."
+        )
+    if 0 < seconds < 1 / FRAMES_PER_SECOND:
+        raise ValueError(
+            f"`trailing_silence` must be 0 or at least one mel frame ({1 / FRAMES_PER_SECOND} s), got {seconds}."
+        )
+    if pad_to_window and (seconds or not read):
+        raise ValueError(
+            f"`pad_to_window` encodes and reads the whole window already: got it with trailing_silence={seconds} and "
+            f"read_trailing_silence={read}. Leave one out; trailing_silence={window:g} with read_trailing_silence=False "
+            "encodes the whole window and reads the clip alone."
+        )
 
 
 def _audio_config(value: dict | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -19,13 +19,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .backbones_falcon3_audio import combine_backbones
-from .configuration_falcon3_audio import Falcon3AudioConfig
+from .configuration_falcon3_audio import FRAMES_PER_POSITION, Falcon3AudioConfig
 from .modeling_falcon3_audio_encoder import (
-    FRAMES_PER_POSITION,
     Falcon3AudioEncoder,
     Falcon3AudioMultiModalProjector,
     Falcon3AudioPreTrainedModel,
     average_pool,
+    read_frames,
 )
 from .releases_falcon3_audio import CACHE, takes_cache
 from .shared_prefix_falcon3_audio import shared_prefix_mask
@@ -103,52 +103,82 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         r"""
         Args:
             input_features (`torch.Tensor` of shape `(audios, num_mel_bins, frames)`): see [`Falcon3AudioEncoder`].
-            input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*): 1 for real frames.
+            input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*): 1 for real frames. The silence
+                that `config.trailing_silence` and `pad_to_window` ask for lies behind them, with 0 in the mask.
 
         Returns:
-            `BaseModelOutputWithPooling`: the encoder's `last_hidden_state`, and in `pooler_output` what takes the
+            `BaseModelOutputWithPooling`: the encoder's `last_hidden_state`, silence included, and in `pooler_output` what takes the
             places of the audio tokens, `(audio tokens of all audios, text hidden_size)`, in the order of the audios.
+
+        Raises:
+            `ValueError`: where that silence is missing: the features are of a processor with another setting.
         """
-        if input_features_mask is None:
-            input_features_mask = input_features.new_ones(input_features.shape[0], input_features.shape[-1])
         if isinstance(input_features_mask, list):  # as vLLM gives it where a batch has clips of different lengths
             input_features_mask = torch.stack(input_features_mask)
-        if self.config.pad_to_window:
-            input_features_mask = self._whole_windows(input_features_mask)
+        frames = self._read_frames(input_features, input_features_mask)
+        encoded = self._count_encoded_frames(frames)
         # A frozen encoder needs no graph. Without this, gradient checkpointing with adapters elsewhere (which makes
         # embeddings require gradients) would run its backward for nothing.
         frozen = not input_features.requires_grad and not any(p.requires_grad for p in self.audio_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            outputs = self.audio_tower(
-                input_features, input_features_mask=input_features_mask, return_dict=True, **kwargs
-            )
-        lengths = self.audio_tower._get_feat_extract_output_lengths(input_features_mask.bool().sum(-1))
-        pooled, counts = average_pool(outputs.last_hidden_state, lengths, self.config.pooling_window)
-        is_token = torch.arange(pooled.shape[1], device=counts.device) < counts[:, None]
+            outputs = self.audio_tower(input_features, frames=encoded.tolist(), return_dict=True, **kwargs)
+        lengths = self.audio_tower._get_feat_extract_output_lengths(encoded)
+        pooled = average_pool(outputs.last_hidden_state, lengths, self.config.pooling_window)
+        is_token = torch.arange(pooled.shape[1]) < self._count_tokens(frames)[:, None]
+        tokens = is_token.flatten().nonzero().squeeze(-1).to(pooled.device)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.multi_modal_projector(pooled[is_token.to(pooled.device)]),
+            pooler_output=self.multi_modal_projector(pooled.flatten(0, 1).index_select(0, tokens)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
     def count_audio_tokens(self, input_features_mask: torch.Tensor) -> torch.Tensor:
         """How many tokens each audio takes, `(audios,)`, by its mask `(audios, frames)`, 1 for real frames."""
-        if self.config.pad_to_window:
-            input_features_mask = self._whole_windows(input_features_mask)
-        lengths = self.audio_tower._get_feat_extract_output_lengths(input_features_mask.bool().sum(-1))
+        return self._count_tokens(input_features_mask.bool().sum(-1))
+
+    def _count_tokens(self, frames: torch.Tensor) -> torch.Tensor:
+        """Tokens of audios with so many real frames."""
+        read = self._count_encoded_frames(frames) if self.config.read_trailing_silence else frames
+        lengths = self.audio_tower._get_feat_extract_output_lengths(read)
         return (lengths + self.config.pooling_window - 1) // self.config.pooling_window
 
-    def _whole_windows(self, mask: torch.Tensor) -> torch.Tensor:
-        """Counts every frame of a begun window as real, as stock Whisper does."""
-        window = self.config.audio_config.max_source_positions * FRAMES_PER_POSITION
-        if mask.shape[-1] % window:
+    @property
+    def _window_frames(self) -> int:
+        return self.config.audio_config.max_source_positions * FRAMES_PER_POSITION
+
+    def _count_encoded_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Real frames and the silence behind them, up to the end of the last window."""
+        whole_windows = -(-frames // self._window_frames) * self._window_frames
+        if self.config.pad_to_window:
+            return whole_windows
+        return torch.minimum(frames + self.config.trailing_silence_frames, whole_windows)
+
+    def _read_frames(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Real frames of each audio, on the host, after a look at whether the silence is there that is encoded with them."""
+        if self.config.pad_to_window and features.shape[-1] % self._window_frames:
             raise ValueError(
-                f"This model was made with pad_to_window=True and expects whole windows of {window} frames, got "
-                f"{mask.shape[-1]} frames. Use the processor that was saved with it."
+                f"This model was made with pad_to_window=True and expects whole windows of {self._window_frames} "
+                f"frames, got {features.shape[-1]} frames. Use the processor that was saved with it."
             )
-        begun = mask.bool().unflatten(-1, (-1, window)).any(-1)
-        return begun.repeat_interleave(window, dim=-1)
+
+        def has_silence(frames: torch.Tensor) -> torch.Tensor:
+            # Log-mel frames of silence are what is least in a clip, -1.5 or a little more; where a batch is padded there
+            # are zeros.
+            encoded = self._count_encoded_frames(frames)
+            last = (encoded - 1).clamp(0, max(0, features.shape[-1] - 1)).to(features.device)
+            is_there = features[torch.arange(len(last), device=last.device), :, last].any(-1).to(encoded.device)
+            return (encoded == frames) | (is_there & (encoded <= features.shape[-1]))
+
+        frames, are_complete = read_frames(features, mask, has_silence if self.config.trailing_silence else None)
+        if not all(are_complete):
+            raise ValueError(
+                f"This model was made with trailing_silence={self.config.trailing_silence:g}: it expects "
+                f"{self.config.trailing_silence_frames} frames of silence behind each clip (fewer at the end of a window), "
+                f"which are not there behind audio {are_complete.index(False)} of these features. Use the processor that "
+                "was saved with the model, or one with the same trailing_silence."
+            )
+        return torch.tensor(frames, dtype=torch.long)
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
@@ -169,9 +199,14 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             raise ValueError(
                 f"The prompts hold {tokens} audio tokens (id {self.config.audio_token_id}), but the audio gives "
                 f"{features}; they must match. Prompts and audio have to come from one call of the processor saved "
-                "with this model, and no audio token may be cut off."
+                f"with this model (made with {self._describe_options()}), and no audio token may be cut off."
             )
         return is_audio.unsqueeze(-1).expand_as(inputs_embeds).to(inputs_embeds.device)
+
+    def _describe_options(self) -> str:
+        """What decides, in model and processor alike, how many tokens a clip has."""
+        names = ("pooling_window", "pad_to_window", "trailing_silence", "read_trailing_silence")
+        return ", ".join(f"{name}={getattr(self.config, name)}" for name in names)
 
     def _is_audio_token(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         token = self.config.audio_token_id
@@ -309,6 +344,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         pooling_window: int = 2,
         projector_type: str = "mlp",
         pad_to_window: bool = False,
+        trailing_silence: float = 0.0,
+        read_trailing_silence: bool = True,
         dtype: str | torch.dtype = "auto",
         **kwargs,
     ) -> "Falcon3AudioForConditionalGeneration":
@@ -322,7 +359,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
             audio_token_id (`int`, *optional*): Id of the placeholder token. By default the one that
                 `Falcon3AudioProcessor.from_backbones(audio, text)` chooses; needed where `text` is a model without a
                 tokenizer beside it.
-            pooling_window, projector_type, pad_to_window: see [`Falcon3AudioConfig`].
+            pooling_window, projector_type, pad_to_window, trailing_silence, read_trailing_silence: see
+                [`Falcon3AudioConfig`].
             dtype (`torch.dtype` or `str`, defaults to `"auto"`): `"auto"` is the language model's.
             **kwargs: to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
 
@@ -338,6 +376,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
             pooling_window=pooling_window,
             projector_type=projector_type,
             pad_to_window=pad_to_window,
+            trailing_silence=trailing_silence,
+            read_trailing_silence=read_trailing_silence,
         )
         model, info = cls.from_pretrained(
             None,

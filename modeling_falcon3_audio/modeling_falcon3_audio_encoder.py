@@ -2,49 +2,68 @@
 """From log-mel frames to what the language model reads: the audio tower, average pooling, the projector.
 
 The audio tower is Whisper's encoder, made to compute only the frames that carry sound; stock Whisper computes and
-attends to 30 s whatever the clip. The windows of a batch are grouped by length; layers
-that act on each position alone run on all of them packed into one sequence, convolutions and attention run group by
-group, so no window sees padding or another window. Layers, attention and parameter names are transformers' Whisper's.
+attends to 30 s whatever the clip. Layers that act on each position alone run on all windows of a batch packed into one
+sequence; in convolutions and attention no window sees padding or another window (packed_windows_falcon3_audio.py). Layers,
+attention and parameter names are transformers' Whisper's.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import PreTrainedModel
-from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer, sinusoids
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.whisper.modeling_whisper import (
+    WhisperAttention,
+    WhisperEncoderLayer,
+    eager_attention_forward,
+    sinusoids,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_falcon3_audio import Falcon3AudioConfig, Falcon3AudioEncoderConfig
+from .configuration_falcon3_audio import FRAMES_PER_POSITION, Falcon3AudioConfig, Falcon3AudioEncoderConfig
+from .packed_windows_falcon3_audio import PackedWindows
 from .releases_falcon3_audio import CACHE
-
-
-# Mel frames per encoder position: the stride of Whisper's second convolution.
-FRAMES_PER_POSITION = 2
 
 
 class Falcon3AudioAttention(WhisperAttention):
     """Whisper's attention, over windows of different lengths that lie packed in one sequence."""
 
-    def forward(self, hidden_states: torch.Tensor, runs: list[tuple[int, int]] | None = None, **kwargs):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        windows: PackedWindows | None = None,
+        masks: list[torch.Tensor | None] | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            hidden_states (`torch.Tensor` of shape `(windows, positions, width)`, or `(1, total, width)` with `runs`).
-            runs (`list[tuple[int, int]]`, *optional*):
-                (windows, positions) of each run of equally long windows in a packed sequence. A window attends to
-                itself only. Attention weights are not returned for a packed sequence.
+            hidden_states (`torch.Tensor` of shape `(windows, positions, width)`, or `(1, total, width)` if packed).
+            windows (`PackedWindows`, *optional*), masks (`list[torch.Tensor | None]`, *optional*):
+                How a packed sequence is divided, and its `PackedWindows.masks`. Projections run on all of it, attention
+                in groups of windows; its weights are not returned.
         """
-        if runs is None:
-            return super().forward(hidden_states, **kwargs)
-        sizes = [windows * positions for windows, positions in runs]
-        outputs = [
-            super(Falcon3AudioAttention, self).forward(part.unflatten(0, run), **kwargs)[0].flatten(0, 1)
-            for run, part in zip(runs, hidden_states[0].split(sizes))
-        ]
-        return torch.cat(outputs)[None], None
+        if windows is None:
+            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        # Whisper scales queries, not scores.
+        queries = self.q_proj(hidden_states) * self.scaling
+        states = torch.cat((queries, self.k_proj(hidden_states), self.v_proj(hidden_states)), dim=-1)[0]
+        states = states.unflatten(-1, (3, self.num_heads, self.head_dim))
+        outputs = []
+        for part, mask in zip(windows.split(states), masks or ()):
+            # (windows, positions, q k v, heads, head size) to three of (windows, heads, positions, head size)
+            qkv = part.permute(2, 0, 3, 1, 4).unbind()
+            mask = None if mask is None else mask.to(part.device, part.dtype)
+            outputs.append(attend(self, *qkv, mask, dropout=dropout, scaling=1.0, **kwargs)[0])
+        hidden_states = windows.join(outputs)
+        return self.out_proj(hidden_states.flatten(1))[None], None
 
 
 class Falcon3AudioEncoderLayer(WhisperEncoderLayer):
@@ -76,7 +95,9 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
+    # Decoding steps compile without a break, and so does the encoder on windows without a mask. Prompts do not: how many
+    # audio tokens there are, and how long clips are, is data, which is checked and decides shapes.
+    _can_compile_fullgraph = False
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -131,6 +152,7 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         self,
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
+        frames: list[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutput:
         r"""
@@ -141,11 +163,15 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
                 (the convolutions look that far); the processor provides them.
             input_features_mask (`torch.Tensor` of shape `(batch_size, frames)`, *optional*):
                 1 for real frames, then 0 for padding. Without it every frame is real.
+            frames (`list[int]`, *optional*):
+                Real frames of each audio, instead of the mask: the shapes depend on them, so a mask on a device has to
+                be waited for.
 
         Returns:
             `BaseModelOutput` with `last_hidden_state` of shape `(batch_size, positions, hidden_size)`, 50 positions
             per second, zero behind each audio's own end. `hidden_states` are `(windows, positions, hidden_size)` if
-            all windows have one length, otherwise packed as `(1, total positions, hidden_size)`.
+            all windows have one length, otherwise packed as `(1, total positions, hidden_size)`, the shortest window
+            first; attention weights are returned in the first case alone.
 
         Raises:
             `ValueError`: for features of another number of mel bands, and for a mask with padding before real frames.
@@ -155,83 +181,80 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
                 f"`input_features` must be (batch, {self.config.num_mel_bins} mel bands, frames) for this encoder, got "
                 f"{tuple(input_features.shape)}. Use the processor that was saved with the model."
             )
-        frames = _count_frames(input_features, input_features_mask)
-        by_length = self._windows_by_length(frames)
-        if not by_length:
+        if frames is None:
+            frames, _ = read_frames(input_features, input_features_mask)
+        positions = [-(-count // FRAMES_PER_POSITION) for count in frames]
+        if not any(positions):
             return BaseModelOutput(last_hidden_state=input_features.new_zeros(len(frames), 0, self.config.hidden_size))
-        packed = [self._embed(input_features, windows, length) for length, windows in by_length.items()]
-        if len(packed) == 1:
-            hidden_states, runs = packed[0], None
-        else:
-            hidden_states = torch.cat([part.flatten(0, 1) for part in packed])[None]
-            runs = [(part.shape[0], part.shape[1]) for part in packed]
-
+        windows = PackedWindows(positions, self.config.max_source_positions, input_features.device)
+        hidden_states = self._embed(input_features, windows)
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
+        arguments = {"attention_mask": None} | windows.attention_arguments(self.config, hidden_states)
         for layer in self.layers:
             if self.training and self.config.layerdrop > 0.0 and torch.rand([]) < self.config.layerdrop:
                 continue
-            hidden_states = layer(hidden_states, None, runs=runs, **kwargs)
+            hidden_states = layer(hidden_states, **arguments, **kwargs)
         hidden_states = self.layer_norm(hidden_states)
-        return BaseModelOutput(last_hidden_state=self._unpack(hidden_states, by_length, frames))
+        flat = hidden_states.flatten(0, 1)
+        output = flat.new_zeros(len(frames) * max(positions), flat.shape[-1])
+        output = output.index_copy(0, windows.places.to(flat.device), flat)
+        return BaseModelOutput(last_hidden_state=output.unflatten(0, (len(frames), -1)))
 
-    def _windows_by_length(self, frames: list[int]) -> dict[int, list[tuple[int, int]]]:
-        """All windows of the batch as {positions: [(audio, first position), ...]}."""
-        limit = self.config.max_source_positions
-        by_length: dict[int, list[tuple[int, int]]] = {}
-        for audio, count in enumerate(frames):
-            positions = -(-count // FRAMES_PER_POSITION)
-            for start in range(0, positions, limit):
-                by_length.setdefault(min(limit, positions - start), []).append((audio, start))
-        return by_length
-
-    def _embed(self, features: torch.Tensor, windows: list[tuple[int, int]], length: int) -> torch.Tensor:
-        """Convolutions and positions of equally long windows: `(windows, length, hidden_size)`."""
-        # One frame of right context, except at the end of a full window, where Whisper itself sees zero padding.
-        frames = min(length * FRAMES_PER_POSITION + 1, self.config.max_source_positions * FRAMES_PER_POSITION)
+    def _embed(self, features: torch.Tensor, windows: PackedWindows) -> torch.Tensor:
+        """
+        Convolutions and positions: `(windows, positions, hidden_size)` if all have one length, otherwise packed as
+        `(1, total positions, hidden_size)`.
+        """
+        full = self.config.max_source_positions * FRAMES_PER_POSITION
+        # A window is read with one frame of right context, except at the end of a full one, where Whisper itself sees
+        # zero padding. What stands behind that, in a row that is padded, is out of reach for the window's positions.
+        longest = min(windows.groups[-1][1] * FRAMES_PER_POSITION + 1, full)
+        width = longest if windows.per_audio == 1 else windows.per_audio * full
+        features = nn.functional.pad(features, (0, width - features.shape[-1])).to(self.conv1.weight.dtype)
+        if windows.per_audio > 1:
+            features = features.unflatten(-1, (windows.per_audio, full)).transpose(1, 2).flatten(0, 1)
+        positions = self.embed_positions(torch.arange(windows.groups[-1][1], device=features.device))
         parts = []
-        for audio, start in windows:
-            part = features[audio, :, start * FRAMES_PER_POSITION :][:, :frames]
-            parts.append(nn.functional.pad(part, (0, frames - part.shape[-1])))
-        hidden_states = torch.stack(parts).to(self.conv1.weight.dtype)
-        hidden_states = nn.functional.gelu(self.conv1(hidden_states))
-        hidden_states = nn.functional.gelu(self.conv2(hidden_states))[..., :length].transpose(1, 2)
-        return hidden_states + self.embed_positions(torch.arange(length, device=hidden_states.device))
-
-    def _unpack(
-        self, hidden_states: torch.Tensor, by_length: dict[int, list[tuple[int, int]]], frames: list[int]
-    ) -> torch.Tensor:
-        """From packed windows to `(batch, positions, hidden_size)`, in the order of the batch."""
-        positions = -(-max(frames) // FRAMES_PER_POSITION)
-        index = [
-            torch.arange(length) + audio * positions + start
-            for length, windows in by_length.items()
-            for audio, start in windows
-        ]
-        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        output = flat.new_zeros(len(frames) * positions, flat.shape[-1])
-        output = output.index_copy(0, torch.cat(index).to(flat.device), flat)
-        return output.unflatten(0, (len(frames), positions))
+        for rows, (_, length) in zip(windows.rows, windows.groups):
+            part = features.index_select(0, rows)[..., : length * FRAMES_PER_POSITION + 1]
+            part = nn.functional.gelu(self.conv1(part))
+            part = nn.functional.gelu(self.conv2(part))[..., :length].transpose(1, 2)
+            parts.append(part + positions[:length])
+        return parts[0] if windows.is_even else windows.join(parts)[None]
 
 
-def _count_frames(input_features: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
-    """Real frames of each audio, as integers on the host: they decide shapes."""
+def read_frames(
+    input_features: torch.Tensor,
+    mask: torch.Tensor | None,
+    check: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[list[int], list[bool]]:
+    """
+    Real frames of each audio, as integers on the host: they decide shapes. Waits for the device, once, if there is a mask.
+
+    `check` gets the same numbers on the device, `(audios,)`, and may give a bool for each that is brought along.
+
+    Raises a `ValueError` for a mask of another shape, and for one with padding before real frames.
+    """
+    if mask is None and check is None:
+        return [input_features.shape[-1]] * input_features.shape[0], []
     if mask is None:
-        return [input_features.shape[-1]] * input_features.shape[0]
+        mask = torch.ones(input_features.shape[0], input_features.shape[-1], device=input_features.device)
     if mask.shape != (input_features.shape[0], input_features.shape[-1]):
         raise ValueError(
             f"`input_features_mask` must be (batch, frames) like `input_features`, got {tuple(mask.shape)} for "
             f"features of shape {tuple(input_features.shape)}."
         )
     real = mask.bool()
-    last = (
-        (real * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).amax(-1) if mask.shape[-1] else real.sum(-1)
-    )
-    counts, ends = torch.stack((real.sum(-1), last)).tolist()
+    numbered = real * torch.arange(1, mask.shape[-1] + 1, device=mask.device)
+    read = [real.sum(-1), numbered.amax(-1) if mask.shape[-1] else real.sum(-1)]
+    if check is not None:
+        read.append(check(read[0]).to(read[0]))
+    counts, ends, *checked = torch.stack(read).tolist()
     if counts != ends:
         raise ValueError(
             "`input_features_mask` must be 1 for each audio's first frames and 0 after them (padding right)."
         )
-    return counts
+    return counts, [bool(value) for values in checked for value in values]
 
 
 class Falcon3AudioMultiModalProjector(nn.Module):
@@ -253,7 +276,7 @@ class Falcon3AudioMultiModalProjector(nn.Module):
         return self.norm_out(hidden_states)
 
 
-def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int) -> torch.Tensor:
     """
     Means over `window` neighbouring positions; the last mean of an audio is over the positions that are left.
 
@@ -263,14 +286,14 @@ def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int
         window (`int`): positions per mean.
 
     Returns:
-        The means, `(batch, ceil(positions / window), width)`, and how many of them are real, `(batch,)`.
+        The means, `(batch, ceil(positions / window), width)`; of each audio the first `ceil(length / window)` are real.
     """
     padding = -hidden_states.shape[1] % window
     grouped = nn.functional.pad(hidden_states, (0, 0, 0, padding)).unflatten(1, (-1, window))
     starts = torch.arange(grouped.shape[1], device=lengths.device) * window
     counts = (lengths[:, None] - starts).clamp(1, window).to(hidden_states.device)
     means = grouped.sum(2, dtype=torch.float32) / counts[..., None]
-    return means.to(hidden_states.dtype), (lengths + window - 1) // window
+    return means.to(hidden_states.dtype)
 
 
 __all__ = ["Falcon3AudioEncoder", "Falcon3AudioMultiModalProjector", "Falcon3AudioPreTrainedModel", "average_pool"]

@@ -98,6 +98,11 @@ def count_frames(samples: int, window_samples: int) -> int:
     return windows * (window_samples // HOP_LENGTH) + math.ceil(rest / HOP_LENGTH)
 
 
+def count_encoded_frames(frames: int, silence: int, window_frames: int) -> int:
+    """`frames` real mel frames and `silence` behind them, up to the end of the last window."""
+    return min(frames + silence, math.ceil(frames / window_frames) * window_frames)
+
+
 def count_tokens(frames: int, pooling_window: int) -> int:
     """Audio tokens of `frames` real mel frames: the encoder halves them, pooling divides once more, both rounded up."""
     return math.ceil(math.ceil(frames / FRAMES_PER_POSITION) / pooling_window)
@@ -306,4 +311,11 @@ def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
     return np.pad(samples, (0, length - len(samples)))
 
 
-__all__ = ["SAMPLING_RATE", "TOKENS_PER_SECOND", "count_frames", "count_tokens", "load_audio"]
+__all__ = [
+    "SAMPLING_RATE",
+    "TOKENS_PER_SECOND",
+    "count_encoded_frames",
+    "count_frames",
+    "count_tokens",
+    "load_audio",
+]

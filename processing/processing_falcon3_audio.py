@@ -24,10 +24,12 @@ from transformers.utils import logging
 
 from .audio_inputs_falcon3_audio import (
     FRAMES_PER_POSITION,
+    FRAMES_PER_SECOND,
     HOP_LENGTH,
     POOLING_WINDOW,
     SAMPLING_RATE,
     TAIL_SAMPLES,
+    count_encoded_frames,
     count_frames,
     count_tokens,
     load_audio,
@@ -76,6 +78,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         audio_token (`str`, defaults to `"<|audio|>"`): The placeholder; a token of the tokenizer's vocabulary.
         pooling_window (`int`, defaults to 2): As in the model's config.
         pad_to_window (`bool`, defaults to `False`): As in the model's config.
+        trailing_silence (`float`, defaults to 0.0), read_trailing_silence (`bool`, defaults to `True`): As in the model's
+            config. `input_features` have the frames of that silence, `input_features_mask` marks those of the clip alone.
         max_audio_seconds (`float`, defaults to 300): Longest audio. What is longer is cut with a warning that gives
             its length, or is an `AudioTooLongError` (a `ValueError`) under `truncation=False`.
     """
@@ -91,6 +95,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         audio_token: str = NEW_AUDIO_TOKEN,
         pooling_window: int = POOLING_WINDOW,
         pad_to_window: bool = False,
+        trailing_silence: float = 0.0,
+        read_trailing_silence: bool = True,
         max_audio_seconds: float = MAX_AUDIO_SECONDS,
     ):
         self.audio_token = audio_token
@@ -102,8 +108,11 @@ class Falcon3AudioProcessor(ProcessorMixin):
             )
         self.pooling_window = pooling_window
         self.pad_to_window = pad_to_window
+        self.trailing_silence = trailing_silence
+        self.read_trailing_silence = read_trailing_silence
         self.max_audio_seconds = max_audio_seconds
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self._check_silence()
 
     @classmethod
     def from_backbones(
@@ -127,7 +136,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
                 is a name.
             chat_template (`str`, *optional*): The language model's template; by default the tokenizer's own, or
                 Falcon3's format where it has none.
-            **options: `pooling_window`, `pad_to_window`, `max_audio_seconds`.
+            **options: `pooling_window`, `pad_to_window`, `trailing_silence`, `read_trailing_silence`, `max_audio_seconds`.
         """
         if isinstance(text, (str, os.PathLike)) and vocab_size is None:
             vocab_size = AutoConfig.from_pretrained(text).get_text_config().vocab_size
@@ -146,6 +155,26 @@ class Falcon3AudioProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, "input_features", "input_features_mask"]
+
+    @property
+    def _silence_frames(self) -> int:
+        """Mel frames that are encoded behind each clip, of those that its last window still has."""
+        whole = self.window_samples // HOP_LENGTH
+        return whole if self.pad_to_window else round(self.trailing_silence * FRAMES_PER_SECOND)
+
+    def _check_silence(self):
+        """The rules of `check_trailing_silence`, which is the model's and lies in another folder."""
+        window = self.window_samples / SAMPLING_RATE
+        seconds, read = self.trailing_silence, self.read_trailing_silence
+        if not 0 <= seconds <= window or 0 < seconds < 1 / FRAMES_PER_SECOND:
+            raise ValueError(
+                f"`trailing_silence` must be 0 or from {1 / FRAMES_PER_SECOND} to the {window:g} s of a window, got {seconds}."
+            )
+        if self.pad_to_window and (seconds or not read):
+            raise ValueError(
+                "`pad_to_window` encodes and reads the whole window already; leave out `trailing_silence` and "
+                f"`read_trailing_silence` (got {seconds} and {read})."
+            )
 
     @property
     def window_samples(self) -> int:
@@ -238,24 +267,28 @@ class Falcon3AudioProcessor(ProcessorMixin):
         windows = []
         for start in range(0, len(clip), self.window_samples):
             samples = clip[start : start + self.window_samples]
-            wanted = self.window_samples if self.pad_to_window else len(samples) + TAIL_SAMPLES
-            samples = np.pad(samples, (0, max(0, min(wanted, self.window_samples) - len(samples))))
+            kept = self._count_frames_to_keep(len(samples))
+            wanted = min(len(samples) + self._silence_frames * HOP_LENGTH + TAIL_SAMPLES, self.window_samples)
+            samples = np.pad(samples, (0, max(0, wanted - len(samples))))
             # One window at a time: in a batch the last bits would depend on the other clips.
             frames = self.feature_extractor(
                 samples, sampling_rate=SAMPLING_RATE, padding=False, truncation=False, return_tensors="np"
             )["input_features"][0]
-            windows.append(frames[:, : self._frames_to_keep(min(len(clip) - start, self.window_samples))])
+            windows.append(frames[:, :kept])
         return np.concatenate(windows, axis=1)
 
-    def _frames_to_keep(self, samples: int) -> int:
-        """Frames that the encoder reads for a window: its own and one of right context."""
-        whole = self.window_samples // HOP_LENGTH
-        positions = math.ceil(math.ceil(samples / HOP_LENGTH) / FRAMES_PER_POSITION)
-        return whole if self.pad_to_window else min(whole, positions * FRAMES_PER_POSITION + 1)
+    def _count_frames_to_keep(self, samples: int) -> int:
+        """Frames that the encoder reads for a window: its own, those of the silence and one of right context."""
+        encoded = self._count_encoded_frames(math.ceil(samples / HOP_LENGTH))
+        positions = math.ceil(encoded / FRAMES_PER_POSITION)
+        return min(positions * FRAMES_PER_POSITION + 1, self.window_samples // HOP_LENGTH)
+
+    def _count_encoded_frames(self, frames: int) -> int:
+        return count_encoded_frames(frames, self._silence_frames, self.window_samples // HOP_LENGTH)
 
     def _count_tokens(self, frames: int) -> int:
-        whole = self.window_samples // HOP_LENGTH
-        return count_tokens(math.ceil(frames / whole) * whole if self.pad_to_window else frames, self.pooling_window)
+        read = self._count_encoded_frames(frames) if self.read_trailing_silence else frames
+        return count_tokens(read, self.pooling_window)
 
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
         """What stands in the prompt for one audio: as many placeholders as the model makes tokens of it."""

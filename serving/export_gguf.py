@@ -7,8 +7,8 @@ Encoder and projector are written here, with PyPI's `gguf`. The language model i
 that it is, and converted by llama.cpp's own script. llama.cpp has no projector with a norm behind its last layer, and stock
 llama.cpp encodes 30 s whatever the clip, which ruins the answers of checkpoints that were trained on real frames alone. So it
 has to be built with llama_cpp.patch (beside this file; for 0.5 and 0.6, `git apply` in its folder), which adds the
-projector, and 30 s windows for checkpoints made with `pad_to_window` only. Without it llama.cpp refuses the file. The
-audio placeholder, which `generate` never picks, is not suppressed there; use llama-server's `logit_bias` if it shows.
+projector, and 30 s windows for checkpoints made with `pad_to_window` only. Without it llama.cpp refuses the file.
+Checkpoints made with `trailing_silence` are refused here. The audio placeholder, which `generate` never picks, is not suppressed there; use llama-server's `logit_bias` if it shows.
 """
 
 import argparse
@@ -213,6 +213,11 @@ def _check(model: str) -> None:
         raise ValueError(f"{model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{model} is quantised; export the checkpoint that it was made from.")
+    if config.trailing_silence:
+        raise ValueError(
+            f"{model} was made with trailing_silence={config.trailing_silence:g}; the patched llama.cpp encodes real sound alone, or "
+            "whole windows (pad_to_window), and would give other answers. Serve it with `falcon3-audio serve`."
+        )
     encoder = config.audio_config
     if encoder.activation_function != "gelu":
         raise ValueError(

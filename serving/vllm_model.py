@@ -8,6 +8,7 @@ encoder's budget is that of the longest clip the processor takes; clips of diffe
 Imported by vLLM only, see vllm_plugin.py.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,8 @@ class Falcon3AudioProcessingInfo(MultiModalProcessingInfo):
         """Samples of the longest clip that both the processor and the context take."""
         longest = int(self.get_hf_processor().max_audio_seconds * SAMPLING_RATE)
         context = self.ctx.model_config.max_model_len
-        return min(longest, longest * context // self._count_tokens(longest))
+        # Silence and padding to windows make tokens that do not grow with the clip; longer clips never have fewer.
+        return max(1, bisect_right(range(longest + 1), context, lo=1, key=self._count_tokens) - 1)
 
     def get_max_audio_tokens(self) -> int:
         return self._count_tokens(self.get_longest_clip())

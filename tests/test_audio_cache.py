@@ -56,7 +56,7 @@ def test_embeddings_are_those_of_the_encoder_and_each_clip_is_encoded_once(model
     assert encoded == [1, 2]  # the first clip, then the other two together, then none
 
 
-def test_clips_are_told_apart_by_their_real_frames(features):
+def test_clips_are_told_apart_by_what_is_encoded(features):
     input_features, mask = features
     names = digests(input_features, mask)
     assert len(set(names)) == 3
@@ -64,6 +64,11 @@ def test_clips_are_told_apart_by_their_real_frames(features):
     louder = input_features.clone()
     louder[0, 0, 0] += 0.01
     assert digests(louder, mask)[0] != names[0]
+    end = int(mask[0].sum())
+    for place in (end, end + 1):  # what the last positions look at, and silence that is encoded
+        behind = input_features.clone()
+        behind[0, 0, place] += 0.01
+        assert digests(behind, mask)[0] != names[0] and digests(behind, mask)[1:] == names[1:]
     shorter = mask.clone()
     shorter[0, int(mask[0].sum()) - 1] = 0
     assert digests(input_features, shorter)[0] != names[0]

@@ -9,7 +9,7 @@ from datasets import Dataset
 from tiny import SAMPLING_RATE, audio_tokens, question, tone
 from training_runs import assistant, heard, user
 
-from falcon3_audio.processing import TOKENS_PER_SECOND
+from falcon3_audio.processing import TOKENS_PER_SECOND, Falcon3AudioProcessor
 from falcon3_audio.training.collator import AudioChatCollator
 
 
@@ -152,7 +152,7 @@ def test_a_batch_has_the_losses_of_its_rows(model, processor, clip, long_clip):
 
 
 def test_silence_beside_text_alone_changes_nothing(model, processor):
-    rows = [chat(None, ("Hi", "ho")), chat(None, ("What?", "a dog"))]
+    rows = [chat(None, ("What?", "a dog")), chat(None, ("Hi", "ho"))]
     batch = inputs_of(AudioChatCollator(processor)(rows))
     assert batch["input_ids"].shape[0] == 2 and batch["input_features"].shape[0] == 1
     end = int(batch["attention_mask"][1].sum()) - 1
@@ -173,6 +173,26 @@ def test_silence_beside_text_alone_changes_nothing(model, processor):
         elif weight.requires_grad:
             # Every trained weight gets a gradient, as distributed training needs, of nothing.
             assert weight.grad is not None and not weight.grad.any(), name
+
+
+@pytest.mark.parametrize("seconds, tokens", [(0.0, 1), (1.0, 26)])
+def test_silence_makes_no_row_longer(backbone_folders, seconds, tokens):
+    """It goes behind the shortest row where there is room, otherwise into a row of its own."""
+    processor = Falcon3AudioProcessor.from_backbones(*backbone_folders, trailing_silence=seconds)
+    collator = AudioChatCollator(processor)
+    short, long = chat(None, ("Hi", "ho")), chat(None, ("What?", "a dog " * 20))
+    lengths = [len(collator._encode(row)["input_ids"]) for row in (short, long)]
+    for rows, expected in (
+        ([short, short], (3, max(lengths[0], tokens))),
+        ([long, short], (2, lengths[1])),
+        ([long, short, long], (3, lengths[1])),
+    ):
+        for batch in (
+            collator(rows),
+            AudioChatCollator(processor, questions_per_row=None).micro_batches(rows, 10)[-1],
+        ):
+            assert audio_tokens(processor, batch["input_ids"]) == tokens
+        assert collator(rows)["input_ids"].shape == expected
 
 
 def test_text_over_the_length_is_cut_and_counted(processor, clip):

@@ -39,21 +39,31 @@ def hub(monkeypatch):
     monkeypatch.setattr(AutoConfig, "from_pretrained", shapes.__getitem__)
 
 
-def recipe_7b(**training):
-    model = ModelArguments(audio_model=PRESET_7B["audio"], text_model=PRESET_7B["text"])
+def recipe_7b(composed=None, **training):
+    model = ModelArguments(audio_model=PRESET_7B["audio"], text_model=PRESET_7B["text"], **(composed or {}))
     options = {"output_dir": "unused", "bf16": False, "per_device_train_batch_size": 8} | training
     return model, LoraArguments(), DataArguments(["data/voice_instructions"]), AudioSFTConfig(**options)
 
 
-def test_time_is_that_of_the_matrix_products():
-    """440 K questions of 5 s: 250 encoder positions and 125 + 60 tokens, by the published parameter counts."""
-    cost = estimate.estimate(*recipe_7b(), devices=1, card="h100")
-    tokens, positions = 125 + 60, 250
+@pytest.mark.parametrize(
+    ("composed", "positions", "heard"),
+    [
+        ({}, 250, 125),
+        ({"pooling_window": 1}, 250, 250),
+        ({"pad_to_window": True}, 1500, 750),
+        ({"trailing_silence": 1.0}, 300, 150),
+        ({"trailing_silence": 30.0, "read_trailing_silence": False}, 1500, 125),
+    ],
+)
+def test_time_is_that_of_the_matrix_products(composed, positions, heard):
+    """440 K questions of 5 s: encoder positions, and audio tokens beside 60 of text, by the published parameter counts."""
+    cost = estimate.estimate(*recipe_7b(composed), devices=1, card="h100")
+    tokens = heard + 60
     llm = 3 * tokens * 2 * (7.456e9 - 131072 * 3072)  # forward, backward, forward again; the embedding is a look-up
-    encoder = 3 * positions * 2 * 307.2e6
+    encoder = 3 * positions * (2 * 307.2e6 + 24 * 4 * 1024 * positions)  # with the attention scores
     by_hand = 440_000 * (llm + encoder) / (989e12 * estimate.UTILISATION) / 60
     assert cost.questions == 440_000
-    assert cost.minutes == pytest.approx(by_hand, rel=0.03)  # the attention scores and the adapters are not in it
+    assert cost.minutes == pytest.approx(by_hand, rel=0.03)  # the language model's scores and the adapters are not in it
 
 
 def test_questions_about_one_clip_pay_for_its_sound_once():

@@ -33,14 +33,17 @@ def pair():
 
 
 @torch.no_grad()
-def masked_reference(whisper, samples: np.ndarray) -> torch.Tensor:
-    """Whisper's encoder over all 3000 frames of one window, attending to the positions of real audio only."""
+def masked_reference(whisper, samples: np.ndarray, silence: float = 0.0) -> torch.Tensor:
+    """
+    Whisper's encoder over all 3000 frames of one window, attending to the positions of real audio, and of `silence`
+    seconds of zeros behind it, only.
+    """
     padded = np.pad(samples, (0, WINDOW - len(samples)))
     extractor = WhisperFeatureExtractor(feature_size=whisper.config.num_mel_bins)
     features = extractor(padded, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
     hidden = torch.nn.functional.gelu(whisper.conv1(features))
     hidden = torch.nn.functional.gelu(whisper.conv2(hidden)).transpose(1, 2) + whisper.embed_positions.weight
-    positions = math.ceil(math.ceil(len(samples) / 160) / 2)
+    positions = min(1500, math.ceil((math.ceil(len(samples) / 160) + round(silence * 100)) / 2))
     mask = torch.zeros(1, 1, 1500, 1500)
     mask[..., positions:] = torch.finfo(torch.float32).min
     for layer in whisper.layers:
@@ -188,6 +191,113 @@ def test_processor_and_encoder_agree_on_every_length(model, processor):
         with torch.no_grad():
             tokens = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
         assert len(tokens) == placeholders == count >= 1, f"{length} samples"
+
+
+# Silence behind each clip.
+
+
+def make_silent_pair(backbone_folders, **options):
+    """Processor and model with options, the model's encoder with random weights (`make_pair`'s)."""
+    processor = Falcon3AudioProcessor.from_backbones(*backbone_folders, **options)
+    torch.manual_seed(0)
+    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, **options)
+    return processor, model.eval()
+
+
+@pytest.fixture(scope="module")
+def tower_reference(pair, backbone_folders):
+    """Whisper's encoder with the weights of the tiny backbones."""
+    whisper, _ = make_pair()
+    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders)
+    whisper.load_state_dict(model.model.audio_tower.state_dict())
+    return whisper
+
+
+@pytest.mark.parametrize("silence", [0.01, 0.5, 1.0, 2.37, 30])
+def test_silence_is_encoded_as_whisper_encodes_zeros_behind_a_clip(backbone_folders, tower_reference, silence):
+    processor, model = make_silent_pair(backbone_folders, trailing_silence=silence)
+    seconds = (0.0001, 0.0101, 3.1, 9.2, 29.7, 30, 71.3)
+    clips = [tone(length, 300 + 100 * index) for index, length in enumerate(seconds)]
+    inputs = features_of(processor, *clips)
+    assert inputs["input_features_mask"].sum(-1).tolist() == [math.ceil(len(clip) / 160) for clip in clips]
+    with torch.no_grad():
+        hidden = model.get_audio_features(**inputs).last_hidden_state
+    for row, clip in zip(hidden, clips):
+        windows = [clip[start : start + WINDOW] for start in range(0, len(clip), WINDOW)]
+        expected = torch.cat([masked_reference(tower_reference, window, silence) for window in windows])
+        assert (row[: len(expected)] - expected).abs().max() < 1e-5
+        assert not row[len(expected) :].any(), "positions behind the silence are zero"
+
+
+def test_silence_that_fills_the_window_gives_stock_whisper(backbone_folders, tower_reference):
+    processor, model = make_silent_pair(backbone_folders, trailing_silence=30)
+    clip = tone(2.5)
+    stock = WhisperFeatureExtractor()(clip, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
+    with torch.no_grad():
+        hidden = model.get_audio_features(**features_of(processor, clip)).last_hidden_state
+        assert (hidden - tower_reference(stock).last_hidden_state).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pooling_window", [1, 2, 5])
+def test_silence_that_is_not_read_leaves_the_clips_own_tokens(backbone_folders, pooling_window):
+    options = {"trailing_silence": 1.0, "pooling_window": pooling_window}
+    processor, model = make_silent_pair(backbone_folders, **options)
+    other, skipping = make_silent_pair(backbone_folders, **options, read_trailing_silence=False)
+    clips = [tone(1.23), tone(0.001), tone(29.5), tone(30), tone(31)]
+    with torch.no_grad():
+        read = model.get_audio_features(**features_of(processor, *clips)).pooler_output
+        kept = skipping.get_audio_features(**features_of(other, *clips)).pooler_output
+    mask = features_of(processor, *clips)["input_features_mask"]
+    counts, kept_counts = model.count_audio_tokens(mask).tolist(), skipping.count_audio_tokens(mask).tolist()
+    per_second = 50 // pooling_window
+    assert kept_counts == [math.ceil(math.ceil(len(clip) / 320) / pooling_window) for clip in clips]
+    differences = [count - kept for count, kept in zip(counts, kept_counts)]
+    assert differences[0] == differences[1] == differences[4] == per_second
+    assert differences[2:4] == [per_second // 2, 0], "silence ends with the window"
+    for long, short, count in zip(read.split(counts), kept.split(kept_counts), kept_counts):
+        assert torch.equal(long[:count], short)
+
+
+def test_silence_that_is_missing_is_an_error(backbone_folders, processor):
+    _, model = make_silent_pair(backbone_folders, trailing_silence=1.0)
+    shorter, _ = make_silent_pair(backbone_folders, trailing_silence=0.9)
+    for given in (processor, shorter):
+        for clips in ([tone(1)], [tone(3), tone(1)], [tone(61), tone(30), tone(1)]):
+            missing = r"trailing_silence=1: it expects 100 frames .* not there behind audio "
+            with pytest.raises(ValueError, match=missing + ("0" if len(clips) == 1 else r"\d")):
+                model.get_audio_features(**features_of(given, *clips))
+    with torch.no_grad():
+        assert len(model.get_audio_features(**features_of(processor, tone(30))).pooler_output) == 750
+
+
+def test_a_processor_with_other_silence_does_not_fit(backbone_folders, model):
+    longer, _ = make_silent_pair(backbone_folders, trailing_silence=0.5)
+    skipping, _ = make_silent_pair(backbone_folders, trailing_silence=0.5, read_trailing_silence=False)
+    _, reading = make_silent_pair(backbone_folders, trailing_silence=0.5)
+    for given, wrong in ((longer, model), (skipping, reading)):
+        inputs = given(text=[given.audio_token], audio=[tone(1)], sampling_rate=SAMPLING_RATE)
+        with pytest.raises(
+            ValueError, match=r"hold \d+ audio tokens .* trailing_silence=0.*read_trailing_silence=True"
+        ):
+            wrong(**inputs)
+
+
+@pytest.mark.parametrize("silence", [0.01, 0.03, 1.0, 29.99, 30])
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("pooling_window", [1, 2, 5])
+def test_they_agree_for_silence(backbone_folders, silence, read, pooling_window):
+    options = {"trailing_silence": silence, "read_trailing_silence": read, "pooling_window": pooling_window}
+    processor, model = make_silent_pair(backbone_folders, **options)
+    lengths = [1, 160, 161, 320, 321, 16_000, 16_161]
+    lengths += [WINDOW + step for step in (-16_001, -16_000, -641, -640, -321, -161, -160, -1, 0, 1, 161)]
+    counts = processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"]
+    clips = [np.full(length, 0.1, np.float32) for length in lengths]
+    inputs = processor(text=[processor.audio_token] * len(clips), audio=clips, sampling_rate=SAMPLING_RATE)
+    assert (inputs["input_ids"] == processor.audio_token_id).sum(-1).tolist() == counts
+    assert model.count_audio_tokens(inputs["input_features_mask"]).tolist() == counts
+    with torch.no_grad():
+        first = model.get_audio_features(inputs["input_features"][:7], inputs["input_features_mask"][:7])
+    assert len(first.pooler_output) == sum(counts[:7])
 
 
 @pytest.mark.parametrize("pooling_window", [1, 2, 4, 5])

@@ -103,6 +103,16 @@ class DataArguments:
             raise ValueError("Sets in `eval_data` are scored once and whole; leave out their weights.")
 
 
+# Options of a model that is composed now, and their defaults; others are given with a model that is there.
+OF_COMPOSED = {
+    "pooling_window": 2,
+    "projector_type": "mlp",
+    "pad_to_window": False,
+    "trailing_silence": 0.0,
+    "read_trailing_silence": True,
+}
+
+
 @dataclass
 class ModelArguments:
     model: str | None = field(
@@ -116,6 +126,15 @@ class ModelArguments:
     pooling_window: int = field(default=2, metadata={"help": "Encoder positions per audio token (1: no pooling)."})
     projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "The new projector."})
     pad_to_window: bool = field(default=False, metadata={"help": "Encode 30 s always, as stock Whisper does."})
+    trailing_silence: float = field(
+        default=0.0,
+        metadata={
+            "help": "Seconds of silence encoded behind each clip, where Whisper keeps what is true of all of it."
+        },
+    )
+    read_trailing_silence: bool = field(
+        default=True, metadata={"help": "Whether the language model reads the tokens of that silence too."}
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
         default="bfloat16", metadata={"help": "Of the frozen weights; trained weights are float32."}
     )
@@ -135,8 +154,7 @@ class ModelArguments:
                 f"model={self.model!r}, audio_model={self.audio_model!r}, text_model={self.text_model!r}."
             )
         if self.model is not None:
-            options = {"pooling_window": 2, "projector_type": "mlp", "pad_to_window": False}
-            changed = [name for name, default in options.items() if getattr(self, name) != default]
+            changed = [name for name, default in OF_COMPOSED.items() if getattr(self, name) != default]
             if changed:
                 raise ValueError(
                     f"{', '.join(changed)} belong to a model that is composed now; {self.model!r} has them in its "

@@ -10,7 +10,7 @@ Questions about one clip that come together share its audio: it is decoded and e
 each question and answer behind it as a branch of its own (rows.py). Losses are those of separate rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor
 
-from .rows import IGNORED, Unit, join_branches, pack_units, pad_rows, split_rows
+from .rows import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
 
 
 # What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
@@ -71,7 +71,7 @@ class AudioChatCollator:
     def micro_batches(self, examples: Sequence[dict[str, Any]], tokens: int) -> list[dict[str, torch.Tensor]]:
         """
         The same examples as batches of at most `tokens` places (rows times tokens) each, so many as that takes. A single
-        example that is longer has a batch of its own; silence in a batch without sound is a token more. The counts are in
+        example that is longer has a batch of its own; silence in a batch without sound may be a row more. The counts are in
         the first one.
         """
         groups, counts = self._read(examples)
@@ -172,16 +172,13 @@ class AudioChatCollator:
     def _share(self, rows: Sequence[Sequence[Unit]]) -> dict[str, torch.Tensor]:
         if not any(unit.audio for row in rows for unit in row):
             silence = join_branches([self._silence()], self.processor.audio_token_id)
-            rows = [*rows[:-1], [*(rows[-1] if rows else []), silence]]
+            rows = _add_row(rows, [silence], lambda row: sum(map(len, row)), lambda row, last: [*row, *last])
         audio = [audio for row in rows for unit in row for audio in unit.audio]
         return pad_rows(rows, self.processor.tokenizer.pad_token_id) | _join_audio(audio)
 
     def _pad(self, rows: Sequence[Chat]) -> dict[str, torch.Tensor]:
         if not any("input_features" in row for row in rows):
-            # Behind the end of the last one, where nothing looks at it.
-            silence = self._silence()
-            last = {name: torch.cat([row[name] for row in (*rows[-1:], silence)]) for name in ("input_ids", "labels")}
-            rows = [*rows[:-1], silence | last]
+            rows = _add_row(rows, self._silence(), _length, _behind)
         ids = [row["input_ids"] for row in rows]
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),
@@ -192,6 +189,22 @@ class AudioChatCollator:
 
 def _length(chat: Chat) -> int:
     return len(chat["input_ids"])
+
+
+def _behind(chat: Chat, silence: Chat) -> Chat:
+    """Silence behind a chat's end, where nothing looks at it."""
+    return silence | {name: torch.cat([chat[name], silence[name]]) for name in ("input_ids", "labels")}
+
+
+def _add_row(
+    rows: Sequence[Row], more: Row, length: Callable[[Row], int], join: Callable[[Row, Row], Row]
+) -> list[Row]:
+    """Rows with one more, which goes behind the shortest if that has the room beside the longest."""
+    lengths = [length(row) for row in rows]
+    if not rows or min(lengths) + length(more) > max(lengths):
+        return [*rows, more]
+    place = lengths.index(min(lengths))
+    return [*rows[:place], join(rows[place], more), *rows[place + 1 :]]
 
 
 def _join_audio(chats: Sequence[Chat]) -> dict[str, torch.Tensor]:

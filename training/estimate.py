@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .arguments import OF_COMPOSED, AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .model import PROJECTOR, choose_trained_weights, count_parameters
 from .recipe import parse_options
 
@@ -63,7 +63,8 @@ def estimate(
     adapter = choose_trained_weights(network, lora)
     trained = count_parameters(network if adapter is None else get_peft_model(network, adapter))
     passes = _passes(trained, bool(training.activation_checkpointing))
-    flops = questions = longest = 0.0
+    flops = questions = 0.0
+    longest = 0.0, 0.0  # positions and audio tokens of a question
     for source in data.train_data:
         if source.path not in PUBLISHED:
             raise ValueError(f"got the data {source.path!r}; sizes are known here of {', '.join(PUBLISHED)}")
@@ -72,11 +73,12 @@ def estimate(
         questions += count
         limit = min(_questions_at_once(training, devices), training.questions_per_row or published)
         shared_by = min(limit, published / clips)
-        longest = max(longest, seconds / shared_by)
+        positions, heard = _count_positions(config, seconds)
+        longest = max(longest, (positions / shared_by, heard / shared_by))
         forward = _forward_flops(config, trained, seconds, shared_by)
         flops += count * sum(forward[part] * passes[part] for part in forward)
     minutes = flops / (devices * CARDS[card][0] * UTILISATION) / 60
-    gib = _bytes(model, config, trained, training, devices, longest) / 2**30
+    gib = _bytes(model, config, trained, training, devices, *longest) / 2**30
     return Cost(minutes, gib, round(questions))
 
 
@@ -94,7 +96,7 @@ def _config(model: ModelArguments) -> Falcon3AudioConfig:
     audio = _shape(str(model.audio_model), "audio")
     text = _shape(str(model.text_model), "text")
     vocabulary = text["vocab_size"] if isinstance(text, dict) else text.vocab_size
-    options = {"pooling_window": model.pooling_window, "projector_type": model.projector_type}
+    options = {name: getattr(model, name) for name in OF_COMPOSED}
     return Falcon3AudioConfig(audio_config=audio, text_config=text, audio_token_id=vocabulary - 1, **options)
 
 
@@ -121,8 +123,7 @@ def _forward_flops(
     pair of positions that attend to each other.
     """
     audio, text = config.audio_config, config.text_config
-    positions = seconds * POSITIONS_PER_SECOND
-    heard = positions / config.pooling_window
+    positions, heard = _count_positions(config, seconds)
     pairs = heard**2 / 2 / shared_by + heard * TEXT_TOKENS + TEXT_TOKENS**2 / 2
     width = text.num_attention_heads * text.head_dim
     embedding = text.vocab_size * text.hidden_size  # looked up, not multiplied
@@ -136,23 +137,32 @@ def _forward_flops(
     }
 
 
+def _count_positions(config: Falcon3AudioConfig, seconds: float) -> tuple[float, float]:
+    """Encoder positions of a clip with the silence behind it, up to a window, and tokens that the language model reads."""
+    window = config.audio_config.max_source_positions / POSITIONS_PER_SECOND
+    silence = window if config.pad_to_window else config.trailing_silence
+    encoded = max(seconds, min(seconds + silence, window))
+    read = encoded if config.read_trailing_silence else seconds
+    return encoded * POSITIONS_PER_SECOND, read * POSITIONS_PER_SECOND / config.pooling_window
+
+
 def _bytes(
     model: ModelArguments,
     config: Falcon3AudioConfig,
     parameters: dict[str, tuple[int, int]],
     training: AudioSFTConfig,
     devices: int,
-    seconds: float,
+    positions: float,
+    heard: float,
 ) -> float:
-    """Of one device that holds all weights; activations of a micro-batch with `seconds` of sound per question."""
+    """Of one device that holds all weights; activations of a micro-batch with so many positions and audio tokens a question."""
     element = 4 if model.dtype == "float32" else 2
     frozen = {part: total - trained for part, (total, trained) in parameters.items()}
     weights = element * (frozen["audio_tower"] + frozen[PROJECTOR])
     weights_of_llm = frozen["language_model"] * (BYTES_4BIT if model.load_in_4bit else element)
     learned = BYTES_TRAINED * sum(trained for _, trained in parameters.values())
-    positions = seconds * POSITIONS_PER_SECOND  # and the tokens of a question
-    tokens = positions / config.pooling_window + TEXT_TOKENS
-    questions = _questions_at_once(training, devices)
+    tokens = heard + TEXT_TOKENS
+    questions: float = _questions_at_once(training, devices)
     if training.tokens_per_device:
         questions = min(questions, training.tokens_per_device / tokens)
     positions, tokens = questions * positions, questions * tokens

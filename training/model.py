@@ -95,6 +95,8 @@ def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
             pooling_window=arguments.pooling_window,
             projector_type=arguments.projector_type,
             pad_to_window=arguments.pad_to_window,
+            trailing_silence=arguments.trailing_silence,
+            read_trailing_silence=arguments.read_trailing_silence,
             dtype=arguments.dtype,
         )
     state.wait_for_everyone()

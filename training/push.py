@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, Pr
 
 from falcon3_audio.model_cards import card_for_run
 
+from .arguments import OF_COMPOSED
 from .merge import find_base, load_adapted
 from .run_folder import RECIPE, STATE, explain, find_checkpoint
 from .verify_push import ask
@@ -43,7 +44,7 @@ SHARD_SIZE = "5GB"  # what is sent again, at most, after a cut connection
 # Files of an earlier push that would be loaded beside, or instead of, those of this one.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*config.json")
 # Fields of the configuration that must be those an adapter was trained with.
-OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", "pooling_window", "projector_type", "pad_to_window")
+OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", *OF_COMPOSED)
 AGAIN = "Start the same command again; large files that arrived are not sent again."
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
 DTYPES = ("auto", "bfloat16", "float16", "float32")
