@@ -1,12 +1,9 @@
 """A study from end to end on tiny backbones: what it does once, goes on with, refuses and reports."""
 
-import contextlib
-import importlib
 import json
 import os
 import re
 import signal
-import traceback
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import soundfile
 import yaml
 from child import in_child
 from tiny import SAMPLING_RATE, tone
-from training_runs import farthest, log_of, weights_of
+from training_runs import farthest, log_of, run_here, weights_of
 from transformers import TrainerState
 
 from falcon3_audio.evaluation.score import SCORE
@@ -24,17 +21,6 @@ from falcon3_audio.training.study import main
 
 FEW_STEPS = {"max_steps": 2, "save_steps": 1}
 NO_LORA = {"lora_audio_tower": "none", "lora_language_model": "none"}
-
-
-def run_here(command, log, environment, lock, stop, echo):
-    """A step in this process, which has imported everything already."""
-    name, *arguments = command
-    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        try:
-            return importlib.import_module(name).main(arguments)
-        except Exception:
-            traceback.print_exc()
-            return 1
 
 
 @pytest.fixture
@@ -195,3 +181,22 @@ def test_mistakes_are_found_before_anything_is_done(write, here, tmp_path, capsy
     assert said.startswith("falcon3-audio study: ")
     assert re.search(message, said), said
     assert not here and not (tmp_path / "out").exists()
+
+
+def test_two_runs_side_by_side_in_processes_of_their_own(write, tmp_path, monkeypatch):
+    """Each with one thread of two cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    output = tmp_path / "out"
+    path = write(arms={"a": NO_LORA, "b": NO_LORA | {"learning_rate": 0.1}}, evaluate=[])
+    environments = []
+    popen = module.subprocess.Popen
+
+    def started(command, **options):
+        environments.append(options["env"])
+        return popen(command, **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", started)
+    assert main([path, str(output), "--jobs", "2"]) == 0
+    assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["1", "1"]
+    assert {run["arm"] for run in report_of(output)["training"]} == {"a", "b"}

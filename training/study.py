@@ -57,7 +57,15 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """An arm with one seed: `stages` in their order, all in `folder`. `digests` are of what is read, where that is known."""
+    """
+    An arm with one seed.
+
+    Attributes:
+        folder: of everything that it leaves.
+        stages: in their order.
+        digests: of what is read, where that is known.
+        model: which is asked where there are no stages.
+    """
 
     arm: str
     seed: int
@@ -65,6 +73,7 @@ class Run:
     stages: list[Stage]
     evaluations: list[Evaluation]
     digests: Digests = field(default_factory=dict)
+    model: Path = Path()
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
@@ -131,7 +140,7 @@ def runs_of(study: Study, output: Path, digests: Digests | None = None) -> list[
 def steps_of(run: Run) -> list[Step]:
     """The processes of a run, in their order."""
     steps: list[Step] = []
-    model = Path()
+    model = run.model
     for number, stage in enumerate(run.stages, 1):
         place = run.folder / f"stage-{number}" if len(run.stages) > 1 else run.folder
         which = f" stage {number}" if len(run.stages) > 1 else ""
@@ -261,18 +270,15 @@ def package() -> dict[str, Any]:
 ################
 # Doing it
 ################
-def perform(run: Run, threads: int, device: str | None, stop: threading.Event, echo: bool = False) -> str | None:
+def perform(run: Run, environment: dict[str, str], stop: threading.Event, echo: bool = False) -> str | None:
     """
     Does what is not done of a run. Returns `None`, or what failed, which is also in failed.json in its folder.
 
     Args:
-        threads: of each process, unless OMP_NUM_THREADS says another number.
-        device: for CUDA_VISIBLE_DEVICES, or `None` to leave that as it is.
-        echo: print the logs as they are written.
+        environment: of the processes.
+        stop: ends them when it is set; `Stopped` is raised.
+        echo: print the logs of trainings as they are written.
     """
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = device
     run.folder.mkdir(parents=True, exist_ok=True)
     with _locked(run.folder / LOCK, stop) as lock:
         (run.folder / FAILED).unlink(missing_ok=True)
@@ -280,7 +286,7 @@ def perform(run: Run, threads: int, device: str | None, stop: threading.Event, e
         for number, step in enumerate(steps):
             if step.product.exists():
                 continue
-            said = _stale(step, steps[number + 1 :]) or _do(run, step, environment, lock, stop, echo)
+            said = _stale(step, steps[number + 1 :]) or _do(run, step, environment, lock, stop, echo and step.trains)
             if said:
                 write_json(run.folder / FAILED, {"step": step.name, "said": said})
                 print(f"{run}: {step.name} failed: {said}", file=sys.stderr, flush=True)
@@ -332,18 +338,18 @@ def _run_process(
             env=environment,
             pass_fds=(lock,),
         )
-    while True:
-        try:
-            code = process.wait(POLL)
-        except subprocess.TimeoutExpired:
-            code = None
-        place = _print_from(log, place) if echo else place
-        if code is not None:
-            return code
-        if stop.is_set():
-            process.terminate()
-            process.wait()
-            raise Stopped
+    try:
+        while (code := process.poll()) is None:
+            if stop.wait(POLL):
+                raise Stopped
+            place = _print_from(log, place) if echo else place
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if echo:
+        _print_from(log, place)
+    return code
 
 
 def _print_from(log: Path, place: int) -> int:
@@ -382,7 +388,7 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
     Does what is not done, `jobs` runs side by side, each with its share of the cores and, where there are several GPUs, one
     of them. Returns what failed. On an interrupt the processes are ended, and `KeyboardInterrupt` goes on.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     stop = threading.Event()
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(jobs):
@@ -391,7 +397,7 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
     def work(run: Run) -> str | None:
         slot = slots.get()
         try:
-            said = perform(run, threads, _device(slot), stop)
+            said = perform(run, _environment(threads, slot), stop)
         except OSError as error:
             said = str(error)
         finally:
@@ -408,13 +414,14 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
             raise
 
 
-def _device(slot: int) -> str | None:
-    """The GPU of a slot. A training run wants to see one, or to be started with accelerate."""
-    if torch.cuda.device_count() < 2:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    return devices[slot % len(devices)]
+def _environment(threads: int, slot: int) -> dict[str, str]:
+    """With that many threads, unless the user has said how many, and one GPU: a training run that sees several refuses."""
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    if torch.cuda.device_count() > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return environment
 
 
 def _selected(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
@@ -426,8 +433,8 @@ def _selected(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
 
 
 @contextmanager
-def _ended_gently() -> Iterator[None]:
-    """A SIGTERM is as an interrupt: the processes of the runs end with this one."""
+def ended_gently() -> Iterator[None]:
+    """A SIGTERM is as an interrupt: the processes of the runs end with this one. For the main thread."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -466,7 +473,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     try:
-        with _ended_gently():
+        with ended_gently():
             return _study(options)
     except KeyboardInterrupt:
         print("falcon3-audio study: stopped. The same command goes on.", file=sys.stderr)

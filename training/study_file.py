@@ -24,7 +24,7 @@ from .recipe import check_keys, option_names, read_recipe, read_yaml
 from .run_folder import describe_recipe
 
 
-OPTIONS = (ModelArguments, LoraArguments, DataArguments, AudioSFTConfig)
+OPTIONS: list[Any] = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
 KEYS = ("recipe", "overrides", "arms", "seeds", "evaluate")
 OF_AN_ARM = ("seeds", "stages")
 # A study gives each run its own.
@@ -174,7 +174,7 @@ def _stage_options(base: dict[str, Any], change: dict[str, Any], number: int) ->
 def _stage(options: dict[str, Any], where: str, seed: int) -> Stage:
     """Checks the options as the run will, with names in the place of folders that do not exist yet."""
     options = options | {"seed": seed}
-    parser = TrlParser(list(OPTIONS), prog="falcon3-audio train")
+    parser = TrlParser(OPTIONS, prog="falcon3-audio train")
     parser.set_defaults_with_config(**options, output_dir="OUT")
     try:
         with exits_as_errors():

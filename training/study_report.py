@@ -25,6 +25,7 @@ from falcon3_audio.whole_files import whole_file, write_json
 
 from .run_folder import STATE
 from .study import FAILED, Run, Step, changes, package, runs_of, scores_of, steps_of
+from .study_figure import draw
 from .study_file import SOUND, Evaluation, Study
 
 
@@ -44,6 +45,7 @@ def write_report(study: Study, output: Path) -> str:
     text = as_markdown(report)
     with whole_file(output / "report.md") as file:
         file.write(text.encode())
+    draw(report, output / "report.png")
     return text
 
 
@@ -291,9 +293,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all columns but the first are to the right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], column: str = "---:") -> str:
+    """Markdown; all columns but the first are to the right, or as `column` says."""
+    lines = [heads, ["---", *[column] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -301,7 +303,7 @@ def _missing(missing: Sequence[dict[str, Any]]) -> str:
     rows = [
         [f"{run['arm']}, seed {run['seed']}", run["state"], (run["said"] or "").replace("|", "/")] for run in missing
     ]
-    return table(["run", "state", "said"], rows)
+    return table(["run", "state", "said"], rows, "---")
 
 
 def _about(benchmark: dict[str, Any]) -> str:
