@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from transformers import TrainerState
 
 from falcon3_audio.evaluation.score import SCORE
 from falcon3_audio.training import study as module
+from falcon3_audio.training.recipe import option_names
 from falcon3_audio.training.study import main
+from falcon3_audio.training.study_file import KEYS, OPTIONS, make_study, read_study
 
 
 FEW_STEPS = {"max_steps": 2, "save_steps": 1}
@@ -200,3 +204,65 @@ def test_two_runs_side_by_side_in_processes_of_their_own(write, tmp_path, monkey
     assert main([path, str(output), "--jobs", "2"]) == 0
     assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["1", "1"]
     assert {run["arm"] for run in report_of(output)["training"]} == {"a", "b"}
+
+
+STUDIES = sorted((Path(module.__file__).parent / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_studies_that_come_along_are_well_formed(path):
+    content = yaml.safe_load(path.read_text())
+    assert set(content) <= set(KEYS) and len(content["arms"]) > 1
+    recipe = path.parent / content["recipe"]
+    entries = content["evaluate"]
+    study = make_study(path.stem, recipe, {"arms": {"as-is": None}, "evaluate": entries}, str(path))
+    assert [evaluation.name for evaluation in study.evaluations] and study.arms[0].stages[0][0].adapter
+    options = {name for arm in content["arms"].values() for name in arm or {}}
+    if options <= set(option_names(OPTIONS)):  # else an arm is about what this version does not have
+        assert [arm.name for arm in read_study(path).arms] == list(content["arms"])
+
+
+SLEEP = ["timeit", "-n1", "-r1", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+
+
+def sleeper(log: Path) -> int:
+    """The process that has written its number into the log."""
+    while not (said := log.read_text().splitlines()[1:] if log.exists() else []):
+        time.sleep(0.05)
+    return int(said[0])
+
+
+def test_a_run_whose_study_was_killed_is_left_to_its_process(tmp_path, capsys):
+    """The process goes on without the study, and holds the lock until it ends; the next study waits for that."""
+    log, lock = tmp_path / "log", tmp_path / "lock"
+
+    class Kill(threading.Event):
+        def wait(self, timeout=None):
+            sleeper(log)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        with module._locked(lock, threading.Event()) as descriptor:
+            module._run_process(SLEEP, log, dict(os.environ), descriptor, Kill(), False)
+
+    assert in_child(work) == -signal.SIGKILL
+    process, waits = sleeper(log), []
+
+    class End(threading.Event):
+        def wait(self, timeout=None):
+            os.kill(process, signal.SIGKILL)
+            waits.append(timeout)
+            time.sleep(0.05)
+
+    with module._locked(lock, End()):
+        assert waits
+    assert f"Another process works on {tmp_path}; waiting for it to end." in capsys.readouterr().out
+
+
+def test_a_study_that_is_stopped_ends_its_processes(tmp_path):
+    log, stop = tmp_path / "log", threading.Event()
+    threading.Thread(target=lambda: (sleeper(log), stop.set())).start()
+    with open(tmp_path / "lock", "ab") as lock, pytest.raises(module.Stopped):
+        module._run_process(SLEEP, log, dict(os.environ), lock.fileno(), stop, False)
+    with pytest.raises(ProcessLookupError):
+        os.kill(sleeper(log), 0)

@@ -25,8 +25,9 @@ from falcon3_audio.evaluation.rules import RULES, Verdict
 
 from .audio_world import generate_world
 from .open_asqa import prepare
-from .study import Run, check_unchanged, perform, read_data, runs_of, scores_of
+from .study import perform
 from .study_file import make_study
+from .study_runs import Run, check_unchanged, read_data, runs_of, scores_of
 
 
 TRAINING = Path(__file__).resolve().parent

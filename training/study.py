@@ -11,10 +11,7 @@ report.json, report.md and report.png (see study_report.py). What STUDY.yaml may
 
 import argparse
 import fcntl
-import hashlib
-import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -22,254 +19,27 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 import yaml
 
-from falcon3_audio.evaluation.benchmarks import BENCHMARKS
-from falcon3_audio.evaluation.generate import differences
-from falcon3_audio.evaluation.questions import file_sha256
-from falcon3_audio.evaluation.score import SCORE
 from falcon3_audio.whole_files import whole_file, write_json
 
-from .run_folder import STATE
-from .shards import REPORT
-from .study_file import FORMER, SOUND, Evaluation, Stage, Study, read_study
+from .study_file import read_study
+from .study_report import write_report
+from .study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
 
 
-FAILED = "failed.json"
 LOCK = "study.lock"
-PACKAGES = ("falcon3-audio", "accelerate", "datasets", "peft", "torch", "transformers", "trl")
 POLL = 0.2  # seconds
-
-Digests = dict[str, dict[str, str]]  # of the files of "train", and of each evaluation
 
 
 class Stopped(Exception):
     """The study is to end, and may go on later."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """
-    An arm with one seed.
-
-    Attributes:
-        folder: of everything that it leaves.
-        stages: in their order.
-        digests: of what is read, where that is known.
-        model: which is asked where there are no stages.
-    """
-
-    arm: str
-    seed: int
-    folder: Path
-    stages: list[Stage]
-    evaluations: list[Evaluation]
-    digests: Digests = field(default_factory=dict)
-    model: Path = Path()
-
-    def __str__(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Step:
-    """
-    One process of a run.
-
-    Attributes:
-        name: for the user.
-        module: what runs, with `arguments`.
-        folder: which it makes.
-        product: a file that is there when it has ended.
-        log: where it writes what it says; beside it is `record`.
-        settings, data: what decides the product, and the digests of the files that it reads.
-        options: of a training, as its recipe.
-    """
-
-    name: str
-    module: str
-    arguments: list[str]
-    folder: Path
-    product: Path
-    log: Path
-    settings: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] | None = None
-
-    @property
-    def trains(self) -> bool:
-        return self.options is not None
-
-    @property
-    def evaluates(self) -> bool:
-        return self.module.startswith("evaluation.")
-
-    @property
-    def record(self) -> Path:
-        return self.log.with_suffix(".json")
-
-    @property
-    def begun(self) -> bool:
-        """Whether there is anything that other settings would not have made."""
-        if not self.trains:
-            return self.folder.exists()
-        return self.product.exists() or any(self.folder.glob("checkpoint-*"))
-
-
-################
-# What there is to do
-################
-def runs_of(study: Study, output: Path, digests: Digests | None = None) -> list[Run]:
-    """All runs: the first seed of each arm, then the second, so that a study is balanced whenever it is stopped."""
-    rounds = range(max(len(arm.stages) for arm in study.arms))
-    seeds = [(arm, seed) for number in rounds for arm in study.arms for seed in list(arm.stages)[number : number + 1]]
-    return [
-        Run(arm.name, seed, output / arm.name / f"seed-{seed}", arm.stages[seed], study.evaluations, digests or {})
-        for arm, seed in seeds
-    ]
-
-
-def steps_of(run: Run) -> list[Step]:
-    """The processes of a run, in their order."""
-    steps: list[Step] = []
-    model = run.model
-    for number, stage in enumerate(run.stages, 1):
-        place = run.folder / f"stage-{number}" if len(run.stages) > 1 else run.folder
-        which = f" stage {number}" if len(run.stages) > 1 else ""
-        steps.append(_training(stage, place, model, f"train{which}", run.digests.get("train", {})))
-        model = place / "run"
-        if stage.adapter:
-            arguments, model = [str(model), str(place / "model")], place / "model"
-            product = model / "config.json"
-            steps.append(Step(f"merge{which}", "training.merge", arguments, model, product, place / "merge.log"))
-    for evaluation in run.evaluations:
-        for control in evaluation.controls:
-            steps.append(_asking(run, evaluation, control, model))
-    return steps
-
-
-def _training(stage: Stage, place: Path, former: Path, name: str, digests: dict[str, str]) -> Step:
-    options = stage.options | {"output_dir": str(place / "run")}
-    if options.get("model") == FORMER:
-        options["model"] = str(former)
-    data = {path: digests[path] for path in stage.data if path in digests}
-    arguments = ["--config", str(place / "options.yaml")]
-    product = place / "run" / STATE
-    return Step(
-        name, "training.sft", arguments, place / "run", product, place / "train.log", stage.settings, data, options
-    )
-
-
-def scores_of(run: Run, evaluation: Evaluation, control: str) -> Path:
-    """The folder of the predictions."""
-    return run.folder / "scores" / evaluation.name / control
-
-
-def _asking(run: Run, evaluation: Evaluation, control: str, model: Path) -> Step:
-    output = scores_of(run, evaluation, control)
-    name = f"evaluate {evaluation.name}" + (f", {control}" if control != SOUND else "")
-    arguments = evaluation.arguments(model, output, control)
-    log = output.with_name(f"{control}.log")
-    settings = evaluation.options | {"control": control}
-    data = run.digests.get(evaluation.name, {})
-    return Step(name, "evaluation.evaluate", arguments, output, output / SCORE, log, settings, data)
-
-
-def changes(run: Run) -> dict[Path, list[str]]:
-    """What was begun with other settings than it would be begun with now: what to remove, and what differs, in words."""
-    found: dict[Path, list[str]] = {}
-    for step in steps_of(run):
-        differ = _differences(step) if step.begun and (step.trains or step.evaluates) else []
-        if differ:
-            found.setdefault(step.folder if step.evaluates else run.folder, []).extend(differ)
-    return found
-
-
-def _differences(step: Step) -> list[str]:
-    if not step.record.exists():
-        return [f"{step.folder} was made by something else"]
-    before = json.loads(step.record.read_text(encoding="utf-8"))
-    read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
-    read_before = {name: before["data"][name] for name in read}
-    return differences(before["settings"], json.loads(json.dumps(step.settings))) + differences(read_before, read)
-
-
-def check_unchanged(runs: Sequence[Run]):
-    """Raises a `ValueError` that names the runs in whose folders there are results of other settings."""
-    changed = [(run, *change) for run in runs for change in changes(run).items()]
-    if changed:
-        lines = [f"  {run}: {'; '.join(found)}\n    rm -r {folder}" for run, folder, found in changed]
-        raise ValueError(
-            "\n".join(["some runs were begun with other settings (before -> now):", *lines])
-            + "\nRemove these folders to do that again, give another OUT, or choose other arms with --only."
-        )
-
-
-################
-# What is read, and by what
-################
-def read_data(study: Study) -> Digests:
-    """
-    Reads the benchmarks, and returns the digests of their files and of the training sets that are on this machine.
-
-    Raises a `ValueError` for a benchmark that cannot be read, or that keeps its answers to itself.
-    """
-    sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
-    digests = {"train": {path: data_sha256(Path(path)) for path in sorted(sets) if Path(path).exists()}}
-    for evaluation in study.evaluations:
-        given = evaluation.options
-        root = given.get("audio_root")
-        questions = BENCHMARKS[given["benchmark"]].load(
-            Path(given["data"]), root and Path(root), given.get("on_error", "raise")
-        )
-        if any(question.answer is None for question in questions.questions):
-            raise ValueError(f"{given['data']} keeps its answers to itself: there is nothing to compare.")
-        digests[evaluation.name] = questions.sha256
-    return digests
-
-
-@cache
-def data_sha256(path: Path) -> str:
-    """Of a file its digest; of a prepared set that of its report; of another folder, of its files' names and sizes."""
-    if path.is_file():
-        return file_sha256(path)
-    if (path / REPORT).exists():
-        return file_sha256(path / REPORT)
-    files = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-@cache
-def package() -> dict[str, Any]:
-    """Versions, and the commit of this package where it is a clone (with "+" where files differ from it)."""
-    here = Path(__file__).resolve()
-
-    def git(*arguments: str) -> str | None:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", here.name) else None
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
-        commit += "+"
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    return {"commit": commit, "versions": versions}
-
-
-################
-# Doing it
-################
 def perform(run: Run, environment: dict[str, str], stop: threading.Event, echo: bool = False) -> str | None:
     """
     Does what is not done of a run. Returns `None`, or what failed, which is also in failed.json in its folder.
@@ -304,7 +74,7 @@ def _do(run: Run, step: Step, environment: dict[str, str], lock: int, stop: thre
     if step.trains:
         with whole_file(step.log.with_name("options.yaml")) as file:
             file.write(yaml.safe_dump(step.options, sort_keys=False).encode())
-    _write_record(step)
+    write_record(step)
     print(f"{run}: {step.name} (log: {step.log})", flush=True)
     code = _run_process([f"falcon3_audio.{step.module}", *step.arguments], step.log, environment, lock, stop, echo)
     # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report says so.
@@ -312,14 +82,6 @@ def _do(run: Run, step: Step, environment: dict[str, str], lock: int, stop: thre
         return None
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{last_line(step.log)} ({ended})"
-
-
-def _write_record(step: Step):
-    """The settings beside the run, with each package that worked on it."""
-    before = json.loads(step.record.read_text(encoding="utf-8")) if step.record.exists() and step.begun else {}
-    made_with = before.get("made_with", [])
-    made_with += [package()] if package() not in made_with else []
-    write_json(step.record, {"settings": step.settings, "data": step.data, "made_with": made_with})
 
 
 def _run_process(
@@ -388,7 +150,7 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
     Does what is not done, `jobs` runs side by side, each with its share of the cores and, where there are several GPUs, one
     of them. Returns what failed. On an interrupt the processes are ended, and `KeyboardInterrupt` goes on.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, _cores() // jobs)
     stop = threading.Event()
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(jobs):
@@ -412,6 +174,11 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _cores() -> int:
+    """That this process may use; not every system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _environment(threads: int, slot: int) -> dict[str, str]:
@@ -454,8 +221,6 @@ def _study(options: argparse.Namespace) -> int:
         runs = _selected(runs_of(study, output, read_data(study)), options.only)
         check_unchanged(runs)
         failed = perform_all(runs, options.jobs)
-    from .study_report import write_report  # noqa: PLC0415
-
     print(write_report(study, output))
     for said in failed:
         print(f"falcon3-audio study: {said}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from falcon3_audio.whole_files import whole_file
 
@@ -41,9 +42,9 @@ def _colours(count: int) -> list[Any]:
 def _accuracies(axes: Axes, name: str, benchmark: dict[str, Any], colours: dict[str, Any]):
     arms = benchmark["arms"]
     _points(axes, arms.values(), "accuracy", [colours[arm] for arm in arms], "o", "with the sound")
-    for marker, control in zip(MARKERS, benchmark["controls"]):
+    for number, (marker, control) in enumerate(zip(MARKERS, benchmark["controls"]), 1):
         found = [arm["controls"][control] for arm in arms.values()]
-        _points(axes, found, "accuracy", [CONTROL] * len(arms), marker, control)
+        _points(axes, found, "accuracy", [CONTROL] * len(arms), marker, control, below=0.15 * number)
     axes.set_yticks(range(len(arms)), list(arms))
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_title(f"{name}: accuracy, {benchmark['questions']} questions", fontsize="medium")
@@ -63,14 +64,22 @@ def _differences(axes: Axes, reference: str, benchmark: dict[str, Any], colours:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _points(axes: Axes, found: Iterable[Any], key: str, colours: Sequence[Any], marker: str, label: str | None):
-    """A row for each arm; those without a value stay empty."""
+def _points(
+    axes: Axes,
+    found: Iterable[Any],
+    key: str,
+    colours: Sequence[Any],
+    marker: str,
+    label: str | None,
+    below: float = 0.0,
+):
+    """A row for each arm, so far below its middle; those without a value stay empty."""
     for row, (value, colour) in enumerate(zip(found, colours)):
         if value is None:
             continue
         low, high = value["interval"] or (value[key], value[key])
         reach = [[100 * max(0.0, value[key] - low)], [100 * max(0.0, high - value[key])]]
-        axes.errorbar(100 * value[key], row, xerr=reach, color=colour, marker=marker, capsize=3, label=label)
+        axes.errorbar(100 * value[key], row + below, xerr=reach, color=colour, marker=marker, capsize=3, label=label)
         label = None  # once in the legend
 
 
@@ -89,6 +98,7 @@ def _losses(axes: Axes, runs: Sequence[dict[str, Any]], colours: dict[str, Any])
         marker = "o" if len(points) == 1 else None
         axes.plot(*zip(*points), color=colours[run["arm"]], linewidth=1, marker=marker, label=label)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("training loss (nats per answer token)")
     axes.grid(alpha=0.3)
     if named:

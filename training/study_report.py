@@ -24,9 +24,9 @@ from falcon3_audio.evaluation.score import percent, tidy
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .run_folder import STATE
-from .study import FAILED, Run, Step, changes, package, runs_of, scores_of, steps_of
 from .study_figure import draw
 from .study_file import SOUND, Evaluation, Study
+from .study_runs import FAILED, Run, Step, changes, package, runs_of, scores_of, steps_of
 
 
 FORMAT = 1  # of report.json; goes up when a key changes its meaning
