@@ -6,6 +6,7 @@ clip has one question, that test is McNemar's. Plain numpy and scipy; difference
 """
 
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 from scipy import stats
@@ -161,7 +162,8 @@ def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
     sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
     """
     residuals = differences - sizes * (differences.sum() / sizes.sum())
-    return float(np.sqrt(residuals @ residuals * len(sizes) / (len(sizes) - 1)) / sizes.sum())
+    squares = fsum(residuals * residuals)  # exact, so that the order of the clips does not show in the last digit
+    return float(np.sqrt(squares * len(sizes) / (len(sizes) - 1)) / sizes.sum())
 
 
 def points(share: float) -> str:

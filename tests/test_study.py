@@ -161,6 +161,7 @@ def test_stages_follow_each_other(write, here, tmp_path, first):
         ({"evaluate": [{"benchmark": "mmau", "data": "x", "control": "silence"}]}, r"entry 1 has .*nearest: controls"),
         ({"arms": {"a": None, "b": {"lora_r": 0}}}, "arm 'b': lora_r must be at least 1, got 0"),
         ({"arms": {"a": {"learning_rate": "fast"}}}, "arm 'a': argument --learning_rate.*invalid float value: 'fast'"),
+        ({"arms": {"a": None, "b": {"eval_data": ["x"]}}}, "arm 'b': `eval_data` would never be scored"),
         ({"arms": {"a": {"seed": 3}}}, "arm 'a' sets seed, which a study gives each run itself"),
         ({"arms": {"a": [{}, {"pooling_window": 1}]}}, "stage 2 sets pooling_window, but it goes on with the model"),
         ({"arms": {"a/b": None}}, "'a/b' is to name a folder"),

@@ -44,12 +44,24 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A file's mapping; errors as of `read_recipe`."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a YAML mapping of options, got {type(content).__name__}.")
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.composer.ComposerError(None, None, f"{twice!r} is there twice", node.start_mark)
+        return node
 
 
 def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.controls import CONTROLS
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_together
 from .recipe import check_keys, option_names, read_recipe, read_yaml
 from .run_folder import describe_recipe
 
@@ -179,6 +179,8 @@ def _stage(options: dict[str, Any], where: str, seed: int) -> Stage:
     try:
         with exits_as_errors():
             parsed = parser.parse_args_into_dataclasses([])
+        if parsed[3].n_gpu < 2:  # of several, a study gives each run one
+            check_together(*parsed[2:])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     lora, data = parsed[1], parsed[2]

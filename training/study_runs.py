@@ -221,7 +221,6 @@ def data_sha256(path: Path) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-@cache
 def package() -> dict[str, Any]:
     """Versions, and the commit of this package where it is a clone (with "+" where files differ from it)."""
     here = Path(__file__).resolve()
@@ -244,6 +243,6 @@ def package() -> dict[str, Any]:
 def write_record(step: Step):
     """The settings beside the run, with each package that worked on it."""
     before = json.loads(step.record.read_text(encoding="utf-8")) if step.record.exists() and step.begun else {}
-    made_with = before.get("made_with", [])
-    made_with += [package()] if package() not in made_with else []
+    made_with, now = before.get("made_with", []), package()
+    made_with += [now] if now not in made_with else []
     write_json(step.record, {"settings": step.settings, "data": step.data, "made_with": made_with})
