@@ -142,7 +142,7 @@ class Journal:
                 raise ValueError(
                     f"{path}, line {number}, is damaged ({error!r}); give another --output-dir."
                 ) from None
-            changed = _differences(before, settings) if number == 1 else []
+            changed = differences(before, settings) if number == 1 else []
             if changed:
                 raise ValueError(
                     f"{path.parent} holds a run with other settings: {', '.join(changed)}. Give another --output-dir, "
@@ -193,11 +193,11 @@ def _settings(
     return json.loads(json.dumps(settings))
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """`"prompt: 'plain' -> 'mmar'"` for each value that changed, also inside of dicts."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [*before, *(key for key in now if key not in before)]
-        parts = [_differences(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in names]
+        parts = [differences(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in names]
         return [difference for part in parts for difference in part]
     return [] if before == now else [f"{name}: {before!r} -> {now!r}"]
 

@@ -6,6 +6,7 @@ clip has one question, that test is McNemar's. Plain numpy and scipy; difference
 """
 
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 from scipy import stats
@@ -74,9 +75,7 @@ def compare_pairs(a: np.ndarray, b: np.ndarray, clips: np.ndarray, resamples: in
         raise ValueError(f"got {resamples} resamples; the ends of a 95 % interval need {FEWEST_RESAMPLES} or more")
     a, b = a.astype(bool), b.astype(bool)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    which, sizes = np.unique(clips, return_inverse=True, return_counts=True)[1:]
-    differences = np.zeros(len(sizes), int)
-    np.add.at(differences, which, b.astype(int) - a)
+    differences, sizes = by_clip(b.astype(int) - a, clips)
     enough = np.count_nonzero(differences) >= FEWEST_DIFFERING
     error = standard_error(differences, sizes) if enough else None
     return Paired(
@@ -120,17 +119,41 @@ def swap_p(differences: np.ndarray) -> float:
 
 def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """
-    The 95 % percentile interval of `sum(differences) / sum(sizes)` when clips are drawn with replacement.
+    The 95 % percentile interval of `sum(differences) / sum(sizes)` when clips are drawn with replacement; of several seeds
+    their mean, when seeds are drawn as well, independently of the clips (Owen, The pigeonhole bootstrap, 2007).
+
+    Of n seeds n - 1 are drawn: with so few of them, n would give a variance (n - 1) / n times too small (Rao and Wu,
+    Resampling inference with complex survey data, 1988).
 
     Args:
-        differences, sizes: int `(clips,)`: how many more questions of a clip B gets right, and how many there are.
+        differences: int `(clips,)` or `(clips, seeds)`: how many more questions of a clip B gets right.
+        sizes: int `(clips,)`: how many there are.
     """
-    # Clips with the same two numbers are interchangeable, so it is enough to draw how many of each kind come up.
-    kinds, counts = np.unique(np.stack([differences, sizes], axis=1), axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(sizes), counts / len(sizes), size=resamples)
-    sums = drawn @ kinds
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], (TAIL, 1 - TAIL))
+    by_seed = differences.reshape(len(sizes), -1)
+    seeds = by_seed.shape[1]
+    # Clips with the same numbers are interchangeable, so it is enough to draw how many of each kind come up.
+    kinds, counts = np.unique(np.column_stack([by_seed, sizes]), axis=0, return_counts=True)
+    generator = np.random.default_rng(seed)
+    sums = generator.multinomial(len(sizes), counts / len(sizes), size=resamples) @ kinds
+    weights = np.ones((resamples, 1))
+    if seeds > 1:
+        weights = generator.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples) / (seeds - 1)
+    low, high = np.quantile((sums[:, :-1] * weights).sum(1) / sums[:, -1], (TAIL, 1 - TAIL))
     return float(low), float(high)
+
+
+def by_clip(values: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Sums over each clip's questions, and how many those are: int `(clips, ...)` and `(clips,)`.
+
+    Args:
+        values: int `(questions, ...)`.
+        clips: int `(questions,)`: which clip each question is about, by any numbering.
+    """
+    which, sizes = np.unique(clips, return_inverse=True, return_counts=True)[1:]
+    sums = np.zeros((len(sizes), *values.shape[1:]), int)
+    np.add.at(sums, which, values)
+    return sums, sizes
 
 
 def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
@@ -139,7 +162,8 @@ def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
     sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
     """
     residuals = differences - sizes * (differences.sum() / sizes.sum())
-    return float(np.sqrt(residuals @ residuals * len(sizes) / (len(sizes) - 1)) / sizes.sum())
+    squares = fsum(residuals * residuals)  # exact, so that the order of the clips does not show in the last digit
+    return float(np.sqrt(squares * len(sizes) / (len(sizes) - 1)) / sizes.sum())
 
 
 def points(share: float) -> str:

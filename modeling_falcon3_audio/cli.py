@@ -13,6 +13,7 @@ VERBS = {
     "open-asqa": ("falcon3_audio.training.open_asqa", "make training shards from Open-ASQA's JSON and your audio"),
     "voice-instructions": ("falcon3_audio.training.voice_instructions", "speak a text instruction set"),
     "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
+    "study": ("falcon3_audio.training.study", "train and compare arms of a recipe, several seeds of each"),
     "grpo": ("falcon3_audio.training.grpo", "reinforce right answers after training: GRPO with TRL"),
     "merge": ("falcon3_audio.training.merge", "merge a trained adapter into a plain checkpoint"),
     "evaluate": ("falcon3_audio.evaluation.evaluate", "ask a benchmark's questions, and score the replies"),

@@ -145,7 +145,11 @@ def test_mistakes_are_one_clear_line(read, tmp_path, capsys, line, options, mess
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: b: c", "recipe.yaml is no YAML"), ("- a", "must be a YAML mapping of options, got list")],
+    [
+        ("a: b: c", "recipe.yaml is no YAML"),
+        ("a: 1\na: 2", "'a' is there twice"),
+        ("- a", "must be a YAML mapping of options, got list"),
+    ],
 )
 def test_a_recipe_that_is_none(tmp_path, capsys, text, message):
     (tmp_path / "recipe.yaml").write_text(text)

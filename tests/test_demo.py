@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+from training_runs import run_here
 from transformers import pipeline
 
-from falcon3_audio.training import demo
+from falcon3_audio.training import demo, study
 
 
-def test_the_demo_runs_from_end_to_end(tmp_path, capsys):
+def test_the_demo_runs_from_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study, "_run_process", run_here)
     options = ["--max_steps", "2", "--train-clips", "40", "--test-clips", "30"]
     assert demo.main([str(tmp_path), *options]) == 0
     printed = capsys.readouterr().out
@@ -24,7 +27,23 @@ def test_the_demo_runs_from_end_to_end(tmp_path, capsys):
     assert again == lines
 
 
-def test_replies_are_compared_word_by_word():
-    assert demo.is_right({"reply": "Beep , then bell", "answer": "beep, then bell"})
-    assert not demo.is_right({"reply": "bell, then beep", "answer": "beep, then bell"})
-    assert not demo.is_right({"reply": "", "answer": "beep"})
+def test_a_demo_with_other_options_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study, "_run_process", lambda command, *others: 1)
+    clips = ["--train-clips", "4", "--test-clips", "4"]
+    assert demo.main([str(tmp_path), *clips, "--max_step", "2"]) == 1
+    assert "nearest: max_steps" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trainer_state.json").write_text("{}")
+    assert demo.main([str(tmp_path), *clips]) == 1
+    assert f"{tmp_path / 'run'} was made by something else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--max_steps 2 --use_cpu --lora_r=4", {"max_steps": "2", "use_cpu": True, "lora_r": "4"}),
+        ("--a 1 2", {"a": ["1", "2"]}),
+    ],
+)
+def test_options_of_the_command_line_are_overrides(line, expected):
+    assert demo.overrides(line.split()) == expected

@@ -11,7 +11,7 @@ from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, Lora
 
 
 RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"
-ESTIMATED = [path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.startswith("audio_world")]
+ESTIMATED = [path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.startswith(("audio_world", "nano"))]
 PRESET_7B = PRESETS["falcon3-audio-7b"]
 
 

@@ -189,3 +189,23 @@ def test_what_cannot_be_compared():
         compare_pairs(a[:0], b[:0], clips[:0])
     with pytest.raises(ValueError, match="99 resamples; the ends of a 95 % interval need 100"):
         compare_pairs(a, b, clips, resamples=99)
+
+
+def test_seeds_are_drawn_besides_clips():
+    """Clips that all say the same leave the seeds: of two one is drawn, of three two, so that the variance is right."""
+    sizes = np.full(50, 2)
+    two = np.tile([2, 1], (50, 1))  # all and half of the questions of each clip
+    assert bootstrap_interval(two, sizes, 2000, seed=0) == (0.5, 1.0)
+    three = np.tile([0, 1, 2], (50, 1))
+    drawn = np.random.default_rng(1).choice([0, 0.5, 1], (100_000, 2)).mean(1)
+    assert drawn.var() == pytest.approx(np.var([0, 0.5, 1], ddof=1) / 3, rel=0.02)
+    expected = np.quantile(drawn, (0.025, 0.975))
+    assert bootstrap_interval(three, sizes, 4000, seed=0) == pytest.approx(tuple(expected))
+
+
+def test_one_seed_in_a_column_is_as_none():
+    draw = np.random.default_rng(3)
+    sizes = draw.integers(1, 4, 60)
+    differences = draw.integers(-sizes, sizes + 1)
+    expected = bootstrap_interval(differences, sizes, 1000, seed=5)
+    assert bootstrap_interval(differences[:, None], sizes, 1000, seed=5) == expected

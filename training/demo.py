@@ -1,34 +1,33 @@
 """The real recipe in small, on a CPU, in minutes: from a world of sounds to answers about clips nobody has heard.
 
 Generates the audio world (spoken words, sound events and music as wav files, questions in Open-ASQA's format), prepares it
-as Open-ASQA is prepared, trains recipes/audio_world.yaml (pretrained tiny backbones, LoRA of rank 8 on both, a new
-projector, one stage), merges the adapter, and asks the pipeline about held-out voices, pitches and durations, with the
-sound and with silence in its place. Started again after it was stopped, it goes on where it was.
+as Open-ASQA is prepared, and makes a study of one arm of it (study.py): recipes/audio_world.yaml is trained (pretrained
+tiny backbones, LoRA of rank 8 on both, a new projector, one stage), merged, and asked about held-out voices, pitches and
+durations, with the sound and with silence in its place. Started again after it was stopped, it goes on where it was.
 
     python -m falcon3_audio.training.demo runs/demo --seed 0
     python -m falcon3_audio.training.demo runs/demo --score runs/demo/grpo-model      # another checkpoint
 """
 
 import argparse
-import json
 import os
-import re
-import shutil
 import sys
+import tempfile
+import threading
 import time
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
+from falcon3_audio.evaluation.predictions import Prediction, read_predictions
+from falcon3_audio.evaluation.rules import RULES, Verdict
 
-from falcon3_audio.processing import SAMPLING_RATE, load_audio
-
-from . import sft
-from .audio_world import build_prompt, generate_world
-from .merge import merge
+from .audio_world import generate_world
 from .open_asqa import prepare
+from .study import perform
+from .study_file import make_study
+from .study_runs import Run, check_unchanged, read_data, runs_of, scores_of
 
 
 TRAINING = Path(__file__).resolve().parent
@@ -36,7 +35,7 @@ RECIPE = TRAINING / "recipes" / "audio_world.yaml"
 BACKBONES = TRAINING / "tiny_backbones"
 TEST_CLIPS = 150
 TRAIN_CLIPS = 900
-MAX_ANSWER_TOKENS = 24
+ASKED = {"benchmark": "mmau", "prompt": "audio-world", "max_new_tokens": 24, "batch_size": 16, "controls": ["silence"]}
 
 
 def make_data(folder: Path, train_clips: int, test_clips: int, seed: int):
@@ -47,57 +46,90 @@ def make_data(folder: Path, train_clips: int, test_clips: int, seed: int):
     prepare(world / "train.json", folder / "data", workers=workers)
 
 
-def train(folder: Path, seed: int, options: list[str]) -> int:
-    """The recipe on `folder/data`; leaves the run in `folder/run` and the merged model in `folder/model`."""
-    arguments = ["--config", str(RECIPE), "--train_data", str(folder / "data"), "--output_dir", str(folder / "run")]
-    arguments += ["--audio_model", str(BACKBONES / "whisper"), "--text_model", str(BACKBONES / "llm")]
-    failed = sft.main([*arguments, "--seed", str(seed), *options])
-    if not failed:
-        shutil.rmtree(folder / "model", ignore_errors=True)
-        merge(folder / "run", folder / "model")
-    return failed
+def make_run(folder: Path, seed: int, options: dict[str, Any]) -> Run:
+    """
+    The recipe on `folder/data`, which leaves the run in `folder/run` and the merged model in `folder/model`, and is asked the
+    held-out questions.
 
-
-def ask(checkpoint: Path, world: Path, silence: bool = False) -> list[dict[str, Any]]:
-    """The held-out questions with the model's answers, through the Auto classes and the pipeline."""
-    pipe = pipeline(
-        "audio-text-to-text",
-        model=AutoModelForMultimodalLM.from_pretrained(checkpoint),
-        processor=AutoProcessor.from_pretrained(checkpoint),
-    )
-    rows = json.loads((world / "test.json").read_text())
-    paths = [str(world / row["audio_id"]) for row in rows]
-    clips = [np.zeros_like(load_audio(path)) for path in paths] if silence else paths
-    prompts = [build_prompt(row["question"], row["choices"]) for row in rows]
-    replies = pipe(clips, text=prompts, sampling_rate=SAMPLING_RATE, batch_size=16, max_new_tokens=MAX_ANSWER_TOKENS)
-    return [row | {"reply": reply[0]["generated_text"].strip()} for row, reply in zip(rows, replies)]
-
-
-def is_right(row: dict[str, Any]) -> bool:
-    """Whether the reply is the right option, word by word."""
-    return re.findall(r"\w+", row["reply"].lower()) == re.findall(r"\w+", row["answer"].lower())
-
-
-def accuracy(answered: list[dict[str, Any]]) -> dict[str, float]:
-    """Share of right replies, over all questions and per task."""
-    right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    for row in answered:
-        for name in ("all", row["task"]):
-            asked[name] += 1
-            right[name] += is_right(row)
-    return {name: right[name] / count for name, count in asked.items()}
+    Args:
+        options: of the recipe, to be changed.
+    """
+    own = {"train_data": str(folder / "data"), "audio_model": str(BACKBONES / "whisper")}
+    own |= {"text_model": str(BACKBONES / "llm")}
+    given = {"arms": {"demo": own | options}, "seeds": [seed]}
+    given["evaluate"] = [_asked(folder / "world")]
+    study = make_study("demo", RECIPE, given, "the demo")
+    (run,) = runs_of(study, folder, read_data(study))
+    return replace(run, folder=folder)
 
 
 def score(checkpoint: Path, world: Path) -> int:
+    """Asks another checkpoint the held-out questions, and prints what `show` does. Returns the exit code."""
+    evaluations = make_study(
+        "demo", RECIPE, {"arms": {"demo": None}, "evaluate": [_asked(world)]}, "the demo"
+    ).evaluations
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run("demo", 0, Path(folder), [], evaluations, model=checkpoint)
+        if perform(run, dict(os.environ), threading.Event()):
+            return 1
+        show(run)
+    return 0
+
+
+def _asked(world: Path) -> dict[str, Any]:
+    return ASKED | {"data": str(world / "test.json")}
+
+
+def show(run: Run):
     """Prints ten held-out questions with their answers, and the scores with sound and with silence."""
-    answered, deaf = ask(checkpoint, world), ask(checkpoint, world, silence=True)
-    for row in answered[:: max(1, len(answered) // 10)][:10]:
-        mark = "right" if is_right(row) else f"wrong, it is {row['answer']!r}"
-        print(f"  {row['audio_id']}: {row['question']}  ->  {row['reply']!r} ({mark})")
-    hears, guesses = accuracy(answered), accuracy(deaf)
+    (evaluation,) = run.evaluations
+    heard, deaf = (read_predictions(scores_of(run, evaluation, control)).rows for control in evaluation.controls)
+    for row in heard[:: max(1, len(heard) // 10)][:10]:
+        mark = "right" if is_right(row) else f"wrong, it is {row.answer!r}"
+        print(f"  {row.audio[0]}: {row.question}  ->  {(row.reply or '').strip()!r} ({mark})")
+    hears, guesses = accuracy(heard), accuracy(deaf)
     for name in hears:
         print(f"{name:<8} {hears[name]:6.1%} right on clips never heard, {guesses[name]:6.1%} when fed silence")
+
+
+def is_right(row: Prediction) -> bool:
+    return RULES["content"](row) is Verdict.RIGHT
+
+
+def accuracy(rows: Sequence[Prediction]) -> dict[str, float]:
+    """Share of right replies, over all questions and per task."""
+    tasks = dict.fromkeys(row.groups["task"] for row in rows)
+    members = {"all": rows} | {task: [row for row in rows if row.groups["task"] == task] for task in tasks}
+    return {name: sum(map(is_right, some)) / len(some) for name, some in members.items()}
+
+
+def overrides(options: Sequence[str]) -> dict[str, Any]:
+    """Options of a command line as in a recipe: a value, a list of them, or true where there is none."""
+    found: dict[str, list[str]] = {}
+    for word in options:
+        if word.startswith("--"):
+            name, given, value = word[2:].partition("=")
+            found[name] = values = [value] if given else []
+        elif not found:
+            raise ValueError(f"got {word!r}; expected an option of `falcon3-audio train`, such as --max_steps 100")
+        else:
+            values.append(word)
+    return {name: True if not values else values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def make_and_train(folder: Path, train_clips: int, test_clips: int, seed: int, options: Sequence[str]) -> int:
+    """All of it; returns the exit code."""
+    changes = overrides(options)
+    begin = time.monotonic()
+    make_data(folder, train_clips, test_clips, seed)
+    ready = time.monotonic()
+    print(f"world made and prepared in {ready - begin:.0f} s", flush=True)
+    run = make_run(folder, seed, changes)
+    check_unchanged([run])
+    if perform(run, dict(os.environ), threading.Event(), echo=True):
+        return 1
+    show(run)
+    print(f"trained and scored in {time.monotonic() - ready:.0f} s; the model is in {folder / 'model'}")
     return 0
 
 
@@ -116,22 +148,19 @@ def main(arguments: list[str] | None = None) -> int:
         help="only score another checkpoint on the held-out questions of OUT",
     )
     given, options = parser.parse_known_args(arguments)
-    world = given.output / "world"
-    if given.score:
-        return score(given.score, world)
-    if not (BACKBONES / "whisper" / "config.json").exists():
+    if not given.score and not (BACKBONES / "whisper" / "config.json").exists():
         print(f"demo: the pretrained tiny backbones are not in {BACKBONES}; run it from a clone.", file=sys.stderr)
         return 1
-    begin = time.monotonic()
-    make_data(given.output, given.train_clips, given.test_clips, given.seed)
-    ready = time.monotonic()
-    print(f"world made and prepared in {ready - begin:.0f} s", flush=True)
-    if train(given.output, given.seed, options):
+    try:
+        if given.score:
+            return score(given.score, given.output / "world")
+        return make_and_train(given.output, given.train_clips, given.test_clips, given.seed, options)
+    except KeyboardInterrupt:
+        print("demo: stopped. The same command goes on.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
         return 1
-    checkpoint = given.output / "model"
-    score(checkpoint, world)
-    print(f"trained and scored in {time.monotonic() - ready:.0f} s; the model is in {checkpoint}")
-    return 0
 
 
 if __name__ == "__main__":

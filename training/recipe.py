@@ -5,8 +5,10 @@ at a glance what it changes. Keys that no option has are errors, in the file as 
 """
 
 import argparse
+import dataclasses
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +31,37 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         `OSError`: if a file cannot be read.
         `ValueError`: if it is no YAML mapping, or extends a recipe that extends another.
     """
-    own = _read(Path(path))
+    own = read_yaml(Path(path))
     if EXTENDS not in own:
         return own
     parent = Path(path).parent / str(own.pop(EXTENDS))
-    inherited = _read(parent)
+    inherited = read_yaml(parent)
     if EXTENDS in inherited:
         raise ValueError(f"{path} extends {parent}, which extends another recipe itself; one step is enough.")
     return inherited | own
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file's mapping; errors as of `read_recipe`."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a YAML mapping of options, got {type(content).__name__}.")
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.composer.ComposerError(None, None, f"{twice!r} is there twice", node.start_mark)
+        return node
 
 
 def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str) -> tuple[Any, ...]:
@@ -60,16 +75,27 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     config.add_argument("--config", metavar="RECIPE", help="YAML file of options; the command line overrides it")
     parser = TrlParser(options, prog=prog, parents=[config], description=HELP)
     given, rest = config.parse_known_args(arguments)
-    recipe = read_recipe(given.config) if given.config else {}
-    unknown = parser.set_defaults_with_config(**recipe)
-    if unknown:
-        raise ValueError(
-            f"{given.config} has options that do not exist: {', '.join(unknown[::2])}. `{prog} --help` lists all."
-        )
+    if given.config:
+        recipe = read_recipe(given.config)
+        check_keys(recipe, option_names(options), given.config, f" `{prog} --help` lists all.")
+        parser.set_defaults_with_config(**recipe)
     *parsed, _, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if left:
         raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help` lists all.")
     return tuple(parsed)
+
+
+def option_names(options: Sequence[Any]) -> list[str]:
+    """What a recipe for these dataclasses may set."""
+    return [field.name for group in options for field in dataclasses.fields(group) if field.init]
+
+
+def check_keys(given: dict[str, Any], known: Collection[str], where: Any, advice: str = ""):
+    """Raises a `ValueError` for keys that are not among the known, with the nearest of those."""
+    unknown = [str(name) for name in given if name not in known]
+    if unknown:
+        named = [f"--{name} (nearest: {difflib.get_close_matches(name, known, 1, 0)[0]})" for name in unknown]
+        raise ValueError(f"{where} has options that do not exist: {', '.join(named)}.{advice}")
 
 
 def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: list[str] | None, prog: str) -> int:

@@ -3,8 +3,8 @@
 TRL has no path for audio; its trainer works with a collator that does the preparation (`AudioChatCollator`) and this
 much around it. With `tokens_per_device` a step's questions come from the loader at once, packed into micro-batches of that
 many tokens. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
-per second over all devices, the share of the time that the process that waited longest waited for data, peak memory, and how
-many examples were shortened or left out so far.
+per second over all devices, the share of the time that the process that waited longest waited for data, peak memory, and
+so far: the seconds of training, and how many examples were shortened or left out.
 """
 
 import itertools
@@ -176,25 +176,34 @@ class AudioSFTTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._throughput())
+        elif "train_runtime" in logs:  # the end, and what came after the last line above
+            logs["training_seconds"] = self._seconds(time.monotonic())
         super().log(logs, start_time)
 
-    def _throughput(self) -> dict[str, float]:
+    def _throughput(self) -> dict[str, Any]:
         """Rates since the last log over all devices, and totals, which go on where a resumed run's log ends."""
         now = time.monotonic()
         names = ["samples", "tokens", "audio_seconds", *COUNTERS]
         seen = torch.tensor([float(self._seen[name]) for name in names], device=self.accelerator.device)
         everywhere = dict(zip(names, self.accelerator.reduce(seen, reduction="sum").tolist()))
-        elapsed, self._last_log = now - self._last_log, now
+        elapsed, seconds = now - self._last_log, self._seconds(now)
+        self._last_log = now
         waited = torch.tensor([self._seen["waited"]], dtype=torch.float32, device=self.accelerator.device)
         waiting = float(self.accelerator.gather(waited).max()) / elapsed
         self._seen.clear()
-        before: dict[str, Any] = next(
-            (entry for entry in reversed(self.state.log_history) if COUNTERS[0] in entry), {}
-        )
-        totals = {name: before.get(name, 0) + int(everywhere.pop(name)) for name in COUNTERS}
+        totals = {name: self._before(name) + int(everywhere.pop(name)) for name in COUNTERS}
+        totals["training_seconds"] = seconds
         rates = {f"{name}_per_second": round(count / elapsed, 2) for name, count in everywhere.items()}
         memory = round(peak_memory() / 2**30, 3)
         return rates | totals | {"data_wait_share": round(waiting, 3), "peak_memory_gib": memory}
+
+    def _before(self, name: str) -> Any:
+        """A total as it was at the last log line, which may be of the run that this one goes on from."""
+        return next((entry[name] for entry in reversed(self.state.log_history) if name in entry), 0)
+
+    def _seconds(self, now: float) -> float:
+        """Of training that led here: what a run lost when it was stopped, and loading, are not in it."""
+        return round(self._before("training_seconds") + now - self._last_log, 3)
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
         """This project's card, once the run has ended; TRL's knows neither sound nor licence."""

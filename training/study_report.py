@@ -1,0 +1,380 @@
+"""The report of a study: report.json with all of its numbers, report.md with its tables, report.png.
+
+Accuracies are means over the seeds that have ended. Intervals are 95 %: for one seed and one question a clip Wilson's, as
+`falcon3-audio score` gives it, otherwise the bootstrap over seeds and clips of evaluation/paired.py. Differences are to the
+first arm, over the seeds that both have, on the same questions. No reply is ever left out: what is missing or unresolved
+is wrong. Of paths only the names are kept.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.compare import clips_of, grouped
+from falcon3_audio.evaluation.intervals import wilson
+from falcon3_audio.evaluation.paired import FEWEST_DIFFERING, bootstrap_interval, by_clip, interval_text, points
+from falcon3_audio.evaluation.predictions import ANSWERED, Prediction, read_predictions
+from falcon3_audio.evaluation.rules import RULES, Verdict
+from falcon3_audio.evaluation.score import percent, tidy
+from falcon3_audio.whole_files import whole_file, write_json
+
+from .run_folder import STATE
+from .study_figure import draw
+from .study_file import SOUND, Evaluation, Study
+from .study_runs import FAILED, Run, Step, changes, package, runs_of, scores_of, steps_of
+
+
+FORMAT = 1  # of report.json; goes up when a key changes its meaning
+RESAMPLES = 10_000
+NOISE = "within noise"
+SHOWN = ("task", "domain", "modality")  # groups that have a table in report.md
+# Absolute paths: of a machine, and of nobody else's.
+PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\",:]+/)+")
+
+
+def write_report(study: Study, output: Path) -> str:
+    """Writes the three files into `output`, and returns the text of report.md."""
+    report = make_report(study, output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "report.json", report)
+    text = as_markdown(report)
+    with whole_file(output / "report.md") as file:
+        file.write(text.encode())
+    draw(report, output / "report.png")
+    return text
+
+
+def make_report(study: Study, output: Path) -> dict[str, Any]:
+    """
+    All numbers, ready to be written as JSON: shares from 0 to 1, differences from -1 to 1, `null` where there is none.
+
+    Raises a `ValueError` where runs were asked other questions.
+    """
+    runs = runs_of(study, output)
+    states = {str(run): _state(run) for run in runs}
+    ended = [run for run in runs if states[str(run)] is None]
+    missing = [{"arm": run.arm, "seed": run.seed} | state for run in runs if (state := states[str(run)])]
+    report = {
+        "format": FORMAT,
+        "study": study.name,
+        "arms": {arm.name: {"seeds": list(arm.stages), "overrides": arm.overrides} for arm in study.arms},
+        "reference": study.arms[0].name,
+        "missing": missing,
+        "benchmarks": {one.name: _benchmark(one, study, ended) for one in study.evaluations} if ended else {},
+        "training": [_training(run) for run in ended],
+        "data": _training_data(ended),
+        "bootstrap": {"resamples": RESAMPLES, "seed": 0},
+        "made_with": {"report": package(), "runs": _made_with(ended)},
+    }
+    return without_paths(json.loads(json.dumps(report)))
+
+
+def _state(run: Run) -> dict[str, Any] | None:
+    """Why a run is not in the tables; `None` for one that has ended."""
+    changed = [difference for found in changes(run).values() for difference in found]
+    if changed:
+        return {"state": "begun with other settings", "said": "; ".join(changed)}
+    left = [step for step in steps_of(run) if not step.product.exists()]
+    if not left:
+        return None
+    if (run.folder / FAILED).exists():
+        failure = json.loads((run.folder / FAILED).read_text(encoding="utf-8"))
+        return {"state": f"failed: {failure['step']}", "said": failure["said"]}
+    return {"state": f"unfinished: {left[0].name}" if run.folder.exists() else "not begun", "said": None}
+
+
+################
+# Scores
+################
+def _benchmark(evaluation: Evaluation, study: Study, runs: Sequence[Run]) -> dict[str, Any]:
+    rows = _rows(runs[0], evaluation, SOUND)
+    clips = clips_of([(row, row) for row in rows])
+    right = {
+        control: {str(run): _right(run, evaluation, control, rows) for run in runs} for control in evaluation.controls
+    }
+    names = BENCHMARKS[evaluation.options["benchmark"]].breakdowns or sorted(
+        {name for row in rows for name in row.groups}
+    )
+    known = [name for name in names if any(name in row.groups for row in rows)]
+    parts = grouped([(row, row) for row in rows], known)
+    first = [run for run in runs if run.arm == study.arms[0].name]
+    arms = {}
+    for arm in study.arms:
+        own = [run for run in runs if run.arm == arm.name]
+        if own:
+            arms[arm.name] = _arm(own, first, right, clips, parts)
+    provenance = json.loads((scores_of(runs[0], evaluation, SOUND) / "run.json").read_text(encoding="utf-8"))
+    return {
+        "benchmark": evaluation.options["benchmark"],
+        "rule": evaluation.rule,
+        "controls": list(evaluation.controls[1:]),
+        "questions": len(rows),
+        "clips": len(np.unique(clips)),
+        "data_sha256": provenance["data_sha256"],
+        "prompt": provenance["prompt"],
+        "decoding": provenance["decoding"],
+        "left_out": {reason: len(ids) for reason, ids in provenance["left_out"].items()},
+        "arms": arms,
+    }
+
+
+def _rows(run: Run, evaluation: Evaluation, control: str) -> list[Prediction]:
+    return [tidy(row) for row in read_predictions(scores_of(run, evaluation, control)).rows]
+
+
+def _right(run: Run, evaluation: Evaluation, control: str, asked: Sequence[Prediction]) -> tuple[np.ndarray, int]:
+    """Bool `(questions,)`: whether each is right; and how many have no reply."""
+    rows = _rows(run, evaluation, control)
+    if [(row.id, row.choices, row.answer) for row in rows] != [(row.id, row.choices, row.answer) for row in asked]:
+        raise ValueError(
+            f"{scores_of(run, evaluation, control)} has other questions than the first run of the study. Remove it to ask "
+            "again."
+        )
+    verdicts = [RULES[evaluation.rule](row) is Verdict.RIGHT for row in rows]
+    return np.array(verdicts), sum(row.status != ANSWERED for row in rows)
+
+
+def _arm(own, first, right, clips, parts) -> dict[str, Any]:
+    sound = _matrix(own, right[SOUND])
+    both = [(run, other) for run in own for other in first if run.seed == other.seed]
+    result = {
+        "seeds": [run.seed for run in own],
+        **accuracy(sound, clips),
+        "by_seed": {str(run.seed): float(right[SOUND][str(run)][0].mean()) for run in own},
+        "without_reply": sum(right[SOUND][str(run)][1] for run in own),
+        "groups": _by_group(parts, lambda rows: accuracy(sound[:, rows], clips[rows])),
+        "controls": {
+            control: accuracy(_matrix(own, found), clips) for control, found in right.items() if control != SOUND
+        },
+        "difference": None,
+    }
+    if own != first and both:
+        differ = _matrix([run for run, _ in both], right[SOUND]) - _matrix([run for _, run in both], right[SOUND])
+        result["difference"] = {
+            "seeds": [run.seed for run, _ in both],
+            **difference(differ, clips),
+            "groups": _by_group(parts, lambda rows: difference(differ[:, rows], clips[rows])),
+        }
+    return result
+
+
+def _matrix(runs: Sequence[Run], right: dict[str, tuple[np.ndarray, int]]) -> np.ndarray:
+    """Int `(seeds, questions)`."""
+    return np.stack([right[str(run)][0] for run in runs]).astype(int)
+
+
+def _by_group(parts, count) -> dict[str, dict[str, Any]]:
+    return {name: {value: count(rows) for value, rows in members.items()} for name, members in parts.items()}
+
+
+def accuracy(right: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
+    """
+    The share of right answers, with its interval (see the module). Where all or none is right, which leaves a bootstrap nothing
+    to draw, Wilson's with each clip as one question.
+
+    Args:
+        right: int `(seeds, questions)`, 0 or 1.
+        clips: int `(questions,)`: which clip each question is about, by any numbering.
+    """
+    sums, sizes = by_clip(right.T, clips)
+    share = float(right.mean())
+    if share in (0, 1) or len(right) == 1 and len(sizes) == right.size:
+        interval = wilson(round(share * len(sizes)), len(sizes))
+    else:
+        interval = bootstrap_interval(sums, sizes, RESAMPLES, seed=0)
+    return {"questions": right.shape[1], "accuracy": share, "interval": interval}
+
+
+def difference(differ: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
+    """
+    The mean of differences, int `(seeds, questions)` from -1 to 1, with its interval (`None` where too few clips differ),
+    and the verdict. `clips` as in `accuracy`.
+    """
+    sums, sizes = by_clip(differ.T, clips)
+    mean, interval, verdict = float(differ.mean()), None, NOISE
+    if np.count_nonzero(sums.any(1)) >= FEWEST_DIFFERING:
+        interval = bootstrap_interval(sums, sizes, RESAMPLES, seed=0)
+        verdict = NOISE if interval[0] <= 0 <= interval[1] else "better" if mean > 0 else "worse"
+    return {"questions": differ.shape[1], "difference": mean, "interval": interval, "verdict": verdict}
+
+
+################
+# Training
+################
+def _trainings(run: Run) -> list[Step]:
+    return [step for step in steps_of(run) if step.trains]
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Of the stages together the seconds and the most memory; loss and what was evaluated are the last of the last stage."""
+    stages = [_log(step) for step in _trainings(run)]
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "peak_memory_gib": max((stage["peak_memory_gib"] for stage in stages), default=0),
+        "final_loss": stages[-1]["final_loss"],
+        "stages": stages,
+    }
+
+
+def _log(step: Step) -> dict[str, Any]:
+    state = json.loads((step.folder / STATE).read_text(encoding="utf-8"))
+    history = state["log_history"]
+    logged = [entry for entry in history if "loss" in entry]
+    evaluated: dict[str, Any] = next(
+        (entry for entry in reversed(history) if any(key.startswith("eval_") for key in entry)), {}
+    )
+    return {
+        "steps": state["global_step"],
+        "epochs": state["epoch"],
+        "seconds": max((entry["training_seconds"] for entry in history if "training_seconds" in entry), default=0.0),
+        "peak_memory_gib": max((entry["peak_memory_gib"] for entry in logged), default=0.0),
+        "final_loss": logged[-1]["loss"] if logged else None,
+        "loss": [[entry["step"], entry["loss"]] for entry in logged],
+        "evaluated": {key: value for key, value in evaluated.items() if key.startswith("eval_")},
+    }
+
+
+def _records(runs: Sequence[Run], training: bool) -> list[dict[str, Any]]:
+    steps = [step for run in runs for step in steps_of(run) if step.trains or step.evaluates and not training]
+    return [json.loads(step.record.read_text(encoding="utf-8")) for step in steps]
+
+
+def _training_data(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Digests of the training sets, see `study.data_sha256`: more than one where a set changed between runs."""
+    found: dict[str, list[str]] = {}
+    for record in _records(runs, training=True):
+        for name, sha256 in record["data"].items():
+            if sha256 not in found.setdefault(name, []):
+                found[name].append(sha256)
+    return found
+
+
+def _made_with(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for record in _records(runs, training=False):
+        found += [made for made in record["made_with"] if made not in found]
+    return found
+
+
+def without_paths(content: Any) -> Any:
+    """The content with only the last name of every absolute path in it."""
+    if isinstance(content, dict):
+        return {without_paths(key): without_paths(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_paths(value) for value in content]
+    return PATH.sub("", content) if isinstance(content, str) else content
+
+
+################
+# Tables
+################
+def as_markdown(report: dict[str, Any]) -> str:
+    """report.md."""
+    sections = [f"# Study {report['study']}\n"]
+    if report["missing"]:
+        sections.append("**Not all is here**: the tables are of what has ended.\n\n" + _missing(report["missing"]))
+    for name, benchmark in report["benchmarks"].items():
+        sections.append(f"## {name}\n\n{_about(benchmark)}\n\n{_accuracies(report, benchmark)}")
+        sections += [
+            _groups(benchmark, group)
+            for group in SHOWN
+            if any(group in arm["groups"] for arm in benchmark["arms"].values())
+        ]
+    if report["training"]:
+        sections.append("## Training\n\n" + _trained(report))
+    sections.append("## Made with\n\n" + _made(report))
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], column: str = "---:") -> str:
+    """Markdown; all columns but the first are to the right, or as `column` says."""
+    lines = [heads, ["---", *[column] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _missing(missing: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [f"{run['arm']}, seed {run['seed']}", run["state"], (run["said"] or "").replace("|", "/")] for run in missing
+    ]
+    return table(["run", "state", "said"], rows, "---")
+
+
+def _about(benchmark: dict[str, Any]) -> str:
+    data = ", ".join(f"{name} (sha256 {sha256[:16]})" for name, sha256 in benchmark["data_sha256"].items())
+    left_out = "".join(f" {count} left out before asking, {why}." for why, count in benchmark["left_out"].items())
+    return (
+        f"{benchmark['questions']} questions about {benchmark['clips']} clips of {data}, prompt `{benchmark['prompt']}`, "
+        f"counted by the rule `{benchmark['rule']}`.{left_out} In %, with 95 % intervals; differences in points."
+    )
+
+
+def _accuracies(report: dict[str, Any], benchmark: dict[str, Any]) -> str:
+    controls = benchmark["controls"]
+    heads = ["arm", "seeds", "accuracy", *controls, f"difference to {report['reference']}", ""]
+    rows = []
+    for name, arm in benchmark["arms"].items():
+        row = [name, ", ".join(map(str, arm["seeds"])), _share(arm)]
+        rows.append(
+            [*row, *(_share(arm["controls"][control]) for control in controls), *_difference(arm["difference"])]
+        )
+    return table(heads, rows)
+
+
+def _share(found: dict[str, Any]) -> str:
+    return f"{percent(found['accuracy'])} {interval_text(found['interval'])}"
+
+
+def _difference(found: dict[str, Any] | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    return f"{points(found['difference'])} {interval_text(found['interval'])}", found["verdict"]
+
+
+def _groups(benchmark: dict[str, Any], group: str) -> str:
+    arms = benchmark["arms"]
+    values = next(iter(arms.values()))["groups"][group]
+    heads = [group, *(f"{value} (n = {found['questions']})" for value, found in values.items())]
+    rows = []
+    for name, arm in arms.items():
+        rows.append([name, *(_share(arm["groups"][group][value]) for value in values)])
+        if arm["difference"]:
+            differ = arm["difference"]["groups"][group]
+            rows.append(["difference", *(" ".join([*_difference(differ[value])]) for value in values)])
+    return f"### By {group}\n\n" + table(heads, rows)
+
+
+def _trained(report: dict[str, Any]) -> str:
+    rows = []
+    for run in report["training"]:
+        loss = "-" if run["final_loss"] is None else f"{run['final_loss']:.4g}"
+        steps = " + ".join(f"{stage['steps']:,}" for stage in run["stages"])
+        rows.append(
+            [
+                f"{run['arm']}, seed {run['seed']}",
+                steps,
+                f"{run['seconds']:,.0f}",
+                f"{run['peak_memory_gib']:.2f}",
+                loss,
+            ]
+        )
+    return table(["run", "steps", "training seconds", "peak memory (GiB)", "final loss (nats)"], rows)
+
+
+def _made(report: dict[str, Any]) -> str:
+    lines = []
+    made = report["made_with"]["runs"]
+    if len(made) > 1:
+        lines.append("The runs were made with more than one version of the code:")
+    for one in made or [report["made_with"]["report"]]:
+        versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
+        lines.append(f"commit {one['commit'] or 'unknown'}; {versions}.")
+    for name, digests in report["data"].items():
+        lines.append(f"Training set {name}: sha256 {', '.join(digest[:16] for digest in digests)}.")
+    return "\n\n".join(lines)

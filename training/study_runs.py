@@ -1,0 +1,248 @@
+"""What a study consists of on the disk: its runs, the processes of each, and what they were begun with.
+
+OUT/ARM/seed-N/                 of stages: OUT/ARM/seed-N/stage-K/
+  options.yaml, train.log       what is trained, and what the training says
+  train.json                    what decides the result, digests of the data, versions: compared when a study goes on
+  run/, model/                  the run's folder, and the merged model
+  scores/NAME/CONTROL/          predictions and score; beside it CONTROL.log and CONTROL.json, as above
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.generate import differences
+from falcon3_audio.evaluation.questions import file_sha256
+from falcon3_audio.evaluation.score import SCORE
+from falcon3_audio.whole_files import write_json
+
+from .run_folder import STATE
+from .shards import REPORT
+from .study_file import FORMER, SOUND, Evaluation, Stage, Study
+
+
+FAILED = "failed.json"  # in the folder of a run: which step, and what it said
+PACKAGES = ("falcon3-audio", "accelerate", "datasets", "peft", "torch", "transformers", "trl")
+
+Digests = dict[str, dict[str, str]]  # of the files of "train", and of each evaluation
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    An arm with one seed.
+
+    Attributes:
+        folder: of everything that it leaves.
+        stages: in their order.
+        digests: of what is read, where that is known.
+        model: which is asked where there are no stages.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    stages: list[Stage]
+    evaluations: list[Evaluation]
+    digests: Digests = field(default_factory=dict)
+    model: Path = Path()
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    One process of a run.
+
+    Attributes:
+        name: for the user.
+        module: what runs, with `arguments`.
+        folder: which it makes.
+        product: a file that is there when it has ended.
+        log: where it writes what it says; beside it is `record`.
+        settings, data: what decides the product, and the digests of the files that it reads.
+        options: of a training, as its recipe.
+    """
+
+    name: str
+    module: str
+    arguments: list[str]
+    folder: Path
+    product: Path
+    log: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
+
+    @property
+    def trains(self) -> bool:
+        return self.options is not None
+
+    @property
+    def evaluates(self) -> bool:
+        return self.module.startswith("evaluation.")
+
+    @property
+    def record(self) -> Path:
+        return self.log.with_suffix(".json")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything that other settings would not have made."""
+        if not self.trains:
+            return self.folder.exists()
+        return self.product.exists() or any(self.folder.glob("checkpoint-*"))
+
+
+def runs_of(study: Study, output: Path, digests: Digests | None = None) -> list[Run]:
+    """All runs: the first seed of each arm, then the second, so that a study is balanced whenever it is stopped."""
+    rounds = range(max(len(arm.stages) for arm in study.arms))
+    seeds = [(arm, seed) for number in rounds for arm in study.arms for seed in list(arm.stages)[number : number + 1]]
+    return [
+        Run(arm.name, seed, output / arm.name / f"seed-{seed}", arm.stages[seed], study.evaluations, digests or {})
+        for arm, seed in seeds
+    ]
+
+
+def steps_of(run: Run) -> list[Step]:
+    """The processes of a run, in their order."""
+    steps: list[Step] = []
+    model = run.model
+    for number, stage in enumerate(run.stages, 1):
+        place = run.folder / f"stage-{number}" if len(run.stages) > 1 else run.folder
+        which = f" stage {number}" if len(run.stages) > 1 else ""
+        steps.append(_training(stage, place, model, f"train{which}", run.digests.get("train", {})))
+        model = place / "run"
+        if stage.adapter:
+            arguments, model = [str(model), str(place / "model")], place / "model"
+            product = model / "config.json"
+            steps.append(Step(f"merge{which}", "training.merge", arguments, model, product, place / "merge.log"))
+    for evaluation in run.evaluations:
+        for control in evaluation.controls:
+            steps.append(_asking(run, evaluation, control, model))
+    return steps
+
+
+def _training(stage: Stage, place: Path, former: Path, name: str, digests: dict[str, str]) -> Step:
+    options = stage.options | {"output_dir": str(place / "run")}
+    if options.get("model") == FORMER:
+        options["model"] = str(former)
+    data = {path: digests[path] for path in stage.data if path in digests}
+    arguments = ["--config", str(place / "options.yaml")]
+    product = place / "run" / STATE
+    return Step(
+        name, "training.sft", arguments, place / "run", product, place / "train.log", stage.settings, data, options
+    )
+
+
+def scores_of(run: Run, evaluation: Evaluation, control: str) -> Path:
+    """The folder of the predictions."""
+    return run.folder / "scores" / evaluation.name / control
+
+
+def _asking(run: Run, evaluation: Evaluation, control: str, model: Path) -> Step:
+    output = scores_of(run, evaluation, control)
+    name = f"evaluate {evaluation.name}" + (f", {control}" if control != SOUND else "")
+    arguments = evaluation.arguments(model, output, control)
+    log = output.with_name(f"{control}.log")
+    settings = evaluation.options | {"control": control}
+    data = run.digests.get(evaluation.name, {})
+    return Step(name, "evaluation.evaluate", arguments, output, output / SCORE, log, settings, data)
+
+
+def changes(run: Run) -> dict[Path, list[str]]:
+    """What was begun with other settings than it would be begun with now: what to remove, and what differs, in words."""
+    found: dict[Path, list[str]] = {}
+    for step in steps_of(run):
+        differ = _differences(step) if step.begun and (step.trains or step.evaluates) else []
+        if differ:
+            found.setdefault(step.folder if step.evaluates else run.folder, []).extend(differ)
+    return found
+
+
+def _differences(step: Step) -> list[str]:
+    if not step.record.exists():
+        return [f"{step.folder} was made by something else"]
+    before = json.loads(step.record.read_text(encoding="utf-8"))
+    read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
+    read_before = {name: before["data"][name] for name in read}
+    return differences(before["settings"], json.loads(json.dumps(step.settings))) + differences(read_before, read)
+
+
+def check_unchanged(runs: Sequence[Run]):
+    """Raises a `ValueError` that names the runs in whose folders there are results of other settings."""
+    changed = [(run, *change) for run in runs for change in changes(run).items()]
+    if changed:
+        lines = [f"  {run}: {'; '.join(found)}\n    rm -r {folder}" for run, folder, found in changed]
+        raise ValueError(
+            "\n".join(["some runs were begun with other settings (before -> now):", *lines])
+            + "\nRemove these folders to do that again, give another OUT, or choose other arms with --only."
+        )
+
+
+def read_data(study: Study) -> Digests:
+    """
+    Reads the benchmarks, and returns the digests of their files and of the training sets that are on this machine.
+
+    Raises a `ValueError` for a benchmark that cannot be read, or that keeps its answers to itself.
+    """
+    sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
+    digests = {"train": {path: data_sha256(Path(path)) for path in sorted(sets) if Path(path).exists()}}
+    for evaluation in study.evaluations:
+        given = evaluation.options
+        root = given.get("audio_root")
+        questions = BENCHMARKS[given["benchmark"]].load(
+            Path(given["data"]), root and Path(root), given.get("on_error", "raise")
+        )
+        if any(question.answer is None for question in questions.questions):
+            raise ValueError(f"{given['data']} keeps its answers to itself: there is nothing to compare.")
+        digests[evaluation.name] = questions.sha256
+    return digests
+
+
+@cache
+def data_sha256(path: Path) -> str:
+    """Of a file its digest; of a prepared set that of its report; of another folder, of its files' names and sizes."""
+    if path.is_file():
+        return file_sha256(path)
+    if (path / REPORT).exists():
+        return file_sha256(path / REPORT)
+    files = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def package() -> dict[str, Any]:
+    """Versions, and the commit of this package where it is a clone (with "+" where files differ from it)."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", here.name) else None
+    if commit and git("status", "--porcelain", "--untracked-files=no"):
+        commit += "+"
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"commit": commit, "versions": versions}
+
+
+def write_record(step: Step):
+    """The settings beside the run, with each package that worked on it."""
+    before = json.loads(step.record.read_text(encoding="utf-8")) if step.record.exists() and step.begun else {}
+    made_with, now = before.get("made_with", []), package()
+    made_with += [now] if now not in made_with else []
+    write_json(step.record, {"settings": step.settings, "data": step.data, "made_with": made_with})
