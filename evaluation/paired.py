@@ -135,7 +135,7 @@ def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, resamples: in
 
 def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
     """
-    Of `sum(differences) / sum(sizes)`, int `(clips,)` each, over two or more clips: the ratio estimator of cluster
+    Of `sum(differences) / sum(sizes)`, numbers `(clips,)` each, over two or more clips: the ratio estimator of cluster
     sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
     """
     residuals = differences - sizes * (differences.sum() / sizes.sum())
