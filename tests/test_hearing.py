@@ -1,6 +1,6 @@
 """Hearing: against direct forward passes on files of silence, for any batch, in runs that hear and in runs that do not."""
 
-import json
+import io
 import logging
 import math
 from pathlib import Path
@@ -19,6 +19,7 @@ from training_runs import (
     clip_row,
     farthest,
     heard,
+    history_of,
     log_of,
     parse,
     user,
@@ -36,6 +37,7 @@ from falcon3_audio.training.hearing import Scored, ask_training_questions, last_
 from falcon3_audio.training.shards import write_shard
 
 
+BACKBONES = Path(hearing.__file__).parent / "tiny_backbones"
 ANSWERS = ("a", "a long answer that has many more tokens", "yes", "no it is not")
 
 
@@ -47,6 +49,55 @@ def start(recipe, tmp_path):
         return sft.train(*parse("--config", recipe, "--output_dir", str(tmp_path / "run"), *options))
 
     return start
+
+
+class Records(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+@pytest.fixture(scope="module")
+def hearing_run(recipe, tmp_path_factory):
+    """
+    The trainer of a run that comes to hear, and what it logged: low clips are bells, high ones dogs. With random backbones
+    that would take much longer. The held-out clips have other lengths.
+    """
+    folder = tmp_path_factory.mktemp("hearing")
+
+    def write(name, count, seconds):
+        clips = write_clips(folder / name, count, seconds)
+        rows = [[user(heard(clip), TEXT), assistant(("a bell", "a dog")[n % 2])] for n, clip in enumerate(clips)]
+        return str(write_jsonl(folder / f"{name}.jsonl", [{"messages": row} for row in rows]))
+
+    options = {
+        "audio_model": BACKBONES / "whisper",
+        "text_model": BACKBONES / "llm",
+        "train_data": write("learned", 16, 0.1),
+        "eval_data": write("held_out", 8, 0.13),
+        "output_dir": folder / "run",
+        "report_to": "tensorboard",
+        "eval_strategy": "steps",
+        "eval_steps": 16,
+        "save_strategy": "no",
+        "max_steps": 20,
+        "max_length": 200,
+        "learning_rate": 3e-3,
+        "lora_dropout": 0,
+        "global_batch_size": 8,
+        "per_device_train_batch_size": 8,
+        "activation_checkpointing": "false",
+    }
+    records = Records()
+    logging.getLogger().addHandler(records)
+    try:
+        given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        return sft.train(*parse("--config", recipe, *given)), records.records
+    finally:
+        logging.getLogger().removeHandler(records)
 
 
 @pytest.fixture
@@ -84,7 +135,7 @@ def with_silence(messages, folder):
         for item in message["content"]:
             if item["type"] == "audio":
                 samples = item["audio"]["bytes"] if item.get("audio") else Path(item["path"]).read_bytes()
-                length = len(soundfile.read(__import__("io").BytesIO(samples))[0])
+                length = len(soundfile.read(io.BytesIO(samples))[0])
                 item = {"type": "audio", "path": str(folder / f"{length}.wav")}
                 soundfile.write(item["path"], np.zeros(length), SAMPLING_RATE)
             content.append(item)
@@ -101,20 +152,16 @@ def loss_of(trainer, messages):
     return float(mean) * tokens, tokens
 
 
-def history_of(run):
-    return json.loads((run / "trainer_state.json").read_text())["log_history"]
-
-
 def evaluations(run):
     return [entry for entry in history_of(run) if any(name.endswith("_hearing") for name in entry)]
 
 
-def said(caplog):
-    return [record.message for record in caplog.records if "no hearing can be shown" in record.message]
+def said(records):
+    return [record.message for record in records if "no hearing can be shown" in record.message]
 
 
-def test_against_direct_forward_passes(start, sets, tmp_path):
-    trainer = start("--max_steps", "3", "--save_strategy", "no", "--max_length", "200")
+def test_against_direct_forward_passes(hearing_run, sets, tmp_path):
+    trainer, _ = hearing_run
     examples = load(sets)
     losses, silent, tokens, clips = [], [], [], []
     for number, example in enumerate(examples):
@@ -129,8 +176,8 @@ def test_against_direct_forward_passes(start, sets, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(sum(losses) / sum(tokens), rel=1e-5)
     kept = [number for number in range(len(examples)) if with_sound[number]]
     expected = sum(silent[n] - losses[n] for n in kept) / sum(tokens[n] for n in kept)
-    assert abs(expected) > 1e-4
-    assert metrics["eval_hearing"] == pytest.approx(expected, abs=1e-6)
+    assert abs(expected) > 0.01
+    assert metrics["eval_hearing"] == pytest.approx(expected, rel=1e-3)
     assert [silent[n] for n in range(len(examples)) if not with_sound[n]] == [
         losses[n] for n in range(len(examples)) if not with_sound[n]
     ]
@@ -145,21 +192,21 @@ def test_against_direct_forward_passes(start, sets, tmp_path):
     assert metrics["eval_hearing"] - metrics["eval_hearing_low"] == pytest.approx(margin)
 
 
-def test_for_any_evaluation_batch(start, sets):
+def test_for_any_evaluation_batch(hearing_run, sets, monkeypatch):
     """Answers are of one to forty tokens, so means of batches would differ by the batch."""
-    trainer = start("--max_steps", "3", "--save_strategy", "no", "--max_length", "200")
+    trainer, _ = hearing_run
     examples = load(sets)
     found = []
     for batch in (1, 4, 24):
         for together in (1, None):
-            trainer.args.per_device_eval_batch_size = batch
-            trainer.data_collator.questions_per_row = together
+            monkeypatch.setattr(trainer.args, "per_device_eval_batch_size", batch)
+            monkeypatch.setattr(trainer.data_collator, "questions_per_row", together)
             found.append(trainer.evaluate(eval_dataset={"all": examples, "first": examples.select(range(9))}))
     names = [f"eval_{part}_{name}" for part in ("all", "first") for name in ("loss", "hearing", "hearing_low")]
     names += ["eval_all_mean_token_accuracy", "eval_all_entropy"]
     for metrics in found[1:]:
         assert [metrics[name] for name in names] == pytest.approx([found[0][name] for name in names], abs=1e-5)
-    assert abs(found[0]["eval_all_hearing"] - found[0]["eval_first_hearing"]) > 1e-4
+    assert abs(found[0]["eval_all_hearing"] - found[0]["eval_first_hearing"]) > 1e-3
 
 
 @pytest.mark.parametrize("options", [{}, {"pad_to_window": True}, {"mels": 128}])
@@ -176,23 +223,14 @@ def test_silence_is_what_the_processor_makes_of_it(options, seconds):
     assert (expected["input_features"] != 0).all()
 
 
-def test_a_run_that_hears(start, tmp_path, caplog):
-    """Low clips are bells, high ones dogs. The held-out clips have pitches and lengths of their own."""
-
-    def write(folder, count, seconds):
-        clips = write_clips(tmp_path / folder, count, seconds)
-        rows = [[user(heard(clip), TEXT), assistant(("a bell", "a dog")[n % 2])] for n, clip in enumerate(clips)]
-        return str(write_jsonl(tmp_path / f"{folder}.jsonl", [{"messages": row} for row in rows]))
-
-    options = ("--train_data", write("learned", 16, 0.3), "--eval_data", write("held_out", 8, 0.37))
-    options += ("--max_steps", "60", "--eval_strategy", "steps", "--eval_steps", "40", "--save_strategy", "no")
-    with caplog.at_level(logging.WARNING):
-        start(*options, "--report_to", "tensorboard", "--lora_dropout", "0", "--learning_rate", "3e-3")
-    entries = evaluations(tmp_path / "run")
-    assert [entry["step"] for entry in entries] == [40, 60]
+def test_a_run_that_hears(hearing_run):
+    trainer, records = hearing_run
+    run = Path(trainer.args.output_dir)
+    entries = evaluations(run)
+    assert [entry["step"] for entry in entries] == [16, 20]
     assert 0 < entries[-1]["eval_hearing_low"] < entries[-1]["eval_hearing"] < entries[-1]["eval_hearing_high"]
-    assert not said(caplog)
-    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    assert not said(records)
+    (events,) = run.rglob("events.out.tfevents.*")
     scalars = EventAccumulator(str(events.parent)).Reload().Scalars("eval/hearing")
     assert [event.value for event in scalars] == pytest.approx([entry["eval_hearing"] for entry in entries])
 
@@ -201,20 +239,23 @@ def test_a_deaf_run_says_so_once(start, deaf, sets, tmp_path, monkeypatch, caplo
     """The second evaluation judges first, the third one repeats it, and so does a run that goes on from there."""
     monkeypatch.setattr(hearing, "PATIENCE", 1)
     options = ("--eval_data", *sets, "--eval_strategy", "steps", "--eval_steps", "1", "--max_length", "200")
-    options += ("--warmup_steps", "1",)
+    options += (
+        "--warmup_steps",
+        "1",
+    )
     with caplog.at_level(logging.WARNING):
         start(*options)
     entries = evaluations(tmp_path / "run")
     assert len(entries) == 6
     for entry in entries:
         assert entry["eval_hearing"] == entry["eval_hearing_low"] == entry["eval_hearing_high"] == 0
-    (line,) = said(caplog)
+    (line,) = said(caplog.records)
     assert line.startswith("After 2 steps no hearing can be shown: eval_hearing is 0.0000 nats per answer token")
     assert "--control silence" in line and "\n" not in line
     assert "NOTE" not in capsys.readouterr().out
     caplog.clear()
     start(*options, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4"))
-    assert not said(caplog)
+    assert not said(caplog.records)
     assert "NOTE                   After 4 steps no hearing can be shown" in capsys.readouterr().out
 
 
@@ -223,11 +264,13 @@ def test_a_run_without_eval_data_asks_training_questions(start, deaf, tmp_path, 
     with caplog.at_level(logging.WARNING):
         trainer = start("--max_steps", "3", "--save_strategy", "no", "--max_length", "200")
     (entry,) = evaluations(tmp_path / "run")
-    assert entry["step"] == 3 and entry["eval_train_hearing"] == 0 and len(said(caplog)) == 1
+    assert entry["step"] == 3 and entry["eval_train_hearing"] == 0 and len(said(caplog.records)) == 1
     assert "every 512 steps and at the end, on 10 training questions" in capsys.readouterr().out
     origins = [example["origin"] for example in trainer.eval_dataset["train"]]
     assert len(set(origins)) == 10 and set(origins) < {example["origin"] for example in trainer.train_dataset}
-    chosen = {example["origin"] for example in ask_training_questions(trainer.train_dataset, trainer.args, 256)["train"]}
+    chosen = {
+        example["origin"] for example in ask_training_questions(trainer.train_dataset, trainer.args, 256)["train"]
+    }
     assert chosen == set(origins) and trainer.args.eval_steps == 50
 
 
@@ -242,7 +285,7 @@ def test_text_alone(start, tmp_path, caplog):
         metrics = trainer.evaluate()
         hook.remove()
     assert len(passes) == 2 and metrics["eval_train_loss"] > 0  # 12 questions, 8 at once
-    assert not evaluations(tmp_path / "run") and not said(caplog)
+    assert not evaluations(tmp_path / "run") and not said(caplog.records)
 
 
 def test_evaluation_leaves_training_as_it_is(finished_run, start, sets, tmp_path):
