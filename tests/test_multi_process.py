@@ -185,9 +185,11 @@ def test_evaluations_are_those_of_one_process(launched, alone):
             [entry for entry in history_of(folder / name) if "eval_train_loss" in entry]
             for folder in (launched.folder, alone)
         )
-        for key in ("loss", "mean_token_accuracy", "entropy", "hearing", "hearing_low", "hearing_high", "num_dropped"):
-            assert ours[f"eval_train_{key}"] == pytest.approx(theirs[f"eval_train_{key}"], abs=1e-5), (name, key)
-        assert ours["eval_train_hearing"] != 0
+        assert ours.keys() == theirs.keys() and ours["eval_train_hearing"] != 0
+        assert name == "packed" or "eval_train_hearing_low" in ours  # packed has too few clips that fit
+        for key in ours:
+            if not key.endswith(("_runtime", "_per_second")):
+                assert ours[key] == pytest.approx(theirs[key], abs=1e-5), (name, key)
 
 
 def test_the_runs_compared_do_learn(alone):

@@ -5,6 +5,8 @@ clip. So each evaluation asks every question twice, with its clips and with digi
 the loss with silence less the loss with the clips, in nats per answer token, over the questions that have clips: above 0 the
 model hears, at 0 it is deaf. Questions about one clip stand or fall together, so the clips are the sample: the 95 % interval
 is that of a ratio of two sums over clips. A run without `eval_data` asks some of its training questions instead.
+Hearing above 0 says that the answers depend on the sound, not that they are right for it: silence is also unlike the clips
+that were learned from. `falcon3-audio evaluate` with the controls `silence` and `shuffled` says more about a checkpoint.
 
 Losses are summed over questions and divided once by the number of their tokens, so they are the same for any evaluation batch
 and any number of devices. `AudioSFTTrainer` does all this in `evaluate`; nothing here has to be called.
@@ -190,7 +192,7 @@ def describe_deafness(name: str, entry: dict[str, Any]) -> str:
         f"After {entry['step']} steps no hearing can be shown: {name} is {entry[name]:.4f} nats per answer token (95 % interval "
         f"{entry[f'{name}_low']:.4f} to {entry[f'{name}_high']:.4f}), so the answers are as good with silence instead of the "
         "clips. Check that the clips can be heard and belong to their questions, and try more steps, a higher learning_rate, "
-        "or the projector alone first (recipes/ablations/two_stage_1_projector.yaml). `falcon3-audio evaluate --control "
+        "or the projector alone first (training/recipes/ablations/two_stage_1_projector.yaml). `falcon3-audio evaluate --control "
         "silence` shows what a checkpoint answers to silence."
     )
 

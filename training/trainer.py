@@ -4,7 +4,8 @@ TRL has no path for audio; its trainer works with a collator that does the prepa
 much around it. With `tokens_per_device` a step's questions come from the loader at once, packed into micro-batches of that
 many tokens. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
 per second over all devices, the share of the time that the process that waited longest waited for data, peak memory, and how
-many examples were shortened or left out so far.
+many examples were shortened or left out so far. Evaluations have the mean negative log-likelihood of an answer token, whatever
+the training loss is, and how much of it is owed to the sound (hearing.py).
 """
 
 import itertools
