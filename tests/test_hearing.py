@@ -343,7 +343,7 @@ def test_what_is_said_of_a_log():
     log = [entry(10, "hearing", -1), {"step": 20, "loss": 1.0}, entry(60, "hearing", -0.1), entry(70, "hearing", 0.0)]
     assert not new_deafness(log[:1], 54) and not new_deafness(log[:2], 54)
     (line,) = new_deafness(log[:3], 54)
-    assert line.startswith("After 60 steps") and "(95 % interval -0.1000 to 0.1000)" in line
+    assert line.startswith("After 60 steps") and "a 95 % interval from -0.1000 to 0.1000 that" in line
     assert not new_deafness(log, 54) and "After 70 steps" in last_deafness(log, 54)[0]
     assert not last_deafness([*log, entry(80, "hearing", 0.001)], 54)
     # Sets are judged one by one.
