@@ -176,8 +176,11 @@ def not_shown(entry: dict[str, Any], first_step: int) -> list[str]:
 def new_deafness(log_history: Sequence[dict[str, Any]], first_step: int) -> list[str]:
     """What to say of the last entry of a run's log: a line for each hearing that it is the first not to show."""
     *before, last = log_history
-    said = {name for entry in before for name in not_shown(entry, first_step)}
-    return [describe_deafness(name, last) for name in not_shown(last, first_step) if name not in said]
+    return [
+        describe_deafness(name, last)
+        for name in not_shown(last, first_step)
+        if not any(name in not_shown(entry, first_step) for entry in before)
+    ]
 
 
 def last_deafness(log_history: Sequence[dict[str, Any]], first_step: int) -> list[str]:
