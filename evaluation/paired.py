@@ -158,7 +158,7 @@ def by_clip(values: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
     """
-    Of `sum(differences) / sum(sizes)`, int `(clips,)` each, over two or more clips: the ratio estimator of cluster
+    Of `sum(differences) / sum(sizes)`, numbers `(clips,)` each, over two or more clips: the ratio estimator of cluster
     sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
     """
     residuals = differences - sizes * (differences.sum() / sizes.sum())

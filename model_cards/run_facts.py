@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.training.hearing import hearing_names
 from falcon3_audio.training.model import count_parameters
 from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
 from falcon3_audio.training.shards import REPORT
@@ -152,10 +153,27 @@ def describe_outcome(state: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{logs[-1]['num_shortened']:,} examples were shortened and {logs[-1]['num_dropped']:,} left out."
             )
+    lines += _describe_hearing(state["log_history"])
     peaks = [entry["peak_memory_gib"] for entry in logs if "peak_memory_gib" in entry]
     if peaks:
         lines.append(f"{max(peaks):.3g} GiB of memory at most in one process (measured).")
     return lines
+
+
+def _describe_hearing(log_history: list[dict[str, Any]]) -> list[str]:
+    """What each set that was evaluated showed last: whether the answers depend on the sound."""
+    last = {name: entry for entry in log_history for name in hearing_names([entry])}
+    return [
+        f"After {entry['step']:,} steps silence in place of the clips costs {entry[name]:.4g} nats per answer token "
+        f"({name}{_interval(name, entry)})."
+        for name, entry in last.items()
+    ]
+
+
+def _interval(name: str, entry: dict[str, Any]) -> str:
+    if f"{name}_low" not in entry:  # too few clips
+        return ""
+    return f"; 95 % interval {entry[f'{name}_low']:.4g} to {entry[f'{name}_high']:.4g}"
 
 
 def _languages(backbones: dict[str, str | None]) -> list[str]:

@@ -227,7 +227,12 @@ RECIPE = {
     "examples": [1200, 34],
 }
 LOG = [{"step": 10, "loss": 2.5, "peak_memory_gib": 3.5}, {"step": 20, "loss": 1.23456, "peak_memory_gib": 2.0}]
-STATE = {"global_step": 20, "epoch": 0.5, "log_history": [*LOG, {"step": 20, "train_runtime": 9.0}]}
+HEARD = [
+    {"step": 10, "eval_hearing": -0.1, "eval_hearing_low": -0.2, "eval_hearing_high": 0.1},
+    {"step": 20, "eval_hearing": 0.25, "eval_hearing_low": 0.2, "eval_hearing_high": 0.3},
+    {"step": 20, "eval_few_hearing": 0.5},
+]
+STATE = {"global_step": 20, "epoch": 0.5, "log_history": [*LOG, *HEARD, {"step": 20, "train_runtime": 9.0}]}
 
 
 @pytest.fixture
@@ -269,6 +274,11 @@ def test_a_run_card_has_what_was_recorded(run, checkpoint, tmp_path):
     assert "| LoRA rank | 4 |" in procedure and "| learning rate | 0.0003 |" in procedure
     assert "- 20 steps, 0.5 epochs." in procedure
     assert "loss 1.235 (mean of steps 11 to 20)" in procedure and "3.5 GiB" in procedure
+    assert (
+        "After 20 steps silence in place of the clips costs 0.25 nats per answer token (eval_hearing; 95 %"
+        in procedure
+    )
+    assert "interval 0.2 to 0.3)." in procedure and "(eval_few_hearing)." in procedure and "-0.1" not in procedure
     config = json.loads((Path(checkpoint) / "config.json").read_text())
     assert f"stored as {config['dtype']}" in section(card, "Hardware")
     assert "{audio}What sound is heard?" in section(card, "Prompt format")

@@ -28,6 +28,7 @@ from training_runs import (
     clip_row,
     farthest,
     heard,
+    history_of,
     log_of,
     user,
     weights_of,
@@ -175,6 +176,20 @@ def test_losses_and_weights_are_those_of_one_process(launched, alone):
         trained = weights_of(launched.folder / name)
         assert farthest(trained, weights_of(alone / name)) < 1e-5
     assert any("audio_tower" in key for key in trained) and any("multi_modal_projector" in key for key in trained)
+
+
+def test_evaluations_are_those_of_one_process(launched, alone):
+    """Twelve questions in batches of eight: to two processes four of them are dealt twice."""
+    for name in ("whole", "packed"):
+        (ours,), (theirs,) = (
+            [entry for entry in history_of(folder / name) if "eval_train_loss" in entry]
+            for folder in (launched.folder, alone)
+        )
+        assert ours.keys() == theirs.keys() and ours["eval_train_hearing"] != 0
+        assert name == "packed" or "eval_train_hearing_low" in ours  # packed has too few clips that fit
+        for key in ours:
+            if not key.endswith(("_runtime", "_per_second")):
+                assert ours[key] == pytest.approx(theirs[key], abs=1e-5), (name, key)
 
 
 def test_the_runs_compared_do_learn(alone):

@@ -74,9 +74,9 @@ def launch(recipe, tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The origins of all examples that are read, and None where training begins."""
+    """The origins of all examples that are read to train on, and None where training begins."""
     origins: list[str | None] = []
-    read, train = data._Reader._read, AudioSFTTrainer.train
+    read, train, evaluate = data._Reader._read, AudioSFTTrainer.train, AudioSFTTrainer.evaluate
 
     def spy(self, *key):
         example = read(self, *key)
@@ -87,7 +87,14 @@ def reads(monkeypatch):
         origins.append(None)
         return train(self, *args, **kwargs)
 
+    def leave_out(self, *args, **kwargs):
+        before = len(origins)
+        metrics = evaluate(self, *args, **kwargs)
+        del origins[before:]
+        return metrics
+
     monkeypatch.setattr(data._Reader, "_read", spy)
+    monkeypatch.setattr(AudioSFTTrainer, "evaluate", leave_out)
     monkeypatch.setattr(AudioSFTTrainer, "train", begin)
     return origins
 

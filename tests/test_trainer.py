@@ -161,7 +161,7 @@ def test_the_evaluation_loss_is_that_of_the_held_out_answers(start, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(float(loss), abs=1e-5)
     assert not trainer._seen  # rates are those of training
     too_long = load_training_data([DataSource(str(write_chats(tmp_path / "long", 1, seconds=4.0)))])[0].select([0])
-    with pytest.raises(ValueError, match="no example that fits into max_length, and its loss would count as 0"):
+    with pytest.raises(ValueError, match="No example of the set to evaluate on fits into max_length"):
         trainer.evaluate(eval_dataset=too_long)
 
 
@@ -221,6 +221,14 @@ def test_the_plan_is_what_will_happen(finished_run, monkeypatch):
     packed = describe_plan(finished_run, LoraArguments(), global_batch=4, done=2)
     assert "4 questions: 2 on each of 1 device(s), in micro-batches of at most 4,096 tokens" in packed
     assert lines["steps"] == "4 to go of 6, 15 questions per epoch"
+    expected = "loss with silence less loss with the clips, every 512 steps and at the end, on 21 training questions"
+    assert lines["hearing"].startswith(expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(finished_run, "eval_dataset", finished_run.train_dataset)
+        patch.setattr(finished_run.args, "eval_strategy", "epoch")
+        assert "every epoch, on 21 questions of eval_data" in describe_plan(
+            finished_run, LoraArguments(), global_batch=4, done=2
+        )
     assert "NOTE" not in lines
     monkeypatch.setattr(finished_run.args, "warmup_steps", 6)
     assert "all 6 step(s) are warm-up" in describe_plan(finished_run, LoraArguments(), global_batch=4, done=2)
@@ -252,9 +260,12 @@ def test_four_bits_leave_what_is_trained_in_float32(start, tmp_path):
 
 
 def test_the_loss_curve_is_a_picture(finished_run, tmp_path):
-    log = [*finished_run.state.log_history, {"step": 4, "eval_loss": 5.0}]
+    log = [*log_of(Path(finished_run.args.output_dir)), {"step": 4, "eval_loss": 5.0}]
     picture = matplotlib.image.imread(plot_loss(log, tmp_path / "curve.png"))
     assert picture.shape[:2] == (960, 960) and picture.std() > 0.05
+    heard = [{"step": 2, "eval_hearing": 0.1}, {"step": 4, "eval_hearing": 0.2, "eval_hearing_low": 0.1}]
+    seen = [matplotlib.image.imread(plot_loss([*log, *heard[:n]], tmp_path / "other.png")) for n in range(3)]
+    assert (seen[0] == picture).all() and (seen[1] != seen[0]).any() and (seen[2] != seen[1]).any()
     other = [entry | {"loss": 9.0 - entry["step"]} if "loss" in entry else entry for entry in log]
     assert (matplotlib.image.imread(plot_loss(other, tmp_path / "other.png")) != picture).any()
     assert plot_loss([{"step": 1, "train_runtime": 1.0}], tmp_path / "none.png") is None

@@ -116,8 +116,12 @@ def run_here(command, log, environment, lock, stop, echo):
 
 def log_of(run: Path) -> list[dict[str, Any]]:
     """The log entries of a run's training steps."""
-    state = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))
-    return [entry for entry in state["log_history"] if "loss" in entry]
+    return [entry for entry in history_of(run) if "loss" in entry]
+
+
+def history_of(run: Path) -> list[dict[str, Any]]:
+    """All log entries of a run."""
+    return json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
 
 
 def weights_of(folder: Path) -> dict[str, Any]:

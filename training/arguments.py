@@ -92,7 +92,9 @@ class DataArguments:
         default_factory=list,
         metadata={"help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight}."},
     )
-    eval_data: list[DataSource] = field(default_factory=list, metadata={"help": "Sets for the evaluation loss."})
+    eval_data: list[DataSource] = field(
+        default_factory=list, metadata={"help": "Sets for the evaluation loss and hearing (see hearing.py)."}
+    )
 
     def __post_init__(self):
         self.train_data = _sources(self.train_data, "train_data")

@@ -10,6 +10,7 @@ Questions about one clip that come together share its audio: it is decoded and e
 each question and answer behind it as a branch of its own (rows.py). Losses are those of separate rows.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ from .rows import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split
 # What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
 COUNTERS = ("num_shortened", "num_dropped")
 QUESTIONS = "num_questions"
+# In examples that are evaluated, their number, and in their batches what was asked: see hearing.py.
+NUMBER = "number"
+ASKED = "asked"
 SILENCE = np.zeros(SAMPLING_RATE // 100, dtype=np.float32)
 Chat = dict[str, torch.Tensor]
 
@@ -59,14 +63,18 @@ class AudioChatCollator:
             `input_ids`, `attention_mask` and `labels` of shape `(rows, tokens)`, padded on the right;
             `input_features` `(audios, mel bands, frames)` and `input_features_mask` `(audios, frames)`; and the
             scalars `num_questions`, `num_shortened` and `num_dropped`. If a clip is shared also `position_ids`,
-            `segment_ids` and `prefix_ids`, see rows.py.
+            `segment_ids` and `prefix_ids`, see rows.py. If examples have a `number` also `asked` `(questions, 3)`: for each
+            question, in the order of the answers in the rows, its number, that of its clip, and 1 if there is a clip.
 
         Raises:
             `ValueError`: for an example that has no answer, that the chat template refuses or whose audio cannot be
                 used, by its `origin`.
         """
         groups, counts = self._read(examples)
-        return self._batches(groups, None)[0] | counts
+        batch = self._batches(groups, None)[0] | counts
+        if any(NUMBER in example for example in examples):
+            batch.setdefault(ASKED, torch.zeros(0, 3, dtype=torch.int64))
+        return batch
 
     def micro_batches(self, examples: Sequence[dict[str, Any]], tokens: int) -> list[dict[str, torch.Tensor]]:
         """
@@ -80,7 +88,10 @@ class AudioChatCollator:
 
     def _read(self, examples: Sequence[dict[str, Any]]) -> tuple[list[list[Chat]], dict[str, torch.Tensor]]:
         """The chats that fit, by clip, and what was counted."""
-        groups = [self._encode_clip(clip) for clip in self._by_clip(examples)]
+        groups = [
+            [_numbered(chat, example) for chat, example in zip(self._encode_clip(clip), clip)]
+            for clip in self._by_clip(examples)
+        ]
         fitting = [[self._fit(chat) for chat in group] for group in groups]
         kept = [[chat for chat in group if chat is not None] for group in fitting]
         counts = {
@@ -174,9 +185,11 @@ class AudioChatCollator:
             silence = join_branches([self._silence()], self.processor.audio_token_id)
             rows = _add_row(rows, [silence], lambda row: sum(map(len, row)), lambda row, last: [*row, *last])
         audio = [audio for row in rows for unit in row for audio in unit.audio]
-        return pad_rows(rows, self.processor.tokenizer.pad_token_id) | _join_audio(audio)
+        asked = [question for row in rows for unit in row for question in unit.asked]
+        return pad_rows(rows, self.processor.tokenizer.pad_token_id) | _join_audio(audio) | _join_asked(asked)
 
     def _pad(self, rows: Sequence[Chat]) -> dict[str, torch.Tensor]:
+        asked = [row[ASKED] for row in rows if ASKED in row]
         if not any("input_features" in row for row in rows):
             rows = _add_row(rows, self._silence(), _length, _behind)
         ids = [row["input_ids"] for row in rows]
@@ -184,7 +197,7 @@ class AudioChatCollator:
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
-        } | _join_audio([row for row in rows if "input_features" in row])
+        } | (_join_audio([row for row in rows if "input_features" in row]) | _join_asked(asked))
 
 
 def _length(chat: Chat) -> int:
@@ -205,6 +218,25 @@ def _add_row(
         return [*rows, more]
     place = lengths.index(min(lengths))
     return [*rows[:place], join(rows[place], more), *rows[place + 1 :]]
+
+
+def _numbered(chat: Chat | None, example: dict[str, Any]) -> Chat | None:
+    """The chat with what `asked` says about its question, if the example has a number."""
+    if chat is None or NUMBER not in example:
+        return chat
+    number, clip = example[NUMBER], example.get("clip")
+    # A chat of no one clip is a clip of its own.
+    clip = -1 - number if clip is None else clip_number(clip)
+    return chat | {ASKED: torch.tensor([number, clip, int("input_features" in chat)])}
+
+
+def clip_number(clip: str) -> int:
+    """A number for a clip's name, the same in every process."""
+    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:7])
+
+
+def _join_asked(asked: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {ASKED: torch.stack(list(asked))} if asked else {}
 
 
 def _join_audio(chats: Sequence[Chat]) -> dict[str, torch.Tensor]:

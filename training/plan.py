@@ -7,6 +7,7 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECON
 
 from .arguments import LoraArguments
 from .collator import QUESTIONS
+from .hearing import TRAINING_QUESTIONS
 from .model import PROJECTOR, count_parameters
 from .trainer import AudioSFTTrainer
 
@@ -51,6 +52,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
             f"(mean of the first {min(SAMPLE, len(trainer.sampler))} questions)",
         )
     )
+    lines.append(("hearing", _hearing(trainer)))
     if steps <= arguments.get_warmup_steps(steps):
         lines.append(
             (
@@ -73,6 +75,21 @@ def estimate_example(trainer: AudioSFTTrainer) -> tuple[float, float]:
         tokens += int(batch["attention_mask"].sum())
         frames += int(batch["input_features_mask"].sum())
     return tokens / max(1, questions), frames / FRAMES_PER_SECOND / max(1, questions)
+
+
+def _hearing(trainer: AudioSFTTrainer) -> str:
+    arguments, sets = trainer.args, trainer.eval_dataset
+    if sets is None or arguments.eval_strategy == "no":
+        return "not measured: there is nothing to evaluate on"
+    when = "every epoch"
+    if arguments.eval_strategy == "steps":
+        steps = arguments.eval_steps
+        when = f"every {steps:g} steps and at the end" if steps >= 1 else f"every {steps:.1%} of the steps"
+    if isinstance(sets, dict) and TRAINING_QUESTIONS in sets:
+        what = f"{len(sets[TRAINING_QUESTIONS])} training questions; with eval_data it would be on those"
+    else:
+        what = f"{sum(map(len, sets.values())) if isinstance(sets, dict) else len(sets):,} questions of eval_data"
+    return f"loss with silence less loss with the clips, {when}, on {what}"
 
 
 def _precision(trainer: AudioSFTTrainer) -> str:

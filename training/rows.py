@@ -31,6 +31,7 @@ class Unit:
         input_ids, labels, position_ids: of prefix and branches end to end.
         segments: 1 for the prefix, 2 and so on for the branches.
         audio: `input_features` and `input_features_mask` of the clips in it, in order.
+        asked: what the collator notes of each branch, in order, of chats that are evaluated.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +39,7 @@ class Unit:
     position_ids: torch.Tensor
     segments: torch.Tensor
     audio: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    asked: list[torch.Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -48,7 +50,7 @@ def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int)
     Chats about one clip as one unit. One alone is a prefix and a branch.
 
     Args:
-        chats: each with 1-D `input_ids` and `labels`, and all with the same audio tokens and features.
+        chats: each with 1-D `input_ids` and `labels` and perhaps `asked`, and all with the same audio tokens and features.
         audio_token_id: of the audio's places.
 
     Raises a `ValueError` for chats that part before their audio.
@@ -77,6 +79,7 @@ def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int)
         position_ids=torch.cat([torch.arange(shared), *(shared + torch.arange(len(branch)) for branch in branches)]),
         segments=torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts, 1)]),
         audio=[audio] if audio else [],
+        asked=[chat["asked"] for chat in chats if "asked" in chat],
     )
 
 

@@ -18,6 +18,7 @@ from transformers import TrainerState
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_push, check_together
 from .collator import AudioChatCollator
 from .data import load_training_data, questions_per_clip
+from .hearing import ask_training_questions, first_step_to_judge, last_deafness
 from .loss_curve import plot_loss
 from .model import check_precision, choose_trained_weights, load_model
 from .plan import describe_plan
@@ -38,10 +39,12 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     if args.push_to_hub:
         check_token()
     train_dataset, sizes = load_training_data(data_args.train_data)
-    eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
     recipe = describe_recipe(model_args, lora_args, data_args, args) | {"examples": sizes}
+    eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
+    if not eval_dataset and args.eval_strategy == "no":
+        eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
     checkpoint = begin_run(args, recipe)
-    done = TrainerState.load_from_json(str(checkpoint / STATE)).global_step if checkpoint else 0
+    before = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
 
     ################
     # Model, processor
@@ -70,7 +73,9 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
     if checkpoint:
         check_same_strategy(checkpoint, trainer)
     if trainer.is_world_process_zero():
-        print(describe_plan(trainer, lora_args, recipe["global_batch_size"], done), flush=True)
+        print(describe_plan(trainer, lora_args, recipe["global_batch_size"], before.global_step), flush=True)
+        for line in last_deafness(before.log_history, first_step_to_judge(args, before.max_steps)):
+            print(f"{'NOTE':<22} {line}", flush=True)
         if checkpoint:
             print(f"{'going on from':<22} {checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -4,7 +4,8 @@ TRL has no path for audio; its trainer works with a collator that does the prepa
 much around it. With `tokens_per_device` a step's questions come from the loader at once, packed into micro-batches of that
 many tokens. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
 per second over all devices, the share of the time that the process that waited longest waited for data, peak memory, and
-so far: the seconds of training, and how many examples were shortened or left out.
+so far: the seconds of training, and how many examples were shortened or left out. Evaluations have the mean negative
+log-likelihood of an answer token, whatever the training loss is, and how much of it is owed to the sound (hearing.py).
 """
 
 import itertools
@@ -20,18 +21,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 from trl import SFTTrainer
 
 from falcon3_audio.model_cards import card_for_run
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
-from .collator import COUNTERS, IGNORED, QUESTIONS
+from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
+from .hearing import (
+    EvaluateAtTheEnd,
+    Numbered,
+    Scored,
+    first_step_to_judge,
+    new_deafness,
+    questions_of_tokens,
+    score,
+    silenced,
+    summarise,
+)
 from .model import train_in_float32
 from .run_folder import STATE
 from .sampler import MixtureSampler
 
+
+logger = logging.get_logger(__name__)
 
 MICRO_BATCHES = "micro_batches"
 
@@ -74,6 +91,8 @@ class AudioSFTTrainer(SFTTrainer):
         step = at_once * self.args.gradient_accumulation_steps * self.args.world_size
         self.sampler = MixtureSampler(set_sizes, set_weights, seed, clips, questions_per_row, step, at_once)
         self.add_callback(_EpochOrder(self.sampler))
+        self.add_callback(EvaluateAtTheEnd())
+        self._scored: list[Scored] = []  # on this device, in this evaluation
         self._seen: Counter[str] = Counter()  # on this device, since the last log
         self._last_log = time.monotonic()
         train_in_float32(self.model)
@@ -94,6 +113,64 @@ class AudioSFTTrainer(SFTTrainer):
             drop_last=arguments.dataloader_drop_last,
         )
         return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        given = self.eval_dataset[given] if isinstance(given, str) else given
+        if given is None:
+            raise ValueError("There is nothing to evaluate on: give `eval_dataset`.")
+        loader = DataLoader(
+            Numbered(given),
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            # A loader draws a seed for its workers; without this from the numbers that dropout goes on with.
+            generator=torch.Generator(),
+        )
+        return self.accelerator.prepare(loader)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        began, self._scored = time.monotonic(), []
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if isinstance(dataloader.dataset, Numbered):
+            scored = {question.number: question for question in gather_object(self._scored)}
+            metrics = summarise(scored.values()) | {COUNTERS[1]: len(dataloader.dataset) - len(scored)}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        asked = inputs.pop(ASKED, None)
+        if asked is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        _, logits, labels = (
+            (None, None, None)
+            if prediction_loss_only
+            else super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
+        )
+        inputs = self._prepare_inputs({name: inputs[name] for name in inputs if name not in (QUESTIONS, *COUNTERS)})
+        # Without a loss transformers takes no mean over batches, which would be another one for each size of batches.
+        self._scored += self._score(model, inputs, asked)
+        return None, logits, labels
+
+    @torch.no_grad()
+    def _score(self, model, inputs: dict[str, torch.Tensor], asked: torch.Tensor) -> list[Scored]:
+        heard = self._answer(model, inputs)
+        # All devices or none: those of FSDP and DeepSpeed have to meet in every forward.
+        sounds = asked[:, 2].any().reshape(1).to(self.accelerator.device)
+        silent = heard
+        if self.accelerator.gather(sounds).any():
+            silent = self._answer(model, silenced(inputs, self.processing_class))
+        return score(heard, silent, questions_of_tokens(inputs["labels"], inputs.get("segment_ids")), asked)
+
+    def _answer(self, model, inputs: dict[str, torch.Tensor]):
+        """TRL's output with `log_probs`, `entropy` and `is_top1` of the learned tokens, as its own `compute_loss` gets it."""
+        with self.compute_loss_context_manager():
+            outputs = model(**(inputs | _only_learned(inputs["labels"])), use_cache=False, fused_lm_head=True)
+        self._check_finite(outputs.log_probs.sum())
+        return outputs
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.state.global_step >= self.state.max_steps:
@@ -143,27 +220,23 @@ class AudioSFTTrainer(SFTTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        nothing = QUESTIONS in inputs and not inputs[QUESTIONS]
         counts = {name: inputs.pop(name, 0) for name in (QUESTIONS, *COUNTERS)}
         if model.training:
             self._count(inputs, counts)
-        elif nothing:
-            raise ValueError(
-                "A batch of `eval_data` has no example that fits into max_length, and its loss would count as 0. Raise "
-                "max_length or per_device_eval_batch_size, or take the long examples out of the set."
-            )
         wants_all_logits = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
         if not wants_all_logits:
             inputs = inputs | _only_learned(inputs["labels"])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = result[0] if return_outputs else result
+        self._check_finite(result[0] if return_outputs else result)
+        return result
+
+    def _check_finite(self, loss: torch.Tensor):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "
                 "checkpoints of earlier steps are whole. Usual causes are a learning rate that is too high and "
                 "float16; look at the gradient norms of the last log lines."
             )
-        return result
 
     def _count(self, inputs: dict[str, torch.Tensor], counts: dict[str, Any]):
         self._seen["samples"] += int(counts.pop(QUESTIONS))
@@ -179,6 +252,10 @@ class AudioSFTTrainer(SFTTrainer):
         elif "train_runtime" in logs:  # the end, and what came after the last line above
             logs["training_seconds"] = self._seconds(time.monotonic())
         super().log(logs, start_time)
+        if self.is_in_train and self.is_world_process_zero():
+            first_step = first_step_to_judge(self.args, self.state.max_steps)
+            for line in new_deafness(self.state.log_history, first_step):
+                logger.warning(line)
 
     def _throughput(self) -> dict[str, Any]:
         """Rates since the last log over all devices, and totals, which go on where a resumed run's log ends."""

@@ -1,0 +1,224 @@
+"""Whether a run hears: what its answers lose when silence takes the place of the clips.
+
+A model can learn the form of the answers, with a loss that falls and an accuracy of tokens that rises, and never listen to a
+clip. So each evaluation asks every question twice, with its clips and with digital silence of the same length. `hearing` is
+the loss with silence less the loss with the clips, in nats per answer token, over the questions that have clips: above 0 the
+model hears, at 0 it is deaf. Questions about one clip stand or fall together, so the clips are the sample: the 95 % interval
+is that of a ratio of two sums over clips. A run without `eval_data` asks some of its training questions instead.
+Hearing above 0 says that the answers depend on the sound, not that they are right for it: silence is also unlike the clips
+that were learned from. `falcon3-audio evaluate` with the controls `silence` and `shuffled` says more about a checkpoint.
+
+Losses are summed over questions and divided once by the number of their tokens, so they are the same for any evaluation batch
+and any number of devices. `AudioSFTTrainer` does all this in `evaluate`; nothing here has to be called.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy import stats
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from falcon3_audio.evaluation.paired import FEWEST_DIFFERING, TAIL, standard_error
+from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor
+
+from .arguments import AudioSFTConfig
+from .collator import NUMBER, SILENCE
+from .rows import IGNORED
+
+
+HEARING = "hearing"
+TRAINING_QUESTIONS = "train"  # name of the set that they make: they are logged as `eval_train_hearing`
+# Training questions that are asked where there is no set to evaluate on, and after how many steps and questions again. Asked
+# twice, forward only, they cost about what 43 questions of training do, a fiftieth of what comes between.
+SAMPLE = 64
+SAMPLE_STEPS = 50
+SAMPLE_QUESTIONS = 2048
+SAMPLE_SEED = 0
+# Steps after the warm-up that a run may take before it is called deaf.
+PATIENCE = 50
+
+
+class Scored(NamedTuple):
+    """
+    A question with what the model made of it: sums over its answer tokens, losses and entropy in nats.
+
+    `clip` is a number that questions about one clip share; `sounds` is whether there is a clip at all.
+    """
+
+    number: int
+    clip: int
+    sounds: bool
+    tokens: int
+    loss: float
+    entropy: float
+    right: float
+    silent_loss: float
+
+
+class Numbered(torch.utils.data.Dataset):
+    """A set whose examples say which they are: several devices get some twice, to fill the last round of batches."""
+
+    def __init__(self, examples: Any):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.examples[number] | {NUMBER: number}
+
+
+class EvaluateAtTheEnd(TrainerCallback):
+    """Of a run that evaluates every so many steps, the last step too: what it has come to is what one wants to know."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.eval_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+def silenced(inputs: dict[str, torch.Tensor], processor: Falcon3AudioProcessor) -> dict[str, torch.Tensor]:
+    """
+    A batch with digital silence instead of its clips, of the same lengths, so with the same tokens.
+
+    The processor makes all frames of a silence alike, whatever its length: a log-mel frame at the floor, which is not 0.
+    """
+    frame = processor(audio=SILENCE, sampling_rate=SAMPLING_RATE)["input_features"][0, :, :1]
+    features = inputs["input_features"]
+    return inputs | {"input_features": frame.to(features).expand_as(features)}
+
+
+def questions_of_tokens(labels: torch.Tensor, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Which question each learned token belongs to, `(learned tokens,)`, counted through a batch of the collator.
+
+    Args:
+        labels, segment_ids: `(rows, tokens)`. A row has one question, or one in each of its segments with labels.
+    """
+    learned = labels[:, 1:] != IGNORED
+    keys = torch.arange(len(labels), device=labels.device)[:, None].expand_as(learned)
+    if segment_ids is not None:
+        keys = keys * (segment_ids.max() + 1) + segment_ids[:, 1:]
+    return torch.unique_consecutive(keys[learned], return_inverse=True)[1]
+
+
+def score(heard: Any, silent: Any, questions: torch.Tensor, asked: torch.Tensor) -> list[Scored]:
+    """
+    The questions of a batch.
+
+    Args:
+        heard, silent: TRL's outputs of a fused head for the batch and for its `silenced` twin; `log_probs`, `entropy` and
+            `is_top1` have the learned tokens in order.
+        questions: from `questions_of_tokens`.
+        asked: the collator's, `(questions, 3)`: number, clip, and whether there is one.
+    """
+    if not len(asked):
+        return []
+    columns = (-heard.log_probs, heard.entropy, heard.is_top1, -silent.log_probs)
+    indices = questions.cpu().numpy()
+    tokens = np.bincount(indices, minlength=len(asked))
+    sums = [np.bincount(indices, _flat(column), minlength=len(asked)) for column in columns]
+    return [
+        Scored(number, clip, bool(sounds), int(count), *(float(value) for value in values))
+        for (number, clip, sounds), count, *values in zip(asked.tolist(), tokens, *sums, strict=True)
+    ]
+
+
+def _flat(values: torch.Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy().ravel()
+
+
+def summarise(scored: Iterable[Scored]) -> dict[str, float]:
+    """
+    `loss`, `entropy` and `mean_token_accuracy` per answer token over all questions, and, where any has a clip, `hearing`
+    over those; with `FEWEST_DIFFERING` clips or more also `hearing_low` and `hearing_high`, its 95 % interval.
+
+    Raises a `ValueError` if there are no questions.
+    """
+    scored = sorted(scored)  # one order of summing, however they were dealt to devices
+    tokens = sum(question.tokens for question in scored)
+    if not tokens:
+        raise ValueError(
+            "No example of the set to evaluate on fits into max_length. Raise max_length, or take shorter examples."
+        )
+    metrics = {
+        "loss": sum(question.loss for question in scored) / tokens,
+        "entropy": sum(question.entropy for question in scored) / tokens,
+        "mean_token_accuracy": sum(question.right for question in scored) / tokens,
+    }
+    with_clips = [question for question in scored if question.sounds]
+    return metrics | (_hearing(with_clips) if with_clips else {})
+
+
+def _hearing(scored: Sequence[Scored]) -> dict[str, float]:
+    clips = np.unique([question.clip for question in scored], return_inverse=True)[1]
+    sizes = np.bincount(clips, [question.tokens for question in scored])
+    differences = np.bincount(clips, [question.silent_loss - question.loss for question in scored])
+    value = float(differences.sum() / sizes.sum())
+    if len(sizes) < FEWEST_DIFFERING:  # too few to say anything about other clips
+        return {HEARING: value}
+    # Student's t, because the error is estimated from clips that may be few.
+    margin = float(stats.t.ppf(1 - TAIL, len(sizes) - 1)) * standard_error(differences, sizes)
+    return {HEARING: value, f"{HEARING}_low": value - margin, f"{HEARING}_high": value + margin}
+
+
+def not_shown(entry: dict[str, Any], first_step: int) -> list[str]:
+    """The names of `hearing` in a log entry that are not shown to be above 0, if the entry is of `first_step` or later."""
+    return [
+        name for name in hearing_names([entry]) if entry["step"] >= first_step and entry.get(f"{name}_low", 1) <= 0
+    ]
+
+
+def new_deafness(log_history: Sequence[dict[str, Any]], first_step: int) -> list[str]:
+    """What to say of the last entry of a run's log: a line for each hearing that it is the first not to show."""
+    *before, last = log_history
+    return [
+        describe_deafness(name, last)
+        for name in not_shown(last, first_step)
+        if not any(name in not_shown(entry, first_step) for entry in before)
+    ]
+
+
+def last_deafness(log_history: Sequence[dict[str, Any]], first_step: int) -> list[str]:
+    """What to say of a whole log: a line for each hearing that was not shown when it was last measured."""
+    last = {name: entry for entry in log_history for name in hearing_names([entry])}
+    return [describe_deafness(name, entry) for name, entry in last.items() if name in not_shown(entry, first_step)]
+
+
+def describe_deafness(name: str, entry: dict[str, Any]) -> str:
+    """A line about a hearing that a log entry does not show, with what to try."""
+    return (
+        f"After {entry['step']} steps no hearing can be shown: {name} is {entry[name]:.4f} nats per answer token, with a 95 % interval "
+        f"from {entry[f'{name}_low']:.4f} to {entry[f'{name}_high']:.4f} that is not above 0. The run may be learning the form of the "
+        "answers alone. Check that the clips can be heard and belong to their questions; try more steps, a higher learning_rate, or "
+        "the projector alone first (training/recipes/ablations/two_stage_1_projector.yaml). `falcon3-audio evaluate --control "
+        "silence` shows what a checkpoint answers to silence."
+    )
+
+
+def hearing_names(log_history: Iterable[dict[str, Any]]) -> list[str]:
+    """The names under which hearing was logged, such as `eval_hearing`; with several sets there is one for each."""
+    return sorted({name for entry in log_history for name in entry if name.endswith(f"_{HEARING}")})
+
+
+def first_step_to_judge(arguments: AudioSFTConfig, max_steps: int) -> int:
+    """The step from which on a deaf run is called that: `PATIENCE` steps after the warm-up, or the last."""
+    return min(max_steps, arguments.get_warmup_steps(max_steps) + PATIENCE)
+
+
+def ask_training_questions(examples: Dataset, arguments: AudioSFTConfig, global_batch: int) -> dict[str, Dataset]:
+    """
+    The sets to evaluate on where none was given: `SAMPLE` training questions, drawn once. Sets `arguments` to do so.
+
+    Holding some out would change the training data behind the recipe's back, and a run that nobody told to evaluate should
+    show that it is deaf all the same. What these questions cannot tell is hearing from remembering: for that there
+    is `eval_data`. They are evaluated every `SAMPLE_STEPS` steps, or less often where those are few questions.
+    """
+    arguments.eval_strategy = IntervalStrategy.STEPS
+    arguments.eval_steps = max(SAMPLE_STEPS, math.ceil(SAMPLE_QUESTIONS / global_batch))
+    drawn = np.random.default_rng(SAMPLE_SEED).choice(len(examples), min(SAMPLE, len(examples)), replace=False)
+    return {TRAINING_QUESTIONS: examples.select(sorted(drawn.tolist()))}
