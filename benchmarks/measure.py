@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from falcon3_audio.training.estimate import CARDS
 from falcon3_audio.whole_files import write_json
 
 from .models import OURS
@@ -38,9 +39,9 @@ def options(
     if size:
         parser.add_argument(
             "--size",
-            choices=("small", "real"),
+            choices=("small", "tiny", "real"),
             default="small",
-            help="narrow in these proportions, or the true widths",
+            help="narrow in these proportions, tiny (to see a script run), or the true widths",
         )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=positive, default=repeats, help="measured turns (default: %(default)s)")
@@ -118,6 +119,14 @@ def matmul_rate(size: int = 8192, repeats: int = 10) -> float:
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     times = [seconds(lambda: a @ b) for _ in range(repeats)]
     return 2 * size**3 / statistics.median(times[1:])
+
+
+def peak_rate(card: str) -> float | None:
+    """bfloat16 FLOP/s that the data sheet gives for a card of this name, as torch has it; `None` for one not in `CARDS`."""
+    words = card.lower().replace("-", " ").split()
+    if "pcie" in words or "nvl" in words:  # slower than the SXM cards that CARDS has
+        return None
+    return next((rate for name, (rate, _) in CARDS.items() if name in words), None)
 
 
 def machine() -> dict[str, Any]:
