@@ -30,9 +30,9 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
 
 def options(
-    description: str, output: str, repeats: int, preset: bool = True, size: bool = True
+    description: str, output: str, repeats: int, preset: bool = True, size: bool = True, turns: bool = True
 ) -> argparse.ArgumentParser:
-    """The options that all scripts have, and those that say which model, where there is one."""
+    """The options that all scripts have, and those that say which model and how many turns, where there are some."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     if preset:
         parser.add_argument("--preset", choices=NAMES, default="1b", help="whose proportions (default: %(default)s)")
@@ -44,7 +44,8 @@ def options(
             help="narrow in these proportions, tiny (to see a script run), or the true widths",
         )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=positive, default=repeats, help="measured turns (default: %(default)s)")
+    if turns:
+        parser.add_argument("--repeats", type=positive, default=repeats, help="measured turns (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(output), help="JSON to write (default: %(default)s)")
     return parser
 
