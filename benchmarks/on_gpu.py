@@ -52,21 +52,21 @@ def plan(given: argparse.Namespace) -> list[Part]:
         fast = ("--questions", "8", "--ways", "sdpa", "compiled", "--backend", "eager", "--seconds", "60")
         step = (*tiny, "--questions", "4", "--tokens", "1024", "--micro-batches", "4")
         return [
-            Part("attention", "attention", (*tiny, *fast), 300),
-            Part("training_step_1b", "training_step", step, 300),
-            Part("training_step_7b", "training_step", (*step, "--preset", "7b", "--activation-checkpointing"), 300),
-            Part("encoder", "encoder", (*tiny, "--longest", "60"), 300),
-            Part("generation", "generation", (*tiny, "--tokens", "4"), 300),
-            Part("training_run", "training_run", ("--seconds", "5", "--questions", "8", "--tokens", "1024"), 300),
+            Part("attention", "attention", (*tiny, *fast), 600),
+            Part("training_step_1b", "training_step", step, 600),
+            Part("training_step_7b", "training_step", (*step, "--preset", "7b", "--activation-checkpointing"), 600),
+            Part("encoder", "encoder", (*tiny, "--longest", "60"), 600),
+            Part("generation", "generation", (*tiny, "--tokens", "4"), 600),
+            Part("training_run", "training_run", ("--seconds", "5", "--questions", "8", "--tokens", "1024"), 600),
         ]
     real = ("--size", "real")
     large = ("--preset", "7b", *real, "--activation-checkpointing", "--questions", "64", "--tokens", "8192")
     small = (*real, "--questions", "128", "--tokens", "8192", "16384", "--micro-batches", "8", "16")
     return [
-        Part("attention", "attention", (*real, "--layers", "4", "--seconds", "100"), 140),
+        Part("attention", "attention", (*real, "--layers", "4", "--seconds", "90"), 150),
         Part("training_step_1b", "training_step", (*small, "--repeats", "3"), 90),
         Part("training_step_7b", "training_step", (*large, "--micro-batches", "8", "--repeats", "2"), 120),
-        Part("encoder", "encoder", (*real, "--repeats", "5"), 45),
+        Part("encoder", "encoder", (*real, "--repeats", "5"), 60),
         Part("generation", "generation", (*real, "--repeats", "3"), 75),
         Part("training_run", "training_run", (), None),
     ]
