@@ -95,8 +95,15 @@ class Run:
         command = [sys.executable, "-m", f"benchmarks.{part.script}", *options, "--output", str(path)]
         result = self._timed(part, command, min(left, part.limit or left))
         if path.exists():  # also of checks that found a difference
-            result["rows"] = rows_of(part.name, json.loads(path.read_text(encoding="utf-8")))
+            self._sum_up(part, path, result)
         return result
+
+    def _sum_up(self, part: Part, path: Path, result: dict[str, Any]) -> None:
+        try:
+            result["rows"] = rows_of(part.name, json.loads(path.read_text(encoding="utf-8")))
+        except (LookupError, ValueError, ArithmeticError) as error:  # the parts that follow are to run all the same
+            result |= {"outcome": "failed", "reason": f"its record cannot be summed up: {error!r}"}
+            print(f"{part.name}: {result['reason']}")
 
     def _folders(self) -> list[str]:
         given = {f"--{name.replace('_', '-')}": str(getattr(self.given, name)) for name in FOLDERS}
@@ -105,13 +112,14 @@ class Run:
     def _timed(self, part: Part, command: list[str], limit: float) -> dict[str, Any]:
         self.log.write(f"\n$ {' '.join(command)}\n")
         self.log.flush()
-        before, start = self.log.tell(), time.monotonic()
+        path = self.given.out / "log.txt"
+        before, start = path.stat().st_size, time.monotonic()
         status = run_limited(command, limit, self.log)
         spent = time.monotonic() - start
         if status is None:
             return _result(part, "failed", f"took longer than its {limit:.0f} s", spent)
         if status:
-            printed = (self.given.out / "log.txt").read_bytes()[before:].decode(errors="replace")
+            printed = path.read_bytes()[before:].decode(errors="replace")
             return _result(part, "failed", f"exit status {status}: {_last_line(printed)}", spent)
         return _result(part, "ok", "", spent)
 

@@ -15,7 +15,8 @@ if [ "${1:-}" = --fetch ]; then
     exec "$python" -m benchmarks.packages fetch "$@"
 fi
 
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false  # nothing is fetched here
+export HF_HUB_OFFLINE=1  # nothing is fetched here
+export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 # An environment that has the package is used as it is.
 has_package='import sys; from importlib.util import find_spec; sys.exit(not (find_spec("falcon3_audio") and find_spec("trl")))'
