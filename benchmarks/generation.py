@@ -45,9 +45,9 @@ def inputs_on_device(inputs: dict[str, torch.Tensor], model: torch.nn.Module) ->
 
 
 @torch.inference_mode()
-def answer(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
+def answer(model: Any, inputs: dict[str, torch.Tensor], tokens: int, **options: Any) -> torch.Tensor:
     """Exactly `tokens` greedy ones behind each prompt."""
-    return model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+    return model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:

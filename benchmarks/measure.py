@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from falcon3_audio.training.estimate import CARDS
 from falcon3_audio.whole_files import write_json
 
 from .models import OURS
@@ -29,21 +30,22 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
 
 def options(
-    description: str, output: str, repeats: int, preset: bool = True, size: bool = True
+    description: str, output: str, repeats: int, preset: bool = True, size: bool = True, turns: bool = True
 ) -> argparse.ArgumentParser:
-    """The options that all scripts have, and those that say which model, where there is one."""
+    """The options that all scripts have, and those that say which model and how many turns, where there are some."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     if preset:
         parser.add_argument("--preset", choices=NAMES, default="1b", help="whose proportions (default: %(default)s)")
     if size:
         parser.add_argument(
             "--size",
-            choices=("small", "real"),
+            choices=("small", "tiny", "real"),
             default="small",
-            help="narrow in these proportions, or the true widths",
+            help="narrow in these proportions, tiny (to see a script run), or the true widths",
         )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=positive, default=repeats, help="measured turns (default: %(default)s)")
+    if turns:
+        parser.add_argument("--repeats", type=positive, default=repeats, help="measured turns (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(output), help="JSON to write (default: %(default)s)")
     return parser
 
@@ -118,6 +120,14 @@ def matmul_rate(size: int = 8192, repeats: int = 10) -> float:
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     times = [seconds(lambda: a @ b) for _ in range(repeats)]
     return 2 * size**3 / statistics.median(times[1:])
+
+
+def peak_rate(card: str) -> float | None:
+    """bfloat16 FLOP/s that the data sheet gives for a card of this name, as torch has it; `None` for one not in `CARDS`."""
+    words = card.lower().replace("-", " ").split()
+    if "pcie" in words or "nvl" in words:  # slower than the SXM cards that CARDS has
+        return None
+    return next((rate for name, (rate, _) in CARDS.items() if name in words), None)
 
 
 def machine() -> dict[str, Any]:

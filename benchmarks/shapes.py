@@ -19,6 +19,8 @@ MEL_BANDS = 80
 END_TOKEN, PAD_TOKEN, AUDIO_TOKEN, HEAD_TOKEN, FIRST_WORD = 2, 3, 4, 5, 10
 # Of the narrow models: everything else follows from these. Two cores take about a second for a question of the slowest.
 NARROW = {"hidden_size": 256, "layers": 2, "heads": 4, "text_layers": 6, "head_dim": 64}
+# To see a script run, not to measure.
+TINY = {"hidden_size": 32, "layers": 1, "heads": 2, "text_layers": 1, "head_dim": 16}
 
 
 @dataclass(frozen=True)
@@ -65,39 +67,40 @@ def real_shape(preset: str) -> Shape:
     )
 
 
-def narrow_shape(preset: str) -> Shape:
-    """The preset's proportions at the width of `NARROW`; the language model keeps its ratios of widths and of heads."""
+def narrow_shape(preset: str, sizes: dict[str, int] = NARROW) -> Shape:
+    """The preset's proportions at the width of `sizes`; the language model keeps its ratios of widths and of heads."""
     real = real_shape(preset)
-    width = NARROW["hidden_size"]
+    width = sizes["hidden_size"]
     audio = {
         "hidden_size": width,
-        "num_hidden_layers": NARROW["layers"],
-        "num_attention_heads": NARROW["heads"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
         "intermediate_size": 4 * width,
         "num_mel_bins": MEL_BANDS,
     }
     scale = Shape("", audio, real.text).encoder_weights / real.encoder_weights
-    layer = scale * real.text_weights / NARROW["text_layers"]  # weights of a layer
+    layer = scale * real.text_weights / sizes["text_layers"]  # weights of a layer
     group = real.text["num_attention_heads"] // real.text["num_key_value_heads"]
     attention = 2 + 2 / group  # weights of a layer's attention over hidden_size squared
     inner = real.text["intermediate_size"] / real.text["hidden_size"]
     ideal = math.sqrt(layer / (attention + 3 * inner))
-    kv_heads = max(1, round(ideal / NARROW["head_dim"] / group))
-    hidden = kv_heads * group * NARROW["head_dim"]
+    kv_heads = max(1, round(ideal / sizes["head_dim"] / group))
+    hidden = kv_heads * group * sizes["head_dim"]
     text = real.text | {
         "hidden_size": hidden,
         "intermediate_size": round((layer - attention * hidden**2) / (3 * hidden)),
-        "num_hidden_layers": NARROW["text_layers"],
+        "num_hidden_layers": sizes["text_layers"],
         "num_attention_heads": kv_heads * group,
         "num_key_value_heads": kv_heads,
-        "head_dim": NARROW["head_dim"],
+        "head_dim": sizes["head_dim"],
         "vocab_size": round(scale * real.head_weights / hidden),
     }
-    return Shape(f"{preset} (narrow)", audio, text)
+    return Shape(f"{preset} ({'tiny' if sizes is TINY else 'narrow'})", audio, text)
 
 
 def shape_of(preset: str, size: str) -> Shape:
-    return real_shape(preset) if size == "real" else narrow_shape(preset)
+    """A preset as published (`real`), narrow (`small`) or `tiny`."""
+    return real_shape(preset) if size == "real" else narrow_shape(preset, {"small": NARROW, "tiny": TINY}[size])
 
 
 def _with_tokens(text: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from .measure import (
     dtype_of,
     matmul_rate,
     options,
+    peak_rate,
     positive,
     print_shape,
     print_table,
@@ -200,6 +201,7 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         results["matmul FLOP/s"] = matmul_rate()
+        results["peak FLOP/s"] = peak_rate(torch.cuda.get_device_name())
     report(results, len(questions))
     record(given, shape, results)
     return results
@@ -215,13 +217,14 @@ def totals_of(results: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 def report(results: dict[str, Any], questions: int) -> None:
     medians, totals = results["median seconds"], totals_of(results)
-    rate = results.get("matmul FLOP/s")
+    rates = [results.get(name) for name in ("matmul FLOP/s", "peak FLOP/s")]
     rows = []
     for kind, median in medians.items():
         row = [kind, str(results["micro-batch"][kind]), median, questions / median]
         row += [totals[name][kind] / median / 1e9 for name in ("padded", "needed")]
-        rows.append([*row, totals["needed"][kind] / median / rate if rate else "-"])
-    columns = ["model", "micro-batch", "s / step", "questions / s", "GFLOP/s padded", "GFLOP/s needed", "utilisation"]
+        rows.append([*row, *(totals["needed"][kind] / median / rate if rate else "-" for rate in rates)])
+    columns = ["model", "micro-batch", "s / step", "questions / s", "GFLOP/s padded", "GFLOP/s needed"]
+    columns += ["/ matmul", "/ peak"]
     print_table("Training steps", columns, rows)
     lines = []
     for kind, ratio in results["ratios"].items():

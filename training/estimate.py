@@ -27,7 +27,7 @@ from .recipe import parse_options
 
 
 # (bf16 FLOP/s without sparsity, bytes of memory) as in NVIDIA's data sheets of the SXM cards.
-CARDS = {"h100": (989e12, 80e9), "a100": (312e12, 80e9)}
+CARDS = {"h100": (989e12, 80e9), "h200": (989e12, 141e9), "a100": (312e12, 80e9)}
 # Model FLOP utilisation. What well-tuned training of this size commonly reaches; not measured with this code.
 UTILISATION = 0.4
 # Folder of the recipes -> (questions, clips, mean seconds of sound). Open-ASQA v2 as published (10,324,230 questions about
@@ -191,7 +191,7 @@ def describe(cost: Cost, devices: int, card: str, training: AudioSFTConfig) -> s
     if training.tokens_per_device:
         at_once = f"up to {training.tokens_per_device:,} tokens each"
     return (
-        f"# {devices} x {card.upper()} 80 GB: about {cost.minutes:,.0f} minutes and {cost.gib:.0f} GiB per GPU at {at_once}. "
+        f"# {devices} x {card.upper()} {CARDS[card][1] / 1e9:.0f} GB: about {cost.minutes:,.0f} minutes and {cost.gib:.0f} GiB per GPU at {at_once}. "
         "Estimated (falcon3_audio.training.estimate), not measured."
     )
 

@@ -11,9 +11,10 @@ Leaves there: the adapter (or, where no tower has LoRA, the model), the processo
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_push, check_together
 from .collator import AudioChatCollator
@@ -29,7 +30,13 @@ from .run_folder import STATE, describe_recipe
 from .trainer import AudioSFTTrainer
 
 
-def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataArguments, args: AudioSFTConfig):
+def train(
+    model_args: ModelArguments,
+    lora_args: LoraArguments,
+    data_args: DataArguments,
+    args: AudioSFTConfig,
+    callbacks: Sequence[TrainerCallback] = (),
+):
     """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
     ################
     # Data, and the run's folder
@@ -69,6 +76,7 @@ def train(model_args: ModelArguments, lora_args: LoraArguments, data_args: DataA
         processing_class=processor,
         data_collator=AudioChatCollator(processor, args.max_length, args.questions_per_row),
         peft_config=peft_config,
+        callbacks=list(callbacks),
     )
     if checkpoint:
         check_same_strategy(checkpoint, trainer)
