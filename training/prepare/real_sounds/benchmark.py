@@ -74,7 +74,7 @@ def _choose(clips: Iterable[Clip], pools: Pools, trained: set[str], wanted: int,
         for kind in sorted(kind for kind in by_kind if by_kind[kind]):
             clip, fact = by_kind[kind].pop()
             options = pools.options(fact, draw)
-            if used[clip.path] < PER_CLIP and options and len(chosen) < wanted:
+            if used[clip.path] < PER_CLIP and options and fact.is_sure and len(chosen) < wanted:
                 used[clip.path] += 1
                 chosen.append(Asked(clip, fact, options))
     return chosen

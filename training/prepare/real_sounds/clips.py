@@ -28,6 +28,7 @@ class Fact:
         by_length: wrong options are about as long as the answer.
         in_test: whether validation and test ask it, too.
         is_open: whether it may be asked without options.
+        is_sure: otherwise it takes part in the draws and is not asked, so that other questions stay what they are.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Fact:
     by_length: bool = False
     in_test: bool = True
     is_open: bool = True
+    is_sure: bool = True
 
 
 @dataclass

@@ -6,6 +6,7 @@ recording whose package is missing) is not made.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -199,7 +200,8 @@ class Composer:
         parts = [self.draw.choice(self.voices[voice]) for voice in order]
         samples = joined([self.load(part, 3) for part in parts], 0.3)
         wordings = ("How many different people speak?", "How many speakers are heard?")
-        facts = [count_fact("speaker count", wordings, number, range(1, MOST_SPEAKERS + 1))]
+        fact = count_fact("speaker count", wordings, number, range(1, MOST_SPEAKERS + 1))
+        facts = [replace(fact, is_sure=are_countable(order))]
         self.add("speakers", samples, parts, "speech", {"speakers": number}, facts)
 
     def languages(self) -> None:
@@ -238,6 +240,14 @@ class Composer:
         for index in self.draw.sample(range(len(words)), self.draw.randint(1, len(words))):
             words[index] = self.draw.choice(spoken()["numbers"][:10])
         return " ".join(words)
+
+
+def are_countable(voices: Sequence[str]) -> bool:
+    """Whether as many people are heard as there are different voices."""
+    people = spoken()["people"]
+    if any(voices.count(voice) > 1 for voice in people["several_in_one_voice"]):
+        return False
+    return not any(len(set(voices) & set(same)) > 1 for same in people["one_with_several_voices"])
 
 
 def is_digit(clip: Clip) -> bool:

@@ -76,19 +76,19 @@ def _are_same(one: str, other: str) -> bool:
 
 def training_row(clip: Clip, pools: Pools, draw: Random) -> dict[str, Any]:
     """The row of train.jsonl; it may be without questions."""
-    questions = []
+    questions: list[tuple[Fact, str]] = []
     for fact in clip.facts:
         options = pools.options(fact, draw) if fact.pool or fact.options else None
         if options:
-            text = f"{draw.choice(fact.wordings)} Choose one: {', '.join(options)}."
-            questions.append({"instruction": text, "output": fact.answer})
+            questions.append((fact, f"{draw.choice(fact.wordings)} Choose one: {', '.join(options)}."))
         if fact.is_open and (not options or draw.random() < OPEN_SHARE):
-            questions.append({"instruction": draw.choice(fact.wordings), "output": fact.answer})
-    questions = draw.sample(questions, min(len(questions), QUESTIONS_PER_CLIP))
+            questions.append((fact, draw.choice(fact.wordings)))
+    drawn = draw.sample(questions, min(len(questions), QUESTIONS_PER_CLIP))
+    asked = [{"instruction": text, "output": fact.answer} for fact, text in drawn if fact.is_sure]
     if draw.random() < SPEECH_SHARE:
         is_spoken = clip.domain == "speech" or clip.labels.get("composite") == "sound behind speech"
-        questions.append({"instruction": "Is there speech in this clip?", "output": "yes" if is_spoken else "no"})
-    return {"audio": clip.path, "questions": questions}
+        asked.append({"instruction": "Is there speech in this clip?", "output": "yes" if is_spoken else "no"})
+    return {"audio": clip.path, "questions": asked}
 
 
 def training_rows(clips: Iterable[Clip], draw: Random) -> list[tuple[Clip, dict[str, Any]]]:
