@@ -44,7 +44,7 @@ def benchmark_rows(
     """
     Up to `wanted` questions for each domain about held-out clips.
 
-    Names that were not trained are neither asked nor offered.
+    Names that were not trained are neither asked nor offered, but for the other one of two that are heard.
     """
     known = [replace(clip, facts=[fact for fact in clip.facts if _is_known(fact, trained)]) for clip in clips]
     pools = Pools(known, once=True)

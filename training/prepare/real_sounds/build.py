@@ -23,6 +23,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from falcon3_audio.whole_files import write_json
 
 from ...shards import REPORT, begin_set
@@ -106,7 +108,7 @@ def make_real_sounds(
     report = begin_set(out, {"source": "real-sounds", "format": FORMAT, **asdict(wanted)})
     obtained = obtain(packages, cache, progress)
     refused: Refused = Counter()
-    clips = make_clips(packages, obtained, out, cache, wanted, refused)
+    clips = make_clips(packages, obtained, out, cache, wanted, refused, progress)
     questions = write_questions(clips, out, wanted)
     clips = [clip for clip in clips if clip.split != MIXED]
     write_jsonl(out / "clips.jsonl", map(clip_row, clips))
@@ -118,17 +120,26 @@ def make_real_sounds(
 
 
 def make_clips(
-    packages: tuple[Package, ...], obtained: Obtained, out: Path, cache: Path, wanted: Wanted, refused: Refused
+    packages: tuple[Package, ...],
+    obtained: Obtained,
+    out: Path,
+    cache: Path,
+    wanted: Wanted,
+    refused: Refused,
+    progress: bool = False,
 ) -> list[Clip]:
     """All clips of the set, written below `out/audio`: recordings, phrases and composites."""
     splits = read_splits(validation=wanted.validation_questions > 0)
-    clips = accept(read_recordings(packages, obtained.folders, splits), refused, cache / "checked.json")
+    recordings = read_recordings(packages, obtained.folders, splits)
+    clips = accept(recordings, refused, cache / "checked.json", progress)
     leave_out_near_copies(clips, refused)
-    copy_recordings(clips, obtained.folders, out)
-    clips += play_all(packages, obtained.folders, splits, out, wanted.phrases, wanted.seed)
+    copy_recordings(tqdm(clips, "copying", unit="clip", disable=not progress), obtained.folders, out)
+    played = play_all(packages, obtained.folders, splits, out, wanted.phrases, wanted.seed)
+    clips += tqdm(played, "playing", unit="phrase", disable=not progress)
     fewer = max(wanted.composites // HELD_OUT_SHARE, LEAST_COMPOSITES)
     for split, times in ((TRAIN, wanted.composites), (TEST, fewer), (VALIDATION, fewer)):
-        clips += Composer(clips, out, split, wanted.seed).run(times)
+        composer = Composer(clips, out, split, wanted.seed)
+        clips += composer.run(tqdm(range(times), f"composing {split}", disable=not progress))
     return clips
 
 

@@ -88,13 +88,14 @@ class Composer:
         digits = {voice: [clip for clip in clips if is_digit(clip)] for voice, clips in self.voices.items()}
         self.digits = {voice: clips for voice, clips in digits.items() if clips}
 
-    def run(self, times: int) -> list[Clip]:
-        """`times` composites of each kind that can be made, and fewer of typing."""
-        kinds = self.kinds()
-        for _ in range(times):
-            for make in kinds:
+    def run(self, times: Iterable[int]) -> list[Clip]:
+        """A composite of each kind that can be made, for each of `times`; of typing, for each eighth."""
+        rounds = 0
+        for _ in times:
+            for make in self.kinds():
                 make()
-        for _ in range(times // 8 if KEY in self.sounds else 0):
+            rounds += 1
+        for _ in range(rounds // 8 if KEY in self.sounds else 0):
             self.typing()
         return self.made
 

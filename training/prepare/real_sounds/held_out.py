@@ -2,8 +2,8 @@
 
 held_out.tsv lists groups: whole voices, games, drum kits, guitar roots, decks of a game's levels or of a keyboard's
 keys, instruments of a soundfont. A group also stands for all groups below it (`widelands-data` for
-`widelands-data/a duck`); what is not listed is for training. A sound of which the training would keep no recording is
-not listed.
+`widelands-data/a duck`); what is not listed is for training. A sound of which training would keep fewer recordings than
+can be learnt from is not listed.
 """
 
 from collections.abc import Iterable, Mapping

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from tqdm.auto import tqdm
 
 from falcon3_audio.evaluation.questions import file_sha256
 from falcon3_audio.whole_files import write_json
@@ -85,9 +86,11 @@ class Checked:
             self.noted = len(self.known)
 
 
-def accept(clips: Iterable[Clip], refused: Refused, notes: Path) -> list[Clip]:
+def accept(clips: Iterable[Clip], refused: Refused, notes: Path, progress: bool = False) -> list[Clip]:
     """The usable clips, tested ones first; what is refused is counted."""
-    kept, disputed = _once_each(sorted(clips, key=lambda clip: not clip.is_tested), refused, Checked(notes))
+    tested_first = sorted(clips, key=lambda clip: not clip.is_tested)
+    bar = tqdm(tested_first, "listening", unit="clip", disable=not progress)
+    kept, disputed = _once_each(bar, refused, Checked(notes))
     refused.update((kept[digest].source, "copies with other labels") for digest in disputed)
     usable = [clip for digest, clip in kept.items() if digest not in disputed]
     for clip in usable:

@@ -107,10 +107,10 @@ def _sounds() -> dict:
 
 
 @cache
-def _alike_groups() -> tuple[frozenset[str], ...]:
+def alike_groups() -> tuple[frozenset[str], ...]:
     return tuple(map(frozenset, _sounds()["alike"]))
 
 
 def are_alike(one: str, other: str) -> bool:
     """Whether two labels are too alike to be told apart."""
-    return one == other or any(one in group and other in group for group in _alike_groups())
+    return one == other or any(one in group and other in group for group in alike_groups())

@@ -5,6 +5,7 @@ is written again by the next.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -36,8 +37,10 @@ def _placed(path: Path) -> Iterator[Path]:
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
     """16-bit wav of mono samples within -1 and 1."""
+    buffer = io.BytesIO()  # libsndfile flushes each file of its own to the disk
+    soundfile.write(buffer, samples, rate, subtype="PCM_16", format="WAV")
     with _placed(path) as temporary:
-        soundfile.write(temporary, samples, rate, subtype="PCM_16", format="WAV")
+        temporary.write_bytes(buffer.getvalue())
 
 
 def copy_recordings(clips: Iterable[Clip], folders: Mapping[str, Path], out: Path) -> None:
