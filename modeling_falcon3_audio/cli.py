@@ -12,6 +12,8 @@ VERBS = {
     "compose": ("falcon3_audio.compose", "build a checkpoint from a Whisper and a causal language model"),
     "open-asqa": ("falcon3_audio.training.open_asqa", "make training shards from Open-ASQA's JSON and your audio"),
     "voice-instructions": ("falcon3_audio.training.voice_instructions", "speak a text instruction set"),
+    "real-sounds": ("falcon3_audio.training.prepare.real_sounds.build", "make questions about real recordings"),
+    "real-backbones": ("falcon3_audio.training.prepare.real_backbones", "make real backbones without the Hub"),
     "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
     "study": ("falcon3_audio.training.study", "train and compare arms of a recipe, several seeds of each"),
     "grpo": ("falcon3_audio.training.grpo", "reinforce right answers after training: GRPO with TRL"),

