@@ -103,6 +103,10 @@ class DataArguments:
             raise ValueError("Sets in `eval_data` are scored once and whole; leave out their weights.")
 
 
+# Options of a model that is composed now, with their defaults.
+COMPOSED = {"pooling_window": 2, "projector_type": "mlp", "pad_to_window": False, "audio_token": None}
+
+
 @dataclass
 class ModelArguments:
     model: str | None = field(
@@ -116,6 +120,9 @@ class ModelArguments:
     pooling_window: int = field(default=2, metadata={"help": "Encoder positions per audio token (1: no pooling)."})
     projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "The new projector."})
     pad_to_window: bool = field(default=False, metadata={"help": "Encode 30 s always, as stock Whisper does."})
+    audio_token: str | None = field(
+        default=None, metadata={"help": "Placeholder for audio (default: an unused or a new token)."}
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
         default="bfloat16", metadata={"help": "Of the frozen weights; trained weights are float32."}
     )
@@ -134,14 +141,6 @@ class ModelArguments:
                 "Give either `model`, a composed checkpoint, or both `audio_model` and `text_model`; got "
                 f"model={self.model!r}, audio_model={self.audio_model!r}, text_model={self.text_model!r}."
             )
-        if self.model is not None:
-            options = {"pooling_window": 2, "projector_type": "mlp", "pad_to_window": False}
-            changed = [name for name, default in options.items() if getattr(self, name) != default]
-            if changed:
-                raise ValueError(
-                    f"{', '.join(changed)} belong to a model that is composed now; {self.model!r} has them in its "
-                    "config already. Leave them out, or give `audio_model` and `text_model` instead."
-                )
         if self.pooling_window < 1:
             raise ValueError(f"pooling_window must be at least 1 (no pooling), got {self.pooling_window}.")
 

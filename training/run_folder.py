@@ -31,7 +31,10 @@ DECIDING = (
     *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
 )
 # Options that decide what is composed.
-DECIDING_BASE = (*("audio_model", "text_model", "pooling_window", "projector_type", "pad_to_window", "dtype", "seed"),)
+DECIDING_BASE = (
+    *("audio_model", "text_model", "pooling_window", "projector_type", "pad_to_window", "audio_token"),
+    *("dtype", "seed"),
+)
 # No room, too much for the quota or the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # What torch and safetensors say when a file could not be written; they raise no OSError.
