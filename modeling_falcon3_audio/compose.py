@@ -78,11 +78,12 @@ def _end_answers(model: Falcon3AudioForConditionalGeneration, processor: Falcon3
     Makes generation stop at the tokens that end an answer in training: what the chat template puts behind one, which
     not all language models name (Gemma's turns end with another token than its texts), and the tokenizer's own.
     """
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-    options = {"tokenize": True, "return_dict": True, "processor_kwargs": {"return_labels": True}}
-    learned = processor.apply_chat_template(chat, **options)["labels"][0].tolist()
+    answer = "An answer."
+    chat = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
+    _, found, rest = processor.apply_chat_template(chat).rpartition(answer)
     special = {number for number, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
-    behind = [number for number in learned if number in special][:1]
+    ids = processor.tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
+    behind = [number for number in ids if number in special][:1]
     if not behind:
         logger.warning(
             "The chat template puts no end token behind an answer, so training does not teach where one ends."

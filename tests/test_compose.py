@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import make_llm, make_tokenizer, question, tone
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 
 from falcon3_audio.cli import main
 from falcon3_audio.compose import compose
@@ -68,6 +68,20 @@ def test_a_chat_template_without_an_end_token_is_named(backbone_folders, tmp_pat
     make_tokenizer(template=template).save_pretrained(tmp_path / "text")
     compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "model")
     assert "puts no end token behind an answer" in caplog.text
+
+
+def test_tokens_in_front_of_an_answer_do_not_end_it(backbone_folders, tmp_path):
+    """As templates with channels put them there."""
+    special = ["<|pad|>", "<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|return|>"]
+    template = (
+        "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}"
+    )
+    template += "{% endif %}{{ '<|message|>' + m.content + ('<|return|>' if loop.last else '<|end|>') }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+    make_llm().save_pretrained(tmp_path / "text")
+    make_tokenizer(special, template, eos_token="<|end|>", pad_token="<|pad|>").save_pretrained(tmp_path / "text")
+    folder = compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "model")
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 5]
 
 
 @pytest.mark.parametrize("arguments", [["compose", "OUT"], ["compose", "--preset", "falcon3-audio-9b", "OUT"]])
