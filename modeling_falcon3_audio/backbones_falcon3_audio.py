@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -35,16 +35,23 @@ class Backbones:
 
 
 def combine_backbones(
-    audio: str | PreTrainedModel, text: str | PreTrainedModel, audio_token_id: int | None, dtype: str | torch.dtype
+    audio: str | PreTrainedModel,
+    text: str | PreTrainedModel,
+    audio_token: str | None,
+    audio_token_id: int | None,
+    dtype: str | torch.dtype,
 ) -> Backbones:
     """
     Loads what is given by name and collects both models' configs and weights under Falcon3-Audio's names.
 
-    Raises a `ValueError` if `audio` is no Whisper, if the placeholder's id cannot be found out, or if the language
-    model is more than a base model and a linear head.
+    Raises a `ValueError` if `audio` is no Whisper, if the placeholder's id cannot be found out, if a backbone is
+    quantised, or if the language model is more than a base model and a linear head or names no end token.
     """
+    _check_text_config(text)
     if audio_token_id is None:
-        audio_token_id = _default_audio_token_id(text)
+        audio_token_id = _find_audio_token_id(text, audio_token)
+    elif audio_token is not None:
+        raise ValueError("Specify at most one of `audio_token` and `audio_token_id`.")
     encoder = _load_whisper(audio).get_encoder()
     language_model = AutoModelForCausalLM.from_pretrained(text, dtype="auto") if isinstance(text, NAME) else text
     _check_language_model(language_model)
@@ -65,24 +72,63 @@ def combine_backbones(
 
 
 def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(audio) if isinstance(audio, NAME) else audio.config
+    config = _config_of(audio)
     if config.model_type != "whisper":
         raise ValueError(
-            f"The audio backbone must be a Whisper model, got {audio if isinstance(audio, NAME) else type(audio).__name__!r} of "
-            f"type {config.model_type!r}. Take for example 'openai/whisper-medium.en'."
+            f"The audio backbone must be a Whisper model, got {_name_of(audio)} of type {config.model_type!r}. Take for "
+            "example 'openai/whisper-medium.en'."
         )
+    _check_not_quantised(audio, config)
     model = AutoModel.from_pretrained(audio, config=config, dtype="auto") if isinstance(audio, NAME) else audio
     if not hasattr(model, "get_encoder"):
         raise ValueError(f"The audio backbone must hold Whisper's encoder, got a {type(model).__name__}.")
     return model
 
 
+def _config_of(backbone: str | PreTrainedModel) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(backbone) if isinstance(backbone, NAME) else backbone.config
+
+
+def _name_of(backbone: str | PreTrainedModel) -> str:
+    return repr(str(backbone)) if isinstance(backbone, NAME) else type(backbone).__name__
+
+
+def _check_not_quantised(backbone: str | PreTrainedModel, config: PreTrainedConfig):
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = fields.get("quant_method", "by an unknown method")
+    raise ValueError(
+        f"{_name_of(backbone)} is quantised ({getattr(method, 'value', method)}), and quantised weights cannot be composed. "
+        "Take the model that it was made from, and quantise what is composed of it when that is loaded (`quantization_config` of "
+        "`from_pretrained`, `load_in_4bit` in training)."
+    )
+
+
+def _check_text_config(text: str | PreTrainedModel):
+    """What can be seen before weights are loaded."""
+    config = _config_of(text)
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"{_name_of(text)} of type {config.model_type!r} takes more than text; the text backbone must be a causal language "
+            "model of text alone, such as 'tiiuae/Falcon3-1B-Instruct'."
+        )
+    if isinstance(text, NAME) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"The text backbone must be a causal language model, got {_name_of(text)} of type {config.model_type!r}, which "
+            "transformers does not have as one. Take for example 'tiiuae/Falcon3-1B-Instruct'."
+        )
+    _check_not_quantised(text, config)
+
+
 def _check_language_model(language_model: PreTrainedModel):
     """Falcon3-Audio feeds embeddings to the base model and puts the head on top; refuses models that need more."""
     name, config = type(language_model).__name__, language_model.config
-    if config.get_text_config() is not config:
+    if language_model.generation_config.eos_token_id is None:
         raise ValueError(
-            f"{name} takes more than text; the text backbone must be a causal language model of text alone."
+            f"{name} names no end token (eos_token_id in its generation_config), so answers could never end. Set it to that of "
+            "its tokenizer, in generation_config.json or on the model."
         )
     head = language_model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
@@ -124,7 +170,7 @@ def _works_from_embeddings(language_model: PreTrainedModel, head: torch.nn.Modul
     return cached and torch.allclose(head(outputs.last_hidden_state), expected, rtol=1e-3, atol=1e-5)
 
 
-def _default_audio_token_id(text: str | PreTrainedModel) -> int:
+def _find_audio_token_id(text: str | PreTrainedModel, audio_token: str | None) -> int:
     """The processor chooses the placeholder; this asks it, so that both always agree."""
     name = text if isinstance(text, NAME) else text.name_or_path
     remedy = "Pass `audio_token_id=processor.audio_token_id` of the processor that fits these backbones."
@@ -137,8 +183,7 @@ def _default_audio_token_id(text: str | PreTrainedModel) -> int:
         from falcon3_audio.processing import choose_audio_token, load_tokenizer
     except ImportError as error:
         raise ImportError(f"Choosing the placeholder token needs the falcon3-audio package. {remedy}") from error
-    config = AutoConfig.from_pretrained(name) if isinstance(text, NAME) else text.config
-    return choose_audio_token(load_tokenizer(name), vocab_size=config.get_text_config().vocab_size)[1]
+    return choose_audio_token(load_tokenizer(name), _config_of(text).get_text_config().vocab_size, audio_token)[1]
 
 
 __all__ = ["Backbones", "combine_backbones"]

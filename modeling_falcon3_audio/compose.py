@@ -12,9 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+from transformers.utils import logging
+
 from .configuration_falcon3_audio import PRESETS, get_preset
 from .modeling_falcon3_audio import Falcon3AudioForConditionalGeneration
 from .processing import Falcon3AudioProcessor
+
+
+logger = logging.get_logger(__name__)
 
 
 def compose(
@@ -34,7 +40,8 @@ def compose(
     processor.
 
     The folder appears whole or not at all: files are written beside it and renamed. Raises a `FileExistsError` if
-    `output` holds anything already, and the errors of `from_backbones`.
+    `output` holds anything already, the errors of `from_backbones`, and those of a chat template that cannot write a question
+    and its answer (`jinja2.TemplateError`).
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -60,6 +67,7 @@ def compose(
             f"{audio}: the feature extractor makes windows of {processor.feature_extractor.nb_max_frames} frames, but the "
             f"encoder takes {frames}. Use the feature extractor that was saved with this Whisper."
         )
+    _end_answers(model, processor)
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
@@ -69,6 +77,27 @@ def compose(
     unfinished.rename(output)
     _report(model, processor, output)
     return output
+
+
+def _end_answers(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor):
+    """
+    Makes generation stop at the tokens that end an answer in training: what the chat template puts behind one, which
+    not all language models name (Gemma's turns end with another token than its texts), and the tokenizer's own.
+    """
+    answer = "An answer."
+    chat = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
+    _, found, rest = processor.apply_chat_template(chat).rpartition(answer)
+    special = {number for number, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    ids = processor.tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
+    behind = [number for number in ids if number in special][:1]
+    if not behind:
+        logger.warning(
+            "The chat template puts no end token behind an answer, so training does not teach where one ends."
+        )
+    given = model.generation_config.eos_token_id
+    ends = given if isinstance(given, list) else [given]
+    ends = list(dict.fromkeys([*ends, processor.tokenizer.eos_token_id, *behind]))
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def _report(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor, output: Path):
@@ -81,8 +110,18 @@ def _report(model: Falcon3AudioForConditionalGeneration, processor: Falcon3Audio
         print(f"{name:<22} {sum(p.numel() for p in module.parameters()) / 1e6:10.1f} M parameters")
     rate = 50 / model.config.pooling_window
     print(f"{'dtype':<22} {model.dtype}")
-    print(f"{'audio token':<22} {processor.audio_token} (id {processor.audio_token_id}), {rate:g} per second of sound")
+    place = "" if model.config.audio_token_is_embedded else ", beyond the vocabulary"
+    token = f"{processor.audio_token} (id {processor.audio_token_id}{place})"
+    print(f"{'audio token':<22} {token}, {rate:g} per second of sound")
     print(f"{'saved in':<22} {output}")
+
+
+def _as_typed(error: Exception, options: argparse.Namespace) -> str:
+    """What an error says, with options as they are spelled on the command line."""
+    message = str(error)
+    for name in vars(options):
+        message = message.replace(f"`{name}`", "--" + name.replace("_", "-"))
+    return message
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, help="backbones of one of the published sizes")
     parser.add_argument("--audio", help="Whisper: Hub id or local folder")
     parser.add_argument("--text", help="instruction-tuned causal language model: Hub id or local folder")
-    parser.add_argument("--audio-token", help="placeholder token (default: an unused one of the vocabulary)")
+    parser.add_argument("--audio-token", help="placeholder token (default: an unused or a new one)")
     parser.add_argument(
         "--pooling-window", type=int, default=2, help="encoder positions per audio token (1: no pooling)"
     )
@@ -124,8 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
             read_trailing_silence=not options.skip_trailing_silence,
             dtype=options.dtype,
         )
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio compose: {error}", file=sys.stderr)
+    except (ValueError, OSError, TemplateError) as error:
+        print(f"falcon3-audio compose: {_as_typed(error, options)}", file=sys.stderr)
         return 1
     return 0
 

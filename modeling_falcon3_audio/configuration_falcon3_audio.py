@@ -168,8 +168,9 @@ class Falcon3AudioConfig(PreTrainedConfig):
         audio_config (`Falcon3AudioEncoderConfig`, `WhisperConfig` or `dict`, *optional*): Shape of the encoder.
         text_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any causal language model; a dict
             names its family in `model_type` (default `"llama"`, which Falcon3 is). Without it: Falcon3-1B's.
-        audio_token_id (`int`, defaults to 2022): Vocabulary id that holds the places of audio tokens. It must be one
-            that text never contains; `from_backbones` takes it from the tokenizer. The vocabulary is never resized.
+        audio_token_id (`int`, defaults to 2022): Id that holds the places of audio tokens in prompts. It must be one
+            that text never contains; `from_backbones` takes it from the tokenizer. The language model is never resized:
+            an id of `text_config.vocab_size` or more is a token that the tokenizer has beyond the embedding.
         pooling_window (`int`, defaults to 2): Encoder positions averaged into one audio token (2: 50 -> 25 per
             second; 1: no pooling). Must divide `audio_config.max_source_positions`.
         projector_type (`"mlp"` or `"linear"`, defaults to `"mlp"`): LayerNorm-Linear-GELU-Linear-LayerNorm as in the
@@ -228,6 +229,11 @@ class Falcon3AudioConfig(PreTrainedConfig):
         return cls(**{"audio_config": preset["audio_config"], "text_config": preset["text_config"]} | options)
 
     @property
+    def audio_token_is_embedded(self) -> bool:
+        """Whether the audio token has a row of the embedding, and a logit; it needs neither."""
+        return self.audio_token_id < self.get_text_config(decoder=True).vocab_size
+
+    @property
     def custom_pipelines(self) -> dict[str, Any]:
         """
         Pipelines that have to be loaded from the checkpoint's own code: none where the task is registered already.
@@ -275,11 +281,10 @@ class Falcon3AudioConfig(PreTrainedConfig):
                 f"`pooling_window` must divide the {positions} positions of a window, so that long audio stays "
                 f"evenly spaced across windows: got {self.pooling_window}, allowed are {allowed} and larger divisors."
             )
-        vocab_size = getattr(self.text_config, "vocab_size", None)
-        if vocab_size is not None and not 0 <= self.audio_token_id < vocab_size:
+        if self.audio_token_id < 0:
             raise ValueError(
-                f"`audio_token_id` must be an id of the language model's vocabulary (0 to {vocab_size - 1}), got "
-                f"{self.audio_token_id}. The vocabulary is not resized: name an unused id."
+                f"`audio_token_id` must be an id of the tokenizer, 0 or more, got {self.audio_token_id}: that of a token which "
+                "text never contains."
             )
 
 

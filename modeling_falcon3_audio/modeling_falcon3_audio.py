@@ -1,8 +1,8 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Falcon3-Audio: Whisper encoder -> average pooling -> projector -> any causal language model (arXiv 2509.07526).
 
-The audio takes the places of placeholder tokens in the prompt; the vocabulary keeps the language model's shape. A
-prompt's audio is encoded exactly once, also with beams. Encoder, pooling and projector are in modeling_falcon3_audio_encoder.py.
+The audio takes the places of placeholder tokens in the prompt; embedding and head keep the language model's shape, also
+where the placeholder is a token behind its vocabulary. A prompt's audio is encoded exactly once, also with beams. Encoder, pooling and projector are in modeling_falcon3_audio_encoder.py.
 
 These files travel with every saved checkpoint and run on transformers 5.16 to 5.24.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -27,6 +26,7 @@ from .modeling_falcon3_audio_encoder import (
     average_pool,
     read_frames,
 )
+from .placeholder_falcon3_audio import PlaceholderGenerationMixin
 from .releases_falcon3_audio import CACHE, takes_cache
 from .shared_prefix_falcon3_audio import shared_prefix_mask
 
@@ -212,8 +212,19 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         token = self.config.audio_token_id
         if inputs_embeds is None or (input_ids is not None and input_ids.numel() > 0):
             return input_ids == token
+        if not self.config.audio_token_is_embedded:
+            raise ValueError(
+                f"The audio token (id {token}) has no embedding, so `inputs_embeds` cannot show where the audio goes. Give "
+                "`input_ids` instead, with `audio_embeds` for audio that is encoded already; or put what "
+                "`get_audio_features` returns in its places yourself, and give `inputs_embeds` alone."
+            )
         placeholder = self.get_input_embeddings()(torch.full((), token, dtype=torch.long, device=inputs_embeds.device))
         return (inputs_embeds == placeholder.to(inputs_embeds.dtype)).all(-1)
+
+    def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if not self.config.audio_token_is_embedded:  # any row will do where the audio goes
+            input_ids = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
+        return self.get_input_embeddings()(input_ids)
 
     # How many audio tokens there are is data, and so is whether they fit: this part runs outside of compiled graphs.
     # A compiled forward breaks here once per prompt; decoding steps carry no audio and do not come here.
@@ -285,7 +296,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         if input_features is not None and audio_embeds is not None:
             raise ValueError("Specify at most one of `input_features` and `audio_embeds`.")
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self._embed(input_ids)
 
         if input_features is not None or audio_embeds is not None:
             inputs_embeds, audio_embeds = self._place_audio(
@@ -318,7 +329,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         )
 
 
-class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, GenerationMixin):
+class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, PlaceholderGenerationMixin):
     """Falcon3-Audio with the language model's head: answers in text to prompts of text and audio."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -347,6 +358,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         trailing_silence: float = 0.0,
         read_trailing_silence: bool = True,
         dtype: str | torch.dtype = "auto",
+        audio_token: str | None = None,
         **kwargs,
     ) -> "Falcon3AudioForConditionalGeneration":
         r"""
@@ -356,19 +368,21 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         Args:
             audio (`str` or `PreTrainedModel`): Whisper: Hub id, local folder or model.
             text (`str` or `PreTrainedModel`): causal language model: Hub id, local folder or model.
-            audio_token_id (`int`, *optional*): Id of the placeholder token. By default the one that
-                `Falcon3AudioProcessor.from_backbones(audio, text)` chooses; needed where `text` is a model without a
-                tokenizer beside it.
+            audio_token_id (`int`, *optional*): Id of the placeholder token. By default that of the one that
+                `Falcon3AudioProcessor.from_backbones(audio, text, audio_token)` chooses; needed where `text` is a model
+                without a tokenizer beside it. Weights keep their shape also where it is beyond the vocabulary.
+            audio_token (`str`, *optional*): The placeholder itself, as for the processor.
             pooling_window, projector_type, pad_to_window, trailing_silence, read_trailing_silence: see
                 [`Falcon3AudioConfig`].
             dtype (`torch.dtype` or `str`, defaults to `"auto"`): `"auto"` is the language model's.
             **kwargs: to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
 
         Raises:
-            `ValueError`: if `audio` is no Whisper, or `text` is a model that base model and head, fed with embeddings,
-            do not reproduce (scaled or soft-capped logits, states instead of a key-value cache, several modalities).
+            `ValueError`: if `audio` is no Whisper; if one of the two is quantised; if `text` is a model without an end
+            token, or one that base model and head, fed with embeddings, do not reproduce (scaled or soft-capped logits,
+            states instead of a key-value cache, several modalities); and those of the processor about the placeholder.
         """
-        backbones = combine_backbones(audio, text, audio_token_id, dtype)
+        backbones = combine_backbones(audio, text, audio_token, audio_token_id, dtype)
         config = Falcon3AudioConfig(
             audio_config=backbones.audio_config,
             text_config=backbones.text_config,
@@ -399,9 +413,10 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
                 f"(device_map: {model.hf_device_map}). Save the composed model on a larger machine and load that."
             )
         model.generation_config = backbones.generation_config
-        # Nobody is to say the placeholder, neither the model nor a draft that is copied from the prompt.
-        suppressed = model.generation_config.suppress_tokens or []
-        model.generation_config.suppress_tokens = [*suppressed, config.audio_token_id]
+        if config.audio_token_is_embedded:
+            # Nobody is to say the placeholder, neither the model nor a draft that is copied from the prompt.
+            suppressed = model.generation_config.suppress_tokens or []
+            model.generation_config.suppress_tokens = [*suppressed, config.audio_token_id]
         return model
 
     def get_audio_features(
@@ -535,6 +550,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None
         if labels is not None:
+            if not self.config.audio_token_is_embedded:  # labels that are the prompt's own ids
+                labels = labels.masked_fill(labels == self.config.audio_token_id, -100)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )

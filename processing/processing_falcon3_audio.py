@@ -2,8 +2,9 @@
 """The processor of Falcon3-Audio: Whisper's features, the language model's tokenizer, and the prompts between them.
 
 Choices: features of a clip never depend on the rest of the batch; audio over 30 s becomes 30 s windows side by side
-in one row; the placeholder is a token the language model's vocabulary already has; labels come from the chat
-template's generation markers. Travels with every saved checkpoint and runs on transformers 5.16 to 5.24 (labels: from 5.23).
+in one row; the placeholder is a token that text never contains, without resizing the language model; labels come from
+the chat template's generation markers. Travels with every saved checkpoint and runs on transformers 5.16 to 5.24 (labels:
+from 5.23).
 
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 """
@@ -36,11 +37,11 @@ from .audio_inputs_falcon3_audio import (
 )
 from .messages_falcon3_audio import check_text, is_conversation, load_item, plain_messages
 from .tokenizer_falcon3_audio import (
-    FALCON3_CHAT_TEMPLATE,
     NEW_AUDIO_TOKEN,
     choose_audio_token,
     load_tokenizer,
     make_chat_template,
+    own_chat_template,
 )
 
 
@@ -130,13 +131,15 @@ class Falcon3AudioProcessor(ProcessorMixin):
         Args:
             audio (`str` or `WhisperFeatureExtractor`): Whisper: Hub id, local folder or feature extractor.
             text (`str` or `PreTrainedTokenizerBase`): Language model: Hub id, local folder or tokenizer.
-            audio_token (`str`, *optional*): Placeholder. By default an unused slot of the vocabulary (see
-                `choose_audio_token`).
+            audio_token (`str`, *optional*): Placeholder. By default one is found or made, see `choose_audio_token`.
             vocab_size (`int`, *optional*): Rows of the language model's embedding; read from its config when `text`
                 is a name.
             chat_template (`str`, *optional*): The language model's template; by default the tokenizer's own, or
-                Falcon3's format where it has none.
+                Falcon3's format where it has none, with a warning.
             **options: `pooling_window`, `pad_to_window`, `trailing_silence`, `read_trailing_silence`, `max_audio_seconds`.
+
+        Raises a `ValueError` for a tokenizer without an end token, for one with tokens that the embedding has no rows
+        for, for an `audio_token` that text may contain, and for several chat templates none of which is the default.
         """
         if isinstance(text, (str, os.PathLike)) and vocab_size is None:
             vocab_size = AutoConfig.from_pretrained(text).get_text_config().vocab_size
@@ -144,12 +147,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
         if isinstance(audio, (str, os.PathLike)):
             audio = AutoFeatureExtractor.from_pretrained(audio)
         token, _ = choose_audio_token(text, vocab_size, audio_token)
-        template = chat_template or text.chat_template
-        if isinstance(template, dict):
-            template = template["default"]
-        if template is None:
-            logger.warning("The tokenizer has no chat template; using Falcon3's format.")
-            template = FALCON3_CHAT_TEMPLATE
+        template = chat_template or own_chat_template(text)
         return cls(audio, text, chat_template=make_chat_template(template, token), audio_token=token, **options)
 
     @property

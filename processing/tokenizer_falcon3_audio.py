@@ -1,7 +1,7 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What a language model's tokenizer needs to take part: padding, a placeholder for audio, and a chat template with it.
 
-The vocabulary is never resized and the language model's own template stands unchanged inside of ours
+The language model is never resized, whatever the placeholder, and its own template stands unchanged inside of ours
 (chat_template.jinja), so that text alone is rendered and read as before.
 """
 
@@ -10,11 +10,17 @@ import re
 from pathlib import Path
 
 from transformers import AutoTokenizer
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 # How vocabularies call the slots that nothing was trained on: Falcon3 ">>UNUSED_7<<", Llama 3
-# "<|reserved_special_token_7|>", Gemma "<unused7>", Phi-3 "<|placeholder7|>".
-_UNUSED_TOKEN = re.compile(r"unused|reserved|placeholder", re.IGNORECASE)
+# "<|reserved_special_token_7|>", Gemma "<unused7>", Phi-3 "<|placeholder7|>", Mistral "[control_7]" and "<SPECIAL_7>".
+_UNUSED_TOKEN = re.compile(r"unused|reserved|placeholder|^\[control_\d+\]$|^<special_\d+>$", re.IGNORECASE)
+# A token that ordinary text does not hold: without white space, punctuation at both ends.
+_MARKED_TOKEN = re.compile(r"[^\w\s]\S*\w\S*[^\w\s]")
 NEW_AUDIO_TOKEN = "<|audio|>"
 
 # Falcon3's chat format, for tokenizers that come without a template.
@@ -29,8 +35,17 @@ FALCON3_CHAT_TEMPLATE = (
 
 
 def load_tokenizer(text):
-    """The language model's tokenizer, by name or as it is, made to pad, and on the left, as generation needs it."""
+    """
+    The language model's tokenizer, by name or as it is, made to pad, and on the left, as generation needs it.
+
+    Raises a `ValueError` for one without an end token.
+    """
     tokenizer = AutoTokenizer.from_pretrained(text) if isinstance(text, (str, os.PathLike)) else text
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"The tokenizer{_of(tokenizer)} has no end token (eos_token is None), so answers could never end. Set the one that "
+            'ends an answer of this language model, as in `tokenizer.eos_token = "</s>"`, and save the tokenizer.'
+        )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -39,35 +54,105 @@ def load_tokenizer(text):
 
 def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: str | None = None) -> tuple[str, int]:
     """
-    The placeholder for audio and its id, without resizing the vocabulary.
+    The placeholder for audio and its id. Every tokenizer has one, and the language model keeps its shape.
 
     In this order: the token asked for; the last slot that the vocabulary keeps unused (Falcon3, Llama 3, Gemma, Phi-3
-    have some); a new token `<|audio|>` on one of the rows that the embedding has beyond the tokenizer (Qwen2). The
-    token is made known to the tokenizer as a special one, so that it is never split.
+    have some); a new token `<|audio|>`, on one of the rows that the embedding has beyond the tokenizer (Qwen2) or, where
+    there is none (SmolLM2), behind them all: audio takes its places before they reach a layer. The token is made known
+    to the tokenizer as a special one, so that it is never split. A special token that has no row already (Gemma 3 of
+    text alone has one for images) is the placeholder before all others, since no text may hold it either.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): changed in place where a token is added.
-        vocab_size (`int`, *optional*): rows of the language model's embedding.
+        vocab_size (`int`, *optional*): rows of the language model's embedding; without it nobody sees whether the
+            tokenizer fits.
         audio_token (`str`, *optional*): a token to use.
 
-    Raises a `ValueError` if there is no free slot or the token asked for would need a new row.
+    Raises a `ValueError` for a token asked for that text or the chat template may contain, and for a tokenizer with
+    tokens that the embedding has no rows for.
     """
     added = tokenizer.added_tokens_encoder
-    in_use = set(map(str, tokenizer.special_tokens_map.values()))
-    free = [token for token in added if _UNUSED_TOKEN.search(token) and token not in in_use]
-    unused = sorted(free, key=added.__getitem__)
-    token = audio_token or (unused[-1] if unused else NEW_AUDIO_TOKEN)
-    if token in added:
-        return token, added[token]
-    known = token in tokenizer.get_vocab()
-    if not known and (vocab_size is None or len(tokenizer) >= vocab_size):
-        rows = "an embedding of unknown size (pass `vocab_size`)" if vocab_size is None else f"{vocab_size} rows"
-        raise ValueError(
-            f"There is no room for the placeholder {token!r}: the tokenizer has {len(tokenizer)} tokens and the language "
-            f"model {rows}. Name a token that your text never contains with `audio_token=`."
-        )
-    tokenizer.add_tokens([token], special_tokens=True)
+    free = [token for token in added if not _is_in_use(tokenizer, token)]
+    if audio_token is not None:
+        _check_audio_token(tokenizer, audio_token)
+    token = audio_token or _placeholder_without_row(tokenizer, vocab_size, free)
+    _check_rows(tokenizer, vocab_size, token)
+    if token is None:
+        unused = sorted(filter(_UNUSED_TOKEN.search, free), key=added.__getitem__)
+        token = unused[-1] if unused else NEW_AUDIO_TOKEN
+    if token not in added:
+        tokenizer.add_tokens([token], special_tokens=True)
     return token, tokenizer.convert_tokens_to_ids(token)
+
+
+def _is_in_use(tokenizer, token: str) -> bool:
+    """Whether a token marks beginnings, ends or padding, or stands in the chat template."""
+    named = {str(name) for name in tokenizer.special_tokens_map.values() if not isinstance(name, (list, tuple))}
+    return token in named or token in str(tokenizer.chat_template)
+
+
+def _without_row(tokenizer, vocab_size: int | None) -> list[str]:
+    ids = {} if vocab_size is None else tokenizer.get_vocab()
+    return sorted((token for token in ids if ids[token] >= vocab_size), key=ids.__getitem__)
+
+
+def _placeholder_without_row(tokenizer, vocab_size: int | None, free: list[str]) -> str | None:
+    tokens = _without_row(tokenizer, vocab_size)
+    return tokens[0] if len(tokens) == 1 and tokens[0] in free else None
+
+
+def _check_rows(tokenizer, vocab_size: int | None, audio_token: str | None):
+    tokens = [token for token in _without_row(tokenizer, vocab_size) if token != audio_token]
+    if tokens:
+        raise ValueError(
+            f"The tokenizer{_of(tokenizer)} has {len(tokens)} token(s) that the language model, with {vocab_size} rows in its "
+            f"embedding, cannot read: {', '.join(map(repr, tokens[:5]))}{' and more' if len(tokens) > 5 else ''}. Take the "
+            "tokenizer that was saved with this language model; or, if these tokens were added to it, resize the language "
+            "model (`resize_token_embeddings(len(tokenizer))`) and save both."
+        )
+
+
+def _check_audio_token(tokenizer, token: str):
+    if _is_in_use(tokenizer, token):
+        why = "which this language model uses in its prompts"
+    elif token not in tokenizer.added_tokens_encoder and not _MARKED_TOKEN.fullmatch(token):
+        why = "which text may contain"
+    else:
+        return
+    raise ValueError(
+        f"`audio_token` must be a token that no text contains, got {token!r}, {why}. Leave it out to have one chosen, or take "
+        f"one that is unused or new and looks like {NEW_AUDIO_TOKEN!r}."
+    )
+
+
+def _of(tokenizer) -> str:
+    return f" of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
+
+
+def own_chat_template(tokenizer) -> str:
+    """
+    The language model's chat template; Falcon3's format, with a warning, where the tokenizer has none. That is read as
+    ordinary text by a tokenizer without Falcon3's tokens, and begins as the tokenizer begins every text.
+
+    Raises a `ValueError` for several templates none of which is called "default".
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise ValueError(
+                f"The tokenizer{_of(tokenizer)} has chat templates for {', '.join(template)}, but no default. Set "
+                "`tokenizer.chat_template` to the one to use, and save the tokenizer."
+            )
+        template = template["default"]
+    if template is not None:
+        return template
+    logger.warning(
+        f"The tokenizer{_of(tokenizer)} has no chat template, as that of a language model that is not tuned to instructions. "
+        "Prompts are written in Falcon3's format, which it has to learn in training; an instruction-tuned version of it is "
+        "the better backbone."
+    )
+    begins_texts = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return "{{ bos_token }}" * begins_texts + FALCON3_CHAT_TEMPLATE
 
 
 def make_chat_template(language_model_template: str, audio_token: str) -> str:
@@ -82,4 +167,11 @@ def make_chat_template(language_model_template: str, audio_token: str) -> str:
     return frame.replace("<<language model template>>", inner).replace("<<audio token>>", quoted)
 
 
-__all__ = ["FALCON3_CHAT_TEMPLATE", "NEW_AUDIO_TOKEN", "choose_audio_token", "load_tokenizer", "make_chat_template"]
+__all__ = [
+    "FALCON3_CHAT_TEMPLATE",
+    "NEW_AUDIO_TOKEN",
+    "choose_audio_token",
+    "load_tokenizer",
+    "make_chat_template",
+    "own_chat_template",
+]

@@ -8,10 +8,13 @@ that it is, and converted by llama.cpp's own script. llama.cpp has no projector 
 llama.cpp encodes 30 s whatever the clip, which ruins the answers of checkpoints that were trained on real frames alone. So it
 has to be built with llama_cpp.patch (beside this file; for 0.5 and 0.6, `git apply` in its folder), which adds the
 projector, and 30 s windows for checkpoints made with `pad_to_window` only. Without it llama.cpp refuses the file.
-Checkpoints made with `trailing_silence` are refused here. The audio placeholder, which `generate` never picks, is not suppressed there; use llama-server's `logit_bias` if it shows.
+Checkpoints made with `trailing_silence` are refused here. The audio placeholder, which `generate` never picks, is not
+suppressed there; use llama-server's `logit_bias` if it shows. One that lies beyond the language model's vocabulary is left
+out: llama.cpp places audio without it.
 """
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -168,6 +171,19 @@ def save_language_model(
     tokenizer = processor.tokenizer
     tokenizer.chat_template = language_model_template(processor.chat_template)
     tokenizer.save_pretrained(folder)
+    if not model.config.audio_token_is_embedded:  # llama.cpp reads a tokenizer with as many tokens as rows
+        _forget_token(folder, processor.audio_token)
+
+
+def _forget_token(folder: Path, token: str) -> None:
+    """Takes an added token out of a saved tokenizer, for which tokenizers have no method."""
+    for name, key in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "extra_special_tokens")):
+        path = folder / name
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        kept = [
+            entry for entry in saved.get(key, []) if token not in (entry, isinstance(entry, dict) and entry["content"])
+        ]
+        path.write_text(json.dumps(saved | {key: kept}, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def language_model_template(template: str) -> str:

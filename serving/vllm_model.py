@@ -2,7 +2,8 @@
 
 The backend runs the model and its LoRA adapters. Added here: clips are checked and resampled by this package's own
 `load_audio`, so that any rate gives the samples it gives in transformers and errors say what is wrong with a clip; the
-encoder's budget is that of the longest clip the processor takes; clips of different lengths are encoded together; and
+encoder's budget is that of the longest clip the processor takes; clips of different lengths are encoded together; a placeholder
+beyond the vocabulary is not looked up in the embedding; and
 `/v1/audio/transcriptions` and `/translations`.
 
 Imported by vLLM only, see vllm_plugin.py.
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from vllm.config import ModelConfig, SpeechToTextConfig
+from vllm.config import ModelConfig, SpeechToTextConfig, VllmConfig
 from vllm.config.speech_to_text import SpeechToTextParams
 from vllm.inputs import MultiModalDataDict, TokensPrompt
 from vllm.model_executor.models.interfaces import SupportsTranscription
@@ -94,6 +95,11 @@ class Falcon3AudioDummyInputs(MultiModalDummyInputsBuilder):
 class Falcon3AudioForVllm(TransformersMultiModalForCausalLM, SupportsTranscription):
     # Of the encoders that the paper takes; others are answered with a warning in the log.
     supported_languages = {"en": "English"}
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        config = vllm_config.model_config.hf_config
+        self.configure_mm_token_handling(config.text_config.vocab_size, [config.audio_token_id])
 
     def embed_multimodal(self, **kwargs: Any) -> list[torch.Tensor]:
         # Clips of different lengths come as lists. The backend would encode them one by one, with a mask that is still

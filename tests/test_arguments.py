@@ -52,6 +52,24 @@ def test_the_command_line_overrides_the_recipe(read):
     assert read(learning_rate="1e-3")[3].learning_rate == 1e-3
 
 
+def test_one_way_to_name_the_model_overrides_the_other(read, tmp_path):
+    """On the command line over the recipe, and in a recipe over the one that it extends."""
+    backbones = {"model": None, "audio_model": "a", "text_model": "b"}
+    names = ("model", "audio_model", "text_model")
+
+    def named(*line, **options):
+        model = read(*line, **options)[0]
+        return tuple(getattr(model, name) for name in names)
+
+    assert named(**backbones) == (None, "a", "b")
+    assert named("--model", "c", **backbones) == named("--model=c", **backbones) == ("c", None, None)
+    assert named("--audio_model", "c", "--text-model", "d") == (None, "c", "d")
+    assert named("--text_model", "d", **backbones) == (None, "a", "d")
+    write_recipe(tmp_path / "parent.yaml", audio_model="a", text_model="b", train_data=["x"], bf16=False)
+    assert named(extends="parent.yaml") == ("some/model", None, None)
+    assert read("--model", "c", pooling_window=1, audio_token="<sound>", **backbones)[0].pooling_window == 1
+
+
 def test_sets_are_paths_or_mappings(read):
     data = read(train_data=["a", {"path": "b", "weight": 2, "split": "test", "name": "c"}], eval_data=["d"])[2]
     assert data.train_data == [DataSource("a"), DataSource("b", name="c", split="test", weight=2)]
@@ -86,11 +104,9 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),
         ((), {"model": None, "audio_model": "a"}, "got model=None, audio_model='a', text_model=None"),
         ((), {"model": None}, "Give either `model`"),
-        (
-            (),
-            {"pooling_window": 1, "projector_type": "linear"},
-            "pooling_window, projector_type belong to a model that",
-        ),
+        (("--model", "c", "--text_model", "d"), {"model": None}, "got model='c', audio_model=None, text_model='d'"),
+        (("--text_model", "d"), {}, "got model=None, audio_model=None, text_model='d'"),
+        ((), {"audio_token": 7}, "audio_token must be of type str or null, got 7"),
         (
             (),
             {"model": None, "audio_model": "a", "text_model": "b", "pooling_window": 0},

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tiny import question, tone
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from tiny import make_llm, make_tokenizer, question, tone
+from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 
 from falcon3_audio.cli import main
+from falcon3_audio.compose import compose
 
 
 def test_compose_makes_a_checkpoint_that_answers(backbone_folders, tmp_path, capsys):
@@ -40,6 +41,47 @@ def test_errors_are_one_line_and_leave_nothing(backbone_folders, tmp_path, capsy
     error = capsys.readouterr().err.strip()
     assert error.startswith("falcon3-audio compose: ") and "\n" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_name_options_as_they_are_typed(backbone_folders, tmp_path, capsys):
+    audio, text = backbone_folders
+    options = ["--audio", audio, "--text", text, "--audio-token", "sound"]
+    assert main(["compose", *options, str(tmp_path / "model")]) == 1
+    assert "compose: --audio-token must be a token that no text contains, got 'sound'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backbone_without_a_chat_template_is_composed_and_named_once(backbone_folders, tmp_path, caplog, capsys):
+    text = tmp_path / "base"
+    make_llm().save_pretrained(text)
+    make_tokenizer(template=None).save_pretrained(text)
+    assert main(["compose", "--audio", backbone_folders[0], "--text", str(text), str(tmp_path / "model")]) == 0
+    (said,) = [record.getMessage() for record in caplog.records if "template" in record.getMessage()]
+    assert said.startswith(f"The tokenizer of {text} has no chat template") and "instruction-tuned version" in said
+    assert "base has no" not in capsys.readouterr().out
+
+
+def test_a_chat_template_without_an_end_token_is_named(backbone_folders, tmp_path, caplog):
+    make_llm().save_pretrained(tmp_path / "text")
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    make_tokenizer(template=template).save_pretrained(tmp_path / "text")
+    compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "model")
+    assert "puts no end token behind an answer" in caplog.text
+
+
+def test_tokens_in_front_of_an_answer_do_not_end_it(backbone_folders, tmp_path):
+    """As templates with channels put them there."""
+    special = ["<|pad|>", "<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|return|>"]
+    template = (
+        "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}"
+    )
+    template += "{% endif %}{{ '<|message|>' + m.content + ('<|return|>' if loop.last else '<|end|>') }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+    make_llm().save_pretrained(tmp_path / "text")
+    make_tokenizer(special, template, eos_token="<|end|>", pad_token="<|pad|>").save_pretrained(tmp_path / "text")
+    folder = compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "model")
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 5]
 
 
 @pytest.mark.parametrize("arguments", [["compose", "OUT"], ["compose", "--preset", "falcon3-audio-9b", "OUT"]])

@@ -69,7 +69,7 @@ def test_tying_follows_the_text_config():
         ({"pooling_window": "2"}, r"'pooling_window'[\s\S]*expected int, got str"),
         ({"projector_type": "qformer"}, r"'projector_type'[\s\S]*'mlp', 'linear'"),
         ({"pad_to_window": "yes"}, r"'pad_to_window'[\s\S]*expected bool"),
-        ({"audio_token_id": 131072}, r"`audio_token_id` .* \(0 to 131071\), got 131072"),
+        ({"audio_token_id": -1}, "`audio_token_id` must be an id of the tokenizer, 0 or more, got -1"),
         (
             {"audio_config": {"num_attention_heads": 7}},
             "`num_attention_heads` must divide `hidden_size`, got 7 .* 768",
@@ -80,6 +80,12 @@ def test_tying_follows_the_text_config():
 def test_wrong_values_name_the_field_and_what_is_allowed(wrong, message):
     with pytest.raises(StrictDataclassError, match=message):
         Falcon3AudioConfig(**wrong)
+
+
+def test_the_audio_token_may_lie_beyond_the_vocabulary():
+    within, beyond = (Falcon3AudioConfig(audio_token_id=number) for number in (131071, 131072))
+    assert within.audio_token_is_embedded and not beyond.audio_token_is_embedded
+    assert within.text_config.vocab_size == beyond.text_config.vocab_size == 131072
 
 
 def test_wrong_families_are_named():

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from layouts import LAYOUTS
 from tiny import FALCON3_TEMPLATE, SAMPLING_RATE, question, tokenized, tone
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 from falcon3_audio.compose import compose
@@ -189,6 +190,22 @@ def test_the_language_model_is_a_checkpoint_of_its_family(checkpoint, model, tmp
     with torch.no_grad():
         torch.testing.assert_close(causal(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
     assert causal.generation_config.eos_token_id == model.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.beyond])
+def test_a_placeholder_beyond_the_vocabulary_is_left_out(backbone_folders, tmp_path, name):
+    """llama.cpp's converter refuses a tokenizer with more tokens than the embedding has rows."""
+    text = LAYOUTS[name].save(tmp_path / "text")
+    composed = compose(backbone_folders[0], text, tmp_path / "composed")
+    model, processor = AutoModelForMultimodalLM.from_pretrained(composed), AutoProcessor.from_pretrained(composed)
+    export_gguf.save_language_model(model, processor, tmp_path / "language_model")
+    saved, own = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "language_model", text))
+    rows = model.get_input_embeddings().num_embeddings
+    assert max(saved.get_vocab().values()) == rows - 1
+    assert saved.get_vocab() == {token: number for token, number in own.get_vocab().items() if number < rows}
+    chat = [{"role": "user", "content": "what is a dog?"}, {"role": "assistant", "content": "é <x>"}]
+    assert saved.apply_chat_template(chat) == own.apply_chat_template(chat)
+    assert saved.all_special_tokens == [token for token in own.all_special_tokens if token in saved.get_vocab()]
 
 
 def test_a_template_of_others_is_refused():

@@ -24,8 +24,12 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     BitsAndBytesConfig,
+    CLIPVisionConfig,
     DynamicCache,
+    LlamaConfig,
+    LlavaConfig,
     StaticCache,
+    T5Config,
     WhisperFeatureExtractor,
 )
 
@@ -197,8 +201,42 @@ def test_backbones_that_do_not_fit_are_named(backbone_folders, tmp_path):
         compose(audio, make_llm("cohere"), audio_token_id=1)
     with pytest.raises(ValueError, match="FalconH1ForCausalLM gives other logits"):
         compose(audio, make_llm("falcon_h1", embedding_multiplier=5.0, lm_head_multiplier=0.5), audio_token_id=1)
-    with pytest.raises(Exception, match="0 to 299.*got 300"):
-        compose(audio, text, audio_token_id=300)
+    with pytest.raises(
+        ValueError, match="names no end token .eos_token_id in its generation_config., so answers could"
+    ):
+        compose(audio, make_llm(eos_token_id=None), audio_token_id=1)
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration of type 'llava' takes more than text"):
+        compose(audio, AutoModelForMultimodalLM.from_config(tiny_llava()), audio_token_id=1)
+
+
+def tiny_llava():
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1),
+        text_config=make_llm().config,
+    )
+
+
+def test_folders_that_do_not_fit_are_named_before_weights_are_read(backbone_folders, tmp_path):
+    audio, text = backbone_folders
+    compose = Falcon3AudioForConditionalGeneration.from_backbones
+    wrong = {
+        "llava": (tiny_llava(), "'.*llava' of type 'llava' takes more than text"),
+        "t5": (T5Config(), "must be a causal language model, got '.*t5' of type 't5'"),
+        "gptq": (
+            LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}),
+            "'.*gptq' is quantised .gptq., and quantised .* Take the model that it was made from, .*`load_in_4bit`",
+        ),
+        "awq": (LlamaConfig(quantization_config={"quant_method": "awq", "bits": 4}), "is quantised .awq."),
+    }
+    for name, (config, message) in wrong.items():
+        config.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            compose(audio, str(tmp_path / name), audio_token_id=1)
+    quantised = AutoConfig.from_pretrained(audio)
+    quantised.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    quantised.save_pretrained(tmp_path / "whisper-8bit")
+    with pytest.raises(ValueError, match="'.*whisper-8bit' is quantised .bitsandbytes."):
+        compose(str(tmp_path / "whisper-8bit"), text)
 
 
 # ---------------------------------------------------------------------------------------------- prompts with audio

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -186,6 +187,28 @@ def test_a_tokenizer_without_a_template_gets_falcon3s():
         assert processor.apply_chat_template(chat, add_generation_prompt=True) == wanted
 
 
+def test_falcon3s_format_begins_as_the_tokenizer_begins_texts(caplog):
+    """A base model that knows no <|user|>, and that saw <s> in front of every text."""
+    names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "bos_token": "<s>"}
+    tokenizer = make_with(chat_tokenizer(None), name_or_path="some/base")
+    processor = make_processor(tokenizer)
+    (warning,) = [record.getMessage() for record in caplog.records if "chat template" in record.getMessage()]
+    assert "some/base has no chat template" in warning and "Falcon3's format" in warning
+    chat = with_answers(SOUND[:640], "A dog.", "b")
+    inputs = tokenized(processor, chat, processor_kwargs={"return_labels": True})
+    ids = inputs["input_ids"][0]
+    text = "<s><|user|>\n>>UNUSED_1<<Ein Bär 🐻?\n<|assistant|>\nA dog.<|endoftext|>\n<|user|>\n"
+    assert processor.decode(ids).startswith(text) and ids.tolist().count(tokenizer.bos_token_id) == 1
+    assert spans(processor, inputs["labels"][0]) == ["A dog.<|endoftext|>", "b<|endoftext|>"]
+    plain = make_processor(make_tokenizer(SPECIAL, None, **names))  # which puts nothing in front of texts
+    assert not plain.apply_chat_template(chat[:1]).startswith("<s>")
+
+
+def test_several_templates_without_a_default_are_named():
+    with pytest.raises(ValueError, match="chat templates for tool_use, rag, but no default. Set `tokenizer.chat_temp"):
+        make_processor(make_tokenizer(template={"tool_use": PLAIN, "rag": PLAIN}))
+
+
 def test_the_default_of_several_named_templates_is_taken():
     tokenizer = make_tokenizer(template={"default": FALCON3_TEMPLATE, "tool_use": "tools!"})
     wanted = make_tokenizer().apply_chat_template([{"role": "user", "content": "Hi?"}], tokenize=False)
@@ -307,24 +330,79 @@ def test_a_spare_row_of_the_embedding_becomes_the_placeholder():
     assert ids.count(size) == 2 and tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
 
-@pytest.mark.parametrize("rows, named", [(280, "280 rows"), (None, "unknown size")])
-def test_no_room_for_a_placeholder(rows, named):
+@pytest.mark.parametrize("rows", [280, None])
+def test_without_a_slot_or_a_row_the_placeholder_is_beyond_the_vocabulary(rows):
     tokenizer = make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>")
     assert len(tokenizer) == 280
-    with pytest.raises(ValueError, match=f"no room.*280 tokens.*{named}.*audio_token="):
-        choose_audio_token(tokenizer, rows)
-    assert len(tokenizer) == 280
+    assert choose_audio_token(tokenizer, rows) == ("<|audio|>", 280)
+    assert choose_audio_token(tokenizer, rows) == ("<|audio|>", 280)  # and is found again
+    ids = tokenizer.encode("a<|audio|><|audio|>b")
+    assert ids.count(280) == 2 and tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
 
 def test_the_placeholder_asked_for(tokenizer):
     assert make_processor(copy.deepcopy(tokenizer), audio_token=">>UNUSED_0<<").audio_token_id == 0
-    word = next(word for word in tokenizer.get_vocab() if len(word) > 3 and word.isalpha())
-    processor = make_processor(copy.deepcopy(tokenizer), audio_token=word)
-    assert processor.audio_token_id == tokenizer.convert_tokens_to_ids(word)
-    inputs = processor(text=word + "x", audio=SOUND[:SECOND], sampling_rate=16_000)
+    processor = make_processor(copy.deepcopy(tokenizer), audio_token="<sound>", vocab_size=300)
+    assert processor.audio_token_id == len(tokenizer)
+    inputs = processor(text="<sound>x", audio=SOUND[:SECOND], sampling_rate=16_000)
     assert audio_tokens(processor, inputs["input_ids"]) == 25
     with pytest.raises(ValueError, match="must be one token.*'never heard of it'"):
         Falcon3AudioProcessor(WhisperFeatureExtractor(), tokenizer, audio_token="never heard of it")
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        ("sound", "which text may contain"),  # several tokens
+        ("what", "which text may contain"),  # one
+        ("<a sound>", "which text may contain"),
+        ("...", "which text may contain"),
+        ("<|endoftext|>", "uses in its prompts"),
+        ("<|im_start|>", "uses in its prompts"),
+    ],
+)
+def test_a_placeholder_that_prompts_may_contain_is_refused(token, why):
+    tokenizer = chat_tokenizer(QWEN)
+    size = len(tokenizer)
+    with pytest.raises(ValueError, match=f"`audio_token` must be .* got '{re.escape(token)}', .*{why}.*Leave it out"):
+        choose_audio_token(tokenizer, size, token)
+    assert len(tokenizer) == size
+
+
+def test_a_slot_that_the_chat_template_uses_is_not_free():
+    tokenizer = make_tokenizer(SPECIAL, "{{ '>>UNUSED_1<<' }}" + PLAIN, eos_token="<|endoftext|>")
+    assert choose_audio_token(tokenizer)[0] == ">>UNUSED_0<<"
+
+
+def test_tokens_without_a_row_are_refused():
+    """All but a single one that no prompt has, which becomes the placeholder: text must not contain that one either."""
+    message = (
+        r"2 token\(s\) that the language model, with 280 rows .*: '<new>', '<newer>'. Take the tokenizer .*resize"
+    )
+    tokenizer = make_tokenizer(eos_token="<|endoftext|>", special_tokens=["<|endoftext|>"])
+    tokenizer.add_tokens(["<new>"])
+    assert choose_audio_token(copy.deepcopy(tokenizer), 280) == ("<new>", 280)
+    with pytest.raises(ValueError, match="1 token.*'<new>'"):
+        choose_audio_token(copy.deepcopy(tokenizer), 280, audio_token="<|audio|>")
+    with pytest.raises(ValueError, match="that the language model.*cannot read: '<new>'"):
+        choose_audio_token(make_with(tokenizer, chat_template="<new>" + PLAIN), 280)
+    with pytest.raises(ValueError, match=r"31 token\(s\).* and more\. Take"):
+        choose_audio_token(copy.deepcopy(tokenizer), 250)
+    tokenizer.add_tokens(["<newer>"])
+    with pytest.raises(ValueError, match=message):
+        make_processor(tokenizer, vocab_size=280)
+
+
+def make_with(tokenizer, **attributes):
+    tokenizer = copy.deepcopy(tokenizer)
+    for name, value in attributes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def test_a_tokenizer_without_an_end_token_is_refused():
+    with pytest.raises(ValueError, match="has no end token .* answers could never end. Set the one"):
+        make_processor(make_tokenizer(["<|pad|>"], pad_token="<|pad|>"))
 
 
 # Saving.

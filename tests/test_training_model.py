@@ -194,6 +194,26 @@ def test_a_composed_base_is_kept_and_its_projector_follows_the_seed(backbone_fol
     assert config["pooling_window"] == 1
 
 
+def test_a_composed_model_keeps_the_options_that_it_was_composed_with(load, checkpoint, processor):
+    load(pooling_window=2, audio_token=processor.audio_token)
+    message = (
+        f"{checkpoint} is composed already, and with other options: pooling_window=1 but that has 2, projector_type"
+    )
+    with pytest.raises(
+        ValueError, match=message + "='linear' but that has 'mlp'. Leave them out, or give `audio_model`"
+    ):
+        load(pooling_window=1, projector_type="linear")
+    with pytest.raises(ValueError, match="audio_token='<sound>' but that has '>>UNUSED_1<<'"):
+        load(audio_token="<sound>")
+
+
+def test_composing_takes_the_placeholder_asked_for(backbone_folders, tmp_path):
+    audio, text = backbone_folders
+    arguments = ModelArguments(audio_model=audio, text_model=text, audio_token="<sound>", dtype="float32")
+    model, processor = load_model(arguments, tmp_path)
+    assert processor.audio_token == "<sound>" and model.config.audio_token_id == processor.audio_token_id == 280
+
+
 def test_weights_that_cannot_be_read_are_named(load, checkpoint, tmp_path):
     folder = tmp_path / "damaged"
     folder.mkdir()

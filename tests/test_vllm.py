@@ -210,6 +210,20 @@ def test_the_checkpoints_own_code_gives_the_same(server, remote_code_server, exp
             assert_equal(got, expected[name], name)
 
 
+def test_a_placeholder_beyond_the_vocabulary(environment, tmp_path):
+    """Not looked up, neither in the embedding nor by what penalises the tokens of a prompt."""
+    torch.manual_seed(0)
+    folder = compose(str(BACKBONES / "whisper"), str(BACKBONES / "llm"), tmp_path / "model", audio_token="<sound>")
+    model = load(folder)
+    assert not model.config.audio_token_is_embedded
+    command = ["-m", "falcon3_audio.serving.serve", str(folder), "--engine", "vllm", "--served-model-name", MODEL]
+    with Server([*command, "--api-key-env", "TEST_KEY", "--", *ENGINE], tmp_path / "log") as server:
+        for name in ("1.3 s", "two", "turns", "none"):
+            wanted = reference(model, folder, CHATS[name])
+            assert_equal(answer(server, CHATS[name]), wanted, name)
+            assert server.chat(CHATS[name], max_tokens=4, repetition_penalty=1.3)[0] == 200
+
+
 def test_an_adapter_is_served_beside_its_base(server, adapter, expected):
     assert_equal(answer(server, CHATS["1.3 s"], model="adapted"), adapter[1])
     assert_equal(answer(server, CHATS["1.3 s"]), expected["1.3 s"])

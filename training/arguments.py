@@ -113,6 +113,8 @@ OF_COMPOSED = {
     "trailing_silence": 0.0,
     "read_trailing_silence": True,
 }
+# With the placeholder, which is no field of the config.
+COMPOSED = OF_COMPOSED | {"audio_token": None}
 
 
 @dataclass
@@ -137,6 +139,9 @@ class ModelArguments:
     read_trailing_silence: bool = field(
         default=True, metadata={"help": "Whether the language model reads the tokens of that silence too."}
     )
+    audio_token: str | None = field(
+        default=None, metadata={"help": "Placeholder for audio (default: an unused or a new token)."}
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
         default="bfloat16", metadata={"help": "Of the frozen weights; trained weights are float32."}
     )
@@ -155,13 +160,6 @@ class ModelArguments:
                 "Give either `model`, a composed checkpoint, or both `audio_model` and `text_model`; got "
                 f"model={self.model!r}, audio_model={self.audio_model!r}, text_model={self.text_model!r}."
             )
-        if self.model is not None:
-            changed = [name for name, default in OF_COMPOSED.items() if getattr(self, name) != default]
-            if changed:
-                raise ValueError(
-                    f"{', '.join(changed)} belong to a model that is composed now; {self.model!r} has them in its "
-                    "config already. Leave them out, or give `audio_model` and `text_model` instead."
-                )
         if self.pooling_window < 1:
             raise ValueError(f"pooling_window must be at least 1 (no pooling), got {self.pooling_window}.")
 

@@ -15,9 +15,11 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForMultimodalLM,
     AutoProcessor,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     TrainingArguments,
     set_seed,
@@ -27,7 +29,7 @@ from falcon3_audio import FULL_PRECISION_MODULES, LORA_TARGET_MODULES
 from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .arguments import LoraArguments, ModelArguments
+from .arguments import COMPOSED, LoraArguments, ModelArguments
 from .run_folder import BASE
 
 
@@ -54,13 +56,17 @@ def load_model(
     """
     The model to train, everything in it still as loaded, and its processor.
 
-    Raises the errors of `compose` and of `from_pretrained`, and a `ValueError` if `arguments.model` is an adapter.
+    Raises the errors of `compose` and of `from_pretrained`, and a `ValueError` if `arguments.model` is an adapter, or was
+    composed with other options than `arguments` has.
     """
     if arguments.model and (Path(arguments.model) / "adapter_config.json").exists():
         raise ValueError(
             f"{arguments.model} is an adapter; merge it into its model first (`falcon3-audio merge`) and give the result."
         )
     folder = arguments.model or str(_compose_base(arguments, Path(output_dir) / BASE, seed))
+    processor = AutoProcessor.from_pretrained(folder)
+    if arguments.model:
+        _check_composed(arguments, processor, AutoConfig.from_pretrained(folder))
     quantization = None
     if arguments.load_in_4bit:
         quantization = BitsAndBytesConfig(
@@ -81,7 +87,22 @@ def load_model(
         raise ValueError(
             f"The weights in {folder} cannot be read: {error}. Copy or compose that model again."
         ) from error
-    return model, AutoProcessor.from_pretrained(folder)
+    return model, processor
+
+
+def _check_composed(arguments: ModelArguments, processor: Falcon3AudioProcessor, config: PreTrainedConfig):
+    found = {name: getattr(config, name, getattr(processor, name, None)) for name in COMPOSED}
+    asked = {
+        name: getattr(arguments, name) for name, default in COMPOSED.items() if getattr(arguments, name) != default
+    }
+    differing = [
+        f"{name}={asked[name]!r} but that has {found[name]!r}" for name in asked if asked[name] != found[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"{arguments.model} is composed already, and with other options: {', '.join(differing)}. Leave them out, or give "
+            "`audio_model` and `text_model` to compose a model that has them."
+        )
 
 
 def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
@@ -97,6 +118,7 @@ def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
             pad_to_window=arguments.pad_to_window,
             trailing_silence=arguments.trailing_silence,
             read_trailing_silence=arguments.read_trailing_silence,
+            audio_token=arguments.audio_token,
             dtype=arguments.dtype,
         )
     state.wait_for_everyone()

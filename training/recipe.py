@@ -1,12 +1,14 @@
 """Recipes: YAML files with the options of a run, and the command line that overrides them.
 
 A recipe may begin with `extends: other.yaml` (in the same folder) and then holds only what differs; so an ablation shows
-at a glance what it changes. Keys that no option has are errors, in the file as on the command line.
+at a glance what it changes. Keys that no option has are errors, in the file as on the command line. A model may be named
+in two ways; where one place names it in one way and a place that it overrides in the other, the former counts.
 """
 
 import argparse
 import dataclasses
 import difflib
+import itertools
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -20,6 +22,8 @@ from .run_folder import explain, is_write_failure
 
 
 EXTENDS = "extends"
+# Options that say the same in different ways.
+ALTERNATIVES = (("model",), ("audio_model", "text_model"))
 HELP = "Options come from a recipe (--config) and from the command line, which overrides it."
 
 
@@ -38,7 +42,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     inherited = read_yaml(parent)
     if EXTENDS in inherited:
         raise ValueError(f"{path} extends {parent}, which extends another recipe itself; one step is enough.")
-    return inherited | own
+    return _override(inherited, own)
+
+
+def _override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """`options | by`, without those of `options` that say in another way what `by` says."""
+    said = [names for names in ALTERNATIVES if not by.keys().isdisjoint(names)]
+    if len(said) == 1:
+        others = {name for names in ALTERNATIVES if names not in said for name in names}
+        options = {name: value for name, value in options.items() if name not in others}
+    return options | by
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -75,10 +88,9 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     config.add_argument("--config", metavar="RECIPE", help="YAML file of options; the command line overrides it")
     parser = TrlParser(options, prog=prog, parents=[config], description=HELP)
     given, rest = config.parse_known_args(arguments)
-    if given.config:
-        recipe = read_recipe(given.config)
-        check_keys(recipe, option_names(options), given.config, f" `{prog} --help` lists all.")
-        parser.set_defaults_with_config(**recipe)
+    recipe = read_recipe(given.config) if given.config else {}
+    check_keys(recipe, option_names(options), given.config, f" `{prog} --help` lists all.")
+    parser.set_defaults_with_config(**_override(recipe, _alternatives(rest, prog)))
     *parsed, _, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if left:
         raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help` lists all.")
@@ -96,6 +108,14 @@ def check_keys(given: dict[str, Any], known: Collection[str], where: Any, advice
     if unknown:
         named = [f"--{name} (nearest: {difflib.get_close_matches(name, known, 1, 0)[0]})" for name in unknown]
         raise ValueError(f"{where} has options that do not exist: {', '.join(named)}.{advice}")
+
+
+def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:
+    """What a command line has of the options that say the same."""
+    parser = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in itertools.chain(*ALTERNATIVES):
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
+    return vars(parser.parse_known_args(arguments)[0])
 
 
 def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: list[str] | None, prog: str) -> int:

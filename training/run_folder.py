@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from falcon3_audio.whole_files import whole_file
 
-from .arguments import OF_COMPOSED
+from .arguments import COMPOSED
 
 
 RECIPE = "recipe.yaml"
@@ -33,7 +33,7 @@ DECIDING = (
     *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
 )
 # Options that decide what is composed.
-DECIDING_BASE = ("audio_model", "text_model", *OF_COMPOSED, "dtype", "seed")
+DECIDING_BASE = ("audio_model", "text_model", *COMPOSED, "dtype", "seed")
 # No room, too much for the quota or the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # What torch and safetensors say when a file could not be written; they raise no OSError.
@@ -79,7 +79,7 @@ def start_or_go_on(
     checkpoint = _given_checkpoint(Path(resume)) if resume else find_checkpoint(output_dir)
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before:  # a run from before there was such an option had its default
-        before = {name: value for name, value in OF_COMPOSED.items() if name in recipe} | before
+        before = {name: value for name, value in COMPOSED.items() if name in recipe} | before
     changed = [name for name in recipe if before and before.get(name) != recipe[name]]
     if not checkpoint and not (folder / STATE).exists():  # nothing is trained yet
         changed = [name for name in changed if name in DECIDING_BASE and (folder / BASE).exists()]
