@@ -45,7 +45,7 @@ class WithPlaceholder(LogitsProcessor):
 class PlaceholderGenerationMixin(GenerationMixin):
     """`GenerationMixin` for a model whose config has `audio_token_id`, and `audio_token_is_embedded`."""
 
-    # transformers (5.16 to 5.23) has no public place to change what it makes of its settings.
+    # transformers (5.16 to 5.24) has no public place to change what it makes of its settings.
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
         if self.config.audio_token_is_embedded:
