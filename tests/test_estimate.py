@@ -63,7 +63,9 @@ def test_time_is_that_of_the_matrix_products(composed, positions, heard):
     encoder = 3 * positions * (2 * 307.2e6 + 24 * 4 * 1024 * positions)  # with the attention scores
     by_hand = 440_000 * (llm + encoder) / (989e12 * estimate.UTILISATION) / 60
     assert cost.questions == 440_000
-    assert cost.minutes == pytest.approx(by_hand, rel=0.03)  # the language model's scores and the adapters are not in it
+    assert cost.minutes == pytest.approx(
+        by_hand, rel=0.03
+    )  # the language model's scores and the adapters are not in it
 
 
 def test_questions_about_one_clip_pay_for_its_sound_once():
