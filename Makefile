@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test check test-compat test-serving clean
+.PHONY: setup demo test check test-compat test-latest test-serving clean
 
 setup: .venv/ready
 
@@ -26,9 +26,18 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The code saved with a checkpoint, on the oldest and the newest transformers it supports.
+# The code saved with a checkpoint, on the oldest and the newest transformers it supports; the package on its oldest.
 test-compat: setup
-	$(BIN)/python tests/compat.py 5.16.0 5.23.0
+	$(BIN)/python tests/compat.py 5.16.0 5.23.0 5.24.0
+
+# All tests against the newest releases that setup.cfg allows, in an environment made anew each time; what differs from
+# constraints.txt is listed first. torch stays as it is pinned there.
+test-latest:
+	$(PYTHON) -m venv --clear .cache/latest
+	grep '^torch==' constraints.txt > .cache/latest/torch.txt
+	.cache/latest/bin/pip install --quiet --constraint .cache/latest/torch.txt --editable ".[dev]"
+	.cache/latest/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep --invert-match --line-regexp --fixed-strings --file constraints.txt || echo "nothing differs from constraints.txt"
+	.cache/latest/bin/pytest
 
 # vLLM in an environment of its own (4 GB in .cache/vllm), asked all that a server may be asked; quantised models with torchao.
 test-serving: setup

@@ -15,6 +15,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .releases_falcon3_audio import CACHE
+
 
 NAME = (str, os.PathLike)
 
@@ -116,7 +118,9 @@ def _works_from_embeddings(language_model: PreTrainedModel, head: torch.nn.Modul
     expected = language_model(input_ids=ids, use_cache=False).logits
     outputs = language_model.base_model(inputs_embeds=embeddings, use_cache=True)
     language_model.base_model(inputs_embeds=embeddings.flip(-1))  # embeddings that belong to no token
-    cached = getattr(outputs, "past_key_values", None) is not None
+    # Since 5.24 purely recurrent models return their states under the same name; older releases could not generate with them.
+    layers = getattr(getattr(outputs, CACHE, None), "layers", [])
+    cached = any(getattr(layer, "keys", None) is not None for layer in layers)
     return cached and torch.allclose(head(outputs.last_hidden_state), expected, rtol=1e-3, atol=1e-5)
 
 

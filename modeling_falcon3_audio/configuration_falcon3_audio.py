@@ -2,8 +2,8 @@
 """Configuration of Falcon3-Audio: a Whisper encoder, a projector and any causal language model.
 
 The options are the ones the paper ablates (arXiv 2509.07526): pooling window, projector type, padding. `PRESETS` holds
-the shapes of the three published sizes. This file travels with every saved checkpoint, so it imports nothing but
-transformers and huggingface_hub and runs on transformers 5.16 to 5.23.
+the shapes of the three published sizes. This file travels with every saved checkpoint, so it imports nothing
+but transformers and huggingface_hub and runs on transformers 5.16 to 5.24.
 
     config = Falcon3AudioConfig.from_preset("falcon3-audio-1b", pooling_window=1)
 """
@@ -15,11 +15,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-
-try:
-    from transformers.configuration_utils import SubConfigSpec
-except ImportError:  # transformers < 5.20 declares sub-configs as a plain dict
-    SubConfigSpec = None
+from .releases_falcon3_audio import CACHE, SubConfigSpec
 
 
 # What a saved config.json says about the code beside it. `AutoModelForCausalLM` is what PEFT's
@@ -189,7 +185,7 @@ class Falcon3AudioConfig(PreTrainedConfig):
             "audio_config": Falcon3AudioEncoderConfig,
             "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [CACHE]
 
     audio_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -4,7 +4,7 @@
 The audio takes the places of placeholder tokens in the prompt; the vocabulary keeps the language model's shape. A
 prompt's audio is encoded exactly once, also with beams. Encoder, pooling and projector are in modeling_falcon3_audio_encoder.py.
 
-These files travel with every saved checkpoint and run on transformers 5.16 to 5.23.
+These files travel with every saved checkpoint and run on transformers 5.16 to 5.24.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from .modeling_falcon3_audio_encoder import (
     Falcon3AudioPreTrainedModel,
     average_pool,
 )
+from .releases_falcon3_audio import CACHE, takes_cache
 from .shared_prefix_falcon3_audio import shared_prefix_mask
 
 
@@ -46,6 +47,14 @@ FULL_PRECISION_MODULES = ["model.audio_tower", "model.multi_modal_projector", "l
 def _holds_a_prompt(cache: Cache | None) -> bool:
     # The length of a cache is no constant for the compiler; compiled code continues prompts, it does not begin them.
     return cache is not None and (torch.compiler.is_compiling() or int(cache.get_seq_length()) > 0)
+
+
+def _audio_at(tokens: slice, places: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+    """The audio of these tokens of each prompt, where a cache holds those before them, or those behind come later."""
+    if audio_embeds.shape[0] != int(places.sum()):
+        return audio_embeds  # the forward says what is wrong
+    rows = places.flatten().cumsum(0).view_as(places) - 1
+    return audio_embeds[rows[:, tokens][places[:, tokens]].to(audio_embeds.device)]
 
 
 @dataclass
@@ -168,7 +177,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         token = self.config.audio_token_id
         if inputs_embeds is None or (input_ids is not None and input_ids.numel() > 0):
             return input_ids == token
-        placeholder = self.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
+        placeholder = self.get_input_embeddings()(torch.full((), token, dtype=torch.long, device=inputs_embeds.device))
         return (inputs_embeds == placeholder.to(inputs_embeds.dtype)).all(-1)
 
     # How many audio tokens there are is data, and so is whether they fit: this part runs outside of compiled graphs.
@@ -199,6 +208,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             )
 
     @can_return_tuple
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -206,7 +216,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -246,19 +256,19 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             inputs_embeds, audio_embeds = self._place_audio(
                 input_ids, inputs_embeds, input_features, input_features_mask, audio_embeds
             )
-        elif input_ids is not None and input_ids.shape[1] > 1 and not _holds_a_prompt(past_key_values):
+        elif input_ids is not None and input_ids.shape[1] > 1 and not _holds_a_prompt(cache):
             self._check_no_audio_expected(input_ids)
 
         if segment_ids is not None:
-            if prefix_ids is None or position_ids is None or past_key_values is not None:
-                raise ValueError("`segment_ids` need `prefix_ids` and `position_ids`, and no `past_key_values`.")
+            if prefix_ids is None or position_ids is None or cache is not None:
+                raise ValueError("`segment_ids` need `prefix_ids` and `position_ids`, and no `cache`.")
             attention_mask = shared_prefix_mask(self.config.text_config, inputs_embeds, segment_ids, prefix_ids)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: cache},
             **kwargs,
         )
         last_hidden_state = outputs.last_hidden_state
@@ -266,9 +276,9 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             last_hidden_state = last_hidden_state[kept_positions.to(last_hidden_state.device)][None]
         return Falcon3AudioModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: getattr(outputs, CACHE)},
             audio_hidden_states=audio_embeds,
         )
 
@@ -373,22 +383,28 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
     ):
         # Called once per `generate`, before beams or several answers repeat each prompt. Encoding here, and not in
         # the first forward, runs the encoder once per prompt, and repeats each prompt's audio as a block: rows of
-        # audio repeated one by one would belong to the wrong prompts as soon as a prompt has several.
+        # audio repeated one by one would belong to the wrong prompts as soon as a prompt has several. (transformers
+        # 5.24 does this by itself, as `mm_encoder_outputs`, for images and videos alone.)
         audio_embeds = model_kwargs.pop("audio_embeds", None)
         features, mask = model_kwargs.pop("input_features", None), model_kwargs.pop("input_features_mask", None)
-        inputs_embeds = model_kwargs.get("inputs_embeds")
+        model_kwargs.pop("audio_places", None)  # of whoever calls this model as an assistant
+        inputs_embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get(CACHE)
+        held = 0 if cache is None else int(cache.get_seq_length())
         if features is not None:
             if audio_embeds is not None:
                 raise ValueError("Specify at most one of `input_features` and `audio_embeds`.")
             audio_embeds = self.get_audio_features(features, mask, return_dict=True).pooler_output
         elif audio_embeds is None and inputs_embeds is None and input_ids is not None:
             # Audio that a cache holds already need not be given again; a single token is what the model said last.
-            cache = model_kwargs.get("past_key_values")
-            rest = input_ids if cache is None else input_ids[:, int(cache.get_seq_length()) :]
+            rest = input_ids[:, held:]
             if rest.shape[1] > 1:
                 self.model._check_no_audio_expected(rest)
+        places = None
         if audio_embeds is not None:
-            per_prompt = self.model._is_audio_token(input_ids, inputs_embeds).sum(-1).tolist()
+            places = self.model._is_audio_token(input_ids, inputs_embeds)
+            if audio_embeds.shape[0] == int(places[:, held:].sum()):
+                places[:, :held] = False  # audio that the cache holds was not given again
+            per_prompt = places.sum(-1).tolist()
             if sum(per_prompt) == audio_embeds.shape[0]:  # otherwise the forward says what is wrong
                 parts = [part for part in audio_embeds.split(per_prompt) for _ in range(expand_size)]
                 audio_embeds = torch.cat(parts)
@@ -397,6 +413,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         )
         if audio_embeds is not None:
             model_kwargs["audio_embeds"] = audio_embeds
+            model_kwargs["audio_places"] = places.repeat_interleave(expand_size, dim=0)
         return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(
@@ -404,34 +421,26 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         input_ids: torch.LongTensor,
         inputs_embeds: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
+        audio_places: torch.Tensor | None = None,
         is_first_iteration: bool = False,
         **kwargs,
     ):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        tokens = model_inputs["inputs_embeds"] if model_inputs["input_ids"] is None else model_inputs["input_ids"]
         # An assistant's prompt is not called the first iteration; only single tokens are sure to hold no audio.
-        begins = is_first_iteration or not kwargs.get("use_cache", True) or model_inputs["input_ids"].shape[1] > 1
+        begins = is_first_iteration or not kwargs.get("use_cache", True) or tokens.shape[1] > 1
         if audio_embeds is not None and begins:
-            model_inputs["audio_embeds"] = self._without_cached_audio(
-                input_ids, model_inputs["input_ids"], audio_embeds
-            )
+            cache = kwargs.get(CACHE)
+            start = 0 if cache is None else int(cache.get_seq_length())
+            audio_embeds = _audio_at(slice(start, start + tokens.shape[1]), audio_places, audio_embeds)
+            if audio_embeds.shape[0] > 0:
+                model_inputs["audio_embeds"] = audio_embeds
         return model_inputs
 
-    def _without_cached_audio(
-        self, prompt: torch.Tensor, rest: torch.Tensor | None, audio_embeds: torch.Tensor
-    ) -> torch.Tensor:
-        """The audio of what is left of each prompt when a cache already holds its beginning."""
-        if rest is None or rest.shape == prompt.shape:
-            return audio_embeds
-        token = self.config.audio_token_id
-        left = (rest == token).sum(-1).tolist()
-        if sum(left) == audio_embeds.shape[0]:  # only what the cache does not hold was given
-            return audio_embeds
-        parts = audio_embeds.split((prompt == token).sum(-1).tolist())
-        return torch.cat([part[len(part) - count :] for part, count in zip(parts, left)])
-
     @can_return_tuple
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -439,7 +448,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -476,7 +485,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
             input_features_mask=input_features_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             audio_embeds=audio_embeds,
             use_cache=use_cache,
@@ -492,9 +501,9 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Generati
         return Falcon3AudioCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: getattr(outputs, CACHE)},
             audio_hidden_states=outputs.audio_hidden_states,
         )
 

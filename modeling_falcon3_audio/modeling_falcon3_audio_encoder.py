@@ -19,6 +19,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_falcon3_audio import Falcon3AudioConfig, Falcon3AudioEncoderConfig
+from .releases_falcon3_audio import CACHE
 
 
 # Mel frames per encoder position: the stride of Whisper's second convolution.
@@ -70,7 +71,7 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
     input_modalities: tuple[str, ...] = ("audio", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["Falcon3AudioEncoderLayer", "Falcon3AudioMultiModalProjector"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True

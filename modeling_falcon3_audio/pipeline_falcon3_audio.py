@@ -1,7 +1,7 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """`pipeline("audio-text-to-text")`: ask a question about a sound, or go on with a chat.
 
-transformers 5.23 has no such task. Choices: every input becomes a chat and goes through the processor's template;
+transformers 5.24 has no such task. Choices: every input becomes a chat and goes through the processor's template;
 the answer is cut off from the prompt by token count, not by comparing texts; a batch is one call of the processor.
 Any transformers model with an audio chat template can be used. Travels with every saved checkpoint.
 
@@ -9,7 +9,7 @@ Any transformers model with an audio chat template can be used. Travels with eve
     pipe("clip.wav", text="What do you hear?")[0]["generated_text"]
 """
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,7 +22,17 @@ from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
 from .audio_cache_falcon3_audio import AudioCache, digests
-from .prompt_cache_falcon3_audio import PromptCache, Token, begin_together, can_be_cropped, content_of, count_audio
+from .prompt_cache_falcon3_audio import (
+    PromptCache,
+    Token,
+    allows_common_beginning,
+    allows_prompt_cache,
+    begin_together,
+    can_be_cropped,
+    content_of,
+    count_audio,
+)
+from .releases_falcon3_audio import CACHE
 
 
 logger = logging.get_logger(__name__)
@@ -41,34 +51,8 @@ _GENERATE_ARGUMENTS = {
     "assistant_model",
     "assistant_tokenizer",
     "tokenizer",
+    "cache",
     "past_key_values",
-}
-# Settings of `generate` that, with another value than this, make several sequences, drafts or a cache of their own.
-_ONE_SEQUENCE = {
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "use_cache": True,
-    "past_key_values": None,
-    "cache_implementation": None,
-    "prefill_chunk_size": None,
-    "assistant_model": None,
-    "assistant_early_exit": None,
-    "prompt_lookup_num_tokens": None,
-    "use_mtp": False,
-    "dola_layers": None,
-    "penalty_alpha": None,
-    "constraints": None,
-    "force_words_ids": None,
-    "token_healing": False,
-}
-# And those that look at the order of the prompt's tokens, where padding must not get in between.
-_ONE_ORDER = {
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "watermarking_config": None,
-    "prefix_allowed_tokens_fn": None,
 }
 
 
@@ -83,16 +67,15 @@ class AudioTextToTextPipeline(Pipeline):
     """
     See `__call__`. Generation parameters (`max_new_tokens`, `streamer`, ...) go to `pipeline(...)` or to the call.
 
-    What the prompts of a batch begin with in common goes through Falcon3-Audio once; a `logits_processor` then finds
-    padding behind it. A clip is encoded once for all questions and turns about it, also across calls. `audio_cache_tokens` is
+    What the prompts of a batch begin with in common goes through Falcon3-Audio once. A clip is encoded once for all questions and turns about it, also across calls. `audio_cache_tokens` is
     how many audio tokens are kept for that (15,000, which is 10 minutes of sound; 0: none). Other models encode every prompt.
 
     With `prompt_cache_tokens=4096` the language model's keys and values of the chats answered last are kept as well, up
     to so many tokens in all (default 0: none). A prompt that begins like one of them, as the next turn of a chat or
     another question about a clip does, then computes only the rest; answers are the same up to rounding. A token takes
     `2 * layers * key-value heads * head_dim` numbers, in bfloat16 72 KiB for Falcon3-1B, 88 for 3B and 112 for 7B.
-    Batches, beams, several answers to a prompt, drafts and caches of one's own do without, and so do language models
-    with sliding windows.
+    Batches, language models with sliding windows, and settings of `generate` that are not known to go with it (beams,
+    several answers to a prompt, drafts, a cache of one's own) do without.
     """
 
     _load_processor = True
@@ -131,7 +114,7 @@ class AudioTextToTextPipeline(Pipeline):
         Args:
             audio: A clip (path, URL, bytes, array, tensor, dict with `array` and `sampling_rate`); a list of clips,
                 which are asked one by one (a batch); a list of lists, where each inner list goes into one prompt. Or a
-                chat or list of chats; or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset or
+                chat or list of chats (messages as dicts; Falcon3-Audio's processor takes objects as well); or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset or
                 generator.
             text (`str`, list of `str`, or chats): The question. One is asked about every clip of a list, and several
                 about one clip each get an answer of their own.
@@ -150,13 +133,15 @@ class AudioTextToTextPipeline(Pipeline):
         if audio is None and text is None:
             raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
         rows = _pair(audio, text)
+        # Falcon3-Audio's processor knows messages that are objects; others get them as they are given.
+        plain = getattr(self.processor, "plain_messages", list)
         # What an item is that is neither a chat nor a dict with `audio` and `text`.
         bare = "text" if audio is None else "audio"
         if not _is_many(rows):
-            return super().__call__(_request(rows, bare, sampling_rate), **kwargs)
+            return super().__call__(_request(rows, bare, sampling_rate, plain), **kwargs)
         if isinstance(rows, Sized) and len(rows) == 0:
             raise ValueError("Nothing was asked: the list of inputs is empty.")
-        requests = (_request(row, bare, sampling_rate) for row in _each(rows))
+        requests = (_request(row, bare, sampling_rate, plain) for row in _each(rows))
         return super().__call__(list(requests) if isinstance(rows, (list, tuple)) else requests, **kwargs)
 
     def _sanitize_parameters(
@@ -227,20 +212,16 @@ class AudioTextToTextPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs) -> dict[str, Any]:
         inputs, clips = model_inputs["inputs"], model_inputs["clips"]
         several = len(inputs["input_ids"]) > 1
-        prompts = self._prompt_cache
-        if prompts is not None and (several or not self._is_one_sequence(inputs, generate_kwargs)):
-            prompts = None
-        together = (
-            several
-            and self._begins_together
-            and _are_usual(_ONE_SEQUENCE | _ONE_ORDER, self._settings(generate_kwargs))
-        )
+        settings = self._settings(generate_kwargs)
+        padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
+        prompts = None if several or padded or not allows_prompt_cache(settings) else self._prompt_cache
+        together = several and self._begins_together and allows_common_beginning(settings)
         # Without a cache of clips nobody knows which are equal.
         together = together and "attention_mask" in inputs and (clips is not None or "input_features" not in inputs)
         contents = self._contents(inputs, clips) if together or prompts is not None else []
         held = 0  # audio tokens
         if prompts is not None:
-            cache = generate_kwargs["past_key_values"] = prompts.take(contents[0])
+            cache = generate_kwargs[CACHE] = prompts.take(contents[0])
             held = count_audio(contents[0][: cache.get_seq_length()])
         if self._audio_cache is not None and clips is not None:
             self._embed_audio(self._audio_cache, inputs, clips, held)
@@ -250,23 +231,21 @@ class AudioTextToTextPipeline(Pipeline):
         limits = {"max_new_tokens", "max_length", "generation_config"}
         if not limits & generate_kwargs.keys() and given.max_new_tokens is None and given.max_length in (None, 20):
             generate_kwargs["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
-        if generate_kwargs.get("stop_strings") is not None:
-            generate_kwargs["tokenizer"] = self.tokenizer
+        generate_kwargs.setdefault("tokenizer", self.tokenizer)  # which stop strings need, for one
         tokens = self.model.generate(**inputs, **generate_kwargs)
         tokens = getattr(tokens, "sequences", tokens)
         if prompts is not None:
             prompts.put([*contents[0], *tokens[0, len(contents[0]) :].tolist()], cache)
         return {"requests": model_inputs["requests"], "tokens": tokens[:, inputs["input_ids"].shape[1] :]}
 
-    def _settings(self, generate_kwargs: dict[str, Any]) -> list[dict[str, Any]]:
-        """Where settings of `generate` come from, the first that has one first."""
-        config = generate_kwargs.get("generation_config")
-        return [generate_kwargs, {} if config is None else vars(config), vars(self.model.generation_config)]
-
-    def _is_one_sequence(self, inputs: dict[str, Any], generate_kwargs: dict[str, Any]) -> bool:
-        """Whether `generate` goes token by token through each prompt, without padding, in an ordinary cache."""
-        mask = inputs.get("attention_mask")
-        return _are_usual(_ONE_SEQUENCE, self._settings(generate_kwargs)) and (mask is None or bool(mask.all()))
+    def _settings(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All settings of `generate` that are set, by the call or else by a generation config, the model's last."""
+        given = generate_kwargs.get("generation_config")
+        configs = [vars(self.model.generation_config), {} if given is None else vars(given)]
+        settings: dict[str, Any] = {}
+        for place in (*configs, generate_kwargs):
+            settings |= {name: value for name, value in place.items() if value is not None}
+        return settings
 
     def _contents(self, inputs: dict[str, Any], clips: list[str] | None) -> list[list[Token]]:
         """Each prompt by content."""
@@ -320,16 +299,11 @@ class AudioTextToTextPipeline(Pipeline):
 
 
 def _is_chat(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], dict) and "role" in value[0]
-
-
-def _are_usual(usual: dict[str, Any], places: list[dict[str, Any]]) -> bool:
-    """Whether what the first place says that says anything is, for each setting, the usual."""
-    for name, value in usual.items():
-        given = next((place[name] for place in places if place.get(name) is not None), None)
-        if given is not None and given != value:
-            return False
-    return True
+    """A list of messages, or an object that holds one, such as transformers' own `Chat`."""
+    if hasattr(value, "messages"):
+        return True
+    first = value[0] if isinstance(value, (list, tuple)) and len(value) > 0 else None
+    return "role" in first if isinstance(first, dict) else hasattr(first, "role")
 
 
 def _is_many(value: Any) -> bool:
@@ -364,10 +338,10 @@ def _pair(audio: Any, text: Any) -> Any:
     return [{"audio": clip, "text": question} for clip, question in zip(clips, texts)]
 
 
-def _request(item: Any, bare: str, sampling_rate: int | None) -> Request:
-    """From a chat, a dict with `audio` and `text`, or a bare clip or text."""
+def _request(item: Any, bare: str, sampling_rate: int | None, plain: Callable[[Any], list]) -> Request:
+    """From a chat, whose messages `plain` makes dicts, a dict with `audio` and `text`, or a bare clip or text."""
     if _is_chat(item):
-        return Request([_with_rate(message, sampling_rate) for message in item])
+        return Request([_with_rate(message, sampling_rate) for message in plain(item)])
     if not isinstance(item, dict):
         item = {bare: item}
     elif not item.keys() & {"audio", "text"} and item.keys() & {"array", "raw", "bytes", "path"}:

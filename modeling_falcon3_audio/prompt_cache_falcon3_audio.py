@@ -14,10 +14,30 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .audio_cache_falcon3_audio import fingerprint
+from .releases_falcon3_audio import CACHE
 
 
 # A token id, or the digest of the clip that an audio token stands for.
 Token = int | str
+# Settings of `generate` that leave each prompt one sequence, computed token by token in an ordinary cache, and that look
+# at the prompt's tokens as a set if at all: a prompt may begin in a cache, and padding may lie anywhere. A list of what
+# is allowed: settings that a later release adds take the plain path until they stand here.
+# fmt: off
+_ALLOWED = {
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "forced_eos_token_id",
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "remove_invalid_values", "renormalize_logits", "return_dict_in_generate", "output_scores", "output_logits",
+    "pad_token_id", "bos_token_id", "eos_token_id", "generation_config", "streamer", "tokenizer", "transformers_version",
+}
+# And those that look at the order of the prompt's tokens: for a single prompt, where no padding gets in between.
+_ALLOWED_FOR_ONE = _ALLOWED | {
+    "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "watermarking_config", "prefix_allowed_tokens_fn",
+    "logits_processor", "stopping_criteria",
+}
+# fmt: on
+# Values that say of a setting that it changes nothing; of others `False` does.
+_CHANGES_NOTHING = {"use_cache": True, "num_beams": 1, "num_return_sequences": 1}
 # Tokens that prompts of a batch have to have in common: for fewer, a forward of their own does not pay.
 WORTH_SHARING = 32
 
@@ -27,7 +47,7 @@ class PromptCache:
     Keys and values of the chats answered last. For one thread at a time, and for one chat at a time:
 
         cache = prompts.take(content)
-        tokens = model.generate(..., past_key_values=cache)
+        tokens = model.generate(..., cache=cache)
         prompts.put([*content, *answer], cache)
 
     Args:
@@ -95,6 +115,25 @@ def can_be_cropped(model: torch.nn.Module) -> bool:
     return all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers)
 
 
+def allows_prompt_cache(settings: dict[str, Any]) -> bool:
+    """Whether a single prompt may begin in a cache, by the settings of `generate` that are set."""
+    return _used(settings) <= _ALLOWED_FOR_ONE
+
+
+def allows_common_beginning(settings: dict[str, Any]) -> bool:
+    """Whether the prompts of a batch may share what they begin with, by the settings of `generate` that are set."""
+    return _used(settings) <= _ALLOWED
+
+
+def _used(settings: dict[str, Any]) -> set[str]:
+    """Names of the settings that change something."""
+    return {
+        name
+        for name, value in settings.items()
+        if not name.startswith("_") and not (isinstance(value, int) and value == _CHANGES_NOTHING.get(name, False))
+    }
+
+
 def content_of(input_ids: list[int], audio_token: int, clips: list[str], counts: list[int]) -> list[Token]:
     """
     A prompt by content.
@@ -127,7 +166,7 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
         contents: each prompt by content.
 
     Returns:
-        Inputs of the same shape, with `past_key_values`; padding lies behind the common beginning. Those that were given
+        Inputs of the same shape, with a cache; padding lies behind the common beginning. Those that were given
         where too little is shared, where padding is on the right, and where audio and prompts do not match, which the
         model says better.
     """
@@ -148,7 +187,7 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
         else:
             inputs = {name: value for name, value in inputs.items() if name != "audio_embeds"}
     cache = _empty_cache(model)
-    model(input_ids=beginning[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **audio)
+    model(input_ids=beginning[None], cache=cache, use_cache=True, logits_to_keep=1, **audio)
     cache.batch_repeat_interleave(len(contents))
     # Each prompt's beginning moves to the left, and its padding behind it.
     rest, rest_mask = ids.clone(), mask.clone()
@@ -161,7 +200,7 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
     return inputs | {
         "input_ids": rest,
         "attention_mask": rest_mask.to(inputs["attention_mask"].dtype),
-        "past_key_values": cache,
+        CACHE: cache,
     }
 
 
@@ -173,4 +212,12 @@ def _shared_length(first: list[Token], second: list[Token]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
-__all__ = ["PromptCache", "begin_together", "can_be_cropped", "content_of", "count_audio"]
+__all__ = [
+    "PromptCache",
+    "allows_common_beginning",
+    "allows_prompt_cache",
+    "begin_together",
+    "can_be_cropped",
+    "content_of",
+    "count_audio",
+]

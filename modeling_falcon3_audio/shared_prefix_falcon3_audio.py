@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
+from .releases_falcon3_audio import CACHE
+
 
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
@@ -51,7 +53,7 @@ def shared_prefix_mask(
         seen = segment_ids[row, key]
         return (seen == segment_ids[row, query]) | (seen == prefix_ids[row, query])
 
-    return create_causal_mask(config, inputs_embeds, attention_mask=None, past_key_values=None, and_mask_function=sees)
+    return create_causal_mask(config, inputs_embeds, attention_mask=None, and_mask_function=sees, **{CACHE: None})
 
 
 __all__ = ["shared_prefix_mask"]

@@ -3,7 +3,7 @@
 
 Choices: features of a clip never depend on the rest of the batch; audio over 30 s becomes 30 s windows side by side
 in one row; the placeholder is a token the language model's vocabulary already has; labels come from the chat
-template's generation markers. Travels with every saved checkpoint and runs on transformers 5.16 to 5.23 (labels: 5.23).
+template's generation markers. Travels with every saved checkpoint and runs on transformers 5.16 to 5.24 (labels: from 5.23).
 
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 """
@@ -32,6 +32,7 @@ from .audio_inputs_falcon3_audio import (
     count_tokens,
     load_audio,
 )
+from .messages_falcon3_audio import check_text, is_conversation, load_item, plain_messages
 from .tokenizer_falcon3_audio import (
     FALCON3_CHAT_TEMPLATE,
     NEW_AUDIO_TOKEN,
@@ -43,6 +44,8 @@ from .tokenizer_falcon3_audio import (
 
 logger = logging.get_logger(__name__)
 
+# How texts are made tensors, unless the call or the tokenizer says otherwise.
+TEXT_DEFAULTS = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
 # 5 minutes are 7,500 tokens, which the smallest model (8,192 positions) still holds beside a question.
 MAX_AUDIO_SECONDS = 300.0
 
@@ -63,9 +66,6 @@ class Falcon3AudioTextKwargs(TextKwargs, total=False):
 class Falcon3AudioProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: Falcon3AudioTextKwargs
 
-    # `_defaults`, not class attributes of the processor: those need transformers 5.23.
-    _defaults = {"text_kwargs": {"padding": True, "padding_side": "left", "return_tensors": "pt"}}
-
 
 class Falcon3AudioProcessor(ProcessorMixin):
     r"""
@@ -81,6 +81,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = Falcon3AudioProcessorKwargs
+    plain_messages = staticmethod(plain_messages)  # for the pipeline, which is saved beside this file or is installed
 
     def __init__(
         self,
@@ -166,6 +167,9 @@ class Falcon3AudioProcessor(ProcessorMixin):
 
         Raises a `ValueError` if placeholders and clips do not match, and for audio that cannot be used.
         """
+        said = {**(kwargs.get("common_kwargs") or {}), **self.tokenizer.init_kwargs, **kwargs}
+        defaults = {name: value for name, value in TEXT_DEFAULTS.items() if name not in said}
+        kwargs["text_kwargs"] = defaults | (kwargs.get("text_kwargs") or {})
         return super().__call__(text=text, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -268,7 +272,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs) -> Any:
         r"""
         As in transformers, for messages whose content is a string or a list of `{"type": "text", "text": ...}` and
-        `{"type": "audio", ...}` items. An audio item has its source under `audio`, `path` or `url` (anything that
+        `{"type": "audio", ...}` items; objects do as well, see `plain_messages`. An audio item has its source under `audio`, `path` or `url` (anything that
         `load_audio` takes) and may have its own `sampling_rate`.
 
         With `processor_kwargs={"return_labels": True}` (and `tokenize=True, return_dict=True`) the result has
@@ -295,16 +299,17 @@ class Falcon3AudioProcessor(ProcessorMixin):
         )
         if not return_labels:
             return outputs
-        chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
+        chats = conversation if isinstance(conversation[0], list) else [conversation]
         answers = [sum(message["role"] == "assistant" for message in chat[1:]) for chat in chats]
         return _with_labels(outputs, answers)
 
     def _prepare_messages(self, conversation, sampling_rate: int | None, load: bool) -> list:
         """A copy of the conversation(s) whose audio is loaded; checks what the template would pass over in silence."""
+        if isinstance(conversation, (list, tuple)) and conversation and is_conversation(conversation[0]):
+            return [self._prepare_messages(messages, sampling_rate, load) for messages in conversation]
+        conversation = plain_messages(conversation)
         if len(conversation) == 0:
             raise ValueError("The conversation is empty; give at least one message.")
-        if isinstance(conversation[0], (list, tuple)):
-            return [self._prepare_messages(messages, sampling_rate, load) for messages in conversation]
         prepared = []
         for index, message in enumerate(conversation):
             content = message.get("content")
@@ -314,38 +319,17 @@ class Falcon3AudioProcessor(ProcessorMixin):
                     f"The content of message {index} must be a string or a list of dicts, got {content!r}."
                 )
             for item in items:
-                self._check_text(item, index)
+                check_text(item, index, self.audio_token)
             if not isinstance(content, str) and content is not None and load:
-                message = message | {"content": [_load_item(item, sampling_rate, index) for item in items]}
+                message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
             prepared.append(message)
         return prepared
-
-    def _check_text(self, item: dict, message: int):
-        if item.get("type") != "text":
-            return
-        if not isinstance(item.get("text"), str):
-            raise ValueError(f"A text item of message {message} needs a string under 'text', got {item}.")
-        if self.audio_token in item["text"]:
-            raise ValueError(
-                f"Message {message} contains the audio placeholder {self.audio_token!r} as text. Remove it; "
-                'audio is given as an item {"type": "audio", "path": ...}.'
-            )
 
 
 def _take(name: str, *places: dict | None) -> Any:
     """Removes an argument from wherever it may stand; the value of the first place that has one."""
     values = [place.pop(name) for place in places if place and name in place]
     return next((value for value in values if value is not None), None)
-
-
-def _load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
-    if item.get("type") != "audio":
-        return item
-    sources = [item[key] for key in ("audio", "path", "url") if item.get(key) is not None]
-    if len(sources) != 1:
-        raise ValueError(f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url': {item}")
-    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
-    return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
 
 
 def _given_sampling_rate(kwargs: dict) -> int | None:

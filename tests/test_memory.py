@@ -10,6 +10,7 @@ from tiny import make_llm, make_tokenizer, make_whisper
 from transformers import AutoConfig
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
+from falcon3_audio.releases_falcon3_audio import CACHE
 from falcon3_audio.serving import memory
 
 
@@ -87,7 +88,7 @@ def test_torchaos_eight_bits_have_a_zero_point_besides(folder):
 def test_the_cache_is_what_transformers_keeps(folder):
     model = load(folder, "bfloat16")
     with torch.no_grad():
-        kept = model(torch.full((1, 10), 5), use_cache=True).past_key_values
+        kept = getattr(model(torch.full((1, 10), 5), use_cache=True), CACHE)
     size = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept.layers)
     assert size == 10 * memory.compute_memory(model.config).cache
 

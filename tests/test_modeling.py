@@ -37,6 +37,7 @@ from falcon3_audio import (
     Falcon3AudioModel,
     Falcon3AudioProcessor,
 )
+from falcon3_audio.releases_falcon3_audio import CACHE
 
 
 def prompt(processor, *conversations, **kwargs):
@@ -276,7 +277,7 @@ def test_a_second_turn_goes_on_from_the_cache(model, processor):
     chat = question(tone(1))
     first = prompt(processor, chat)
     cache = DynamicCache(config=model.config.text_config)
-    said = model.generate(**first, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    said = model.generate(**first, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
     reply = processor.decode(said[0, first["input_ids"].shape[1] :])
     turn = prompt(
         processor, [*chat, {"role": "assistant", "content": "x"}, *question(tone(0.5, 800), text="And now?")]
@@ -285,7 +286,7 @@ def test_a_second_turn_goes_on_from_the_cache(model, processor):
     second = dict(turn, input_ids=ids, attention_mask=torch.ones_like(ids))
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     with torch.no_grad():
-        cached = model.generate(**second, past_key_values=cache, **options)
+        cached = model.generate(**second, **{CACHE: cache}, **options)
         fresh = model.generate(**second, **options)
     assert reply and torch.equal(cached, fresh)
 
@@ -293,15 +294,43 @@ def test_a_second_turn_goes_on_from_the_cache(model, processor):
 def test_only_new_audio_has_to_be_given_with_a_cache(model, processor):
     first = prompt(processor, question(tone(1)))
     cache = DynamicCache(config=model.config.text_config)
-    said = model.generate(**first, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    said = model.generate(**first, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
     new = prompt(processor, question(tone(0.5, 800), text="And now?"))
     ids = torch.cat([said, new["input_ids"]], dim=1)
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     features = {name: new[name] for name in ("input_features", "input_features_mask")}
     both = prompt(processor, question(tone(1), tone(0.5, 800)))
     features_of_both = {name: both[name] for name in features}
-    cached = model.generate(ids, **features, past_key_values=cache, **options)
+    cached = model.generate(ids, **features, **{CACHE: cache}, **options)
     assert torch.equal(cached, model.generate(ids, **features_of_both, **options))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_prompt_in_chunks_gives_the_same_answer(model, processor, size):
+    chats = [question(tone(1)), question(tone(0.6, 600), tone(0.5, 900), text="Which is louder?"), question()]
+    inputs = prompt(processor, *chats)
+    assert torch.equal(answer(model, inputs, prefill_chunk_size=size), answer(model, inputs))
+
+
+def test_the_rest_of_a_prompt_in_chunks_goes_on_from_the_cache(model, processor):
+    inputs = prompt(processor, question(tone(1), tone(0.5, 800)))
+    length = int((inputs["input_ids"] == 1).sum()) // 2  # the cache ends within the first clip
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        embeds = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+        begun = inputs["input_ids"][:, :length]
+        model(begun, audio_embeds=embeds[: int((begun == 1).sum())], **{CACHE: cache})
+    assert torch.equal(answer(model, inputs, prefill_chunk_size=5, **{CACHE: cache}), answer(model, inputs))
+
+
+def test_a_cache_by_either_name(model, processor):
+    inputs = prompt(processor, question(tone(1)))
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for name in ("cache", "past_key_values"):
+            cache = DynamicCache(config=model.config.text_config)
+            assert torch.equal(model(**inputs, **{name: cache}).logits, expected)
+            assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 
 
 def test_prompt_lookup_does_not_draft_placeholders(model, processor):
@@ -319,8 +348,8 @@ def test_audio_in_the_cache_need_not_be_given_again(model, processor):
     inputs = prompt(processor, question(tone(1)))
     cache = DynamicCache(config=model.config.text_config)
     options = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
-    said = model.generate(**inputs, past_key_values=cache, **options)
-    more = model.generate(said, past_key_values=cache, attention_mask=torch.ones_like(said), **options)
+    said = model.generate(**inputs, **{CACHE: cache}, **options)
+    more = model.generate(said, **{CACHE: cache}, attention_mask=torch.ones_like(said), **options)
     assert torch.equal(more[:, -8:], answer(model, inputs))
 
 
@@ -343,7 +372,7 @@ def test_a_prompt_without_its_audio_is_an_error(model, processor):
         with pytest.raises(ValueError, match="hold 25 audio tokens .* but no audio was given"):
             call(input_ids=ids)
     with pytest.raises(ValueError, match="no audio was given"):
-        model(ids, past_key_values=DynamicCache(config=model.config.text_config))
+        model(ids, **{CACHE: DynamicCache(config=model.config.text_config)})
     with pytest.raises(ValueError, match="exactly one of"):
         model()
     with pytest.raises(ValueError, match="at most one of"):
@@ -409,11 +438,11 @@ def test_decoding_compiles_without_a_graph_break(model, processor):
     decode = torch.compile(model, backend=graphs, fullgraph=True)
     expected = answer(model, inputs)[0]
     with torch.no_grad():
-        token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
+        token = model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
         for step in range(3):
             assert token.item() == expected[step]
             positions = torch.tensor([[length + step]])
-            token = decode(token, past_key_values=cache, position_ids=positions).logits[:, -1:].argmax(-1)
+            token = decode(token, **{CACHE: cache}, position_ids=positions).logits[:, -1:].argmax(-1)
     assert graphs.frame_count == 1
 
 

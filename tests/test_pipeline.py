@@ -1,8 +1,10 @@
 """The audio-text-to-text pipeline against the processor's chat template and `generate`, called by hand."""
 
 import copy
+import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from datasets import Dataset
 from tiny import make_llm, question, tone
 from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig, TextStreamer, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils.chat_template_utils import Chat
 
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 
@@ -186,6 +189,26 @@ def test_chats(pipe):
     assert texts(pipe([chat, question(CLIPS["c"], text="What?")])) == [wanted, about(pipe, "c")]
     assert texts(pipe(text=[chat, chat], batch_size=2)) == [wanted, wanted]
     assert str(chat) == str(before)
+
+
+def test_chats_of_objects(pipe):
+    """As transformers' own pipelines wrap them, and as clients of APIs hand them out."""
+
+    @dataclasses.dataclass
+    class Message:
+        role: str
+        content: list
+        tool_calls: list | None = None
+
+    chat = question(CLIPS["a"], text="What?")
+    objects = [Message(**message) for message in chat]
+    wanted = about(pipe, "a")
+    for given in (Chat(chat), objects, tuple(objects), SimpleNamespace(messages=objects)):
+        assert pipe(given)[0]["generated_text"] == wanted
+        assert pipe(given)[0]["input_text"] == chat
+    assert texts(pipe([Chat(chat), objects], batch_size=2)) == [wanted, wanted]
+    with pytest.raises(ValueError, match="Message 0 must be a dict, a dataclass or a pydantic model"):
+        pipe([SimpleNamespace(role="user", content="What?")])  # no such object
 
 
 def test_words_only(pipe):

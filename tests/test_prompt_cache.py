@@ -15,6 +15,7 @@ from falcon3_audio import (
     pipeline_falcon3_audio,
 )
 from falcon3_audio.prompt_cache_falcon3_audio import PromptCache, can_be_cropped, content_of
+from falcon3_audio.releases_falcon3_audio import CACHE
 
 
 # A checkpoint whose answers depend on every clip and word.
@@ -242,7 +243,7 @@ def test_where_it_is_not_used(caching, plain, options):
     for spied in (caching, plain):
         torch.manual_seed(0)
         spied(chat, **options)
-    assert "past_key_values" not in caching.settings and caching.positions == plain.positions
+    assert CACHE not in caching.settings and caching.positions == plain.positions
     assert caching.tokens == plain.tokens
     ask(caching, plain, chat)  # what is kept is as it was
     assert caching.positions[0] < 40
@@ -252,9 +253,9 @@ def test_it_is_not_used_with_beams_that_the_model_sets(caching, plain, monkeypat
     for spied in (caching, plain):
         monkeypatch.setattr(spied.pipe.model.generation_config, "num_beams", 2)
     ask(caching, plain, question(CLIPS["a"]))
-    assert "past_key_values" not in caching.settings
+    assert CACHE not in caching.settings
     ask(caching, plain, question(CLIPS["a"]), num_beams=1)
-    assert "past_key_values" in caching.settings
+    assert CACHE in caching.settings
 
 
 def test_prompts_without_a_mask(caching, plain):
@@ -268,19 +269,19 @@ def test_batches_do_without(caching, plain):
     assert caching.tokens == plain.tokens and caching.positions == plain.positions
     for spied in (caching, plain):
         spied(clips, **options)  # one by one
-    assert caching.tokens == plain.tokens and "past_key_values" in caching.settings
+    assert caching.tokens == plain.tokens and CACHE in caching.settings
 
 
 def test_a_cache_or_an_assistant_of_ones_own(caching, plain):
     ask(caching, plain, question(CLIPS["a"]))
     own = DynamicCache(config=caching.pipe.model.config.text_config)
-    caching(question(CLIPS["a"]), past_key_values=own)
-    assert caching.settings["past_key_values"] is own and caching.tokens == plain.tokens
+    caching(question(CLIPS["a"]), **{CACHE: own})
+    assert caching.settings[CACHE] is own and caching.tokens == plain.tokens
     assert own.get_seq_length() == len(caching.tokens[0]) - 1
     words = question(text="Hello?")
     ask(caching, plain, words)
     caching(words, assistant_model=make_llm())
-    assert "past_key_values" not in caching.settings and caching.tokens == plain.tokens
+    assert CACHE not in caching.settings and caching.tokens == plain.tokens
 
 
 def test_the_bound(sensitive, plain):
@@ -320,7 +321,7 @@ def test_other_weights_begin_anew(sensitive):
 
 def test_off_by_default(plain):
     plain(question(CLIPS["a"]))
-    assert plain.pipe._prompt_cache is None and "past_key_values" not in plain.settings
+    assert plain.pipe._prompt_cache is None and CACHE not in plain.settings
     plain.pipe.forget_audio()
 
 

@@ -1,0 +1,78 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Chat messages of any kind as dicts whose audio is loaded. Travels with every saved checkpoint."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .audio_inputs_falcon3_audio import load_audio
+
+
+def is_conversation(value: Any) -> bool:
+    """A list of messages, or an object that holds one under `messages`."""
+    return isinstance(value, (list, tuple)) or hasattr(value, "messages")
+
+
+def plain_messages(conversation: Any) -> list[dict[str, Any]]:
+    """
+    The messages of one conversation as dicts. Takes dicts, dataclasses and pydantic models, also for items of content,
+    and an object that holds the list under `messages`. Fields that are `None` are left out.
+
+    Raises a `ValueError` for a message of another kind.
+    """
+    messages = _plain(getattr(conversation, "messages", conversation))
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(
+                f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got "
+                f"{message!r}."
+            )
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+def _plain(value: Any) -> Any:
+    """Messages and items of content as dicts; arrays, tensors and other sources of audio as they are."""
+    if isinstance(value, (list, tuple)):
+        # A list of numbers is a clip.
+        return value if value and isinstance(value[0], (int, float, np.number)) else [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # `asdict` would copy the audio in it.
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if callable(getattr(value, "model_dump", None)):
+        return _plain(value.model_dump())
+    return value
+
+
+def check_text(item: dict, message: int, audio_token: str):
+    """Raises a `ValueError` for a text item without a text, and for one that holds the placeholder of audio."""
+    if item.get("type") != "text":
+        return
+    if not isinstance(item.get("text"), str):
+        raise ValueError(f"A text item of message {message} needs a string under 'text', got {item}.")
+    if audio_token in item["text"]:
+        raise ValueError(
+            f"Message {message} contains the audio placeholder {audio_token!r} as text. Remove it; "
+            'audio is given as an item {"type": "audio", "path": ...}.'
+        )
+
+
+def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
+    """
+    An audio item with its clip as a mono array at 16 kHz; other items as they are.
+
+    Raises a `ValueError` that names the message where the item has no source, or several, or one that cannot be read.
+    """
+    if item.get("type") != "audio":
+        return item
+    sources = [item[key] for key in ("audio", "path", "url") if item.get(key) is not None]
+    if len(sources) != 1:
+        raise ValueError(f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url': {item}")
+    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
+    return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
+
+
+__all__ = ["check_text", "is_conversation", "load_item", "plain_messages"]

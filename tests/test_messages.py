@@ -1,0 +1,80 @@
+"""Messages as dicts, dataclasses and pydantic models: one prompt."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+from tiny import question, tokenized, tone
+
+from falcon3_audio.processing.messages_falcon3_audio import plain_messages
+
+
+@dataclasses.dataclass
+class Item:
+    type: str
+    audio: Any = None
+    text: str | None = None
+    sampling_rate: int | None = None
+
+
+@dataclasses.dataclass
+class Message:
+    role: str
+    content: Any
+    name: str | None = None
+
+
+class Model(pydantic.BaseModel):
+    role: str
+    content: Any
+    tool_calls: list | None = None
+
+
+CLIP = tone(0.7)
+CHAT = [{"role": "system", "content": "Be brief."}, *question(CLIP, text="What?")]
+
+
+def as_objects(kind):
+    system, user = CHAT
+    items = [item if kind is Model else Item(**item) for item in user["content"]]
+    return [kind(**system), kind(role="user", content=items)]
+
+
+@pytest.mark.parametrize("kind", [Message, Model])
+def test_objects_are_read_as_dicts(processor, kind):
+    expected, given = tokenized(processor, CHAT), tokenized(processor, as_objects(kind))
+    assert np.array_equal(given["input_ids"], expected["input_ids"])
+    assert np.array_equal(given["input_features"], expected["input_features"])
+
+
+def test_a_batch_and_an_object_that_holds_a_conversation(processor):
+    chats = [SimpleNamespace(messages=as_objects(Message)), as_objects(Message), CHAT]
+    alone = tokenized(processor, CHAT)["input_ids"][0].tolist()
+    assert tokenized(processor, chats)["input_ids"].tolist() == [alone] * 3
+    assert tokenized(processor, chats[0])["input_ids"].tolist() == [alone]
+
+
+def test_audio_is_not_copied_and_nothing_is_left_of_none():
+    audio = np.zeros(3)
+    (message,) = plain_messages([Message("user", [Item("audio", audio)])])
+    assert message.keys() == {"role", "content"} and message["content"][0]["audio"] is audio
+    samples = [0.0] * 3
+    assert plain_messages([Message("user", [Item("audio", samples)])])[0]["content"][0]["audio"] is samples
+
+
+def test_labels_of_objects(processor):
+    answer = {"role": "assistant", "content": "a dog"}
+    labels = [
+        tokenized(processor, [*chat, answer], processor_kwargs={"return_labels": True})["labels"].tolist()
+        for chat in (CHAT, as_objects(Message))
+    ]
+    assert labels[0] == labels[1]
+
+
+@pytest.mark.parametrize("message", ["What?", 3, SimpleNamespace(role="user", content="What?")])
+def test_what_is_no_message_is_named(processor, message):
+    with pytest.raises(ValueError, match="Message 1 must be a dict, a dataclass or a pydantic model"):
+        tokenized(processor, [CHAT[0], message])
