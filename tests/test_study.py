@@ -195,13 +195,13 @@ def test_two_runs_side_by_side_in_processes_of_their_own(write, tmp_path, monkey
     output = tmp_path / "out"
     path = write(arms={"a": NO_LORA, "b": NO_LORA | {"learning_rate": 0.1}}, evaluate=[])
     environments = []
-    popen = module.subprocess.Popen
+    run = module._run_process
 
-    def started(command, **options):
-        environments.append(options["env"])
-        return popen(command, **options)
+    def spy(command, log, environment, *others):
+        environments.append(environment)
+        return run(command, log, environment, *others)
 
-    monkeypatch.setattr(module.subprocess, "Popen", started)
+    monkeypatch.setattr(module, "_run_process", spy)
     assert main([path, str(output), "--jobs", "2"]) == 0
     assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["1", "1"]
     assert {run["arm"] for run in report_of(output)["training"]} == {"a", "b"}

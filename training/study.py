@@ -97,7 +97,7 @@ def _run_process(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment | {"PYTHONUNBUFFERED": "1"},  # so that the log is complete, whatever ends it
             pass_fds=(lock,),
         )
     try:
