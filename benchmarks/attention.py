@@ -35,10 +35,11 @@ from .shapes import END_TOKEN, Shape, shape_of
 
 FRAMES = (31, 247, 731, 1000, 2999, 3000, 4251)  # mel frames of the clips, 100 a second; the last has two windows
 # What float32 may differ by: it sums in another order. In bfloat16 a way to compute attention may be as far from the float32
-# reference as sdpa in bfloat16 is, and half as much again; and sdpa no further than three roundings of 2^-8 to the layer.
+# reference as sdpa in bfloat16 is, and half as much again; and sdpa itself no further than eight roundings of 2^-8, twice what was
+# found on a CPU (0.9 % for states and 1.5 % for the gradient, after four layers of encoder and language model each).
 FLOAT32, GRADIENT_FLOAT32 = 1e-4, 1e-3
 AS_SDPA = 1.5
-ROUNDINGS = 3 * 2**-8
+BFLOAT16 = 8 * 2**-8
 OWN_ROWS, SHARED_ROWS, ENCODER = "rows of their own", "rows that share clips", "encoder"
 FLASH = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
 Tensors = tuple[torch.Tensor, torch.Tensor]
@@ -206,9 +207,7 @@ class Checks:
     def _limits(self, sdpa: Sequence[float] | None) -> list[float]:
         if self.model.dtype == torch.float32:
             return [FLOAT32, GRADIENT_FLOAT32]
-        config = self.model.config
-        layers = config.audio_config.num_hidden_layers + config.text_config.num_hidden_layers
-        return [AS_SDPA * value for value in sdpa] if sdpa else [ROUNDINGS * layers] * 2
+        return [AS_SDPA * value for value in sdpa] if sdpa else [BFLOAT16] * 2
 
 
 def variable_length(shape: Shape) -> dict[str, Any]:
@@ -227,13 +226,14 @@ def variable_length(shape: Shape) -> dict[str, Any]:
         for clip in zip(*(part.split(lengths) for part in parts))
     ]
     expected = torch.cat([clip[0].transpose(0, 1) for clip in alone])
-    errors, limits = [error(found.float(), expected)], [ROUNDINGS]
+    errors, limits = [error(found.float(), expected)], [BFLOAT16]
     return {"outcome": "equal" if errors <= limits else "not equal", "errors": errors, "limits": limits}
 
 
 def static_cache(model: Any, step: Step) -> dict[str, Any]:
-    """The share of tokens that a static cache says otherwise than a growing one, of four answers of 16 tokens in float32."""
-    inputs = {name: value.to(device()) for name, value in prompts(OURS, step, range(4)).items()}
+    """The share of tokens that a static cache says otherwise than a growing one, of up to four answers of 16 tokens in float32."""
+    asked = range(min(4, len(step.questions)))
+    inputs = {name: value.to(device()) for name, value in prompts(OURS, step, asked).items()}
     growing = answer(model, inputs, 16)
     static = answer(model, inputs, 16, cache_implementation="static")
     differ = float((growing != static).float().mean())

@@ -67,9 +67,9 @@ def real_shape(preset: str) -> Shape:
     )
 
 
-def narrow_shape(preset: str, sizes: dict[str, int] = NARROW) -> Shape:
-    """The preset's proportions at the width of `sizes`; the language model keeps its ratios of widths and of heads."""
-    real = real_shape(preset)
+def narrow_shape(preset: str, sizes: dict[str, int] | None = None) -> Shape:
+    """The preset's proportions at the width of `sizes` (`NARROW`); the language model keeps its ratios of widths and of heads."""
+    real, sizes = real_shape(preset), sizes or NARROW
     width = sizes["hidden_size"]
     audio = {
         "hidden_size": width,

@@ -28,8 +28,7 @@ QUESTIONS = [Question(0, 200, 6, 5), Question(0, 200, 3, 4), Question(0, 200, 8,
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """Narrow models become tiny ones."""
-    sizes = {"hidden_size": 32, "layers": 1, "heads": 2, "text_layers": 1, "head_dim": 16}
-    monkeypatch.setattr(shapes, "NARROW", sizes)
+    monkeypatch.setattr(shapes, "NARROW", shapes.TINY)
 
 
 @pytest.fixture
