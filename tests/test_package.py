@@ -26,7 +26,9 @@ def test_the_wheel_holds_one_top_level_name(tmp_path):
     assert "falcon3_audio/processing/chat_template.jinja" in names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "training").rglob("*.py")}
     recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "training" / "recipes").rglob("*.yaml")}
-    assert {f"falcon3_audio/{name}" for name in modules | recipes} <= set(names)
+    prepare = ROOT / "training" / "prepare"
+    tables = {str(path.relative_to(ROOT)) for path in prepare.rglob("*") if path.suffix in (".tsv", ".yaml")}
+    assert tables and {f"falcon3_audio/{name}" for name in modules | recipes | tables} <= set(names)
     assert not any(name.endswith(".safetensors") for name in names)
     rest = [path for folder in ("evaluation", "model_cards") for path in (ROOT / folder).rglob("*") if path.is_file()]
     rest += [*(ROOT / "demo").glob("*.py"), *(ROOT / "serving").glob("*.py"), *(ROOT / "serving").glob("*.patch")]
