@@ -25,8 +25,10 @@ def test_the_wheel_holds_one_top_level_name(tmp_path):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"falcon3_audio"}
     assert "falcon3_audio/processing/chat_template.jinja" in names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "training").rglob("*.py")}
-    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "training").rglob("*.yaml")}
-    assert {f"falcon3_audio/{name}" for name in modules | recipes} <= set(names)
+    tables = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "training").rglob("*") if path.suffix in (".tsv", ".yaml")
+    }
+    assert tables and {f"falcon3_audio/{name}" for name in modules | tables} <= set(names)
     assert not any(name.endswith(".safetensors") for name in names)
     rest = [path for folder in ("evaluation", "model_cards") for path in (ROOT / folder).rglob("*") if path.is_file()]
     rest += [*(ROOT / "demo").glob("*.py"), *(ROOT / "serving").glob("*.py"), *(ROOT / "serving").glob("*.patch")]

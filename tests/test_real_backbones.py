@@ -226,14 +226,14 @@ def write_gguf(path):
     """A Llama of one layer in float32, with the tokenizer of a GGUF file as SmolLM2's."""
     from gguf import GGUFWriter, TokenType
 
-    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(chr(0x21 + index) for index in range(90)), "ab"]
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(chr(0x21 + index) for index in range(90)), "12"]
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(64), writer.add_embedding_length(32), writer.add_block_count(1)
     writer.add_feed_forward_length(64), writer.add_head_count(4), writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5), writer.add_rope_freq_base(10000.0), writer.add_vocab_size(len(words))
     writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre("smollm"), writer.add_token_list(words)
     writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(words) - 3))
-    writer.add_token_merges(["a b"]), writer.add_bos_token_id(1), writer.add_eos_token_id(2)
+    writer.add_token_merges(["1 2"]), writer.add_bos_token_id(1), writer.add_eos_token_id(2)
     writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
     shapes = {"token_embd": (len(words), 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
     shapes |= {

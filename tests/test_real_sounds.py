@@ -12,6 +12,7 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,32 @@ def test_packages_that_are_missing_are_named(made, mirror, asked, tmp_path, monk
     install_apt(tmp_path / "bin", folder, monkeypatch)
     assert main([str(tmp_path / "set"), *options]) == 0
     assert digests(tmp_path / "set") == digests(made[0])
+
+
+def test_a_damaged_file_in_the_cache(mirror, asked, tmp_path):
+    known = [package for package in mirror[1] if package.name in ("bucklespring-data", "pocketsphinx-testdata")]
+    (keys,) = (package for package in known if package.name == "bucklespring-data")
+    damaged = tmp_path / f"{keys.stem}.deb"
+    damaged.write_bytes(b"half of it")
+    found = packages.obtain(known, tmp_path)
+    assert found.missing == {
+        "bucklespring-data": f"{damaged.name} has SHA-256 {hashlib.sha256(b'half of it').hexdigest()}, "
+        f"expected {keys.sha256}; delete it"
+    }
+    assert list(found.folders) == ["pocketsphinx-testdata"]
+    assert (found.folders["pocketsphinx-testdata"] / "usr/share/pocketsphinx/test/data/librivox/one.wav").is_file()
+
+
+def test_two_runs_share_a_cache(mirror, asked, tmp_path):
+    """The second waits for the first, and does not take its half-unpacked folders for left-overs."""
+    known = [package for package in mirror[1] if package.name == "bucklespring-data"]
+    with packages._one_at_a_time(tmp_path):
+        child = get_context("fork").Process(target=packages.obtain, args=(known, tmp_path))
+        child.start()
+        child.join(1)
+        assert child.is_alive() and not list(tmp_path.glob("*.deb"))
+    child.join(60)
+    assert child.exitcode == 0 and list(packages.obtain(known, tmp_path).folders) == ["bucklespring-data"]
 
 
 @pytest.mark.parametrize("only", ["asterisk-core-sounds-en-wav", "bucklespring-data", "fluid-soundfont-gm"])

@@ -233,7 +233,7 @@ def print_summary(report: Mapping[str, Any], out: Path) -> None:
     for name, why in missing.items():
         print(f"  {name}: {why}")
     if missing:
-        print(f"{WHERE}; the set is smaller without them, and the same command adds what can be had")
+        print(f"The set is smaller without them, and the same command adds what can be had: {WHERE}")
 
 
 def source_table(packages: Sequence[Package]) -> str:

