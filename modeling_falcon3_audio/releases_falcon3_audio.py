@@ -7,6 +7,7 @@ table is in CHANGELOG.md. Travels with every saved checkpoint.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -33,6 +34,13 @@ def _renamed_to_cache(forward: Callable) -> Callable:
             kwargs["cache"] = kwargs.pop("past_key_values")
         return forward(*args, **kwargs)
 
+    # `generate` of these releases takes only what it finds in the signature.
+    signature = inspect.signature(forward)
+    parameters = [
+        parameter.replace(name="past_key_values") if parameter.name == "cache" else parameter
+        for parameter in signature.parameters.values()
+    ]
+    with_cache.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return with_cache
 
 
