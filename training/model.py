@@ -87,6 +87,11 @@ def load_model(
         raise ValueError(
             f"The weights in {folder} cannot be read: {error}. Copy or compose that model again."
         ) from error
+    for module in model.modules():
+        # bitsandbytes 0.50 repacks 4-bit weights on CPUs with bfloat16 units as soon as a model is evaluated, for widths
+        # that are multiples of 32 alone, and training does not take that back.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model, processor
 
 
