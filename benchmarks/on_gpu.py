@@ -49,7 +49,7 @@ def plan(given: argparse.Namespace) -> list[Part]:
     if given.dry_run:
         tiny = ("--size", "tiny", "--repeats", "1")
         # torch compiles flex attention for a CPU in minutes.
-        fast = ("--questions", "8", "--ways", "sdpa", "compiled", "--backend", "eager", "--seconds", "60")
+        fast = ("--questions", "8", "--ways", "sdpa", "compiled", "--backend", "eager", "--seconds", "20")
         step = (*tiny, "--questions", "4", "--tokens", "1024", "--micro-batches", "4")
         return [
             Part("attention", "attention", (*tiny, *fast), 600),

@@ -122,6 +122,11 @@ def test_every_recipe_begins_with_its_estimate(path, hub, capsys):
     assert path.read_text().splitlines()[0] == capsys.readouterr().out.strip()
 
 
+def test_a_card_is_named_with_its_own_memory():
+    line = estimate.describe(estimate.Cost(90, 20, 1), 2, "h200", AudioSFTConfig(output_dir="unused", bf16=False))
+    assert line.startswith("# 2 x H200 141 GB: about 90 minutes and 20 GiB per GPU")
+
+
 def test_what_is_not_known_is_said(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"extends: {RECIPES / 'falcon3_audio_1b.yaml'}\n")
@@ -131,5 +136,5 @@ def test_what_is_not_known_is_said(tmp_path, capsys):
     model, lora, _, training = recipe_7b()
     with pytest.raises(ValueError, match="sizes are known here of data/open_asqa"):
         estimate.estimate(model, lora, DataArguments(["mine"]), training, 1, "h100")
-    with pytest.raises(ValueError, match="expected one of h100, a100"):
+    with pytest.raises(ValueError, match="expected one of h100, h200, a100"):
         estimate.estimate(model, lora, DataArguments(["data/open_asqa"]), training, 1, "t4")
