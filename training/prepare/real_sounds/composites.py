@@ -90,9 +90,9 @@ class Composer:
 
     def run(self, times: Iterable[int]) -> list[Clip]:
         """A composite of each kind that can be made, for each of `times`; of typing, for each eighth."""
-        rounds = 0
+        kinds, rounds = self.kinds(), 0
         for _ in times:
-            for make in self.kinds():
+            for make in kinds:
                 make()
             rounds += 1
         for _ in range(rounds // 8 if KEY in self.sounds else 0):
