@@ -2,7 +2,8 @@
 """Falcon3-Audio: Whisper encoder -> average pooling -> projector -> any causal language model (arXiv 2509.07526).
 
 The audio takes the places of placeholder tokens in the prompt; embedding and head keep the language model's shape, also
-where the placeholder is a token behind its vocabulary. A prompt's audio is encoded exactly once, also with beams. Encoder, pooling and projector are in modeling_falcon3_audio_encoder.py.
+where the placeholder is a token behind its vocabulary. Encoder, pooling and projector are in
+modeling_falcon3_audio_encoder.py, what `generate` needs is in generation_falcon3_audio.py.
 
 These files travel with every saved checkpoint and run on transformers 5.16 to 5.24.
 """
@@ -19,6 +20,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .backbones_falcon3_audio import combine_backbones
 from .configuration_falcon3_audio import FRAMES_PER_POSITION, Falcon3AudioConfig
+from .generation_falcon3_audio import Falcon3AudioGenerationMixin
 from .modeling_falcon3_audio_encoder import (
     Falcon3AudioEncoder,
     Falcon3AudioMultiModalProjector,
@@ -26,7 +28,6 @@ from .modeling_falcon3_audio_encoder import (
     average_pool,
     read_frames,
 )
-from .placeholder_falcon3_audio import PlaceholderGenerationMixin
 from .releases_falcon3_audio import CACHE, takes_cache
 from .shared_prefix_falcon3_audio import shared_prefix_mask
 
@@ -47,14 +48,6 @@ FULL_PRECISION_MODULES = ["model.audio_tower", "model.multi_modal_projector", "l
 def _holds_a_prompt(cache: Cache | None) -> bool:
     # The length of a cache is no constant for the compiler; compiled code continues prompts, it does not begin them.
     return cache is not None and (torch.compiler.is_compiling() or int(cache.get_seq_length()) > 0)
-
-
-def _audio_at(tokens: slice, places: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
-    """The audio of these tokens of each prompt, where a cache holds those before them, or those behind come later."""
-    if audio_embeds.shape[0] != int(places.sum()):
-        return audio_embeds  # the forward says what is wrong
-    rows = places.flatten().cumsum(0).view_as(places) - 1
-    return audio_embeds[rows[:, tokens][places[:, tokens]].to(audio_embeds.device)]
 
 
 @dataclass
@@ -329,7 +322,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         )
 
 
-class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, PlaceholderGenerationMixin):
+class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3AudioGenerationMixin):
     """Falcon3-Audio with the language model's head: answers in text to prompts of text and audio."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -428,71 +421,6 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Placehol
     def count_audio_tokens(self, input_features_mask: torch.Tensor) -> torch.Tensor:
         """See [`Falcon3AudioModel.count_audio_tokens`]."""
         return self.model.count_audio_tokens(input_features_mask)
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.LongTensor | None = None,
-        **model_kwargs,
-    ):
-        # Called once per `generate`, before beams or several answers repeat each prompt. Encoding here, and not in
-        # the first forward, runs the encoder once per prompt, and repeats each prompt's audio as a block: rows of
-        # audio repeated one by one would belong to the wrong prompts as soon as a prompt has several. (transformers
-        # 5.24 does this by itself, as `mm_encoder_outputs`, for images and videos alone.)
-        audio_embeds = model_kwargs.pop("audio_embeds", None)
-        features, mask = model_kwargs.pop("input_features", None), model_kwargs.pop("input_features_mask", None)
-        model_kwargs.pop("audio_places", None)  # of whoever calls this model as an assistant
-        inputs_embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get(CACHE)
-        held = 0 if cache is None else int(cache.get_seq_length())
-        if features is not None:
-            if audio_embeds is not None:
-                raise ValueError("Specify at most one of `input_features` and `audio_embeds`.")
-            audio_embeds = self.get_audio_features(features, mask, return_dict=True).pooler_output
-        elif audio_embeds is None and inputs_embeds is None and input_ids is not None:
-            # Audio that a cache holds already need not be given again; a single token is what the model said last.
-            rest = input_ids[:, held:]
-            if rest.shape[1] > 1:
-                self.model._check_no_audio_expected(rest)
-        places = None
-        if audio_embeds is not None:
-            places = self.model._is_audio_token(input_ids, inputs_embeds)
-            if audio_embeds.shape[0] == int(places[:, held:].sum()):
-                places[:, :held] = False  # audio that the cache holds was not given again
-            per_prompt = places.sum(-1).tolist()
-            if sum(per_prompt) == audio_embeds.shape[0]:  # otherwise the forward says what is wrong
-                parts = [part for part in audio_embeds.split(per_prompt) for _ in range(expand_size)]
-                audio_embeds = torch.cat(parts)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        if audio_embeds is not None:
-            model_kwargs["audio_embeds"] = audio_embeds
-            model_kwargs["audio_places"] = places.repeat_interleave(expand_size, dim=0)
-        return input_ids, model_kwargs
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        inputs_embeds: torch.Tensor | None = None,
-        audio_embeds: torch.Tensor | None = None,
-        audio_places: torch.Tensor | None = None,
-        is_first_iteration: bool = False,
-        **kwargs,
-    ):
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        tokens = model_inputs["inputs_embeds"] if model_inputs["input_ids"] is None else model_inputs["input_ids"]
-        # An assistant's prompt is not called the first iteration; only single tokens are sure to hold no audio.
-        begins = is_first_iteration or not kwargs.get("use_cache", True) or tokens.shape[1] > 1
-        if audio_embeds is not None and begins:
-            cache = kwargs.get(CACHE)
-            start = 0 if cache is None else int(cache.get_seq_length())
-            audio_embeds = _audio_at(slice(start, start + tokens.shape[1]), audio_places, audio_embeds)
-            if audio_embeds.shape[0] > 0:
-                model_inputs["audio_embeds"] = audio_embeds
-        return model_inputs
 
     @can_return_tuple
     @takes_cache

@@ -1,0 +1,145 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What `generate` needs for prompts with audio.
+
+A prompt's audio is encoded exactly once, also with beams, and put in where its tokens are computed: all at once, in chunks,
+or behind a cache. And some of what `generate` does looks up the logits of the prompt's tokens: where the placeholder has
+neither a row of the embedding nor a logit, it finds minus infinity, so that answers are those of a model whose vocabulary
+has a placeholder that is never said. Travels with every saved checkpoint.
+"""
+
+import torch
+from torch import nn
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PromptLookupCandidateGenerator,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+from .releases_falcon3_audio import CACHE
+
+
+# Those that change the logits of tokens because the prompt has them.
+_READ_THE_PROMPT = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+
+class WithPlaceholder(LogitsProcessor):
+    """Runs `processor` on logits that have one for `audio_token_id`, and returns as many as were given."""
+
+    def __init__(self, processor: LogitsProcessor, audio_token_id: int):
+        self.processor, self.audio_token_id = processor, audio_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        width = scores.shape[-1]
+        missing = max(0, self.audio_token_id + 1 - width)
+        return self.processor(input_ids, nn.functional.pad(scores, (0, missing), value=-torch.inf))[..., :width]
+
+
+def _audio_at(tokens: slice, places: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+    """The audio of these tokens of each prompt, where a cache holds those before them, or those behind come later."""
+    if audio_embeds.shape[0] != int(places.sum()):
+        return audio_embeds  # the forward says what is wrong
+    rows = places.flatten().cumsum(0).view_as(places) - 1
+    return audio_embeds[rows[:, tokens][places[:, tokens]].to(audio_embeds.device)]
+
+
+class Falcon3AudioGenerationMixin(GenerationMixin):
+    """`GenerationMixin` for [`Falcon3AudioForConditionalGeneration`]."""
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs,
+    ):
+        # Called once per `generate`, before beams or several answers repeat each prompt. Encoding here, and not in
+        # the first forward, runs the encoder once per prompt, and repeats each prompt's audio as a block: rows of
+        # audio repeated one by one would belong to the wrong prompts as soon as a prompt has several. (transformers
+        # 5.24 does this by itself, as `mm_encoder_outputs`, for images and videos alone.)
+        audio_embeds = model_kwargs.pop("audio_embeds", None)
+        features, mask = model_kwargs.pop("input_features", None), model_kwargs.pop("input_features_mask", None)
+        model_kwargs.pop("audio_places", None)  # of whoever calls this model as an assistant
+        inputs_embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get(CACHE)
+        held = 0 if cache is None else int(cache.get_seq_length())
+        if features is not None:
+            if audio_embeds is not None:
+                raise ValueError("Specify at most one of `input_features` and `audio_embeds`.")
+            audio_embeds = self.get_audio_features(features, mask, return_dict=True).pooler_output
+        elif audio_embeds is None and inputs_embeds is None and input_ids is not None:
+            # Audio that a cache holds already need not be given again; a single token is what the model said last.
+            rest = input_ids[:, held:]
+            if rest.shape[1] > 1:
+                self.model._check_no_audio_expected(rest)
+        if audio_embeds is not None:
+            places = self.model._is_audio_token(input_ids, inputs_embeds)
+            if audio_embeds.shape[0] == int(places[:, held:].sum()):
+                places[:, :held] = False  # audio that the cache holds was not given again
+            per_prompt = places.sum(-1).tolist()
+            if sum(per_prompt) == audio_embeds.shape[0]:  # otherwise the forward says what is wrong
+                parts = [part for part in audio_embeds.split(per_prompt) for _ in range(expand_size)]
+                audio_embeds = torch.cat(parts)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        if audio_embeds is not None:
+            model_kwargs["audio_embeds"] = audio_embeds
+            model_kwargs["audio_places"] = places.repeat_interleave(expand_size, dim=0)
+        return input_ids, model_kwargs
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        inputs_embeds: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
+        audio_places: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
+    ):
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        tokens = model_inputs["inputs_embeds"] if model_inputs["input_ids"] is None else model_inputs["input_ids"]
+        # An assistant's prompt is not called the first iteration; only single tokens are sure to hold no audio.
+        begins = is_first_iteration or not kwargs.get("use_cache", True) or tokens.shape[1] > 1
+        if audio_embeds is not None and begins:
+            cache = kwargs.get(CACHE)
+            start = 0 if cache is None else int(cache.get_seq_length())
+            audio_embeds = _audio_at(slice(start, start + tokens.shape[1]), audio_places, audio_embeds)
+            if audio_embeds.shape[0] > 0:
+                model_inputs["audio_embeds"] = audio_embeds
+        return model_inputs
+
+    # transformers (5.16 to 5.24) has no public place to change what it makes of its settings.
+    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(*args, **kwargs)
+        if self.config.audio_token_is_embedded:
+            return processors
+        token = self.config.audio_token_id
+        return LogitsProcessorList(
+            WithPlaceholder(processor, token) if isinstance(processor, _READ_THE_PROMPT) else processor
+            for processor in processors
+        )
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, PromptLookupCandidateGenerator) and not self.config.audio_token_is_embedded:
+            # It asks the processors, with logits of its own, which tokens may be drafted.
+            token = self.config.audio_token_id
+            generator.vocab_size = token + 1
+            forbidden = SuppressTokensLogitsProcessor([token], device=self.device)
+            generator.logits_processor = LogitsProcessorList([*generator.logits_processor, forbidden])
+        return generator
+
+
+__all__ = ["Falcon3AudioGenerationMixin"]
