@@ -161,15 +161,14 @@ def padded_pairs(lengths, bounds) -> int:
 
 
 def test_few_lengths_are_not_padded():
-    lengths = np.array([5, 5, 7, 7, 9, 11, 20, 21])
-    assert group_lengths(lengths) == [(0, 2), (2, 4), (4, 5), (5, 6), (6, 7), (7, 8)]
+    assert group_lengths([5, 5, 7, 7, 9, 11, 20, 21]) == [(0, 2), (2, 4), (4, 5), (5, 6), (6, 7), (7, 8)]
     windows = PackedWindows([5, 7, 5], limit=10, device="cpu")
     assert windows.padded is None and windows.groups == [(2, 5), (1, 7)] and not windows.is_even
 
 
 @pytest.mark.parametrize("count", [7, 20, 64])
 def test_groups_hold_all_windows_and_pad_little(count):
-    lengths = np.sort(np.random.default_rng(count).permutation(1500)[:count] + 1)
+    lengths = sorted((np.random.default_rng(count).permutation(1500)[:count] + 1).tolist())
     bounds = group_lengths(lengths)
     assert len(bounds) == MAX_GROUPS and bounds[0][0] == 0 and bounds[-1][1] == count
     assert all(left[1] == right[0] for left, right in zip(bounds, bounds[1:]))
@@ -178,7 +177,7 @@ def test_groups_hold_all_windows_and_pad_little(count):
     for groups in range(1, MAX_GROUPS + 1):
         best[groups] = {
             stop: min(
-                best[groups - 1][start] + (stop - start) * int(lengths[stop - 1]) ** 2
+                best[groups - 1][start] + (stop - start) * lengths[stop - 1] ** 2
                 for start in best[groups - 1]
                 if start < stop
             )
@@ -211,7 +210,7 @@ def test_padding_and_back(batch):
 @pytest.mark.parametrize("lengths", [[1, 2, 3], [100, 128, 129], [64] * 5 + [500], [300, 1500, 1500], [128, 128, 256]])
 def test_the_block_mask_is_that_of_all_pairs(lengths):
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    mask = make_block_mask(np.array(lengths), torch.device("cpu"))
+    mask = make_block_mask(lengths, torch.device("cpu"))
     same = owner[:, None] == owner[None]
     index = torch.arange(len(owner))
     assert torch.equal(mask.mask_mod(0, 0, index[:, None], index[None]), same)
