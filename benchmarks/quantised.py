@@ -5,7 +5,7 @@
 
 Needs bitsandbytes and torchao (`pip install -e ".[quantised]"`). Only the language model's layers are quantised, the rest is
 bfloat16 (`FULL_PRECISION_MODULES`). For each precision: bytes of the weights per tower as they lie in memory, scales
-included; right answers of `pipeline()`, greedy, word by word as in training/demo.py; how many replies differ from those in
+included; right answers of `pipeline()`, greedy, by the content rule as in training/demo.py; how many replies differ from those in
 float32; and the mean loss of the tokens of the right answers, which moves before answers do. Speed is not in it.
 """
 
@@ -31,18 +31,19 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from falcon3_audio import FULL_PRECISION_MODULES
 from falcon3_audio.evaluation.load_mmau import load_mmau
 from falcon3_audio.evaluation.local_model import model_digest
+from falcon3_audio.evaluation.predictions import ANSWERED, Prediction
 from falcon3_audio.evaluation.prompts import PROMPTS
 from falcon3_audio.evaluation.questions import Question
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
-from falcon3_audio.training.demo import MAX_ANSWER_TOKENS, is_right
+from falcon3_audio.training.demo import ASKED, is_right
 
 from .measure import print_table, record, run_script
 
 
-PROMPT = "audio-world"
+PROMPT = ASKED["prompt"]
 TOWERS = ("audio_tower", "multi_modal_projector")
 LANGUAGE_MODEL = "language_model"  # with its head
-BATCH = 16
+BATCH = ASKED["batch_size"]
 MIB = 2**20
 
 
@@ -135,7 +136,7 @@ def ask(
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
         chats = [_chat(question) for question in batch]
-        found = pipe(chats, batch_size=BATCH, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
+        found = pipe(chats, batch_size=BATCH, max_new_tokens=ASKED["max_new_tokens"], do_sample=False)
         replies += [reply[0]["generated_text"].strip() for reply in found]
         answered = [chat + [{"role": "assistant", "content": question.answer}] for chat, question in zip(chats, batch)]
         inputs = processor.apply_chat_template(
@@ -171,7 +172,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         model = load(given.checkpoint, precision)
         sizes = weight_bytes(model)
         replies, loss = ask(model, processor, questions)
-        right = sum(is_right({"reply": reply, "answer": q.answer}) for reply, q in zip(replies, questions))
+        right = sum(_is_right(reply, question) for reply, question in zip(replies, questions))
         reference = found[REFERENCE]["replies"] if found else replies
         found[precision] = {
             "bytes": sizes | {"together": sum(sizes.values())},
@@ -191,6 +192,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     }
     record(given, None, results)
     return results
+
+
+def _is_right(reply: str, question: Question) -> bool:
+    return is_right(Prediction(question.id, ANSWERED, reply, choices=question.choices, answer=question.answer))
 
 
 def _version(name: str) -> str | None:

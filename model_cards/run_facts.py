@@ -205,7 +205,7 @@ def _prompt(checkpoint: Path) -> dict[str, Any]:
     content = [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    options = ("pooling_window", "pad_to_window", "max_audio_seconds")
+    options = ("pooling_window", "pad_to_window", "trailing_silence", "read_trailing_silence", "max_audio_seconds")
     return {
         "prompt": prompt.replace(processor.audio_token, "{audio}"),
         "audio": {name: getattr(processor, name) for name in options},

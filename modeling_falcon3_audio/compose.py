@@ -140,9 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--trailing-silence", type=float, default=0.0, help="seconds of silence encoded behind each clip"
     )
     parser.add_argument(
-        "--skip-trailing-silence",
-        action="store_true",
-        help="encode that silence, but give the language model the clip's tokens alone",
+        "--read-trailing-silence",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the language model reads that silence too, or the clip alone",
     )
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (the language model's)")
     options = parser.parse_args(arguments)
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
             projector_type=options.projector_type,
             pad_to_window=options.pad_to_window,
             trailing_silence=options.trailing_silence,
-            read_trailing_silence=not options.skip_trailing_silence,
+            read_trailing_silence=options.read_trailing_silence,
             dtype=options.dtype,
         )
     except (ValueError, OSError, TemplateError) as error:

@@ -336,4 +336,4 @@ def _text_config(value: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     return CONFIG_MAPPING[model_type](**fields)
 
 
-__all__ = ["PRESETS", "Falcon3AudioConfig", "Falcon3AudioEncoderConfig", "get_preset"]
+__all__ = ["PRESETS", "Falcon3AudioConfig", "Falcon3AudioEncoderConfig", "check_trailing_silence", "get_preset"]

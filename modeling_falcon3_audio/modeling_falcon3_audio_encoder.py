@@ -196,9 +196,10 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
             hidden_states = layer(hidden_states, **arguments, **kwargs)
         hidden_states = self.layer_norm(hidden_states)
         flat = hidden_states.flatten(0, 1)
-        output = flat.new_zeros(len(frames) * max(positions), flat.shape[-1])
-        output = output.index_copy(0, windows.places.to(flat.device), flat)
-        return BaseModelOutput(last_hidden_state=output.unflatten(0, (len(frames), -1)))
+        if windows.places is not None:
+            empty = flat.new_zeros(len(frames) * max(positions), flat.shape[-1])
+            flat = empty.index_copy(0, windows.places.to(flat.device), flat)
+        return BaseModelOutput(last_hidden_state=flat.unflatten(0, (len(frames), -1)))
 
     def _embed(self, features: torch.Tensor, windows: PackedWindows) -> torch.Tensor:
         """

@@ -38,18 +38,20 @@ class PackedWindows:
         device: of the tensors.
 
     Attributes:
-        lengths (`np.ndarray` of shape `(windows,)`): positions of each window.
+        lengths (`list[int]`): positions of each window.
         per_audio (`int`): windows of the longest audio.
         groups (`list[tuple[int, int]]`): (windows, positions of the longest) of each group.
         are_even (`list[bool]`): of each group whether all of it is of one length.
         rows (`tuple[torch.Tensor, ...]`): of each group `(windows,)`, which windows they are: audio x `per_audio` + number.
-        places (`torch.Tensor` of shape `(total positions,)`): where each position lies in `(audios, longest)`, flat.
+        places (`torch.Tensor` of shape `(total positions,)`, *optional*): where each position lies in `(audios, longest)`,
+            flat. `None` where they lie in that order already.
         padded (`torch.Tensor`, *optional*): of shape `(sum of windows x longest)`, what stands in each place of the groups,
             by its number in the sequence. `None` where nothing is padded.
         unpadded (`torch.Tensor` of shape `(total positions,)`, *optional*): the way back.
         is_padding (`torch.Tensor`, *optional*): of the shape of `padded`.
     """
 
+    places: torch.Tensor | None
     padded: torch.Tensor | None
     unpadded: torch.Tensor | None
     is_padding: torch.Tensor | None
@@ -62,31 +64,40 @@ class PackedWindows:
             for audio, count in enumerate(positions)
             for start in range(0, count, limit)
         ]
-        self.lengths, rows, starts = np.array(sorted(windows, key=lambda window: window[0])).T
+        windows.sort(key=lambda window: window[0])
+        self.lengths = [length for length, _, _ in windows]
         parts = [self.lengths[start:stop] for start, stop in group_lengths(self.lengths)]
-        self.groups = [(len(part), int(part[-1])) for part in parts]
-        self.are_even = [bool(part[0] == part[-1]) for part in parts]
-        width = np.repeat([length for _, length in self.groups], [count for count, _ in self.groups])
-        arrays = [rows, self._count_from(starts)]
-        if width.sum() > self.lengths.sum():
-            bases = np.cumsum(width) - width
-            steps = np.arange(width.sum()) - np.repeat(bases, width)
-            last = np.repeat(self.lengths - 1, width)
-            # Padding repeats the last position of its window.
-            first = np.repeat(np.cumsum(self.lengths) - self.lengths, width)
-            arrays += [self._count_from(bases), first + np.minimum(steps, last), steps > last]
-        rows, self.places, *others = _upload(arrays, device)
-        self.rows = rows.split([count for count, _ in self.groups])
-        self.unpadded, self.padded, self.is_padding = others or (None, None, None)
+        self.groups = [(len(part), part[-1]) for part in parts]
+        self.are_even = [part[0] == part[-1] for part in parts]
+        # As plain integers, so that windows without a mask compile.
+        self.rows = torch.tensor([row for _, row, _ in windows], device=device).split([len(part) for part in parts])
+        self.places = self.padded = self.unpadded = self.is_padding = None
+        if min(positions) < longest or not self.is_even:
+            self._find_places(np.array([start for _, _, start in windows]), device)
 
-    def _count_from(self, starts: np.ndarray) -> np.ndarray:
-        """For each position of the sequence its number in its window, plus what its window starts at."""
-        return np.arange(self.lengths.sum()) + np.repeat(starts - np.cumsum(self.lengths) + self.lengths, self.lengths)
+    def _find_places(self, starts: np.ndarray, device: torch.device | str):
+        lengths = np.array(self.lengths)
+        before = np.cumsum(lengths) - lengths  # where each window begins in the sequence
+        inside = np.arange(lengths.sum()) - np.repeat(before, lengths)  # numbers of positions in their windows
+        arrays = [np.repeat(starts, lengths) + inside]
+        if not all(self.are_even):
+            widths = np.repeat([length for _, length in self.groups], [count for count, _ in self.groups])
+            bases = np.cumsum(widths) - widths
+            steps = np.arange(widths.sum()) - np.repeat(bases, widths)
+            last = np.repeat(lengths - 1, widths)
+            # Padding repeats the last position of its window.
+            arrays += [np.repeat(before, widths) + np.minimum(steps, last), np.repeat(bases, lengths) + inside]
+            arrays += [steps > last]
+        # In one transfer.
+        index = torch.from_numpy(np.concatenate(arrays)).to(device).split([len(array) for array in arrays])
+        self.places = index[0]
+        if len(index) > 1:
+            self.padded, self.unpadded, self.is_padding = index[1:]
 
     @property
     def is_even(self) -> bool:
         """Whether all windows have one length; then they are a batch, and not packed."""
-        return len(self.groups) == 1 and self.padded is None
+        return self.are_even == [True]
 
     def split(self, states: torch.Tensor) -> list[torch.Tensor]:
         """`(total positions, ...)` to `(windows, positions, ...)` for each group, padded."""
@@ -126,29 +137,29 @@ class PackedWindows:
         return {"attention_mask": None, "windows": self, "masks": self.masks(states.dtype)}
 
 
-def group_lengths(lengths: np.ndarray, most: int = MAX_GROUPS) -> list[tuple[int, int]]:
+def group_lengths(lengths: Sequence[int], most: int = MAX_GROUPS) -> list[tuple[int, int]]:
     """
     Sorted lengths in at most so many groups, as [(start, stop), ...].
 
     Each is split where that saves most pairs of positions, of those that are computed when all are padded to the longest of
     their group; at most `most` lengths are not padded at all.
     """
-    changes = np.flatnonzero(np.diff(lengths)) + 1
+    changes = [place for place in range(1, len(lengths)) if lengths[place - 1] < lengths[place]]
     bounds = [(0, len(lengths))]
     while len(bounds) < min(most, len(changes) + 1):
-        splits = []
-        for start, stop in bounds:
-            inside = changes[(changes > start) & (changes < stop)]
-            saved = (inside - start) * (lengths[stop - 1] ** 2 - lengths[inside - 1] ** 2)
-            if len(inside):
-                splits.append((int(saved.max()), int(inside[saved.argmax()]), (start, stop)))
-        _, place, bound = max(splits)
-        bounds.remove(bound)
-        bounds += [(bound[0], place), (place, bound[1])]
+        splits = [
+            ((place - start) * (lengths[stop - 1] ** 2 - lengths[place - 1] ** 2), place, (start, stop))
+            for start, stop in bounds
+            for place in changes
+            if start < place < stop
+        ]
+        _, place, (start, stop) = max(splits)
+        bounds.remove((start, stop))
+        bounds += [(start, place), (place, stop)]
     return sorted(bounds)
 
 
-def make_block_mask(lengths: np.ndarray, device: torch.device) -> "BlockMask":
+def make_block_mask(lengths: Sequence[int], device: torch.device) -> "BlockMask":
     """
     Flex attention's mask of windows that lie end to end and attend to themselves.
 
@@ -160,7 +171,7 @@ def make_block_mask(lengths: np.ndarray, device: torch.device) -> "BlockMask":
     owner = np.repeat(np.arange(len(lengths)), lengths)
     # A block of queries sees the blocks from where its first window starts to where its last one ends.
     first, last = owner[::BLOCK], owner[np.minimum(np.arange(1, blocks + 1) * BLOCK, total) - 1]
-    begins, ends = (stops - lengths)[first] // BLOCK, -(-stops[last] // BLOCK)
+    begins, ends = (stops - np.array(lengths))[first] // BLOCK, -(-stops[last] // BLOCK)
     counts = torch.from_numpy((ends - begins).astype(np.int32)).to(device)[None, None]
     indices = (begins[:, None] + np.arange(blocks)) % blocks
     windows = torch.from_numpy(np.pad(owner, (0, blocks * BLOCK - total), constant_values=-1)).to(device)
@@ -175,11 +186,6 @@ def make_block_mask(lengths: np.ndarray, device: torch.device) -> "BlockMask":
         mask_mod=is_same_window,
         seq_lengths=(total, total),
     )
-
-
-def _upload(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[torch.Tensor, ...]:
-    """Arrays of integers on the device, in one transfer."""
-    return torch.from_numpy(np.concatenate(arrays)).to(device).split([len(array) for array in arrays])
 
 
 __all__ = ["PackedWindows"]

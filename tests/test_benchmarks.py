@@ -15,9 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 # Benchmarks are run from a clone; they are no part of the package.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import clips, encoder, measure, peak_memory, shapes, step_timeline, summary, training_step
+from benchmarks import (
+    clips,
+    encoder,
+    encoder_operations,
+    measure,
+    peak_memory,
+    shapes,
+    step_timeline,
+    summary,
+    training_step,
+)
 from benchmarks.batches import MASKS, PaddingCollator, Step, our_collator, prompts
 from benchmarks.clips import Question
+from benchmarks.encoder_operations import OperationCounter
 from benchmarks.flops import StepFlops, visible_pairs
 from benchmarks.models import FLAMINGO, KINDS, OURS, QWEN, build, with_lora
 
@@ -219,6 +230,20 @@ def test_each_script_runs(name, tmp_path, monkeypatch, capsys):
     assert str(output) in printed and (FLAMINGO in printed or name == "step_timeline")
     assert plot.exists() == plots
     assert [path.name for path in output.parent.iterdir()] == ["out.json"]
+
+
+def test_64_lengths_take_at_most_twice_the_operations_of_one_clip(tmp_path, capsys):
+    output = tmp_path / "out.json"
+    assert encoder_operations.main(["--output", str(output)]) == 0
+    counts = json.loads(output.read_text())["operations"]
+    assert 24 * 30 < counts[OURS]["1"] < counts[OURS]["64"] <= 2 * counts[OURS]["1"]
+    assert counts[FLAMINGO]["1"] == counts[FLAMINGO]["64"] and FLAMINGO in capsys.readouterr().out
+
+
+def test_operations_are_counted():
+    with OperationCounter() as counter:
+        torch.ones(2).add(1).view(2, 1)
+    assert counter.count == 3
 
 
 def test_the_share_of_waiting_is_that_of_the_time_line(monkeypatch):

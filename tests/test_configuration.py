@@ -70,6 +70,23 @@ def test_tying_follows_the_text_config():
         ({"projector_type": "qformer"}, r"'projector_type'[\s\S]*'mlp', 'linear'"),
         ({"pad_to_window": "yes"}, r"'pad_to_window'[\s\S]*expected bool"),
         ({"audio_token_id": -1}, "`audio_token_id` must be an id of the tokenizer, 0 or more, got -1"),
+        ({"trailing_silence": -0.1}, "`trailing_silence` must be from 0 to the 30 s of a window, got -0.1"),
+        ({"trailing_silence": float("nan")}, "`trailing_silence` must be from 0 to the 30 s of a window, got nan"),
+        (
+            {"trailing_silence": 30.5},
+            "`trailing_silence` must be from 0 to .* got 30.5. 30 encodes every window whole",
+        ),
+        ({"trailing_silence": 0.004}, "`trailing_silence` must be 0 or at least one mel frame .* got 0.004"),
+        ({"trailing_silence": "1"}, r"'trailing_silence'"),
+        ({"read_trailing_silence": "no"}, r"'read_trailing_silence'[\s\S]*expected bool"),
+        (
+            {"trailing_silence": 1.0, "pad_to_window": True},
+            "`pad_to_window` encodes and reads the whole window already",
+        ),
+        (
+            {"read_trailing_silence": False, "pad_to_window": True},
+            "trailing_silence=30 with read_trailing_silence=False",
+        ),
         (
             {"audio_config": {"num_attention_heads": 7}},
             "`num_attention_heads` must divide `hidden_size`, got 7 .* 768",
@@ -96,11 +113,23 @@ def test_wrong_families_are_named():
 
 
 def test_saving_and_loading(tmp_path):
-    config = Falcon3AudioConfig.from_preset("falcon3-audio-3b", pad_to_window=True, audio_token_id=7)
-    config.save_pretrained(tmp_path)
-    loaded = AutoConfig.from_pretrained(tmp_path)
-    assert type(loaded) is Falcon3AudioConfig
-    assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict()
+    silence = {"trailing_silence": 0.5, "read_trailing_silence": False}
+    for options in ({"pad_to_window": True}, silence):
+        config = Falcon3AudioConfig.from_preset("falcon3-audio-3b", audio_token_id=7, **options)
+        assert {name: getattr(config, name) for name in options} == options
+        config.save_pretrained(tmp_path)
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert type(loaded) is Falcon3AudioConfig
+        assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict()
+
+
+def test_checkpoints_from_before_an_option_keep_what_they_were_trained_with(tmp_path):
+    Falcon3AudioConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (saved.pop("trailing_silence"), saved.pop("read_trailing_silence")) == (0.0, True)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.trailing_silence, config.read_trailing_silence) == (0.0, True)
 
 
 def test_the_saved_file_names_its_code_and_its_pipeline(tmp_path):

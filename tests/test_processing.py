@@ -85,6 +85,37 @@ def test_pad_to_window_gives_stock_features(seconds):
     assert int(inputs["input_features_mask"].sum()) == seconds * 100
 
 
+@pytest.mark.parametrize("silence", [0.01, 0.5, 1.23, 30])
+@pytest.mark.parametrize("samples", [1, 16_000, 16_161, 480_000 - 321, 480_000, 500_000])
+def test_silence_is_that_of_the_clip_padded_to_30_seconds(samples, silence):
+    """And the mask marks the clip's own frames alone."""
+    clip = SOUND[:samples]
+    inputs = make_processor(trailing_silence=silence)(audio=clip, sampling_rate=16_000)
+    windows = [stock_features(clip[start : start + 480_000]) for start in range(0, len(clip), 480_000)]
+    frames = math.ceil(samples / 160)
+    last = min(3000, frames % 3000 + round(100 * silence)) if frames % 3000 else 3000
+    kept = inputs["input_features"][0].numpy()
+    assert kept.shape[1] == 3000 * (len(windows) - 1) + min(3000, math.ceil(last / 2) * 2 + 1)
+    np.testing.assert_allclose(kept, np.concatenate(windows, 1)[:, : kept.shape[1]], atol=1e-6, rtol=0)
+    assert inputs["input_features_mask"].tolist() == [[1] * frames + [0] * (kept.shape[1] - frames)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trailing_silence": -1}, "`trailing_silence` must be 0 or from 0.01 to the 30 s of a window, got -1"),
+        ({"trailing_silence": math.nan}, "`trailing_silence` must be .* got nan"),
+        ({"trailing_silence": 31}, "`trailing_silence` must be .* got 31"),
+        ({"trailing_silence": 0.001}, "`trailing_silence` must be .* got 0.001"),
+        ({"trailing_silence": 1, "pad_to_window": True}, "leave out `trailing_silence`"),
+        ({"read_trailing_silence": False, "pad_to_window": True}, "leave out `trailing_silence`"),
+    ],
+)
+def test_silence_that_is_no_length_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(**options)
+
+
 # Tokens.
 
 SECOND = 16_000
@@ -110,6 +141,15 @@ SECOND = 16_000
         (30 * SECOND + 1, {"pad_to_window": True}, 1500),
         (61 * SECOND, {"pad_to_window": True}, 2250),
         (SECOND, {"pad_to_window": True, "pooling_window": 4}, 375),
+        (1, {"trailing_silence": 1.0}, 26),
+        (SECOND, {"trailing_silence": 1.0}, 50),
+        (SECOND, {"trailing_silence": 1.0, "read_trailing_silence": False}, 25),
+        (SECOND, {"trailing_silence": 0.01}, 26),
+        (SECOND + 1, {"trailing_silence": 0.5, "pooling_window": 1}, 76),  # 101 and 50 frames
+        (30 * SECOND - 8_000, {"trailing_silence": 1.0}, 750),
+        (30 * SECOND, {"trailing_silence": 1.0}, 750),
+        (61 * SECOND, {"trailing_silence": 1.0}, 1550),
+        (61 * SECOND, {"trailing_silence": 30, "read_trailing_silence": False}, 1525),
     ],
 )
 def test_token_counts_by_hand(samples, options, tokens):

@@ -14,6 +14,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
+from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS
+
 
 # `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
 LoraTargets = Literal["all", "attention", "qv", "none"]
@@ -162,6 +165,8 @@ class ModelArguments:
             )
         if self.pooling_window < 1:
             raise ValueError(f"pooling_window must be at least 1 (no pooling), got {self.pooling_window}.")
+        silence = self.trailing_silence, self.read_trailing_silence
+        check_trailing_silence(*silence, self.pad_to_window, window=WINDOW_SECONDS)
 
 
 @dataclass
