@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE_TESTS = [
     "tests/test_modeling.py", "tests/test_modeling_encoder.py", "tests/test_shared_prefix.py", "tests/test_processing.py",
     "tests/test_messages.py", "tests/test_pipeline.py", "tests/test_prompt_cache.py", "tests/test_common_beginnings.py",
-    "tests/test_generation_settings.py", "tests/test_trainer.py", "tests/test_merge.py",
+    "tests/test_generation_settings.py", "tests/test_releases.py", "tests/test_trainer.py", "tests/test_merge.py",
 ]
 # fmt: on
 
