@@ -15,8 +15,8 @@ def forward(self, input_ids, cache=None, use_cache=None):
 
 
 def test_the_cache_has_the_name_of_the_release():
-    newer = Version(transformers.__version__) >= Version("5.24.0.dev0")
-    assert releases.CACHE == ("cache" if newer else "past_key_values")
+    expected = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
+    assert releases.CACHE == expected
     output = BaseModelOutputWithPast(**{releases.CACHE: "kept"})
     assert getattr(output, releases.CACHE) == "kept"
 
