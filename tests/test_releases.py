@@ -16,7 +16,7 @@ def forward(self, input_ids, cache=None, use_cache=None):
 
 def test_the_cache_has_the_name_of_the_release():
     expected = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
-    assert releases.CACHE == expected
+    assert expected == releases.CACHE
     output = BaseModelOutputWithPast(**{releases.CACHE: "kept"})
     assert getattr(output, releases.CACHE) == "kept"
 
