@@ -140,7 +140,7 @@ class Checks:
     """All cases of a model, each found equal, not equal, in error, or not reached in `seconds`."""
 
     def __init__(self, model: Any, step: Step, given: argparse.Namespace):
-        own = PaddingCollator(FLAMINGO, step)([{"number": number} for number in range(len(step.questions))])
+        own = PaddingCollator(FLAMINGO, step)([{"question": number} for number in range(len(step.questions))])
         shared = our_collator(step)(list(step.dataset()))
         if "segment_ids" not in shared:
             raise ValueError(f"{given.questions} questions share no clip: give more --questions.")

@@ -73,10 +73,10 @@ class Step:
         """Rows as they come out of a training set: what our collator takes, and the number of the question."""
 
         def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-            examples = [self._example(number) for number in batch["number"]]
+            examples = [self._example(number) for number in batch["question"]]
             return {name: [example[name] for example in examples] for name in examples[0]}
 
-        return Dataset.from_dict({"number": list(range(len(self.questions)))}).with_transform(read)
+        return Dataset.from_dict({"question": list(range(len(self.questions)))}).with_transform(read)
 
     def questions_per_clip(self) -> list[int]:
         clips = [question.clip for question in self.questions]
@@ -85,10 +85,10 @@ class Step:
     def _example(self, number: int) -> dict[str, Any]:
         sound = {"type": "audio", "audio": number}
         messages = [
-            {"role": "user", "content": [sound, {"type": "text", "number": number}]},
+            {"role": "user", "content": [sound, {"type": "text", "question": number}]},
             {"role": "assistant", "content": ""},
         ]
-        return {"number": number, "messages": messages, "origin": str(number), "clip": self.questions[number].clip}
+        return {"question": number, "messages": messages, "origin": str(number), "clip": self.questions[number].clip}
 
 
 class ReadyProcessor:
@@ -104,8 +104,8 @@ class ReadyProcessor:
         sound, text = messages[0]["content"]
         # The collator puts silence in the place of a clip that it has already.
         heard = isinstance(sound["audio"], int)
-        row = self.step.row(text["number"], None if heard else 1)
-        audio = self.step.audio(text["number"]) if heard else {}
+        row = self.step.row(text["question"], None if heard else 1)
+        audio = self.step.audio(text["question"]) if heard else {}
         return {name: value[None] for name, value in row.items()} | audio
 
     def __call__(self, **kwargs: Any) -> dict[str, torch.Tensor]:
@@ -138,7 +138,7 @@ class PaddingCollator:
         self.kind, self.step = kind, step
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        numbers = [example["number"] for example in examples]
+        numbers = [example["question"] for example in examples]
         rows = [self.step.row(number) for number in numbers]
         ids = [row["input_ids"] for row in rows]
         audio = [self.step.audio(number, WINDOW) for number in numbers]

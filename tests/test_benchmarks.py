@@ -130,7 +130,7 @@ def test_what_is_needed_leaves_out_padding(shape):
     """Of two rows of which one is padded, as of the two rows alone."""
     counts = StepFlops(FLAMINGO, shape)
     batch, rows = (
-        [PaddingCollator(FLAMINGO, step_of(shape))([{"number": n} for n in group]) for group in groups]
+        [PaddingCollator(FLAMINGO, step_of(shape))([{"question": n} for n in group]) for group in groups]
         for groups in ([[0, 3]], [[0], [3]])
     )
     assert counts.count(batch, padded=False) == counts.count(rows, padded=False)
@@ -151,7 +151,7 @@ def test_shared_rows_and_padded_rows_have_the_same_loss(shape):
     """Both collators give the same questions: our model says so, which takes a peer's rows and windows too."""
     step, model = step_of(shape), build(OURS, shape)
     shared = our_collator(step)(list(step.dataset()))
-    padded = PaddingCollator(FLAMINGO, step)([{"number": number} for number in range(len(QUESTIONS))])
+    padded = PaddingCollator(FLAMINGO, step)([{"question": number} for number in range(len(QUESTIONS))])
     assert "segment_ids" in shared and shared["input_features"].shape[0] == 2
     assert padded["input_features"].shape == (4, 80, 3000)
     # A branch's first token is predicted by the prefix; questions part there, so it is no answer's.
