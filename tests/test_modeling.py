@@ -484,6 +484,21 @@ def test_decoding_compiles_without_a_graph_break(model, processor):
     assert graphs.frame_count == 1
 
 
+def test_what_compiles_as_one_graph_and_what_does_not(model, processor):
+    """Windows without a mask do; where data decides shapes, or is checked, a graph breaks: so the class makes no claim."""
+    tower = model.model.audio_tower
+    features = torch.randn(2, 80, 3000)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(tower, backend=CompileCounter(), fullgraph=True)(features).last_hidden_state
+        assert torch.equal(compiled, tower(features).last_hidden_state)
+    assert not model._can_compile_fullgraph
+    for chat in (question(tone(1)), question()):
+        torch.compiler.reset()
+        with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+            torch.compile(model, backend=CompileCounter(), fullgraph=True)(**prompt(processor, chat))
+
+
 def test_an_assistant_that_hears_gives_the_same_answer(model, processor):
     for chat in (question(tone(1)), question(tone(0.4), tone(2)), question()):
         inputs = prompt(processor, chat)
