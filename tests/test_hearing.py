@@ -230,8 +230,8 @@ def test_a_run_that_hears(hearing_run):
     assert [entry["step"] for entry in entries] == [16, 20]
     assert 0 < entries[-1]["eval_hearing_low"] < entries[-1]["eval_hearing"] < entries[-1]["eval_hearing_high"]
     assert not said(records)
-    (events,) = run.rglob("events.out.tfevents.*")
-    scalars = EventAccumulator(str(events.parent)).Reload().Scalars("eval/hearing")
+    (folder,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    scalars = EventAccumulator(str(folder)).Reload().Scalars("eval/hearing")
     assert [event.value for event in scalars] == pytest.approx([entry["eval_hearing"] for entry in entries])
 
 
