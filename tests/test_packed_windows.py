@@ -58,6 +58,8 @@ def test_a_batch_of_many_lengths_gives_what_each_clip_gives_alone(batch, alone, 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="flex attention on a CPU is compiled C++")
 def test_flex_attention_takes_all_windows_in_one_call(batch, alone):
+    # With the sizes of other tests behind it torch 2.13 compiles for any size, in C++ that its own compiler refuses.
+    torch.compiler.reset()
     encoder = make_encoder()
     encoder.set_attn_implementation("flex_attention")
     compare(encoder, batch, alone)
