@@ -69,6 +69,9 @@ class Falcon3AudioTextKwargs(TextKwargs, total=False):
 class Falcon3AudioProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: Falcon3AudioTextKwargs
 
+    # Empty; releases before 5.23 (2026-11-13) look for it. Can go on 2027-11-13.
+    _defaults = {}  # type: ignore[var-annotated]
+
 
 class Falcon3AudioProcessor(ProcessorMixin):
     r"""
