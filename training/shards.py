@@ -171,6 +171,14 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
+def is_set(folder: Path) -> bool:
+    """Whether the folder has the report of a set, finished or not."""
+    try:
+        return "parameters" in read_report(folder)
+    except ValueError:
+        return False
+
+
 def read_shards(folder: str | os.PathLike) -> Dataset:
     """
     All rows of a finished set in order, memory-mapped, audio as {"bytes", "path"}.

@@ -76,7 +76,7 @@ def make_report(study: Study, output: Path) -> dict[str, Any]:
 
 def _state(run: Run) -> dict[str, Any] | None:
     """Why a run is not in the tables; `None` for one that has ended."""
-    changed = [difference for found in changes(run).values() for difference in found]
+    changed, _ = changes(run)
     if changed:
         return {"state": "begun with other settings", "said": "; ".join(changed)}
     left = [step for step in steps_of(run) if not step.product.exists()]
