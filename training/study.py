@@ -80,7 +80,7 @@ def _do(run: Run, step: Step, environment: dict[str, str], lock: int, stop: thre
     write_record(step)
     print(f"{run}: {step.name} (log: {step.log})", flush=True)
     code = _run_process([f"falcon3_audio.{step.module}", *step.arguments], step.log, environment, lock, stop, echo)
-    # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report says so.
+    # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report counts them.
     if step.product.exists() and (code == 0 or step.evaluates):
         return None
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
