@@ -34,8 +34,9 @@ from falcon3_audio.evaluation.local_model import model_digest
 from falcon3_audio.evaluation.predictions import ANSWERED, Prediction
 from falcon3_audio.evaluation.prompts import PROMPTS
 from falcon3_audio.evaluation.questions import Question
+from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
-from falcon3_audio.training.demo import ASKED, is_right
+from falcon3_audio.training.demo import ASKED
 
 from .measure import print_table, record, run_script
 

@@ -84,6 +84,11 @@ RULES: dict[str, Callable[[Prediction], Verdict]] = {
 }
 
 
+def is_right(row: Prediction, rule: str = "content") -> bool:
+    """Whether a rule, a name in `RULES`, says that a reply is right. What it leaves out is not. Errors are the rule's."""
+    return RULES[rule](row) is Verdict.RIGHT
+
+
 def accuracies(
     official: str, replies: Sequence[str | None], references: Sequence[Mapping[str, Any]]
 ) -> dict[str, float | int | None]:

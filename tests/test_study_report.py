@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -203,6 +204,31 @@ def test_the_report_of_a_study_that_is_not_finished(world, tmp_path, monkeypatch
     assert "| b, seed 1 | unfinished: merge |" in capsys.readouterr().out
 
 
+def test_replies_that_are_missing_are_told(world, tmp_path, monkeypatch, capsys):
+    """With the sound and with a control; the folder that is named is the one to remove."""
+    path, right = world
+    output = tmp_path / "out"
+    assert main([str(path), str(output)]) == 0
+    report = json.loads((output / "report.json").read_text())
+    assert report["benchmarks"]["mmau"]["without_reply"] == [] and "without a reply" not in capsys.readouterr().out
+    for folder, missing in (("a/seed-0/scores/mmau/none", 2), ("b/seed-1/scores/mmau/silence", 3)):
+        file = output / folder / "predictions.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows[:missing] = [row | {"status": "failed", "reply": None, "error": "broken"} for row in rows[:missing]]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(path), str(output), "--report"]) == 0
+    text = (output / "report.md").read_text()
+    assert "- a, seed 0: 2 in `a/seed-0/scores/mmau/none`" in text
+    assert "- b, seed 1, silence: 3 in `b/seed-1/scores/mmau/silence`" in text
+    arms = json.loads((output / "report.json").read_text())["benchmarks"]["mmau"]["arms"]
+    assert [arms[arm]["without_reply"] for arm in "ab"] == [2, 0]
+    assert [arms[arm]["controls"]["silence"]["without_reply"] for arm in "ab"] == [0, 3]
+    for folder in ("a/seed-0/scores/mmau/none", "b/seed-1/scores/mmau/silence"):
+        shutil.rmtree(output / folder)
+    assert main([str(path), str(output)]) == 0
+    assert "without a reply" not in (output / "report.md").read_text()
+
+
 def test_data_that_changed_is_refused(world, tmp_path, capsys):
     path, _ = world
     assert main([str(path), str(tmp_path / "out")]) == 0
@@ -216,8 +242,26 @@ def test_data_that_changed_is_refused(world, tmp_path, capsys):
 def test_one_seed_and_one_question_a_clip_have_the_interval_of_the_score():
     right = np.array([[1, 0, 1, 1, 0, 1, 0, 1]])
     assert accuracy(right, np.arange(8))["interval"] == wilson(5, 8)
-    # All right: nothing to redraw. Four clips say less than eight questions.
-    assert accuracy(np.ones((2, 8), int), np.arange(8) // 2)["interval"] == wilson(4, 4)
+    assert accuracy(right[:, :1], np.arange(1))["interval"] == wilson(1, 1)
+
+
+def test_where_there_is_nothing_to_redraw_clips_are_counted():
+    """The same share of each clip's questions: a bootstrap's interval would be empty. Ten clips say less than 20 questions."""
+    clips = np.arange(20) // 2
+    assert accuracy(np.ones((2, 20), int), clips)["interval"] == wilson(10, 10)
+    assert accuracy(np.arange(20)[None] % 2, clips)["interval"] == wilson(5, 10)
+    assert accuracy(np.tile(np.arange(20) % 2, (3, 1)), clips)["interval"] == wilson(5, 10)
+    found = difference(np.ones((2, 20), int), clips)
+    assert found["interval"] == (2 * wilson(10, 10)[0] - 1, 1) and found["verdict"] == "better"
+    assert difference(-np.ones((2, 20), int), clips)["interval"] == (-1, 1 - 2 * wilson(10, 10)[0])
+
+
+def test_a_few_clips_have_no_interval():
+    right = np.random.default_rng(0).integers(0, 2, (2, 20))
+    for clips in (1, 2, 5):
+        assert accuracy(right, np.arange(20) % clips)["interval"] is None
+    low, high = accuracy(right, np.arange(20) % 6)["interval"]
+    assert low < right.mean() < high
 
 
 def test_too_few_clips_that_differ_say_nothing():
@@ -229,5 +273,11 @@ def test_too_few_clips_that_differ_say_nothing():
 
 
 def test_paths_keep_their_last_name_alone():
+    apart = {"/a/train.jsonl": "/a/train.jsonl", "/b/train.jsonl": ["/b/train.jsonl", "/b/train.jsonl is gone"]}
+    assert without_paths(apart) == {
+        "train.jsonl": "train.jsonl",
+        "train.jsonl (2)": ["train.jsonl (2)", "train.jsonl is gone"],
+    }
+    assert without_paths(["/data/set/"]) == ["set"]
     content = {"/root/data/set.jsonl": ["no /tmp/a b/c: 'x'", "http://host/a/b", "1/2", "runs/a", 3, None]}
     assert without_paths(content) == {"set.jsonl": ["no a b/c: 'x'", "http://host/a/b", "1/2", "runs/a", 3, None]}

@@ -332,13 +332,18 @@ def check_push(model: ModelArguments, training: TrainingArguments):
 
 def check_together(data: DataArguments, training: TrainingArguments):
     """Raises a `ValueError` for what would silently not happen, or happen otherwise than a recipe says."""
-    if data.eval_data and training.eval_strategy == "no":
-        raise ValueError(
-            "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave it out."
-        )
+    check_scored(data, training)
     if training.n_gpu > 1:
         # transformers would use DataParallel: larger batches than asked for, and sounds parted from their texts.
         raise ValueError(
             f"One process sees {training.n_gpu} GPUs. Start a process for each (`accelerate launch --config_file "
             "training/accelerate/ddp.yaml ...`), or let it see one: CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def check_scored(data: DataArguments, training: TrainingArguments):
+    """Raises a `ValueError` for `eval_data` that nothing would be asked of."""
+    if data.eval_data and training.eval_strategy == "no":
+        raise ValueError(
+            "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave it out."
         )

@@ -328,8 +328,9 @@ def train(
         raise ValueError("push_to_hub is for `falcon3-audio train`; push what GRPO leaves when it has ended.")
     questions = load_questions(data_args.train_data, reward_args.answer_tags)
     held_out = load_questions(data_args.eval_data, reward_args.answer_tags) if data_args.eval_data else None
-    recipe = describe_recipe(model_args, lora_args, data_args, reward_args, args, also=DECIDING_GRPO)
-    checkpoint = begin_run(args, recipe | {"examples": len(questions)})
+    options = model_args, lora_args, data_args, reward_args, args
+    recipe = describe_recipe(*options, also=DECIDING_GRPO) | {"examples": len(questions)}
+    checkpoint = begin_run(args, recipe, options)
     with whole_weights(args):
         model, processor = load_model(model_args, args.output_dir, seed=args.seed)
     check_precision(model, args)

@@ -4,7 +4,7 @@ How such runs are started is in training/accelerate/README.md. Runs in one proce
 not go on from what FSDP or DeepSpeed saved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,9 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
         args.deepspeed_plugin.set_deepspeed_weakref()
 
 
-def begin_run(args: TrainingArguments, recipe: dict[str, Any]) -> Path | None:
+def begin_run(args: TrainingArguments, recipe: dict[str, Any], options: Sequence[Any]) -> Path | None:
     """`start_or_go_on` in all processes: the checkpoint to go on from, the same in each, or `None` for a new run."""
-    checkpoint = start_or_go_on(
-        args.output_dir, recipe, write=args.process_index == 0, resume=args.resume_from_checkpoint
-    )
+    checkpoint = start_or_go_on(args.output_dir, recipe, args.process_index == 0, args.resume_from_checkpoint, options)
     check_same_checkpoint(checkpoint, args.output_dir)
     return checkpoint
 

@@ -42,10 +42,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     inherited = read_yaml(parent)
     if EXTENDS in inherited:
         raise ValueError(f"{path} extends {parent}, which extends another recipe itself; one step is enough.")
-    return _override(inherited, own)
+    return override(inherited, own)
 
 
-def _override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+def override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
     """`options | by`, without those of `options` that say in another way what `by` says."""
     said = [names for names in ALTERNATIVES if not by.keys().isdisjoint(names)]
     if len(said) == 1:
@@ -90,7 +90,7 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     given, rest = config.parse_known_args(arguments)
     recipe = read_recipe(given.config) if given.config else {}
     check_keys(recipe, option_names(options), given.config, f" `{prog} --help` lists all.")
-    parser.set_defaults_with_config(**_override(recipe, _alternatives(rest, prog)))
+    parser.set_defaults_with_config(**override(recipe, _alternatives(rest, prog)))
     *parsed, _, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if left:
         raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help` lists all.")

@@ -60,8 +60,28 @@ def describe_recipe(*options: Any, also: Sequence[str] = ()) -> dict[str, Any]:
     return json.loads(json.dumps(recipe, default=str))
 
 
+def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence[Any]) -> dict[str, Any]:
+    """
+    The recipe `before` with those options of the recipe `now` that did not exist yet when it was recorded: they had their
+    defaults.
+
+    Args:
+        options: the dataclasses of the recipe's options, or instances of them.
+    """
+    fields = [field for group in options for field in dataclasses.fields(group) if field.name in now]
+    made = dataclasses.MISSING
+    defaults = {
+        field.name: field.default if field.default_factory is made else field.default_factory() for field in fields
+    }
+    return json.loads(json.dumps(defaults, default=str)) | before
+
+
 def start_or_go_on(
-    output_dir: str | Path, recipe: dict[str, Any], write: bool = True, resume: str | None = None
+    output_dir: str | Path,
+    recipe: dict[str, Any],
+    write: bool = True,
+    resume: str | None = None,
+    options: Sequence[Any] = (),
 ) -> Path | None:
     """
     Records the recipe in the run's folder and returns the checkpoint to go on from, `None` for a new run.
@@ -71,6 +91,7 @@ def start_or_go_on(
         recipe: from `describe_recipe`.
         write: whether this process records (one of them does).
         resume: the checkpoint to go on from, instead of the last one.
+        options: which the recipe describes, see `with_defaults`.
 
     Raises a `ValueError` if the folder holds a run with another recipe, or the checkpoint is damaged.
     """
@@ -78,8 +99,8 @@ def start_or_go_on(
     path = folder / RECIPE
     checkpoint = _given_checkpoint(Path(resume)) if resume else find_checkpoint(output_dir)
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if before:  # a run from before there was such an option had its default
-        before = {name: value for name, value in COMPOSED.items() if name in recipe} | before
+    if before:
+        before = with_defaults(before, recipe, options)
     changed = [name for name in recipe if before and before.get(name) != recipe[name]]
     if not checkpoint and not (folder / STATE).exists():  # nothing is trained yet
         changed = [name for name in changed if name in DECIDING_BASE and (folder / BASE).exists()]

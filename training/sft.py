@@ -46,11 +46,12 @@ def train(
     if args.push_to_hub:
         check_token()
     train_dataset, sizes = load_training_data(data_args.train_data)
-    recipe = describe_recipe(model_args, lora_args, data_args, args) | {"examples": sizes}
+    options = model_args, lora_args, data_args, args
+    recipe = describe_recipe(*options) | {"examples": sizes}
     eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
     if not eval_dataset and args.eval_strategy == "no":
         eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
-    checkpoint = begin_run(args, recipe)
+    checkpoint = begin_run(args, recipe, options)
     before = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
 
     ################

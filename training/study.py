@@ -48,9 +48,12 @@ def perform(run: Run, environment: dict[str, str], stop: threading.Event, echo: 
         environment: of the processes.
         stop: ends them when it is set; `Stopped` is raised.
         echo: print the logs of trainings as they are written.
+
+    Raises a `ValueError` where there are results of other settings in its folder.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with _locked(run.folder / LOCK, stop) as lock:
+        check_unchanged([run])  # again: another process may have worked on it since, which was waited for
         (run.folder / FAILED).unlink(missing_ok=True)
         steps = steps_of(run)
         for number, step in enumerate(steps):
@@ -77,7 +80,7 @@ def _do(run: Run, step: Step, environment: dict[str, str], lock: int, stop: thre
     write_record(step)
     print(f"{run}: {step.name} (log: {step.log})", flush=True)
     code = _run_process([f"falcon3_audio.{step.module}", *step.arguments], step.log, environment, lock, stop, echo)
-    # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report says so.
+    # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report counts them.
     if step.product.exists() and (code == 0 or step.evaluates):
         return None
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -160,7 +163,7 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
         slot = slots.get()
         try:
             said = perform(run, _environment(threads, slot), stop)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             said = str(error)
         finally:
             slots.put(slot)
@@ -219,7 +222,7 @@ def _study(options: argparse.Namespace) -> int:
     failed: list[str] = []
     if not options.report:
         runs = _selected(runs_of(study, output, read_data(study)), options.only)
-        check_unchanged(runs)
+        check_unchanged(runs, "give another OUT, or choose other arms with --only")
         failed = perform_all(runs, options.jobs)
     print(write_report(study, output))
     for said in failed:

@@ -19,8 +19,8 @@ from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.controls import CONTROLS
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_together
-from .recipe import check_keys, option_names, read_recipe, read_yaml
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_scored
+from .recipe import check_keys, option_names, override, read_recipe, read_yaml
 from .run_folder import describe_recipe
 
 
@@ -127,7 +127,7 @@ def make_study(name: str, recipe: Path, given: dict[str, Any], where: str) -> St
     check_keys(base, option_names(OPTIONS), recipe)
     common = _overrides(given.get("overrides"), f"{where}, overrides", ())
     seeds = _seeds(given.get("seeds", [0]), where)
-    arms = [_arm(str(key), arm, base | common, seeds, where) for key, arm in given["arms"].items()]
+    arms = [_arm(str(key), arm, override(base, common), seeds, where) for key, arm in given["arms"].items()]
     entries = given.get("evaluate") or []
     if not isinstance(entries, list):
         raise ValueError(f"{where}: `evaluate` must be a list, got {entries!r}.")
@@ -157,8 +157,8 @@ def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: s
                 f"{place} sets {', '.join(composing)}, but it goes on with the model of the stage before. Set what is "
                 "composed in the first stage."
             )
-    options = [_stage_options(base | own, change, n) for n, change in enumerate(changes)]
-    overrides = [own | change for change in changes]
+    options = [_stage_options(override(base, own), change, n) for n, change in enumerate(changes)]
+    overrides = [override(own, change) for change in changes]
     stages = {seed: [_stage(*pair, seed) for pair in zip(options, places)] for seed in seeds}
     return Arm(name, overrides, stages)
 
@@ -166,9 +166,8 @@ def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: s
 def _stage_options(base: dict[str, Any], change: dict[str, Any], number: int) -> dict[str, Any]:
     if number:
         base = {name: value for name, value in base.items() if name not in COMPOSING} | {"model": FORMER}
-    return {name: value for name, value in (base | change).items() if name not in OURS} | {
-        "disable_tqdm": (base | change).get("disable_tqdm", True)  # its lines go to a file
-    }
+    options = {"disable_tqdm": True} | override(base, change)  # its lines go to a file
+    return {name: value for name, value in options.items() if name not in OURS}
 
 
 def _stage(options: dict[str, Any], where: str, seed: int) -> Stage:
@@ -179,8 +178,7 @@ def _stage(options: dict[str, Any], where: str, seed: int) -> Stage:
     try:
         with exits_as_errors():
             parsed = parser.parse_args_into_dataclasses([])
-        if parsed[3].n_gpu < 2:  # of several, a study gives each run one
-            check_together(*parsed[2:])
+        check_scored(*parsed[2:])  # not how many GPUs there are: a study gives each run one
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     lora, data = parsed[1], parsed[2]

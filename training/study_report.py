@@ -1,9 +1,9 @@
 """The report of a study: report.json with all of its numbers, report.md with its tables, report.png.
 
 Accuracies are means over the seeds that have ended. Intervals are 95 %: for one seed and one question a clip Wilson's, as
-`falcon3-audio score` gives it, otherwise the bootstrap over seeds and clips of evaluation/paired.py. Differences are to the
-first arm, over the seeds that both have, on the same questions. No reply is ever left out: what is missing or unresolved
-is wrong. Of paths only the names are kept.
+`falcon3-audio score` gives it, otherwise the bootstrap over seeds and clips of evaluation/paired.py; none where so few clips
+say too little. Differences are to the first arm, over the seeds that both have, on the same questions. No reply is ever left
+out: what is missing or unresolved is wrong, and where replies are missing the report says so. Of paths only the names are kept.
 """
 
 import json
@@ -19,7 +19,7 @@ from falcon3_audio.evaluation.compare import clips_of, grouped
 from falcon3_audio.evaluation.intervals import wilson
 from falcon3_audio.evaluation.paired import FEWEST_DIFFERING, bootstrap_interval, by_clip, interval_text, points
 from falcon3_audio.evaluation.predictions import ANSWERED, Prediction, read_predictions
-from falcon3_audio.evaluation.rules import RULES, Verdict
+from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.score import percent, tidy
 from falcon3_audio.whole_files import whole_file, write_json
 
@@ -35,6 +35,7 @@ NOISE = "within noise"
 SHOWN = ("task", "domain", "modality")  # groups that have a table in report.md
 # Absolute paths: of a machine, and of nobody else's.
 PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\",:]+/)+")
+ONLY_PATH = re.compile(rf"{PATH.pattern}[^\s/'\",:]*")
 
 
 def write_report(study: Study, output: Path) -> str:
@@ -76,7 +77,7 @@ def make_report(study: Study, output: Path) -> dict[str, Any]:
 
 def _state(run: Run) -> dict[str, Any] | None:
     """Why a run is not in the tables; `None` for one that has ended."""
-    changed = [difference for found in changes(run).values() for difference in found]
+    changed, _ = changes(run)
     if changed:
         return {"state": "begun with other settings", "said": "; ".join(changed)}
     left = [step for step in steps_of(run) if not step.product.exists()]
@@ -119,8 +120,25 @@ def _benchmark(evaluation: Evaluation, study: Study, runs: Sequence[Run]) -> dic
         "prompt": provenance["prompt"],
         "decoding": provenance["decoding"],
         "left_out": {reason: len(ids) for reason, ids in provenance["left_out"].items()},
+        "without_reply": _without_reply(evaluation, runs, right),
         "arms": arms,
     }
+
+
+def _without_reply(evaluation: Evaluation, runs: Sequence[Run], right) -> list[dict[str, Any]]:
+    """Where questions have no reply: in which folder (below OUT), and how many."""
+    found = [(run, control, right[control][str(run)][1]) for run in runs for control in evaluation.controls]
+    return [
+        {
+            "arm": run.arm,
+            "seed": run.seed,
+            "control": control,
+            "questions": count,
+            "folder": str(scores_of(run, evaluation, control).relative_to(run.folder.parents[1])),
+        }
+        for run, control, count in found
+        if count
+    ]
 
 
 def _rows(run: Run, evaluation: Evaluation, control: str) -> list[Prediction]:
@@ -135,21 +153,23 @@ def _right(run: Run, evaluation: Evaluation, control: str, asked: Sequence[Predi
             f"{scores_of(run, evaluation, control)} has other questions than the first run of the study. Remove it to ask "
             "again."
         )
-    verdicts = [RULES[evaluation.rule](row) is Verdict.RIGHT for row in rows]
-    return np.array(verdicts), sum(row.status != ANSWERED for row in rows)
+    return np.array([is_right(row, evaluation.rule) for row in rows]), sum(row.status != ANSWERED for row in rows)
 
 
 def _arm(own, first, right, clips, parts) -> dict[str, Any]:
     sound = _matrix(own, right[SOUND])
+    without_reply = {control: sum(found[str(run)][1] for run in own) for control, found in right.items()}
     both = [(run, other) for run in own for other in first if run.seed == other.seed]
     result = {
         "seeds": [run.seed for run in own],
         **accuracy(sound, clips),
         "by_seed": {str(run.seed): float(right[SOUND][str(run)][0].mean()) for run in own},
-        "without_reply": sum(right[SOUND][str(run)][1] for run in own),
+        "without_reply": without_reply[SOUND],
         "groups": _by_group(parts, lambda rows: accuracy(sound[:, rows], clips[rows])),
         "controls": {
-            control: accuracy(_matrix(own, found), clips) for control, found in right.items() if control != SOUND
+            control: accuracy(_matrix(own, found), clips) | {"without_reply": without_reply[control]}
+            for control, found in right.items()
+            if control != SOUND
         },
         "difference": None,
     }
@@ -174,18 +194,18 @@ def _by_group(parts, count) -> dict[str, dict[str, Any]]:
 
 def accuracy(right: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
     """
-    The share of right answers, with its interval (see the module). Where all or none is right, which leaves a bootstrap nothing
-    to draw, Wilson's with each clip as one question.
+    The share of right answers, with its interval (see the module). Where the same share of each clip's is right (all or none,
+    say), which leaves a bootstrap nothing to draw, Wilson's with each clip as one question.
 
     Args:
         right: int `(seeds, questions)`, 0 or 1.
         clips: int `(questions,)`: which clip each question is about, by any numbering.
     """
     sums, sizes = by_clip(right.T, clips)
-    share = float(right.mean())
-    if share in (0, 1) or len(right) == 1 and len(sizes) == right.size:
+    share, interval = float(right.mean()), None
+    if len(right) == 1 and len(sizes) == right.size or _alike(sums, sizes) and len(sizes) >= FEWEST_DIFFERING:
         interval = wilson(round(share * len(sizes)), len(sizes))
-    else:
+    elif len(sizes) >= FEWEST_DIFFERING:
         interval = bootstrap_interval(sums, sizes, RESAMPLES, seed=0)
     return {"questions": right.shape[1], "accuracy": share, "interval": interval}
 
@@ -198,9 +218,23 @@ def difference(differ: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
     sums, sizes = by_clip(differ.T, clips)
     mean, interval, verdict = float(differ.mean()), None, NOISE
     if np.count_nonzero(sums.any(1)) >= FEWEST_DIFFERING:
-        interval = bootstrap_interval(sums, sizes, RESAMPLES, seed=0)
+        if _alike(sums, sizes):
+            interval = _interval_of_alike(mean, len(sizes))
+        else:
+            interval = bootstrap_interval(sums, sizes, RESAMPLES, seed=0)
         verdict = NOISE if interval[0] <= 0 <= interval[1] else "better" if mean > 0 else "worse"
     return {"questions": differ.shape[1], "difference": mean, "interval": interval, "verdict": verdict}
+
+
+def _alike(sums: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether sums, int `(clips, seeds)`, are the same share of the sizes, int `(clips,)`, for all clips and seeds."""
+    return bool((sums * sizes[0] == sums[0, 0] * sizes[:, None]).all())
+
+
+def _interval_of_alike(mean: float, clips: int) -> tuple[float, float]:
+    """Of a difference that is the same for all clips: each counts as one that was won, and Wilson says how many might be lost."""
+    least = mean * (2 * wilson(clips, clips)[0] - 1)
+    return (least, mean) if mean > 0 else (mean, least)
 
 
 ################
@@ -247,7 +281,7 @@ def _records(runs: Sequence[Run], training: bool) -> list[dict[str, Any]]:
 
 
 def _training_data(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Digests of the training sets, see `study.data_sha256`: more than one where a set changed between runs."""
+    """Digests of the training sets, see `study_runs.set_digests`: more than one where a set changed between runs."""
     found: dict[str, list[str]] = {}
     for record in _records(runs, training=True):
         for name, sha256 in record["data"].items():
@@ -264,12 +298,29 @@ def _made_with(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def without_paths(content: Any) -> Any:
-    """The content with only the last name of every absolute path in it."""
-    if isinstance(content, dict):
-        return {without_paths(key): without_paths(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_paths(value) for value in content]
-    return PATH.sub("", content) if isinstance(content, str) else content
+    """
+    The content with only the last name of every absolute path in it. Texts that are a path and nothing else stay different:
+    of paths with the same name the second is "name (2)", and so on.
+    """
+    named: dict[str, str] = {}
+
+    def name(path: str) -> str:
+        if path not in named:
+            last = Path(path).name
+            others = sum(Path(other).name == last for other in named)
+            named[path] = f"{last} ({others + 1})" if others else last
+        return named[path]
+
+    def clean(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {clean(key): clean(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [clean(value) for value in part]
+        if not isinstance(part, str):
+            return part
+        return name(part) if ONLY_PATH.fullmatch(part) else PATH.sub("", part)
+
+    return clean(content)
 
 
 ################
@@ -282,6 +333,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         sections.append("**Not all is here**: the tables are of what has ended.\n\n" + _missing(report["missing"]))
     for name, benchmark in report["benchmarks"].items():
         sections.append(f"## {name}\n\n{_about(benchmark)}\n\n{_accuracies(report, benchmark)}")
+        sections += [_unanswered(benchmark["without_reply"])] if benchmark["without_reply"] else []
         sections += [
             _groups(benchmark, group)
             for group in SHOWN
@@ -312,6 +364,17 @@ def _about(benchmark: dict[str, Any]) -> str:
     return (
         f"{benchmark['questions']} questions about {benchmark['clips']} clips of {data}, prompt `{benchmark['prompt']}`, "
         f"counted by the rule `{benchmark['rule']}`.{left_out} In %, with 95 % intervals; differences in points."
+    )
+
+
+def _unanswered(found: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for one in found:
+        control = "" if one["control"] == SOUND else f", {one['control']}"
+        lines.append(f"- {one['arm']}, seed {one['seed']}{control}: {one['questions']} in `{one['folder']}`")
+    return (
+        "**Questions without a reply count as wrong.** To ask them again, remove the folder and start the study again:\n\n"
+        + "\n".join(lines)
     )
 
 
@@ -376,5 +439,5 @@ def _made(report: dict[str, Any]) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
         lines.append(f"commit {one['commit'] or 'unknown'}; {versions}.")
     for name, digests in report["data"].items():
-        lines.append(f"Training set {name}: sha256 {', '.join(digest[:16] for digest in digests)}.")
+        lines.append(f"Training data {name}: sha256 {', '.join(digest[:16] for digest in digests)}.")
     return "\n\n".join(lines)

@@ -10,6 +10,7 @@ OUT/ARM/seed-N/                 of stages: OUT/ARM/seed-N/stage-K/
 import hashlib
 import json
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,15 +25,28 @@ from falcon3_audio.evaluation.questions import file_sha256
 from falcon3_audio.evaluation.score import SCORE
 from falcon3_audio.whole_files import write_json
 
-from .run_folder import STATE
-from .shards import REPORT
-from .study_file import FORMER, SOUND, Evaluation, Stage, Study
+from .run_folder import STATE, with_defaults
+from .shards import REPORT, is_set, read_report
+from .study_file import FORMER, OPTIONS, SOUND, Evaluation, Stage, Study
 
 
+CLIPS = "clips.jsonl"  # beside a set's questions: what is in each clip
 FAILED = "failed.json"  # in the folder of a run: which step, and what it said
 PACKAGES = ("falcon3-audio", "accelerate", "datasets", "peft", "torch", "transformers", "trl")
 
-Digests = dict[str, dict[str, str]]  # of the files of "train", and of each evaluation
+
+@dataclass(frozen=True)
+class Digests:
+    """
+    Of what a study reads.
+
+    Attributes:
+        sets: of each training set, by its path: the digests of what it consists of, by path.
+        evaluations: of each evaluation, by its name: the digests of its files, by theirs.
+    """
+
+    sets: dict[str, dict[str, str]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Run:
     folder: Path
     stages: list[Stage]
     evaluations: list[Evaluation]
-    digests: Digests = field(default_factory=dict)
+    digests: Digests = field(default_factory=Digests)
     model: Path = Path()
 
     def __str__(self) -> str:
@@ -109,7 +123,14 @@ def runs_of(study: Study, output: Path, digests: Digests | None = None) -> list[
     rounds = range(max(len(arm.stages) for arm in study.arms))
     seeds = [(arm, seed) for number in rounds for arm in study.arms for seed in list(arm.stages)[number : number + 1]]
     return [
-        Run(arm.name, seed, output / arm.name / f"seed-{seed}", arm.stages[seed], study.evaluations, digests or {})
+        Run(
+            arm.name,
+            seed,
+            output / arm.name / f"seed-{seed}",
+            arm.stages[seed],
+            study.evaluations,
+            digests or Digests(),
+        )
         for arm, seed in seeds
     ]
 
@@ -121,7 +142,7 @@ def steps_of(run: Run) -> list[Step]:
     for number, stage in enumerate(run.stages, 1):
         place = run.folder / f"stage-{number}" if len(run.stages) > 1 else run.folder
         which = f" stage {number}" if len(run.stages) > 1 else ""
-        steps.append(_training(stage, place, model, f"train{which}", run.digests.get("train", {})))
+        steps.append(_training(stage, place, model, f"train{which}", run.digests.sets))
         model = place / "run"
         if stage.adapter:
             arguments, model = [str(model), str(place / "model")], place / "model"
@@ -133,11 +154,11 @@ def steps_of(run: Run) -> list[Step]:
     return steps
 
 
-def _training(stage: Stage, place: Path, former: Path, name: str, digests: dict[str, str]) -> Step:
+def _training(stage: Stage, place: Path, former: Path, name: str, sets: dict[str, dict[str, str]]) -> Step:
     options = stage.options | {"output_dir": str(place / "run")}
     if options.get("model") == FORMER:
         options["model"] = str(former)
-    data = {path: digests[path] for path in stage.data if path in digests}
+    data = {name: sha256 for path in stage.data for name, sha256 in sets.get(path, {}).items()}
     arguments = ["--config", str(place / "options.yaml")]
     product = place / "run" / STATE
     return Step(
@@ -156,18 +177,27 @@ def _asking(run: Run, evaluation: Evaluation, control: str, model: Path) -> Step
     arguments = evaluation.arguments(model, output, control)
     log = output.with_name(f"{control}.log")
     settings = evaluation.options | {"control": control}
-    data = run.digests.get(evaluation.name, {})
+    data = run.digests.evaluations.get(evaluation.name, {})
     return Step(name, "evaluation.evaluate", arguments, output, output / SCORE, log, settings, data)
 
 
-def changes(run: Run) -> dict[Path, list[str]]:
-    """What was begun with other settings than it would be begun with now: what to remove, and what differs, in words."""
-    found: dict[Path, list[str]] = {}
+def changes(run: Run) -> tuple[list[str], list[Path]]:
+    """
+    Whether there is anything that was begun with other settings than it would be begun with now: what differs, in words, and
+    what to remove, which is what that step made and, where it trains, the steps after it. Nothing else that lies beside.
+    """
+    words: list[str] = []
+    made: list[Path] = []
+    anew = False
     for step in steps_of(run):
-        differ = _differences(step) if step.begun and (step.trains or step.evaluates) else []
-        if differ:
-            found.setdefault(step.folder if step.evaluates else run.folder, []).extend(differ)
-    return found
+        found = _differences(step) if step.begun and (step.trains or step.evaluates) else []
+        words += found
+        if anew and step.evaluates:
+            made.append(step.folder.parent)  # with all of its controls
+        elif anew or found:
+            made += [step.folder, step.log]
+        anew = anew or bool(found) and step.trains
+    return words, [path for path in dict.fromkeys(made) if path.exists()]
 
 
 def _differences(step: Step) -> list[str]:
@@ -176,17 +206,27 @@ def _differences(step: Step) -> list[str]:
     before = json.loads(step.record.read_text(encoding="utf-8"))
     read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
     read_before = {name: before["data"][name] for name in read}
-    return differences(before["settings"], json.loads(json.dumps(step.settings))) + differences(read_before, read)
+    now = json.loads(json.dumps(step.settings))
+    settings = with_defaults(before["settings"], now, OPTIONS) if step.trains else before["settings"]
+    return differences(settings, now) + differences(read_before, read)
 
 
-def check_unchanged(runs: Sequence[Run]):
-    """Raises a `ValueError` that names the runs in whose folders there are results of other settings."""
-    changed = [(run, *change) for run in runs for change in changes(run).items()]
-    if changed:
-        lines = [f"  {run}: {'; '.join(found)}\n    rm -r {folder}" for run, folder, found in changed]
+def check_unchanged(runs: Sequence[Run], otherwise: str = "give another OUT"):
+    """
+    Raises a `ValueError` that names the runs in whose folders there are results of other settings, with what to remove.
+
+    Args:
+        otherwise: what the user may do instead.
+    """
+    lines = []
+    for run in runs:
+        found, made = changes(run)
+        if found:
+            lines.append(f"  {run}: {'; '.join(found)}\n    rm -r {shlex.join(map(str, made))}")
+    if lines:
         raise ValueError(
             "\n".join(["some runs were begun with other settings (before -> now):", *lines])
-            + "\nRemove these folders to do that again, give another OUT, or choose other arms with --only."
+            + f"\nRemove that to make it again, or {otherwise}."
         )
 
 
@@ -197,25 +237,41 @@ def read_data(study: Study) -> Digests:
     Raises a `ValueError` for a benchmark that cannot be read, or that keeps its answers to itself.
     """
     sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
-    digests = {"train": {path: data_sha256(Path(path)) for path in sorted(sets) if Path(path).exists()}}
+    digests = Digests({path: set_digests(Path(path)) for path in sorted(sets) if Path(path).exists()})
     for evaluation in study.evaluations:
         given = evaluation.options
-        root = given.get("audio_root")
-        questions = BENCHMARKS[given["benchmark"]].load(
-            Path(given["data"]), root and Path(root), given.get("on_error", "raise")
-        )
+        data, root = Path(given["data"]), given.get("audio_root")
+        questions = BENCHMARKS[given["benchmark"]].load(data, root and Path(root), given.get("on_error", "raise"))
         if any(question.answer is None for question in questions.questions):
             raise ValueError(f"{given['data']} keeps its answers to itself: there is nothing to compare.")
-        digests[evaluation.name] = questions.sha256
+        described = {file.name: data_sha256(file) for file in _described_by(data)}
+        digests.evaluations[evaluation.name] = questions.sha256 | described
     return digests
+
+
+def set_digests(path: Path) -> dict[str, str]:
+    """Of a set, and of the files beside it that say how it was made and what is in its clips, by path. No audio is read."""
+    return {str(one): data_sha256(one) for one in (path, *_described_by(path))}
+
+
+def _described_by(file: Path) -> list[Path]:
+    """Of a set that was made with others in one folder, as that of real-sounds."""
+    if not file.is_file() or not is_set(file.parent):
+        return []
+    return [path for path in (file.with_name(REPORT), file.with_name(CLIPS)) if path.exists()]
 
 
 @cache
 def data_sha256(path: Path) -> str:
-    """Of a file its digest; of a prepared set that of its report; of another folder, of its files' names and sizes."""
+    """
+    Of a file its digest; of a prepared set that of its report; of another folder, of its files' names and sizes.
+
+    Raises a `ValueError` for a folder with a report that is not a set's.
+    """
     if path.is_file():
         return file_sha256(path)
     if (path / REPORT).exists():
+        read_report(path)
         return file_sha256(path / REPORT)
     files = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
