@@ -235,6 +235,22 @@ def test_a_run_that_hears(hearing_run):
     assert [event.value for event in scalars] == pytest.approx([entry["eval_hearing"] for entry in entries])
 
 
+def test_chats_about_a_clip_are_one_clip(processor, tmp_path):
+    """By path or by bytes; chats of several clips or of none are clips of their own."""
+    dog, bell = write_clips(tmp_path, 2)
+    stored = {"type": "audio", "audio": {"bytes": dog.read_bytes(), "path": "dog.wav"}}
+    users = [[heard(dog)], [heard(bell)], [heard(dog)], [stored], [stored], [heard(dog), heard(dog)], [heard(dog)] * 2]
+    users += [[{"type": "audio", "audio": tone(0.2)}]] * 2 + [[], []]
+    chats = [[user(*items, TEXT), assistant("a dog")] for items in users]
+    chats += [[user(heard(dog), TEXT), assistant("a dog"), user("And then?"), assistant("a cat")]]
+    examples = [{"messages": chat, "origin": "?", "clip": None, "number": n} for n, chat in enumerate(chats)]
+    for together in (1, None):
+        asked = AudioChatCollator(processor, questions_per_row=together)(examples)["asked"].tolist()
+        clips = {number: clip for number, clip, _ in asked}
+        groups = [sorted(n for n in clips if clips[n] == clip) for clip in set(clips.values())]
+        assert sorted(groups) == [[0, 2, 11], [1], [3, 4], [5], [6], [7], [8], [9], [10]]
+
+
 def test_a_deaf_run_says_so_once(start, deaf, sets, tmp_path, monkeypatch, caplog, capsys):
     """The second evaluation judges first, the third one repeats it, and so does a run that goes on from there."""
     monkeypatch.setattr(hearing, "PATIENCE", 1)

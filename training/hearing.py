@@ -4,7 +4,8 @@ A model can learn the form of the answers, with a loss that falls and an accurac
 clip. So each evaluation asks every question twice, with its clips and with digital silence of the same length. `hearing` is
 the loss with silence less the loss with the clips, in nats per answer token, over the questions that have clips: above 0 the
 model hears, at 0 it is deaf. Questions about one clip stand or fall together, so the clips are the sample: the 95 % interval
-is that of a ratio of two sums over clips. A run without `eval_data` asks some of its training questions instead.
+is that of a ratio of two sums over clips. Chats with one clip are about the same one where its path, URL or bytes are the
+same; a chat with several counts as a clip of its own. A run without `eval_data` asks some of its training questions instead.
 Hearing above 0 says that the answers depend on the sound, not that they are right for it: silence is also unlike the clips
 that were learned from. `falcon3-audio evaluate` with the controls `silence` and `shuffled` says more about a checkpoint.
 

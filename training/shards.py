@@ -121,7 +121,7 @@ def begin_set(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     what a killed run left half-written in it is removed. A set without shards yet takes other parameters.
 
     Raises:
-        `ValueError`: where the folder holds files without a report, or shards made with other parameters.
+        `ValueError`: where the folder holds files without a set's report, or shards made with other parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("*.tmp"):
@@ -132,11 +132,11 @@ def begin_set(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"got the folder {folder}, which holds files but no {REPORT}; pass an empty folder")
     else:
         found = read_report(folder)
-        if found.get("parameters") == new["parameters"]:
+        if found["parameters"] == new["parameters"]:
             return found
         if any(path.suffix in SUFFIXES for path in folder.iterdir()):
             raise ValueError(
-                f"got the folder {folder}, which holds a set made with {found.get('parameters')}, but "
+                f"got the folder {folder}, which holds a set made with {found['parameters']}, but "
                 f"{new['parameters']} was asked for; pass another folder, or delete that one"
             )
     write_json(folder / REPORT, new)
@@ -155,7 +155,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     The set's report.json, finished or not.
 
     Raises:
-        `ValueError`: where there is none, or it is no JSON object.
+        `ValueError`: where there is none, or it is no JSON object, or that of something else (a study's, say).
     """
     path = folder / REPORT
     if not path.is_file():
@@ -166,6 +166,8 @@ def read_report(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}; prepare the set again in another folder") from error
     if not isinstance(report, dict):
         raise ValueError(f"{path} holds a {type(report).__name__}; expected a JSON object; prepare the set again")
+    if "parameters" not in report:
+        raise ValueError(f"{path} is no report of a prepared set: it has no `parameters`; pass the folder of a set")
     return report
 
 
