@@ -30,6 +30,7 @@ from training_runs import (
 
 from falcon3_audio.modeling_falcon3_audio_encoder import Falcon3AudioMultiModalProjector
 from falcon3_audio.training import hearing, sft
+from falcon3_audio.training import trainer as trainer_module
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data import load_training_data
@@ -324,6 +325,30 @@ def test_questions_that_do_not_fit_are_counted(start, tmp_path):
     expected, tokens = loss_of(trainer, rows[1]["messages"])
     assert metrics["eval_loss"] == pytest.approx(expected / tokens, rel=1e-5)
     assert "eval_hearing" in metrics and "eval_hearing_low" not in metrics  # one clip has no interval
+
+
+def test_a_loss_that_is_not_finite_is_that_of_an_evaluation(hearing_run, sets, monkeypatch, caplog):
+    """Of silence it leaves only hearing unknown, and is said once; of the clips it ends the evaluation by name."""
+    trainer, _ = hearing_run
+    examples = {"odd": load(sets[:1])}
+    kept = trainer.evaluate(eval_dataset=examples)
+    broken = lambda inputs, *given: inputs | {"input_features": inputs["input_features"] * math.nan}  # noqa: E731
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(trainer_module, "silenced", broken)
+        found = [trainer.evaluate(eval_dataset=examples) for _ in range(2)]
+    for metrics in found:
+        assert metrics["eval_odd_loss"] == kept["eval_odd_loss"]
+        assert all(math.isnan(metrics[f"eval_odd_hearing{end}"]) for end in ("", "_low", "_high"))
+    (line,) = [record.message for record in caplog.records if "silence" in record.message]
+    assert line.startswith("In the evaluation 'eval_odd' the loss with silence in place of the clips is not finite")
+    hook = trainer.model.register_forward_pre_hook(lambda _, args, given: (args, broken(given)), with_kwargs=True)
+    try:
+        for only_loss in (True, False):
+            monkeypatch.setattr(trainer.args, "prediction_loss_only", only_loss)
+            with pytest.raises(FloatingPointError, match="is nan in the evaluation 'eval_odd' after step 20"):
+                trainer.evaluate(eval_dataset=examples)
+    finally:
+        hook.remove()
 
 
 def scored(differences, tokens=2):
