@@ -225,6 +225,38 @@ def test_another_seed_and_the_same_folder(made, mirror, asked, tmp_path):
     assert digests(again) == digests(out)  # nothing of the larger set is left
 
 
+@pytest.mark.parametrize("change", ["seed", "packages"])
+def test_a_set_that_is_made_anew_has_no_questions_about_old_clips(made, mirror, asked, tmp_path, monkeypatch, change):
+    """Composites of both sets have the same names; the run ends while they are written."""
+    out, known = tmp_path / "set", mirror[1]
+    shutil.copytree(made[0], out, ignore=shutil.ignore_patterns("packages"))
+    wanted = replace(WANTED, seed=1) if change == "seed" else WANTED
+    fewer = known if change == "seed" else [p for p in known if p.name != "bucklespring-data"]
+
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "Composer", killed)
+        make_real_sounds(out, made[0] / "packages", wanted, fewer)
+    assert not json.loads((out / "report.json").read_text())["finished"]
+    assert {path.name for path in out.iterdir()} == {"audio", "report.json", "sources.json"}
+    if change == "packages":
+        make_real_sounds(out, made[0] / "packages", WANTED, known)
+        assert digests(out) == digests(made[0])
+
+
+def test_a_finished_set_keeps_its_questions_while_it_is_checked(made, mirror, asked, tmp_path, monkeypatch):
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    before = digests(made[0])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "Composer", killed)
+        make_real_sounds(made[0], wanted=WANTED, packages=mirror[1])
+    assert digests(made[0]) == before
+
+
 def die_at(monkeypatch, module, name, number):
     """Kill the process at its so-many-th call of a function."""
     function, calls = getattr(module, name), count(1)
