@@ -339,14 +339,17 @@ def test_a_damaged_file_in_the_cache(mirror, asked, tmp_path):
 def test_two_runs_share_a_cache(mirror, asked, tmp_path):
     """The second waits for the first, and does not take its half-unpacked folders for left-overs."""
     known = [package for package in mirror[1] if package.name == "bucklespring-data"]
-    with packages._one_at_a_time(tmp_path):
-        (tmp_path / ".under-way.tmp").mkdir()
+    others = tmp_path / ".of-others.tmp"
+    half = [tmp_path / f".{known[0].stem}.deb.x1.tmp", tmp_path / "unpacked" / f".{known[0].stem}.x2.tmp"]
+    for folder in (others, *half):
+        folder.mkdir(parents=True)
+    with packages.one_at_a_time(tmp_path):
         second = Thread(target=packages.obtain, args=(known, tmp_path))
         second.start()
         second.join(0.5)
-        assert second.is_alive() and (tmp_path / ".under-way.tmp").exists()
+        assert second.is_alive() and all(folder.exists() for folder in half)
     second.join()
-    assert list(tmp_path.glob("*.deb")) and not (tmp_path / ".under-way.tmp").exists()
+    assert list(tmp_path.glob("*.deb")) and others.exists() and not any(folder.exists() for folder in half)
 
 
 @pytest.mark.parametrize("only", ["asterisk-core-sounds-en-wav", "bucklespring-data", "fluid-soundfont-gm"])
