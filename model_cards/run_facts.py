@@ -7,6 +7,7 @@ Run: `facts_of_run(Path("runs/mine"), Path("runs/mine-merged"), "ORG/NAME")`, or
 """
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ def _describe_hearing(log_history: list[dict[str, Any]]) -> list[str]:
     return [
         f"After {entry['step']:,} steps silence in place of the clips costs {entry[name]:.4g} nats per answer token "
         f"({name}{_interval(name, entry)})."
+        if isfinite(entry[name])
+        else f"After {entry['step']:,} steps {name} could not be measured: with silence the loss is not finite."
         for name, entry in last.items()
     ]
 

@@ -154,6 +154,30 @@ def test_prepared_shards_and_mixed_sets_lie_end_to_end(folder):
     assert examples[12] == examples[3]
 
 
+def test_splits_of_a_set_keep_their_own_clips_in_a_batch(folder, processor):
+    """One path in two entries, whose first rows are different clips; the same part twice is the same clip."""
+    write_shard(folder / "clips.parquet", [clip_row(folder / f"{n}.wav", 2) for n in range(3)], CLIP_FEATURES)
+    parts = [
+        DataSource(str(folder / "clips.parquet"), split=split) for split in ("train[:1]", "train[1:]", "train[:1]")
+    ]
+    examples, sizes = load_training_data(parts)
+    assert sizes == [2, 4, 2]
+    assert examples[3]["origin"] == f"{folder}/clips.parquet, split train[1:], row 0, question 1"
+    batch = list(examples.select([0, 2, 3, 6]))
+    shared, alone = (AudioChatCollator(processor, questions_per_row=number)(batch) for number in (None, 1))
+    assert len(shared["input_features"]) == 2 and len(alone["input_features"]) == 4
+    shared_clips, clips = ({clip.numpy().tobytes() for clip in rows["input_features"]} for rows in (shared, alone))
+    assert shared_clips == clips and len(clips) == 2
+
+
+def test_an_error_names_the_part_of_a_set(folder, tmp_path):
+    source = DataSource("owner/sounds", "speech", "validation")
+    assert f"{source}, row 7" == "owner/sounds, configuration speech, split validation, row 7"
+    path = write_jsonl(tmp_path / "set.jsonl", [{"messages": []}] * 2)
+    with pytest.raises(ValueError, match=r"set\.jsonl, split train\[1:\], row 0: `messages` must be"):
+        load_training_data([DataSource(str(path), split="train[1:]")])[0][0]
+
+
 def with_audio_columns(folder):
     """Chats whose audio is columns of datasets' Audio, one and several, and inside of the messages."""
     messages = List({"role": Value("string"), "content": List({"type": Value("string"), "audio": Audio()})})

@@ -30,6 +30,7 @@ from training_runs import (
 
 from falcon3_audio.modeling_falcon3_audio_encoder import Falcon3AudioMultiModalProjector
 from falcon3_audio.training import hearing, sft
+from falcon3_audio.training import trainer as trainer_module
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data import load_training_data
@@ -235,6 +236,22 @@ def test_a_run_that_hears(hearing_run):
     assert [event.value for event in scalars] == pytest.approx([entry["eval_hearing"] for entry in entries])
 
 
+def test_chats_about_a_clip_are_one_clip(processor, tmp_path):
+    """By path or by bytes; chats of several clips or of none are clips of their own."""
+    dog, bell = write_clips(tmp_path, 2)
+    stored = {"type": "audio", "audio": {"bytes": dog.read_bytes(), "path": "dog.wav"}}
+    users = [[heard(dog)], [heard(bell)], [heard(dog)], [stored], [stored], [heard(dog), heard(dog)], [heard(dog)] * 2]
+    users += [[{"type": "audio", "audio": tone(0.2)}]] * 2 + [[], []]
+    chats = [[user(*items, TEXT), assistant("a dog")] for items in users]
+    chats += [[user(heard(dog), TEXT), assistant("a dog"), user("And then?"), assistant("a cat")]]
+    examples = [{"messages": chat, "origin": "?", "clip": None, "number": n} for n, chat in enumerate(chats)]
+    for together in (1, None):
+        asked = AudioChatCollator(processor, questions_per_row=together)(examples)["asked"].tolist()
+        clips = {number: clip for number, clip, _ in asked}
+        groups = [sorted(n for n in clips if clips[n] == clip) for clip in set(clips.values())]
+        assert sorted(groups) == [[0, 2, 11], [1], [3, 4], [5], [6], [7], [8], [9], [10]]
+
+
 def test_a_deaf_run_says_so_once(start, deaf, sets, tmp_path, monkeypatch, caplog, capsys):
     """The second evaluation judges first, the third one repeats it, and so does a run that goes on from there."""
     monkeypatch.setattr(hearing, "PATIENCE", 1)
@@ -308,6 +325,30 @@ def test_questions_that_do_not_fit_are_counted(start, tmp_path):
     expected, tokens = loss_of(trainer, rows[1]["messages"])
     assert metrics["eval_loss"] == pytest.approx(expected / tokens, rel=1e-5)
     assert "eval_hearing" in metrics and "eval_hearing_low" not in metrics  # one clip has no interval
+
+
+def test_a_loss_that_is_not_finite_is_that_of_an_evaluation(hearing_run, sets, monkeypatch, caplog):
+    """Of silence it leaves only hearing unknown, and is said once; of the clips it ends the evaluation by name."""
+    trainer, _ = hearing_run
+    examples = {"odd": load(sets[:1])}
+    kept = trainer.evaluate(eval_dataset=examples)
+    broken = lambda inputs, *given: inputs | {"input_features": inputs["input_features"] * math.nan}  # noqa: E731
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(trainer_module, "silenced", broken)
+        found = [trainer.evaluate(eval_dataset=examples) for _ in range(2)]
+    for metrics in found:
+        assert metrics["eval_odd_loss"] == kept["eval_odd_loss"]
+        assert all(math.isnan(metrics[f"eval_odd_hearing{end}"]) for end in ("", "_low", "_high"))
+    (line,) = [record.message for record in caplog.records if "silence" in record.message]
+    assert line.startswith("In the evaluation 'eval_odd' the loss with silence in place of the clips is not finite")
+    hook = trainer.model.register_forward_pre_hook(lambda _, args, given: (args, broken(given)), with_kwargs=True)
+    try:
+        for only_loss in (True, False):
+            monkeypatch.setattr(trainer.args, "prediction_loss_only", only_loss)
+            with pytest.raises(FloatingPointError, match="is nan in the evaluation 'eval_odd' after step 20"):
+                trainer.evaluate(eval_dataset=examples)
+    finally:
+        hook.remove()
 
 
 def scored(differences, tokens=2):

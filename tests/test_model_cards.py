@@ -231,6 +231,7 @@ HEARD = [
     {"step": 10, "eval_hearing": -0.1, "eval_hearing_low": -0.2, "eval_hearing_high": 0.1},
     {"step": 20, "eval_hearing": 0.25, "eval_hearing_low": 0.2, "eval_hearing_high": 0.3},
     {"step": 20, "eval_few_hearing": 0.5},
+    {"step": 20, "eval_odd_hearing": float("nan")},
 ]
 STATE = {"global_step": 20, "epoch": 0.5, "log_history": [*LOG, *HEARD, {"step": 20, "train_runtime": 9.0}]}
 
@@ -278,6 +279,7 @@ def test_a_run_card_has_what_was_recorded(run, checkpoint, tmp_path):
         "After 20 steps silence in place of the clips costs 0.25 nats per answer token (eval_hearing; 95 %"
         in procedure
     )
+    assert "After 20 steps eval_odd_hearing could not be measured" in procedure
     assert "interval 0.2 to 0.3)." in procedure and "(eval_few_hearing)." in procedure and "-0.1" not in procedure
     config = json.loads((Path(checkpoint) / "config.json").read_text())
     assert f"stored as {config['dtype']}" in section(card, "Hardware")

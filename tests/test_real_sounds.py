@@ -225,6 +225,38 @@ def test_another_seed_and_the_same_folder(made, mirror, asked, tmp_path):
     assert digests(again) == digests(out)  # nothing of the larger set is left
 
 
+@pytest.mark.parametrize("change", ["seed", "packages"])
+def test_a_set_that_is_made_anew_has_no_questions_about_old_clips(made, mirror, asked, tmp_path, monkeypatch, change):
+    """Composites of both sets have the same names; the run ends while they are written."""
+    out, known = tmp_path / "set", mirror[1]
+    shutil.copytree(made[0], out, ignore=shutil.ignore_patterns("packages"))
+    wanted = replace(WANTED, seed=1) if change == "seed" else WANTED
+    fewer = known if change == "seed" else [p for p in known if p.name != "bucklespring-data"]
+
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "Composer", killed)
+        make_real_sounds(out, made[0] / "packages", wanted, fewer)
+    assert not json.loads((out / "report.json").read_text())["finished"]
+    assert {path.name for path in out.iterdir()} == {"audio", "report.json", "sources.json"}
+    if change == "packages":
+        make_real_sounds(out, made[0] / "packages", WANTED, known)
+        assert digests(out) == digests(made[0])
+
+
+def test_a_finished_set_keeps_its_questions_while_it_is_checked(made, mirror, asked, tmp_path, monkeypatch):
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    before = digests(made[0])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "Composer", killed)
+        make_real_sounds(made[0], wanted=WANTED, packages=mirror[1])
+    assert digests(made[0]) == before
+
+
 def die_at(monkeypatch, module, name, number):
     """Kill the process at its so-many-th call of a function."""
     function, calls = getattr(module, name), count(1)
@@ -307,14 +339,17 @@ def test_a_damaged_file_in_the_cache(mirror, asked, tmp_path):
 def test_two_runs_share_a_cache(mirror, asked, tmp_path):
     """The second waits for the first, and does not take its half-unpacked folders for left-overs."""
     known = [package for package in mirror[1] if package.name == "bucklespring-data"]
-    with packages._one_at_a_time(tmp_path):
-        (tmp_path / ".under-way.tmp").mkdir()
+    others = tmp_path / ".of-others.tmp"
+    half = [tmp_path / f".{known[0].stem}.deb.x1.tmp", tmp_path / "unpacked" / f".{known[0].stem}.x2.tmp"]
+    for folder in (others, *half):
+        folder.mkdir(parents=True)
+    with packages.one_at_a_time(tmp_path):
         second = Thread(target=packages.obtain, args=(known, tmp_path))
         second.start()
         second.join(0.5)
-        assert second.is_alive() and (tmp_path / ".under-way.tmp").exists()
+        assert second.is_alive() and all(folder.exists() for folder in half)
     second.join()
-    assert list(tmp_path.glob("*.deb")) and not (tmp_path / ".under-way.tmp").exists()
+    assert list(tmp_path.glob("*.deb")) and others.exists() and not any(folder.exists() for folder in half)
 
 
 @pytest.mark.parametrize("only", ["asterisk-core-sounds-en-wav", "bucklespring-data", "fluid-soundfont-gm"])

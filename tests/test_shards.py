@@ -183,6 +183,16 @@ def test_killed_while_writing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [REPORT]
 
 
+def test_a_folder_of_others_keeps_its_files(tmp_path):
+    (tmp_path / "notes.tmp").write_text("mine")
+    with pytest.raises(ValueError, match="holds files but no report.json"):
+        begin_set(tmp_path, {"seed": 1})
+    assert (tmp_path / "notes.tmp").read_text() == "mine"
+    (tmp_path / "notes.tmp").rename(tmp_path / f"{REPORT}.7.tmp")  # of a run that was killed at once
+    begin_set(tmp_path, {"seed": 1})
+    assert [path.name for path in tmp_path.iterdir()] == [REPORT]
+
+
 def test_an_older_file_survives_a_failed_write(tmp_path):
     write_json(tmp_path / "a.json", {"text": "é"})
     with pytest.raises(TypeError):

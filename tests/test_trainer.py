@@ -272,6 +272,22 @@ def test_the_loss_curve_is_a_picture(finished_run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "other.png"]
 
 
+def test_the_loss_curve_takes_no_other_file_and_leaves_none(tmp_path, monkeypatch):
+    log, notes = [{"step": 1, "loss": 1.0, "learning_rate": 0.1}], tmp_path / "curve.tmp"
+    notes.write_text("mine")
+    plot_loss(log, tmp_path / "curve.png")
+    assert notes.read_text() == "mine"
+
+    def full(self, file, **options):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="no space left"):
+        plot_loss(log, tmp_path / "other.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "curve.tmp"}
+
+
 class Memory(TrainerCallback):
     """Live tensors, and the memory of the process, after each of some steps."""
 

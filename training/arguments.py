@@ -69,6 +69,12 @@ class DataSource:
                 "set out."
             )
 
+    def __str__(self) -> str:
+        """What errors call the set: its path, and which part of it is meant where that is not the default."""
+        name = "" if self.name is None else f", configuration {self.name}"
+        split = "" if self.split == type(self).split else f", split {self.split}"
+        return f"{self.path}{name}{split}"
+
 
 def _sources(given: Any, option: str) -> list[DataSource]:
     sources = []

@@ -3,8 +3,9 @@
 A set holds chats (`messages`) or clips with all their questions in one row (`questions`, as `open_asqa prepare` writes
 them); each question becomes an example of its own. Only (set, row, question) is held in memory; rows are looked up in the
 memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
-`{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, every audio item with its source in it; `clip`
-is `None` for chats, which are not about one clip alone.
+`{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, every audio item with its source in it. The
+set is called by its path, and by its configuration and split where the recipe names them: rows of another split are
+other clips. `clip` is `None` for chats, which need not be about one clip alone.
 """
 
 import os
@@ -73,12 +74,12 @@ def _index(source: DataSource, rows: Dataset) -> np.ndarray:
         return np.stack([np.arange(len(rows)), np.full(len(rows), WHOLE_ROW)], axis=1)
     if "questions" not in rows.column_names:
         raise ValueError(
-            f"The training set {source.path!r} has the columns {rows.column_names}; expected `messages` (chats) or "
+            f"The training set {str(source)!r} has the columns {rows.column_names}; expected `messages` (chats) or "
             "`questions` (clips with their questions, as `open_asqa prepare` writes them)."
         )
     counts = np.array(list(_question_counts(rows)))
     if counts.sum() == 0:
-        raise ValueError(f"The training set {source.path!r} holds no questions.")
+        raise ValueError(f"The training set {str(source)!r} holds no questions.")
     first = np.cumsum(counts) - counts
     return np.stack(
         [np.repeat(np.arange(len(rows)), counts), np.arange(counts.sum()) - np.repeat(first, counts)], axis=1
@@ -103,8 +104,8 @@ class _Reader:
 
     def _read(self, number: int, row: int, question: int) -> dict[str, Any]:
         source, rows = self.sets[number]
-        clip = None if question == WHOLE_ROW else f"{source.path}, row {row}"
-        origin = f"{source.path}, row {row}" if clip is None else f"{clip}, question {question}"
+        place = f"{source}, row {row}"
+        origin, clip = (place, None) if question == WHOLE_ROW else (f"{place}, question {question}", place)
         example = rows[row]
         folder = Path(source.path)
         folder = folder if folder.is_dir() else folder.parent

@@ -4,7 +4,8 @@ A model can learn the form of the answers, with a loss that falls and an accurac
 clip. So each evaluation asks every question twice, with its clips and with digital silence of the same length. `hearing` is
 the loss with silence less the loss with the clips, in nats per answer token, over the questions that have clips: above 0 the
 model hears, at 0 it is deaf. Questions about one clip stand or fall together, so the clips are the sample: the 95 % interval
-is that of a ratio of two sums over clips. A run without `eval_data` asks some of its training questions instead.
+is that of a ratio of two sums over clips. Chats with one clip are about the same one where its path, URL or bytes are the
+same; a chat with several counts as a clip of its own. A run without `eval_data` asks some of its training questions instead.
 Hearing above 0 says that the answers depend on the sound, not that they are right for it: silence is also unlike the clips
 that were learned from. `falcon3-audio evaluate` with the controls `silence` and `shuffled` says more about a checkpoint.
 
@@ -137,7 +138,8 @@ def _flat(values: torch.Tensor) -> np.ndarray:
 def summarise(scored: Iterable[Scored]) -> dict[str, float]:
     """
     `loss`, `entropy` and `mean_token_accuracy` per answer token over all questions, and, where any has a clip, `hearing`
-    over those; with `FEWEST_DIFFERING` clips or more also `hearing_low` and `hearing_high`, its 95 % interval.
+    over those; with `FEWEST_DIFFERING` clips or more also `hearing_low` and `hearing_high`, its 95 % interval. All three are NaN
+    where silence gives no finite loss.
 
     Raises a `ValueError` if there are no questions.
     """
@@ -161,6 +163,8 @@ def _hearing(scored: Sequence[Scored]) -> dict[str, float]:
     sizes = np.bincount(clips, [question.tokens for question in scored])
     differences = np.bincount(clips, [question.silent_loss - question.loss for question in scored])
     value = float(differences.sum() / sizes.sum())
+    if not math.isfinite(value):  # what the model makes of silence; clips that give no finite loss end the evaluation
+        return dict.fromkeys((HEARING, f"{HEARING}_low", f"{HEARING}_high"), math.nan)
     if len(sizes) < FEWEST_DIFFERING:  # too few to say anything about other clips
         return {HEARING: value}
     # Student's t, because the error is estimated from clips that may be few.
@@ -199,6 +203,14 @@ def describe_deafness(name: str, entry: dict[str, Any]) -> str:
         "answers alone. Check that the clips can be heard and belong to their questions; try more steps, a higher learning_rate, or "
         "the projector alone first (training/recipes/ablations/two_stage_1_projector.yaml). `falcon3-audio evaluate --control "
         "silence` shows what a checkpoint answers to silence."
+    )
+
+
+def no_hearing(evaluation: str) -> str:
+    """A line about an evaluation in which silence in place of the clips gave no finite loss."""
+    return (
+        f"In the evaluation {evaluation!r} the loss with silence in place of the clips is not finite, so {evaluation}_{HEARING} is "
+        "logged as NaN. The loss with the clips is finite, and training goes on. A usual cause is float16; bfloat16 has the range."
     )
 
 

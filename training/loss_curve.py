@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib
 
+from falcon3_audio.whole_files import whole_file
+
 from .hearing import hearing_names
 
 
@@ -47,10 +49,11 @@ def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> Path | None:
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
-    temporary.replace(path)
+    try:
+        with whole_file(path) as file:
+            figure.savefig(file, format="png", dpi=120)
+    finally:
+        pyplot.close(figure)
     return path
 
 

@@ -124,13 +124,13 @@ def begin_set(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
         `ValueError`: where the folder holds files without a set's report, or shards made with other parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / REPORT).exists()
+    if not begun and any(not path.match(f"{REPORT}.*.tmp") for path in folder.iterdir()):
+        raise ValueError(f"got the folder {folder}, which holds files but no {REPORT}; pass an empty folder")
     for left in folder.glob("*.tmp"):
         left.unlink()
     new = {"finished": False, "parameters": json.loads(json.dumps(parameters)), "versions": _versions()}
-    if not (folder / REPORT).exists():
-        if any(folder.iterdir()):
-            raise ValueError(f"got the folder {folder}, which holds files but no {REPORT}; pass an empty folder")
-    else:
+    if begun:
         found = read_report(folder)
         if found["parameters"] == new["parameters"]:
             return found

