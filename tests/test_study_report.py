@@ -21,7 +21,8 @@ from falcon3_audio.evaluation.intervals import wilson
 from falcon3_audio.evaluation.predictions import Prediction
 from falcon3_audio.training import study as module
 from falcon3_audio.training.study import main
-from falcon3_audio.training.study_report import accuracy, as_markdown, difference, without_paths
+from falcon3_audio.training.study_report import accuracy, difference, without_paths
+from falcon3_audio.training.study_tables import as_markdown
 from falcon3_audio.whole_files import write_json
 
 

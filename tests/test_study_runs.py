@@ -10,7 +10,7 @@ from training_runs import write_jsonl, write_recipe
 
 from falcon3_audio.training import study_runs as module
 from falcon3_audio.training.run_folder import RECIPE, start_or_go_on
-from falcon3_audio.training.study import perform, perform_all
+from falcon3_audio.training.study import main, perform, perform_all
 from falcon3_audio.training.study_file import OPTIONS, make_study
 from falcon3_audio.training.study_runs import changes, check_unchanged, read_data, runs_of, steps_of, write_record
 from falcon3_audio.whole_files import write_json
@@ -83,6 +83,15 @@ def test_a_report_beside_a_file_that_is_not_a_sets_says_nothing_about_it(runs, d
     assert [list(step.data) for step in steps_of(run) if step.trains] == [[str(data / "train.jsonl")]]
     with pytest.raises(ValueError, match="is no report of a prepared set"):
         runs(arms={"a": {"train_data": str(data)}})
+
+
+def test_the_report_of_a_set_is_not_replaced(data, tmp_path, capsys):
+    path = write_recipe(tmp_path / "study.yaml", recipe="recipe.yaml", arms={"a": None})
+    write_recipe(tmp_path / "recipe.yaml", model="a/base", train_data=[str(data / "train.jsonl")], bf16=False)
+    before = (data / "report.json").read_bytes()
+    assert main([path, str(data), "--report"]) == 1
+    assert "is a prepared set, whose report the study's would replace" in capsys.readouterr().err
+    assert (data / "report.json").read_bytes() == before
 
 
 def test_what_steps_made_is_to_be_removed_and_nothing_of_the_users(runs, tmp_path):

@@ -27,6 +27,7 @@ import yaml
 
 from falcon3_audio.whole_files import whole_file, write_json
 
+from .shards import is_set
 from .study_file import read_study
 from .study_report import write_report
 from .study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
@@ -220,6 +221,8 @@ def _study(options: argparse.Namespace) -> int:
     study = read_study(options.study)
     output = options.output.resolve()
     failed: list[str] = []
+    if is_set(output):
+        raise ValueError(f"{output} is a prepared set, whose report the study's would replace; give another OUT.")
     if not options.report:
         runs = _selected(runs_of(study, output, read_data(study)), options.only)
         check_unchanged(runs, "give another OUT, or choose other arms with --only")

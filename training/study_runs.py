@@ -5,6 +5,8 @@ OUT/ARM/seed-N/                 of stages: OUT/ARM/seed-N/stage-K/
   train.json                    what decides the result, digests of the data, versions: compared when a study goes on
   run/, model/                  the run's folder, and the merged model
   scores/NAME/CONTROL/          predictions and score; beside it CONTROL.log and CONTROL.json, as above
+
+The digests are of the files with the questions, and of those beside them that describe a set. Audio files are not covered.
 """
 
 import hashlib
