@@ -134,7 +134,7 @@ class AudioTextToTextPipeline(Pipeline):
             raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
         rows = _pair(audio, text)
         # Falcon3-Audio's processor knows messages that are objects; others get them as they are given.
-        plain = getattr(self.processor, "plain_messages", list)
+        plain = getattr(self.processor, "plain_messages", _messages)
         # What an item is that is neither a chat nor a dict with `audio` and `text`.
         bare = "text" if audio is None else "audio"
         if not _is_many(rows):
@@ -306,6 +306,10 @@ def _is_chat(value: Any) -> bool:
     return "role" in first if isinstance(first, dict) else hasattr(first, "role")
 
 
+def _messages(chat: Any) -> list:
+    return list(getattr(chat, "messages", chat))
+
+
 def _is_many(value: Any) -> bool:
     """Several inputs, rather than one clip, text, chat or row."""
     if isinstance(value, (list, tuple)):
@@ -370,8 +374,9 @@ def _with_rate(message: dict[str, Any], rate: int | None) -> dict[str, Any]:
 
 def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for message in messages:
-        if not isinstance(message["content"], str):
-            yield from (item for item in message["content"] if item["type"] == "audio")
+        content = message.get("content")  # there is none beside a call of a tool
+        if content is not None and not isinstance(content, str):
+            yield from (item for item in content if item["type"] == "audio")
 
 
 def _in_batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:

@@ -2,7 +2,7 @@
 """Chat messages of any kind as dicts whose audio is loaded. Travels with every saved checkpoint."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,28 @@ def is_conversation(value: Any) -> bool:
 def plain_messages(conversation: Any) -> list[dict[str, Any]]:
     """
     The messages of one conversation as dicts. Takes dicts, dataclasses and pydantic models, also for items of content,
-    and an object that holds the list under `messages`. Fields that are `None` are left out.
+    and an object that holds the list under `messages`. Fields of an object that are `None` are left out, since it cannot
+    lack them. A dict keeps what it has: transformers drops its `None` from 5.24 on, and shows it to the template before.
 
-    Raises a `ValueError` for a message of another kind.
+    Raises a `ValueError` for a message of another kind, and for what is no list of messages.
     """
-    messages = _plain(getattr(conversation, "messages", conversation))
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ValueError(
-                f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got "
-                f"{message!r}."
-            )
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+    messages = getattr(conversation, "messages", conversation)
+    if not isinstance(messages, Iterable):
+        raise ValueError(
+            f"A conversation must be a list of messages, or an object that holds one under 'messages'; got {messages!r}."
+        )
+    return [_plain_message(message, index) for index, message in enumerate(messages)]
+
+
+def _plain_message(message: Any, index: int) -> dict[str, Any]:
+    plain = _plain(message)
+    if not isinstance(plain, dict):
+        raise ValueError(
+            f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got {plain!r}."
+        )
+    if isinstance(message, Mapping):
+        return plain
+    return {key: value for key, value in plain.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:

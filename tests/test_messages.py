@@ -65,6 +65,28 @@ def test_audio_is_not_copied_and_nothing_is_left_of_none():
     assert plain_messages([Message("user", [Item("audio", samples)])])[0]["content"][0]["audio"] is samples
 
 
+def test_a_dict_keeps_its_none_and_an_object_does_not():
+    call = [{"type": "function", "function": {"name": "hear", "arguments": {}}}]
+    answer = {"role": "assistant", "content": None, "tool_calls": call}
+    assert plain_messages([answer]) == [answer]
+    assert plain_messages([Model(**answer)]) == [{"role": "assistant", "tool_calls": call}]
+
+
+def test_a_template_sees_of_dicts_what_this_release_shows_it(processor):
+    """Whether `None` is dropped is for transformers, which does from 5.24 on; the tokenizer's prompt says what it does."""
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "name": None}]
+    template = "{% for m in messages %}{{ m.role }}:{{ 'content' in m }}:{{ 'name' in m }} {% endfor %}"
+    expected = processor.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+    assert processor.apply_chat_template(chat, chat_template=template, tokenize=False) == expected
+    assert expected.startswith("user:True:False assistant:")
+
+
+@pytest.mark.parametrize("conversation", [3, Message("user", "What?")])
+def test_what_is_no_conversation_is_named(conversation):
+    with pytest.raises(ValueError, match="A conversation must be a list of messages"):
+        plain_messages(conversation)
+
+
 def test_labels_of_objects(processor):
     answer = {"role": "assistant", "content": "a dog"}
     labels = [

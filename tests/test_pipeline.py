@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils.chat_template_utils import Chat
 
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.pipeline_falcon3_audio import Request
 
 
 CLIPS = {"a": tone(0.5, 300), "b": tone(1.3, 1000), "c": tone(0.9, 2000)}
@@ -209,6 +211,25 @@ def test_chats_of_objects(pipe):
     assert texts(pipe([Chat(chat), objects], batch_size=2)) == [wanted, wanted]
     with pytest.raises(ValueError, match="Message 0 must be a dict, a dataclass or a pydantic model"):
         pipe([SimpleNamespace(role="user", content="What?")])  # no such object
+
+
+def test_a_processor_without_plain_messages_gets_the_list_that_an_object_holds(pipe, monkeypatch):
+    monkeypatch.delattr(type(pipe.processor), "plain_messages")
+    chat = question(CLIPS["a"], text="What?")
+    for given in (SimpleNamespace(messages=chat), Chat(chat), tuple(chat)):
+        assert pipe(given)[0]["generated_text"] == about(pipe, "a")
+        assert pipe(given)[0]["input_text"] == chat
+
+
+def test_a_message_without_content_has_no_sampling_rate():
+    """A call of a tool, before a processor that does not resample."""
+    whisper = SimpleNamespace(feature_extractor=SimpleNamespace(sampling_rate=16_000))
+    call = {"role": "assistant", "content": None, "tool_calls": []}
+    check = partial(AudioTextToTextPipeline._check_sampling_rates, SimpleNamespace(processor=whisper))
+    check([Request([call, *question(CLIPS["a"], text="What?")])])
+    heard = {"type": "audio", "audio": CLIPS["a"], "sampling_rate": 8_000}
+    with pytest.raises(ValueError, match="expects audio at 16000 Hz"):
+        check([Request([call, {"role": "user", "content": [heard]}])])
 
 
 def test_words_only(pipe):

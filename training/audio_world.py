@@ -25,6 +25,8 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from falcon3_audio.whole_files import write_json
+
 from .audio_world_sounds import (
     ANIMALS,
     CHORD_STYLES,
@@ -148,7 +150,7 @@ def generate_world(
     settings = {"train": asdict(TRAIN), "test": asdict(TEST)}
     world = {"parameters": parameters, "finished": False, "versions": versions, "settings": settings}
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "world.json", world)
+    write_json(out / "world.json", world)
     for split in SPLITS:
         (out / f"{split}-audios").mkdir(exist_ok=True)
     rngs = {split: np.random.default_rng([seed, index]) for index, split in enumerate(SPLITS)}
@@ -156,11 +158,11 @@ def generate_world(
     rows = {"train": _train_rows(clips["train"], rngs["train"]), "test": _test_rows(clips["test"], rngs["test"])}
     _write_audios(out, clips, seed, workers, progress)
     for split in SPLITS:
-        _write_json(out / f"{split}.json", rows[split])
+        write_json(out / f"{split}.json", rows[split])
     made = {split: _metadata(out, split, clips[split]) for split in SPLITS}
     summary = {split: _summary(made[split], rows[split]) for split in SPLITS}
     world |= {"finished": True, "summary": summary, "clips": made["train"] | made["test"]}
-    _write_json(out / "world.json", world)
+    write_json(out / "world.json", world)
     return json.loads((out / "world.json").read_text(encoding="utf-8"))
 
 
@@ -278,12 +280,6 @@ def _write_audio(job: tuple[Path, Clip, tuple[int, ...]]) -> None:
     path, clip, seed = job
     temporary = path.with_suffix(".tmp")
     soundfile.write(temporary, render(clip, np.random.default_rng(seed)), SAMPLE_RATE, "PCM_16", format="WAV")
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
