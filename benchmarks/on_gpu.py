@@ -27,7 +27,6 @@ from falcon3_audio.whole_files import write_json
 from .summary import rows_of
 
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 450  # for all parts: with the installation before them and some seconds to spare, under 8 minutes
 SHORTEST = 20  # seconds: with less there is no use in starting a part
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "flash-attn", "triton")
@@ -126,7 +125,7 @@ class Run:
 
 def run_limited(command: list[str], limit: float, log: IO[str]) -> int | None:
     """The exit status of a command that writes to `log`; `None` if it was killed, with all it started, after `limit` seconds."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         return process.wait(timeout=limit)
     except subprocess.TimeoutExpired:

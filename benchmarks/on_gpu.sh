@@ -7,8 +7,10 @@
 #
 # PYTHON: the interpreter that has torch (default: that of the clone's .venv, or else python3).
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
+# The folder stays the caller's, whose paths may be relative; what is called `benchmarks` in it is not ours.
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
 if [ "${1:-}" = --fetch ]; then
     shift
@@ -24,6 +26,6 @@ if ! "$python" -c "$has_package"; then
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
     "$python" -m benchmarks.packages install "$site"
-    export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHONPATH="$site:$PYTHONPATH"
 fi
 "$python" -m benchmarks.on_gpu "$@"

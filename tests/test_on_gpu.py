@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -111,6 +112,21 @@ def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path):
         assert on_gpu.run_limited(["bash", "-c", "sleep 600 & echo $!; wait"], 2, log) is None
     child = Path("/proc", (tmp_path / "log").read_text().strip(), "stat")
     assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_paths_are_those_of_the_callers_folder(tmp_path, monkeypatch):
+    """Of the interpreter and of the options; what is found there is not taken for this project's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").write_text("raise SystemExit('not mine')")
+    monkeypatch.setenv("PYTHON", "./python")
+    said = subprocess.run([ROOT / "benchmarks" / "on_gpu.sh", "--help"], capture_output=True, text=True)
+    assert said.returncode == 0 and said.stdout.startswith("usage: benchmarks/on_gpu.sh"), said.stderr
+    with (tmp_path / "log").open("w") as log:
+        assert on_gpu.run_limited(["pwd"], 60, log) == 0
+    assert Path((tmp_path / "log").read_text().strip()).samefile(tmp_path)
 
 
 def test_the_card_is_what_nvidia_smi_says(tmp_path, monkeypatch):
