@@ -225,14 +225,27 @@ def _numbered(chat: Chat | None, example: dict[str, Any]) -> Chat | None:
     if chat is None or NUMBER not in example:
         return chat
     number, clip = example[NUMBER], example.get("clip")
+    clip = _only_source(example["messages"]) if clip is None else clip
     # A chat of no one clip is a clip of its own.
     clip = -1 - number if clip is None else clip_number(clip)
     return chat | {ASKED: torch.tensor([number, clip, int("input_features" in chat)])}
 
 
-def clip_number(clip: str) -> int:
-    """A number for a clip's name, the same in every process."""
-    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:7])
+def _only_source(messages: Sequence[dict[str, Any]]) -> str | bytes | None:
+    """Path, URL or bytes of a chat's clip, which other chats may be about as well; `None` without one, or with several."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    clips = [item for content in contents for item in content or [] if item["type"] == "audio"]
+    if len(clips) != 1:
+        return None
+    source = next((clips[0][key] for key in ("audio", "path", "url") if clips[0].get(key) is not None), None)
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    return source if isinstance(source, (str, bytes)) else None
+
+
+def clip_number(clip: str | bytes) -> int:
+    """A number for a clip's name, path or bytes, the same in every process."""
+    return int.from_bytes(hashlib.sha256(clip if isinstance(clip, bytes) else clip.encode()).digest()[:7])
 
 
 def _join_asked(asked: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
