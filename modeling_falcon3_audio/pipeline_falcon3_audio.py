@@ -213,8 +213,10 @@ class AudioTextToTextPipeline(Pipeline):
         inputs, clips = model_inputs["inputs"], model_inputs["clips"]
         several = len(inputs["input_ids"]) > 1
         settings = self._settings(generate_kwargs)
-        padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
-        prompts = None if several or padded or not allows_prompt_cache(settings) else self._prompt_cache
+        prompts = None if several or not allows_prompt_cache(settings) else self._prompt_cache
+        # Only where there is a cache: a look at the mask waits for the device.
+        if prompts is not None and not inputs.get("attention_mask", torch.ones(1)).all():
+            prompts = None
         together = several and self._begins_together and allows_common_beginning(settings)
         # Without a cache of clips nobody knows which are equal.
         together = together and "attention_mask" in inputs and (clips is not None or "input_features" not in inputs)

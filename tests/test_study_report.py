@@ -280,5 +280,5 @@ def test_paths_keep_their_last_name_alone():
         "train.jsonl (2)": ["train.jsonl (2)", "train.jsonl is gone"],
     }
     assert without_paths(["/data/set/"]) == ["set"]
-    content = {"/root/data/set.jsonl": ["no /tmp/a b/c: 'x'", "http://host/a/b", "1/2", "runs/a", 3, None]}
+    content = {"/srv/data/set.jsonl": ["no /tmp/a b/c: 'x'", "http://host/a/b", "1/2", "runs/a", 3, None]}
     assert without_paths(content) == {"set.jsonl": ["no a b/c: 'x'", "http://host/a/b", "1/2", "runs/a", 3, None]}
