@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from threading import Thread
 
@@ -25,7 +25,7 @@ from falcon3_audio.evaluation.load_mmau import load_mmau
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data import load_training_data
 from falcon3_audio.training.prepare.real_sounds import build, packages, writing
-from falcon3_audio.training.prepare.real_sounds.build import Wanted, main, make_real_sounds
+from falcon3_audio.training.prepare.real_sounds.build import TRAINING_FILES, Wanted, main, make_real_sounds
 from falcon3_audio.training.prepare.real_sounds.tables import are_alike, read_packages
 
 
@@ -66,6 +66,11 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def training_rows(out):
+    """A list for each domain."""
+    return {domain: lines(out / name) for domain, name in TRAINING_FILES.items()}
+
+
 def digests(out):
     """Of all files but the cache and what tells times."""
     files = [
@@ -78,7 +83,7 @@ def test_what_is_written(made):
     out, report = made
     assert {path.name for path in out.iterdir()} == {
         *(
-            "train.jsonl",
+            *TRAINING_FILES.values(),
             "validation.json",
             "test.json",
             "clips.jsonl",
@@ -104,15 +109,16 @@ def test_what_is_written(made):
 
 def test_the_summary_counts_what_is_there(made):
     out, report = made
-    clips, train = lines(out / "clips.jsonl"), lines(out / "train.jsonl")
+    clips, train = lines(out / "clips.jsonl"), training_rows(out)
     domains = {clip["path"]: clip["domain"] for clip in clips}
+    assert all({domains[row["audio"]] for row in rows} == {domain} for domain, rows in train.items())
     for split in ("train", "validation", "test"):
         for domain, counts in report["splits"][split].items():
             own = [clip for clip in clips if (clip["split"], clip["domain"]) == (split, domain)]
             assert counts["clips"] == len(own) > 0
             assert counts["hours"] == pytest.approx(sum(clip["seconds"] for clip in own) / 3600, abs=1e-3)
             if split == "train":
-                assert counts["questions"] == sum(len(r["questions"]) for r in train if domains[r["audio"]] == domain)
+                assert counts["questions"] == sum(len(row["questions"]) for row in train[domain])
             else:
                 asked = json.loads((out / f"{split}.json").read_text())
                 assert counts["questions"] == sum(row["task"] == domain for row in asked) > 0
@@ -126,8 +132,9 @@ def test_the_summary_counts_what_is_there(made):
 
 def test_training_and_evaluation_read_it(made, processor):
     out, _ = made
-    data, sizes = load_training_data([DataSource(str(out / "train.jsonl"))])
-    assert len(data) == sizes[0] == sum(len(row["questions"]) for row in lines(out / "train.jsonl"))
+    data, sizes = load_training_data([DataSource(str(out / name)) for name in TRAINING_FILES.values()])
+    assert sizes == [sum(len(row["questions"]) for row in rows) for rows in training_rows(out).values()]
+    assert len(data) == sum(sizes)
     for name in ("test", "validation"):
         asked = load_mmau(out / f"{name}.json")
         assert len(asked.questions) == len(json.loads((out / f"{name}.json").read_text()))
@@ -146,7 +153,8 @@ def test_splits_share_nothing(made):
         if clip["domain"] == "speech" and clip["source"] not in ("composite", "fillets-ng-data-cs"):
             assert split_of_voice.setdefault(clip["voice"], clip["split"]) == clip["split"]
     assert set(split_of_voice.values()) == {"train", "validation", "test"}
-    for name, split in (("train.jsonl", "train"), ("validation.json", "validation"), ("test.json", "test")):
+    files = dict.fromkeys(TRAINING_FILES.values(), "train") | {"validation.json": "validation", "test.json": "test"}
+    for name, split in files.items():
         used = re.findall(r"audio/(\w+)/", (out / name).read_text())
         assert set(used) == {split}
     levels = {re.search(r"(level\d)", path)[1]: clip["split"] for path, clip in clips.items() if "level" in path}
@@ -169,7 +177,7 @@ def test_held_out_questions_are_fair(made, name):
 
 def test_training_questions_are_fair(made):
     places: Counter[int] = Counter()
-    for row in lines(made[0] / "train.jsonl"):
+    for row in chain(*training_rows(made[0]).values()):
         assert 1 <= len(row["questions"]) <= 7
         for question in row["questions"]:
             _, closed, options = question["instruction"].partition(" Choose one: ")
@@ -184,7 +192,7 @@ def test_training_questions_are_fair(made):
 
 def test_names_that_are_asked_were_trained(made):
     out, _ = made
-    trained = Counter(q["output"] for row in lines(out / "train.jsonl") for q in row["questions"])
+    trained = Counter(q["output"] for row in chain(*training_rows(out).values()) for q in row["questions"])
     for name in ("validation", "test"):
         for row in json.loads((out / f"{name}.json").read_text()):
             if row["sub-category"] in ("Sound", "Instrument", "Language"):
@@ -197,10 +205,12 @@ def test_validation_takes_its_clips_from_training_and_changes_nothing_else(made,
     make_real_sounds(plain, out / "packages", replace(WANTED, validation_questions=0), mirror[1])
     assert not (plain / "validation.json").exists()
     assert (plain / "test.json").read_bytes() == (out / "test.json").read_bytes()
-    all_rows = (plain / "train.jsonl").read_text().splitlines()
-    rows = (out / "train.jsonl").read_text().splitlines()
-    remaining = iter(all_rows)
-    assert len(rows) < len(all_rows) and all(row in remaining for row in rows)  # in order, byte for byte
+    all_rows, rows = [], []
+    for name in TRAINING_FILES.values():
+        all_of_it, left = ((folder / name).read_text().splitlines() for folder in (plain, out))
+        remaining = iter(all_of_it)
+        assert len(left) < len(all_of_it) and all(row in remaining for row in left)  # in order, byte for byte
+        all_rows, rows = all_rows + all_of_it, rows + left
     validated = {path.name for path in (out / "audio" / "validation").rglob("*") if path.is_file()}
     gone = [json.loads(row)["audio"] for row in set(all_rows) - set(rows)]
     own = {row["path"]: row for row in lines(plain / "clips.jsonl")}
@@ -220,7 +230,8 @@ def test_another_seed_and_the_same_folder(made, mirror, asked, tmp_path):
     out, _ = made
     again = tmp_path / "set"
     make_real_sounds(again, out / "packages", replace(WANTED, seed=1, composites=20), mirror[1])
-    assert (again / "train.jsonl").read_bytes() != (out / "train.jsonl").read_bytes()
+    for name in TRAINING_FILES.values():
+        assert (again / name).read_bytes() != (out / name).read_bytes()
     make_real_sounds(again, out / "packages", WANTED, mirror[1])
     assert digests(again) == digests(out)  # nothing of the larger set is left
 
@@ -356,7 +367,7 @@ def test_two_runs_share_a_cache(mirror, asked, tmp_path):
 def test_one_package_is_enough(mirror, asked, tmp_path, only):
     known = [package for package in mirror[1] if package.name == only]
     report = make_real_sounds(tmp_path, wanted=WANTED, packages=known)
-    assert report["packages"] == [only] and lines(tmp_path / "train.jsonl")
+    assert report["packages"] == [only] and len(list(tmp_path.glob("train_*.jsonl"))) == 1  # all of one domain
 
 
 def test_what_is_missing_on_the_machine(mirror, asked, tmp_path, monkeypatch, capsys):

@@ -8,9 +8,9 @@ command goes on after it was killed, and one seed gives the same bytes. Needs De
 
     falcon3-audio real-sounds data/real_sounds --cache ~/.cache/real_sounds
 
-In OUT: train.jsonl (a clip and its questions per line), validation.json and test.json (MMAU's format), clips.jsonl
-(labels, source, licence, seconds, split and voice of each clip), sources.json (what became of each package),
-report.json (the summary), audio/.
+In OUT: train_speech.jsonl, train_sound.jsonl, train_music.jsonl (a clip and its questions per line), validation.json and
+test.json (MMAU's format), clips.jsonl (labels, source, licence, seconds, split and voice of each clip), sources.json (what
+became of each package), report.json (the summary), audio/.
 """
 
 import argparse
@@ -41,9 +41,11 @@ from .tables import SOUNDFONT, Package, read_packages
 from .writing import clip_row, copy_recordings, remove_others, write_benchmark, write_jsonl
 
 
-FORMAT = 1  # raised whenever the same parameters would give other files
+FORMAT = 2  # raised whenever the same parameters would give other files
 HELD_OUT_SHARE, LEAST_COMPOSITES = 8, 40  # for each kind of composite, an eighth of training's is held out, but 40
-ABOUT_CLIPS = ("train.jsonl", "validation.json", "test.json", "clips.jsonl")
+# A file for each domain: there are ten times as many questions about speech, and recipes give each set a weight of its own.
+TRAINING_FILES = {domain: f"{TRAIN}_{domain}.jsonl" for domain in DOMAINS}
+ABOUT_CLIPS = (*TRAINING_FILES.values(), "validation.json", "test.json", "clips.jsonl")
 
 Counts = dict[str, Counter[str]]  # split -> domain -> number
 
@@ -169,7 +171,7 @@ def leave_out_near_copies(clips: list[Clip], refused: Refused) -> None:
 
 def write_questions(clips: Sequence[Clip], out: Path, wanted: Wanted) -> Counts:
     """
-    Write the three files of questions; returns their numbers by split and domain.
+    Write the files of questions; returns their numbers by split and domain.
 
     Draws are made for the clips that validation takes away, too: what is left, and the test, do not depend on it.
     """
@@ -178,10 +180,12 @@ def write_questions(clips: Sequence[Clip], out: Path, wanted: Wanted) -> Counts:
     trainable = [clip for clip in clips if is_trainable(clip)]
     train = [clip for clip in trainable if clip.split == TRAIN]
     rows = [(clip, row) for clip, row in training_rows(trainable, draw) if clip.split == TRAIN]
-    write_jsonl(out / "train.jsonl", (row for _, row in rows))
     counts: Counts = {TRAIN: Counter()}
-    for clip, row in rows:
-        counts[TRAIN][clip.domain] += len(row["questions"])
+    for domain, name in TRAINING_FILES.items():
+        own = [row for clip, row in rows if clip.domain == domain]
+        if own:
+            write_jsonl(out / name, own)
+            counts[TRAIN][domain] = sum(len(row["questions"]) for row in own)
     for split, number, known, own_draw in (
         (TEST, wanted.test_questions, trainable, draw),
         (VALIDATION, wanted.validation_questions, train, draw_validation),

@@ -75,7 +75,7 @@ def _are_same(one: str, other: str) -> bool:
 
 
 def training_row(clip: Clip, pools: Pools, draw: Random) -> dict[str, Any]:
-    """The row of train.jsonl; it may be without questions."""
+    """The row of a training file; it may be without questions."""
     questions: list[tuple[Fact, str]] = []
     for fact in clip.facts:
         options = pools.options(fact, draw) if fact.pool or fact.options else None
