@@ -18,6 +18,7 @@ VERBS = {
     "study": ("falcon3_audio.training.study", "train and compare arms of a recipe, several seeds of each"),
     "grpo": ("falcon3_audio.training.grpo", "reinforce right answers after training: GRPO with TRL"),
     "merge": ("falcon3_audio.training.merge", "merge a trained adapter into a plain checkpoint"),
+    "export-adapter": ("falcon3_audio.training.export_adapter", "pass on an adapter without its base model"),
     "evaluate": ("falcon3_audio.evaluation.evaluate", "ask a benchmark's questions, and score the replies"),
     "score": ("falcon3_audio.evaluation.score", "score a file of predictions"),
     "judge": ("falcon3_audio.evaluation.judge", "have open answers judged by other models"),

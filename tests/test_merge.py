@@ -12,7 +12,8 @@ from training_runs import farthest, files_up_to, weights_of
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
-from falcon3_audio.training.merge import find_base, load_adapted, main, merge
+from falcon3_audio.training.adapter_base import find_base
+from falcon3_audio.training.merge import load_adapted, main, merge
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """From the adapter that a run leaves to a plain checkpoint that needs no PEFT: LoRA added into the weights.
 
     falcon3-audio merge RUN OUT          # RUN: a run's folder, or one of its checkpoint-N
+    falcon3-audio merge ADAPTER OUT --audio-model openai/whisper-base --text-model HuggingFaceTB/SmolLM2-135M-Instruct
 
-The base model is `base` in the run's folder if the run composed it, else the one that the adapter names. The result has its
+The base model is `base` in the run's folder if the run composed it, else the one that the adapter names; that of an exported
+adapter (export_adapter.py) is composed again from the backbones that are given. The result has its
 dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
 A run in 4 bits is merged into the unquantised base, so its logits differ by the quantisation error.
 """
@@ -12,18 +14,24 @@ import shutil
 import sys
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .run_folder import BASE, explain, find_checkpoint
+from .adapter_base import compose_base, find_base
+from .run_folder import explain, find_checkpoint
 
 
-def merge(run: str | Path, output: str | Path) -> Path:
+def merge(run: str | Path, output: str | Path, audio_model: str | None = None, text_model: str | None = None) -> Path:
     """
     Merges the adapter in `run` into its base model, saves the result in `output` and returns that path.
+
+    Args:
+        audio_model, text_model: backbones of an exported adapter: folders or Hub ids. Warns of weights that are not those
+            that the adapter was trained on.
 
     Raises:
         `FileExistsError`: if `output` holds anything already.
@@ -33,26 +41,39 @@ def merge(run: str | Path, output: str | Path) -> Path:
     run, output = Path(run), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
-    model = load_adapted(run).merge_and_unload()
+    if (audio_model is None) != (text_model is None):
+        raise ValueError(
+            "A base model is composed of two backbones; give both audio_model and text_model, or neither."
+        )
+    _check_adapter(run)
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    AutoProcessor.from_pretrained(run).save_pretrained(unfinished)
+    if audio_model and text_model:
+        base = output.with_name(output.name + ".base.unfinished")
+        shutil.rmtree(base, ignore_errors=True)
+        try:
+            for line in compose_base(run, audio_model, text_model, base):
+                print(f"NOTE: {line}", file=sys.stderr)
+            _save_merged(load_adapted(run, base), AutoProcessor.from_pretrained(base), unfinished)
+        finally:
+            shutil.rmtree(base, ignore_errors=True)
+    else:
+        _save_merged(load_adapted(run), AutoProcessor.from_pretrained(run), unfinished)
     if output.exists():
         output.rmdir()
     unfinished.rename(output)
     return output
 
 
-def load_adapted(run: Path) -> PeftModel:
-    """The base model with the adapter of `run` on it, not merged. Errors as in `merge`."""
-    if not (run / "adapter_config.json").exists():
-        last = find_checkpoint(run)
-        if last is not None:
-            raise ValueError(f"{run} is a run that has not ended. Start it again to go on, or merge {last}.")
-        plain = ": it is a plain checkpoint already" if (run / "config.json").exists() else ""
-        raise ValueError(f"{run} holds no adapter (adapter_config.json){plain}. Give the folder of a run with LoRA.")
-    base = find_base(run)
+def _save_merged(model: PeftModel, processor: Falcon3AudioProcessor, folder: Path):
+    model.merge_and_unload().save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def load_adapted(run: Path, base: str | Path | None = None) -> PeftModel:
+    """The base model (`base`, or the adapter's own) with the adapter of `run` on it, not merged. Errors as in `merge`."""
+    _check_adapter(run)
+    base = base or find_base(run)
     try:
         model: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(base, dtype="auto")
         return PeftModel.from_pretrained(model, run)
@@ -60,28 +81,26 @@ def load_adapted(run: Path) -> PeftModel:
         raise ValueError(f"The weights in {run} or in its base model {base} cannot be read: {error}.") from error
 
 
-def find_base(run: Path) -> str:
-    """
-    Where the base model of an adapter is: if the run composed it, `base` in the run's folder, wherever that is now;
-    otherwise as named in the adapter.
-    """
-    named = PeftConfig.from_pretrained(str(run)).base_model_name_or_path
-    places = [Path(named)]
-    if Path(named).name == BASE:  # looked for here first: where it was, there may be another run by now
-        places.insert(0, (run.parent if run.name.startswith("checkpoint-") else run) / BASE)
-    found = next((place for place in places if (place / "config.json").exists()), None)
-    if found is None and Path(named).is_absolute():
-        raise ValueError(f"The base model of {run} is gone: looked in {', '.join(map(str, places))}.")
-    return str(found or named)  # otherwise a Hub id
+def _check_adapter(run: Path):
+    if not (run / "adapter_config.json").exists():
+        last = find_checkpoint(run)
+        if last is not None:
+            raise ValueError(f"{run} is a run that has not ended. Start it again to go on, or merge {last}.")
+        plain = ": it is a plain checkpoint already" if (run / "config.json").exists() else ""
+        raise ValueError(f"{run} holds no adapter (adapter_config.json){plain}. Give the folder of a run with LoRA.")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio merge", description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", metavar="RUN", help="folder of a training run, or one of its checkpoints")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder of a training run, one of its checkpoints, or an exported adapter"
+    )
     parser.add_argument("output", metavar="OUT", help="folder to create")
+    parser.add_argument("--audio-model", help="of an exported adapter: Whisper, Hub id or folder")
+    parser.add_argument("--text-model", help="of an exported adapter: language model, Hub id or folder")
     options = parser.parse_args(arguments)
     try:
-        print(f"merged model saved in {merge(options.run, options.output)}")
+        print(f"merged model saved in {merge(**vars(options))}")
     except (ValueError, OSError, SafetensorError) as error:
         print(f"falcon3-audio merge: {explain(error)}", file=sys.stderr)
         return 1

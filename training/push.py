@@ -32,8 +32,9 @@ from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, Pr
 
 from falcon3_audio.model_cards import card_for_run
 
+from .adapter_base import find_base
 from .arguments import OF_COMPOSED
-from .merge import find_base, load_adapted
+from .merge import load_adapted
 from .run_folder import RECIPE, STATE, explain, find_checkpoint
 from .verify_push import ask
 
@@ -79,13 +80,18 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     AutoProcessor.from_pretrained(run).save_pretrained(folder)
     root = run.parent if run.name.startswith("checkpoint-") else run
+    copy_records(run, root, folder)
+    card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
+
+
+def copy_records(run: Path, root: Path, folder: Path):
+    """Log, loss curve and recipe of a run, where it has them, without the folders of this machine."""
     for path in (run / name for name in RECORDS):
         if path.exists() and path.name == STATE:  # may name the best checkpoint's folder
             state = without_folders(json.loads(path.read_text(encoding="utf-8")))
             (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         elif path.exists():
             shutil.copyfile(path, folder / path.name)
-    card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
     if (root / RECIPE).exists():
         recipe = without_folders(yaml.safe_load((root / RECIPE).read_text(encoding="utf-8")))
         (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
