@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test check test-compat test-latest test-serving clean
+.PHONY: setup demo real test check test-compat test-latest test-serving clean
 
 setup: .venv/ready
 
@@ -16,6 +16,11 @@ setup: .venv/ready
 # Sounds, a tiny model trained on them, and answers about clips it has not heard.
 demo: setup
 	$(BIN)/python -m falcon3_audio.training.demo runs/demo
+
+# falcon3-audio-nano: its backbones and the recordings are fetched (2.1 GB, needs apt-get), and it is asked what it hears.
+real: setup
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt tinysoundfont
+	$(BIN)/python -m falcon3_audio.training.real runs/real
 
 test: check
 	$(BIN)/pytest

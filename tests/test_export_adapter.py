@@ -43,7 +43,9 @@ def test_what_is_written(run, exported, backbones):
     text = "".join(path.read_text() for path in exported.iterdir() if path.suffix in (".json", ".yaml"))
     assert str(run.parent) not in text
     described = json.loads((exported / "backbones.json").read_text())
-    assert [described[option]["name"] for option in ("audio_model", "text_model")] == [Path(name).name for name in backbones]
+    assert [described[option]["name"] for option in ("audio_model", "text_model")] == [
+        Path(name).name for name in backbones
+    ]
 
 
 def test_halves(run, tmp_path):

@@ -28,7 +28,7 @@ from falcon3_audio.evaluation.score import SCORE
 from .audio_world import generate_world
 from .open_asqa import prepare
 from .recipe import override
-from .study import perform
+from .study import ask, perform
 from .study_file import make_study
 from .study_runs import Run, read_data, runs_of, scores_of
 
@@ -68,12 +68,9 @@ def make_run(folder: Path, seed: int, options: dict[str, Any]) -> Run:
 
 def score(checkpoint: Path, world: Path) -> int:
     """Asks another checkpoint the held-out questions, and prints what `show` does. Returns the exit code."""
-    evaluations = make_study(
-        "demo", RECIPE, {"arms": {"demo": None}, "evaluate": [_asked(world)]}, "the demo"
-    ).evaluations
     with tempfile.TemporaryDirectory() as folder:
-        run = Run("demo", 0, Path(folder), [], evaluations, model=checkpoint)
-        if perform(run, dict(os.environ), threading.Event()):
+        run = ask(checkpoint, _asked(world), Path(folder), RECIPE)
+        if run is None:
             return 1
         show(run)
     return 0

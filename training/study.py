@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 import yaml
@@ -28,7 +29,7 @@ import yaml
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .shards import is_set
-from .study_file import read_study
+from .study_file import make_study, read_study
 from .study_report import write_report
 from .study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
 
@@ -178,6 +179,22 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def ask(model: Path, asked: dict[str, Any], folder: Path, recipe: Path) -> Run | None:
+    """
+    Asks one checkpoint, in an arm without training.
+
+    Args:
+        asked: an entry of a study's `evaluate`.
+        folder: for the replies, and what they were scored.
+
+    Returns the run whose scores those are; `None` if asking failed, which has been said. Raises a `ValueError` for a
+    benchmark that cannot be read, and if `folder` has scores of other questions.
+    """
+    study = make_study("asked", recipe, {"arms": {"asked": None}, "evaluate": [asked]}, "the evaluation")
+    run = Run("asked", 0, folder, [], study.evaluations, read_data(study), model)
+    return None if perform(run, dict(os.environ), threading.Event()) else run
 
 
 def _cores() -> int:
