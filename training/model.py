@@ -144,6 +144,18 @@ def check_precision(model: PreTrainedModel, training: TrainingArguments):
         )
 
 
+def compile_layers(model: PreTrainedModel):
+    """
+    Has the language model's layers compiled when they are first called, for any number of tokens; in place, so that names
+    and checkpoints stay the same.
+
+    The encoder is left alone: what it runs depends on how many lengths of window a batch has, so it would be compiled again
+    and again, until dynamo gives up. For the same reason transformers' `torch_compile` does not fit.
+    """
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
+
+
 def train_in_float32(model: nn.Module):
     """TRL makes what is trained beside a quantised model bfloat16, where small steps round to nothing; this mends it."""
     if getattr(model, "is_quantized", False):

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -46,7 +47,7 @@ from .hearing import (
     silenced,
     summarise,
 )
-from .model import train_in_float32
+from .model import compile_layers, train_in_float32
 from .run_folder import STATE
 from .sampler import MixtureSampler
 
@@ -100,6 +101,8 @@ class AudioSFTTrainer(SFTTrainer):
         self._seen: Counter[str] = Counter()  # on this device, since the last log
         self._last_log = time.monotonic()
         train_in_float32(self.model)
+        if self.args.compile_layers:
+            compile_layers(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     def get_train_dataloader(self) -> DataLoader:
         self._last_log = time.monotonic()  # training begins
