@@ -2,6 +2,8 @@
 
 import gc
 import math
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +142,31 @@ def test_packed_steps_are_those_of_whole_batches(recipe, tmp_path, accumulated):
     assert expected[-1]["num_dropped"] > 0
     checkpoint = str(tmp_path / "packed" / "checkpoint-1")  # in the middle of an epoch
     assert farthest(run("on", "--resume_from_checkpoint", checkpoint, tokens_per_device=100)[0], ours) == 0
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_layers_learn_the_same(recipe, tmp_path, monkeypatch):
+    """All of the language model's layers are compiled, and nothing else."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    options = {"lora_dropout": 0.0, "max_steps": 2}
+
+    def run(name, **changed):
+        path = write_recipe(tmp_path / f"{name}.yaml", extends=recipe, **options, **changed)
+        trainer = sft.train(*parse("--config", path, "--output_dir", str(tmp_path / name)))
+        compiled = {
+            re.sub(r"\.\d+$", "", name)
+            for name, module in trainer.model.named_modules()
+            if module._compiled_call_impl is not None
+        }
+        return weights_of(tmp_path / name), log_of(tmp_path / name), compiled
+
+    expected, log, nothing = run("eager")
+    ours, our_log, compiled = run("compiled", compile_layers=True)
+    assert not nothing and {name.removeprefix("base_model.model.") for name in compiled} == {
+        "model.language_model.layers"
+    }
+    assert ours.keys() == expected.keys() and farthest(ours, expected) < 1e-4
+    assert [entry["loss"] for entry in our_log] == pytest.approx([entry["loss"] for entry in log], rel=1e-4)
 
 
 def test_peak_memory_is_that_of_the_process():

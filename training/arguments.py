@@ -138,6 +138,13 @@ class ModelArguments:
     )
     pooling_window: int = field(default=2, metadata={"help": "Encoder positions per audio token (1: no pooling)."})
     projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "The new projector."})
+    projector_start: Literal["random", "fitted"] = field(
+        default="random",
+        metadata={
+            "help": "Where the new projector starts: at random, or with its norms fitted to training clips and to the language "
+            "model's embeddings (projector_start.py)."
+        },
+    )
     pad_to_window: bool = field(default=False, metadata={"help": "Encode 30 s always, as stock Whisper does."})
     trailing_silence: float = field(
         default=0.0,

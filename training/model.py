@@ -6,11 +6,15 @@ from backbones is saved first, under `base` in the run's folder: the adapter the
 every process and every resumed run starts from the same projector.
 """
 
+import math
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import nn
@@ -30,9 +34,12 @@ from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import COMPOSED, LoraArguments, ModelArguments
+from .collator import AudioChatCollator
+from .projector_start import fit_projector
 from .run_folder import BASE
 
 
+CLIPS_TO_FIT = 96  # over all sets; each has 25 tokens a second, and what is estimated are means and variances
 TOWERS = ("audio_tower", "language_model")
 PROJECTOR = "multi_modal_projector"
 # PEFT `target_modules` by tower and choice.
@@ -51,10 +58,13 @@ LORA_PATTERNS = {
 
 
 def load_model(
-    arguments: ModelArguments, output_dir: str | Path, seed: int = 0
+    arguments: ModelArguments, output_dir: str | Path, seed: int = 0, sets: Sequence[Dataset] = ()
 ) -> tuple[PreTrainedModel, Falcon3AudioProcessor]:
     """
     The model to train, everything in it still as loaded, and its processor.
+
+    Args:
+        sets: the training sets, for a projector that is fitted to them.
 
     Raises the errors of `compose` and of `from_pretrained`, and a `ValueError` if `arguments.model` is an adapter, or was
     composed with other options than `arguments` has.
@@ -63,7 +73,7 @@ def load_model(
         raise ValueError(
             f"{arguments.model} is an adapter; merge it into its model first (`falcon3-audio merge`) and give the result."
         )
-    folder = arguments.model or str(_compose_base(arguments, Path(output_dir) / BASE, seed))
+    folder = arguments.model or str(_compose_base(arguments, Path(output_dir) / BASE, seed, sets))
     processor = AutoProcessor.from_pretrained(folder)
     if arguments.model:
         _check_composed(arguments, processor, AutoConfig.from_pretrained(folder))
@@ -110,14 +120,16 @@ def _check_composed(arguments: ModelArguments, processor: Falcon3AudioProcessor,
         )
 
 
-def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
+def _compose_base(arguments: ModelArguments, folder: Path, seed: int, sets: Sequence[Dataset]) -> Path:
     state = PartialState()
     if state.is_main_process and not (folder / "config.json").exists():
         set_seed(seed)  # of the new projector
+        draft = folder.with_name(f"{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
         compose(
             str(arguments.audio_model),
             str(arguments.text_model),
-            folder,
+            draft,
             pooling_window=arguments.pooling_window,
             projector_type=arguments.projector_type,
             pad_to_window=arguments.pad_to_window,
@@ -126,6 +138,9 @@ def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
             audio_token=arguments.audio_token,
             dtype=arguments.dtype,
         )
+        if arguments.projector_start == "fitted":
+            _fit(draft, sets)
+        draft.rename(folder)
     state.wait_for_everyone()
     if not (folder / "config.json").exists():
         raise ValueError(
@@ -133,6 +148,17 @@ def _compose_base(arguments: ModelArguments, folder: Path, seed: int) -> Path:
             "output_dir must be a folder that all machines share."
         )
     return folder
+
+
+def _fit(folder: Path, sets: Sequence[Dataset]):
+    """Fits the projector of a composed model to as many clips of each set, and saves it."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto")
+    collate = AudioChatCollator(processor)
+    each = math.ceil(CLIPS_TO_FIT / max(1, len(sets)))
+    examples = (part[index] for part in sets for index in torch.randperm(len(part))[:each].tolist())
+    fit_projector(model, (collate([example]) for example in examples))
+    model.save_pretrained(folder)
 
 
 def check_precision(model: PreTrainedModel, training: TrainingArguments):

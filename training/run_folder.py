@@ -33,7 +33,7 @@ DECIDING = (
     *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
 )
 # Options that decide what is composed.
-DECIDING_BASE = ("audio_model", "text_model", *COMPOSED, "dtype", "seed")
+DECIDING_BASE = ("audio_model", "text_model", *COMPOSED, "projector_start", "dtype", "seed")
 # No room, too much for the quota or the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # What torch and safetensors say when a file could not be written; they raise no OSError.

@@ -10,6 +10,7 @@ with the same output_dir, a run goes on from its last whole checkpoint, at the e
 Leaves there: the adapter (or, where no tower has LoRA, the model), the processor, recipe.yaml, log and loss_curve.png.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,9 @@ def train(
     # Model, processor
     ################
     with whole_weights(args):
-        model, processor = load_model(model_args, args.output_dir, seed=args.seed)
+        ends = list(itertools.accumulate(sizes))
+        sets = [train_dataset.select(range(end - size, end)) for end, size in zip(ends, sizes)]
+        model, processor = load_model(model_args, args.output_dir, args.seed, sets)
     check_precision(model, args)
     peft_config = choose_trained_weights(model, lora_args)
 
