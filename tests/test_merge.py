@@ -8,10 +8,11 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny import question, tone
-from training_runs import farthest, files_up_to, weights_of
+from training_runs import farthest, files_up_to, parse, weights_of
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.training import sft
 from falcon3_audio.training.adapter_base import find_base
 from falcon3_audio.training.merge import load_adapted, main, merge
 
@@ -87,6 +88,21 @@ def test_the_folder_loads_with_the_auto_classes_and_answers(merged):
 def test_the_adapters_folder_loads_with_the_auto_class_too(finished_run, run, inputs):
     model = AutoModelForMultimodalLM.from_pretrained(run)
     torch.testing.assert_close(logits(model, inputs), logits(finished_run.model, inputs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_a_run_with_relative_paths_loads_from_anywhere(recipe, checkpoint, inputs, tmp_path, monkeypatch, composed):
+    monkeypatch.chdir(tmp_path)
+    options = ["--config", recipe, "--output_dir", "runs/one", "--max_steps", "1", "--save_steps", "1"]
+    if not composed:
+        shutil.copytree(checkpoint, "given")
+        options += ["--model", "given"]
+    trainer = sft.train(*parse(*options))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in ("one", "one/checkpoint-1"):
+        model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "runs" / folder)
+        torch.testing.assert_close(logits(model, inputs), logits(trainer.model, inputs), atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_merges_as_well(run, tmp_path):

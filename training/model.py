@@ -73,7 +73,9 @@ def load_model(
         raise ValueError(
             f"{arguments.model} is an adapter; merge it into its model first (`falcon3-audio merge`) and give the result."
         )
-    folder = arguments.model or str(_compose_base(arguments, Path(output_dir) / BASE, seed, sets))
+    # Absolute where it is a folder: so adapters name it, and the Auto classes find it from anywhere.
+    folder = arguments.model or str(_compose_base(arguments, Path(output_dir).resolve() / BASE, seed, sets))
+    folder = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
     processor = AutoProcessor.from_pretrained(folder)
     if arguments.model:
         _check_composed(arguments, processor, AutoConfig.from_pretrained(folder))
