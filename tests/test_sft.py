@@ -179,6 +179,72 @@ def test_killed_and_started_again_is_as_never_killed(recipe, launch, finished_ru
     assert seen[: len(expected)] == expected and len(seen) <= len(expected) + 2
 
 
+def test_ended_by_sigterm_and_started_again_is_as_never_ended(
+    recipe, launch, finished_run, tmp_path, capsys, monkeypatch
+):
+    """The step under way is finished and saved, though none was due; a handler from before is back afterwards."""
+    run, compute_loss = tmp_path / "run", SFTTrainer.compute_loss
+
+    def told(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(self, *args, **kwargs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTrainer, "compute_loss", told)
+        assert launch() == 143
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == (
+        "falcon3-audio train: ended by SIGTERM after step 3, which is saved. The same command goes on from there."
+    )
+    assert find_checkpoint(run) == run / "checkpoint-3" and signal.getsignal(signal.SIGTERM) == before
+    assert not (run / "adapter_config.json").exists() and not (run / "trainer_state.json").exists()
+    with pytest.raises(ValueError, match="is a run that has not ended"):
+        merge(run, tmp_path / "merged")
+    assert launch() == 0
+    check_same_result(run, finished_run)
+
+
+def test_sigterm_in_the_last_step_ends_nothing(launch, tmp_path, monkeypatch):
+    compute_loss = SFTTrainer.compute_loss
+
+    def told(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", told)
+    assert launch("--max_steps", "1") == 0 and (tmp_path / "run" / "adapter_config.json").exists()
+
+
+def test_an_evaluation_that_fails_costs_no_step(recipe, launch, finished_run, tmp_path, monkeypatch, capsys):
+    """It comes after saving; and what the evaluations before it found is in the checkpoint."""
+    data = yaml.safe_load(Path(recipe).read_text())["train_data"][0]["path"]
+    options = ("--eval_data", data, "--eval_strategy", "steps", "--eval_steps", "2")
+    evaluation_loop = AudioSFTTrainer.evaluation_loop
+
+    def broken(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            raise FloatingPointError("The loss is nan")
+        return evaluation_loop(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AudioSFTTrainer, "evaluation_loop", broken)
+        assert launch(*options) == 1
+    assert "The loss is nan" in capsys.readouterr().err
+    run = tmp_path / "run"
+    assert find_checkpoint(run) == run / "checkpoint-4"
+
+    def evaluated(folder):
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        return [entry["step"] for entry in history if "eval_loss" in entry]
+
+    assert evaluated(run / "checkpoint-2") == [2] and evaluated(run / "checkpoint-4") == [2]
+    assert launch(*options) == 0
+    assert evaluated(run) == [2, 6]
+    check_same_result(run, finished_run)
+
+
 def test_a_loss_that_is_no_number_leaves_what_was_saved(launch, finished_run, reads, monkeypatch, tmp_path, capsys):
     """And the run goes on from there, in the middle of its second epoch, once the cause is gone."""
     run, compute_loss = tmp_path / "run", SFTTrainer.compute_loss

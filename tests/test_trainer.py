@@ -32,6 +32,7 @@ from transformers import AutoModelForMultimodalLM, TrainerCallback
 from falcon3_audio.training import sft
 from falcon3_audio.training import trainer as module
 from falcon3_audio.training.arguments import DataSource, LoraArguments
+from falcon3_audio.training.callbacks import EpochOrder
 from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data import load_training_data
 from falcon3_audio.training.loss_curve import plot_loss
@@ -226,7 +227,7 @@ def test_every_device_goes_on_in_the_order_of_its_epoch(process):
     order = torch.tensor(list(sampler)).view(-1, 2)[process::2]
     resumed = MixtureSampler([24], [1], seed=5)
     loader = skip_first_batches(loader_of(resumed), 2)
-    callback = module._EpochOrder(resumed)
+    callback = EpochOrder(resumed)
     callback.on_epoch_begin(None, SimpleNamespace(epoch=1.5), None)
     loader.set_epoch(1)
     assert torch.equal(torch.stack(list(loader)), order[2:])

@@ -265,6 +265,10 @@ class AudioSFTConfig(SFTConfig):
                     f"{name} must stay off: the collator prepares the rows and masks the prompts itself, and the sampler "
                     "sets their order and number."
                 )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint must stay off: SIGTERM saves a checkpoint without it (callbacks.py)."
+            )
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy must stay `random`, got {self.train_sampling_strategy!r}: see sampler.py."

@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments, check_together
+from .callbacks import SaveAtSigterm
 from .collator import join_on_time
 from .data import load_training_data
 from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32
@@ -334,6 +335,7 @@ def train(
     with whole_weights(args):
         model, processor = load_model(model_args, args.output_dir, seed=args.seed)
     check_precision(model, args)
+    stopper = SaveAtSigterm()
     trainer = AudioGRPOTrainer(
         model,
         processing_class=processor,
@@ -342,6 +344,7 @@ def train(
         train_dataset=questions,
         eval_dataset=held_out,
         peft_config=choose_trained_weights(model, lora_args),
+        callbacks=[stopper],
     )
     if checkpoint:
         check_same_strategy(checkpoint, trainer)
@@ -351,6 +354,7 @@ def train(
         print(f"{'parameters':<22} {total / 1e6:,.2f} M, {trained / total:.2%} trained")
         print(f"{'a step':<22} {answers} answers, {args.num_generations} to each prompt", flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stopper.raise_if_stopped()
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(Path(args.output_dir) / STATE))

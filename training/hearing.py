@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from scipy import stats
-from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from falcon3_audio.evaluation.paired import FEWEST_DIFFERING, TAIL, standard_error
@@ -74,14 +73,6 @@ class Numbered(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         return self.examples[number] | {NUMBER: number}
-
-
-class EvaluateAtTheEnd(TrainerCallback):
-    """Of a run that evaluates every so many steps, the last step too: what it has come to is what one wants to know."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.eval_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
-            control.should_evaluate = True
 
 
 def silenced(inputs: dict[str, torch.Tensor], processor: Falcon3AudioProcessor) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ import yaml
 from safetensors import SafetensorError
 from trl import TrlParser
 
+from .callbacks import EXIT_CODE, Terminated
 from .run_folder import explain, is_write_failure
 
 
@@ -125,6 +126,9 @@ def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: lis
     except KeyboardInterrupt:
         print(f"{prog}: stopped. The same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
         return 130  # as a shell says of a program that was interrupted
+    except Terminated as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return EXIT_CODE
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and not is_write_failure(error):
             raise  # not a mistake in the options, and nothing we can explain

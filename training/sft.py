@@ -6,7 +6,8 @@
     python -m falcon3_audio.training.sft --config training/recipes/audio_world.yaml --learning_rate 1e-3
 
 Any option of a recipe can be overridden on the command line; an option that nobody knows is an error. Started again
-with the same output_dir, a run goes on from its last whole checkpoint, at the exact question where that was written.
+with the same output_dir, a run goes on from its last whole checkpoint, at the exact question where that was written. SIGTERM
+saves one (callbacks.py).
 Leaves there: the adapter (or, where no tower has LoRA, the model), the processor, recipe.yaml, log and loss_curve.png.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerState
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_push, check_together
+from .callbacks import SaveAtSigterm
 from .collator import AudioChatCollator
 from .data import load_training_data, questions_per_clip
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
@@ -68,6 +70,7 @@ def train(
     ################
     # Training
     ################
+    stopper = SaveAtSigterm()
     trainer = AudioSFTTrainer(
         model=model,
         args=args,
@@ -80,7 +83,7 @@ def train(
         processing_class=processor,
         data_collator=AudioChatCollator(processor, args.max_length, args.questions_per_row),
         peft_config=peft_config,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, stopper],
     )
     if checkpoint:
         check_same_strategy(checkpoint, trainer)
@@ -91,6 +94,7 @@ def train(
         if checkpoint:
             print(f"{'going on from':<22} {checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stopper.raise_if_stopped()
 
     ################
     # Results

@@ -25,7 +25,6 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 from trl import SFTTrainer
@@ -33,10 +32,10 @@ from trl import SFTTrainer
 from falcon3_audio.model_cards import card_for_run
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
+from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
 from .hearing import (
     HEARING,
-    EvaluateAtTheEnd,
     Numbered,
     Scored,
     first_step_to_judge,
@@ -55,19 +54,6 @@ from .sampler import MixtureSampler
 logger = logging.get_logger(__name__)
 
 MICRO_BATCHES = "micro_batches"
-
-
-class _EpochOrder(TrainerCallback):
-    """
-    Tells the sampler which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
-    middle of an epoch on several devices: that would begin the first epoch's order again, without a word.
-    """
-
-    def __init__(self, sampler: MixtureSampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class AudioSFTTrainer(SFTTrainer):
@@ -94,8 +80,9 @@ class AudioSFTTrainer(SFTTrainer):
         at_once = self.args.train_batch_size
         step = at_once * self.args.gradient_accumulation_steps * self.args.world_size
         self.sampler = MixtureSampler(set_sizes, set_weights, seed, clips, questions_per_row, step, at_once)
-        self.add_callback(_EpochOrder(self.sampler))
+        self.add_callback(EpochOrder(self.sampler))
         self.add_callback(EvaluateAtTheEnd())
+        self.add_callback(EvaluateAfterSaving(self))
         self._scored: list[Scored] = []  # on this device, in this evaluation
         self._evaluation = ""  # its name, such as `eval_train`
         self._seen: Counter[str] = Counter()  # on this device, since the last log

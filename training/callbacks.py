@@ -1,0 +1,115 @@
+"""What happens between steps: the order of an epoch, evaluations and when they come, and how a run ends on SIGTERM.
+
+SIGTERM is how SLURM and spot machines announce the end: the run saves a checkpoint and ends with exit code 143. The step under
+way is finished first. Where several processes train, the first that is told makes all of them end at the same step.
+torchrun passes the signal on, and kills after 30 s.
+"""
+
+import signal
+import threading
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SchedulerType
+
+from .run_folder import STATE
+from .sampler import MixtureSampler
+
+
+EXIT_CODE = 128 + signal.SIGTERM  # as a shell says of a program that was ended by it
+
+
+class EpochOrder(TrainerCallback):
+    """
+    Tells the sampler which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
+    middle of an epoch on several devices: that would begin the first epoch's order again, without a word.
+    """
+
+    def __init__(self, sampler: MixtureSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class EvaluateAtTheEnd(TrainerCallback):
+    """Of a run that evaluates every so many steps, the last step too: what it has come to is what one wants to know."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.eval_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+class EvaluateAfterSaving(TrainerCallback):
+    """
+    Where a step is evaluated and saved, it is saved first: an evaluation that fails then costs nothing. (transformers evaluates
+    first, to know whether the step is the best, which these runs do not ask.) What was found joins the saved log.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self._due = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # A schedule that waits for metrics takes them in transformers' own evaluation.
+        if (
+            control.should_save
+            and control.should_evaluate
+            and args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU
+        ):
+            control.should_evaluate = False
+            self._due = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if not self._due:
+            return
+        self._due = False
+        self.trainer.evaluate()
+        saved = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / STATE
+        if state.is_world_process_zero and saved.exists():
+            state.save_to_json(str(saved))
+
+
+class Terminated(Exception):
+    """A run was asked to end, and has: the checkpoint of its last step is saved."""
+
+
+class SaveAtSigterm(TrainerCallback):
+    """Saves a checkpoint and ends training when SIGTERM arrives; `raise_if_stopped` then says so."""
+
+    def __init__(self):
+        self._asked = False
+        self._stopped_after: int | None = None
+        self._before = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():  # elsewhere no handler can be set
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self._asked = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._asked_anywhere(args.world_size) and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # there may be no time
+            self._stopped_after = state.global_step
+
+    def _asked_anywhere(self, processes: int) -> bool:
+        if processes == 1:
+            return self._asked
+        return bool(gather(torch.tensor([self._asked], device=PartialState().device)).any())
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def raise_if_stopped(self):
+        """Raises `Terminated` if training was ended by the signal."""
+        if self._stopped_after is not None:
+            raise Terminated(
+                f"ended by SIGTERM after step {self._stopped_after}, which is saved. The same command goes on from there."
+            )
