@@ -4,7 +4,9 @@ Modules are imported only when their verb is called, so that `falcon3-audio --he
 """
 
 import importlib
+import logging
 import sys
+import warnings
 
 
 # verb -> (module, what it does)
@@ -43,7 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"falcon3-audio: unknown verb {verb!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    _quieten()
     return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+
+
+def _quieten():
+    """Keeps from the user what other libraries tell each other at every start, and nobody who uses a verb can act on."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel for 4-bit weights on CPUs is not installed
+    warnings.filterwarnings(
+        "ignore", ".*gradient_checkpointing", FutureWarning
+    )  # PEFT and TRL use transformers' old name
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"chat_template_path": "other"}, "chat_template_path must stay off"),
         ((), {"train_sampling_strategy": "group_by_length"}, "must stay `random`, got 'group_by_length'"),
         ((), {"save_only_model": True}, "save_only_model must stay off"),
+        ((), {"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay off"),
+        ((), {"report_to": "clearml"}, "report_to: clearml is not to be had; installed are tensorboard.*give `none`"),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
         ((), {"load_best_model_at_end": True}, "load_best_model_at_end must stay off"),
         ((), {"questions_per_row": 0}, "questions_per_row must be at least 1, or null for all; got 0"),
@@ -188,6 +190,13 @@ def test_the_global_batch_sets_the_accumulation(read):
     assert training.gradient_accumulation_steps == 4
     assert read(gradient_accumulation_steps=5)[3].gradient_accumulation_steps == 5
     assert read(global_batch_size=16, gradient_accumulation_steps=2)[3].gradient_accumulation_steps == 2
+
+
+@pytest.mark.parametrize(("batch", "at_once", "times"), [(4, 4, 1), (1, 1, 1), (12, 6, 2), (17, 1, 17), (32, 8, 4)])
+def test_any_global_batch_works_without_more(read, batch, at_once, times):
+    training = read(global_batch_size=batch)[3]
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (at_once, times)
+    assert read()[3].per_device_train_batch_size == 8
 
 
 def test_a_budget_of_tokens_takes_the_whole_step(read):

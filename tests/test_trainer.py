@@ -4,6 +4,7 @@ import gc
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +169,21 @@ def test_compiled_layers_learn_the_same(recipe, tmp_path, monkeypatch):
     }
     assert ours.keys() == expected.keys() and farthest(ours, expected) < 1e-4
     assert [entry["loss"] for entry in our_log] == pytest.approx([entry["loss"] for entry in log], rel=1e-4)
+
+
+def test_peak_memory_on_windows(monkeypatch):
+    """Where there is no `resource`."""
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(module.psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=3 << 30))
+    assert peak_memory() == 3 << 30
+
+
+def test_dropping_the_only_batch_is_refused(start):
+    with pytest.raises(
+        ValueError, match="dataloader_drop_last leaves nothing of the 15 questions of an epoch: 64 go to"
+    ):
+        start("--dataloader_drop_last", "true", "--per_device_train_batch_size", "64", "--global_batch_size", "64")
 
 
 def test_peak_memory_is_that_of_the_process():

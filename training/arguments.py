@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
 from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
@@ -114,6 +115,7 @@ class DataArguments:
             raise ValueError("Sets in `eval_data` are scored once and whole; leave out their weights.")
 
 
+AT_ONCE = 8  # questions on each device, where nothing says how many; transformers' own default
 # Options of a model that is composed now, and their defaults; others are given with a model that is there.
 OF_COMPOSED = {
     "pooling_window": 2,
@@ -216,6 +218,13 @@ class AudioSFTConfig(SFTConfig):
         default=None,
         metadata={"help": "Questions per step over all devices; gradient accumulation is set from it."},
     )
+    per_device_train_batch_size: int = field(
+        default=0,
+        metadata={
+            "help": "Questions that a device takes at once (default, or 0: 8, or the most up to that which share "
+            "global_batch_size evenly)."
+        },
+    )
     max_length: int | None = field(
         default=2048,
         metadata={"help": "Longest example in tokens, audio included. Longer text is cut and counted, audio never."},
@@ -298,29 +307,48 @@ class AudioSFTConfig(SFTConfig):
             self.activation_checkpointing = True
         # The processor prepares the rows in the collator; TRL must not tokenize them.
         self.dataset_kwargs = {"skip_prepare_dataset": True} | (self.dataset_kwargs or {})
+        is_given = self.per_device_train_batch_size != 0
+        if not is_given:
+            self.per_device_train_batch_size = AT_ONCE
         super().__post_init__()
+        self._check_report_to()
         for name in ("dispatch_batches", "split_batches"):
             if getattr(self.accelerator_config, name):
                 raise ValueError(
                     f"accelerator_config.{name} must stay off: each device reads the batches of the sampler."
                 )
         if self.global_batch_size is not None and self.tokens_per_device:
-            self.per_device_train_batch_size = self._questions_per_device(self.global_batch_size)
+            needed = self._questions_per_device(self.global_batch_size)
+            self._check_packed(self.per_device_train_batch_size if is_given else needed, needed)
+            self.per_device_train_batch_size = needed
         elif self.global_batch_size is not None:
+            if not is_given:
+                share = self._questions_per_device(self.global_batch_size)
+                self.per_device_train_batch_size = max(n for n in range(1, AT_ONCE + 1) if share % n == 0)
             self.gradient_accumulation_steps = self._accumulation(self.global_batch_size)
+
+    def _check_report_to(self):
+        """Raises a `ValueError` for what is not installed; transformers notices once the model is loaded."""
+        available = get_available_reporting_integrations()
+        missing = [name for name in self.report_to if name not in available]
+        if missing:
+            raise ValueError(
+                f"report_to: {', '.join(missing)} is not to be had; installed are {', '.join(available) or 'none'}. Install it "
+                "with pip, or give `none`."
+            )
 
     def _questions_per_device(self, batch: int) -> int:
         if batch < 1 or batch % self.world_size:
             raise ValueError(f"global_batch_size={batch} cannot be shared by {self.world_size} device(s) evenly.")
-        given, needed = self.per_device_train_batch_size, batch // self.world_size
-        not_given = SFTConfig.__dataclass_fields__["per_device_train_batch_size"].default
-        if given not in (not_given, needed) or self.gradient_accumulation_steps != 1:
+        return batch // self.world_size
+
+    def _check_packed(self, given: int, needed: int):
+        if given != needed or self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"tokens_per_device={self.tokens_per_device} packs the {needed} questions that each device has of a step, so "
                 "per_device_train_batch_size and gradient_accumulation_steps are not needed. Leave them out and lower "
                 "tokens_per_device to save memory, or set tokens_per_device to 0."
             )
-        return needed
 
     def _accumulation(self, batch: int) -> int:
         at_once = self.per_device_train_batch_size * self.world_size

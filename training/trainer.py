@@ -10,7 +10,6 @@ log-likelihood of an answer token, whatever the training loss is, and how much o
 
 import itertools
 import math
-import resource
 import sys
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -80,6 +80,11 @@ class AudioSFTTrainer(SFTTrainer):
         at_once = self.args.train_batch_size
         step = at_once * self.args.gradient_accumulation_steps * self.args.world_size
         self.sampler = MixtureSampler(set_sizes, set_weights, seed, clips, questions_per_row, step, at_once)
+        if self.args.dataloader_drop_last and len(self.sampler) < at_once * self.args.world_size:
+            raise ValueError(
+                f"dataloader_drop_last leaves nothing of the {len(self.sampler)} questions of an epoch: {at_once} go to each of "
+                f"{self.args.world_size} device(s) at once. Leave it off, or lower per_device_train_batch_size."
+            )
         self.add_callback(EpochOrder(self.sampler))
         self.add_callback(EvaluateAtTheEnd())
         self.add_callback(EvaluateAfterSaving(self))
@@ -323,5 +328,9 @@ def peak_memory() -> int:
     """Bytes: the most that was allocated on this process's GPU, or the most memory that the process held on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # which Windows has not
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
