@@ -281,6 +281,7 @@ def test_adapters_load_without_the_package(run, recipe, hub, send, base, environ
     options = ("--config", config, "--output_dir", tmp_path / "run", "--max_steps", "2")
     code, _, error = send(*options, "--push_to_hub", "--hub_model_id", "org/trained", verb="train")
     assert code == 0, error
+    assert set(hub.files("org/trained")) == set(files)
     card = ModelCard(hub.files("org/trained")["README.md"].decode())
     assert card.data.pipeline_tag == "audio-text-to-text" and card.data.base_model == [base]
     # Nobody has to name the base of such a run.
@@ -293,6 +294,19 @@ def test_adapters_load_without_the_package(run, recipe, hub, send, base, environ
     pushed, trained = answer_of(run, clip), answer_of(adapter, clip)
     assert pushed != trained
     assert results(loaded) == [[name, said] for name, said in zip(names, (pushed, trained, trained)) for _ in range(2)]
+
+
+def test_a_run_that_composed_its_model_pushes_it_merged(recipe, hub, send, tmp_path):
+    """The name gets the user's before it; nothing that names the machine goes along."""
+    options = ("--config", recipe, "--output_dir", tmp_path / "run", "--max_steps", "1", "--report_to", "tensorboard")
+    code, out, error = send(*options, "--push_to_hub", "--hub_model_id", "whole", verb="train")
+    assert code == 0 and "pushed: " in out, error
+    files = hub.files("ada/whole")
+    assert (tmp_path / "run" / "runs").exists() and (tmp_path / "run" / "training_args.bin").exists()
+    assert {"model.safetensors", "config.json", "README.md", "recipe.yaml"} <= set(files)
+    assert not any(name.startswith("runs/") or name in ("training_args.bin", "adapter_config.json") for name in files)
+    text = b"".join(content for name, content in files.items() if name.endswith((".json", ".yaml", ".md")))
+    assert str(tmp_path).encode() not in text and b"/tmp/" not in text
 
 
 def test_an_adapter_on_another_base_is_refused(run, hub, send, tmp_path):

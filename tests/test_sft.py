@@ -434,12 +434,6 @@ def test_a_set_that_has_grown_is_another_run(launch, tmp_path, capsys):
     assert "was started with other options (examples: [6] -> [7])" in capsys.readouterr().err
 
 
-def test_an_adapter_whose_base_is_local_is_not_pushed(launch, tmp_path, capsys):
-    assert launch("--push_to_hub") == 1
-    assert "Compose the base first (falcon3-audio compose)" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "base").exists()
-
-
 def test_a_push_that_would_go_wrong_is_refused_before_training(launch, checkpoint, tmp_path, capsys, monkeypatch):
     data = ["--train_data", str(write_chats(tmp_path / "chats", 3)), "--push_to_hub"]
 
@@ -449,7 +443,7 @@ def test_a_push_that_would_go_wrong_is_refused_before_training(launch, checkpoin
         assert not (tmp_path / "run").exists()
         return capsys.readouterr().err
 
-    assert "whose base model lies on this machine" in said(checkpoint)
+    assert "hub_strategy must stay off, got all_checkpoints" in said("org/base", "--hub_strategy", "all_checkpoints")
     assert "hub_token would be saved in training_args.bin" in said("org/base", "--hub_token", "hf_secret")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("falcon3_audio.training.push.get_token", lambda: None)

@@ -8,11 +8,11 @@ A YAML recipe sets any of them (`--config recipe.yaml`), the command line overri
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import HubStrategy
 from trl import SFTConfig
 
 from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
@@ -366,19 +366,16 @@ class AudioSFTConfig(SFTConfig):
         return needed
 
 
-def check_push(model: ModelArguments, training: TrainingArguments):
-    """Raises a `ValueError` for a `push_to_hub` that would leave what nobody can load, or give a token away."""
+def check_push(training: TrainingArguments):
+    """Raises a `ValueError` for a `push_to_hub` that would do something else than it says."""
     if not training.push_to_hub:
         return
-    if model.model is None or Path(model.model).exists():
-        raise ValueError(
-            "push_to_hub would push an adapter whose base model lies on this machine, which nobody could load. Compose the "
-            "base first (falcon3-audio compose), push that, and give its Hub id as `model`; or push the merged model when "
-            "the run has ended (falcon3-audio push)."
-        )
     if training.hub_token:
+        raise ValueError("hub_token would be saved in training_args.bin. Set HF_TOKEN, or log in (hf auth login).")
+    if training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):  # the latter is the default
         raise ValueError(
-            "hub_token would be saved in training_args.bin, and pushed with it. Set HF_TOKEN, or log in (hf auth login)."
+            f"hub_strategy must stay off, got {training.hub_strategy.value}: what a run leaves is pushed when it has ended, in one "
+            "commit. To push a checkpoint, `falcon3-audio push RUN/checkpoint-N ORG/NAME`."
         )
 
 

@@ -262,6 +262,29 @@ def _said(error: BaseException) -> str:
     return (getattr(error, "server_message", None) or str(error) or type(error).__name__).rstrip(".")
 
 
+def push_finished(run: Path, repo_id: str, private: bool = False, revision: str | None = None) -> CommitInfo:
+    """
+    What a training that has ended leaves: the adapter where its base model is on the Hub, else the merged model. Neither
+    TensorBoard's files nor training_args.bin go along: they name the machine. Errors as of `stage` and `upload`.
+    """
+    base = find_base(run) if (run / ADAPTER[0]).exists() else None
+    base = None if base and Path(base).exists() else base
+    with tempfile.TemporaryDirectory(prefix="falcon3-audio-push-") as name:
+        stage(run, Path(name), repo_id, base)
+        if base:
+            name_base(Path(name), base)
+        return upload(Path(name), repo_id, "End of training", private, revision)
+
+
+def whole_repo_id(name: str | None, output_dir: str) -> str:
+    """ORG/NAME of a training: `name`, with the user before it where it names no owner; `output_dir`'s by default."""
+    name = name or Path(output_dir).resolve().name
+    with hub_errors("the Hub"):
+        repo_id = name if "/" in name else f"{HfApi().whoami()['name']}/{name}"
+    validate_repo_id(repo_id)
+    return repo_id
+
+
 def push(options: argparse.Namespace):
     """What the command does; see `main` for its options, and the functions here for the errors."""
     validate_repo_id(options.repo_id)

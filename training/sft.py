@@ -27,7 +27,7 @@ from .loss_curve import plot_loss
 from .model import check_precision, choose_trained_weights, load_model
 from .plan import describe_plan
 from .processes import begin_run, check_same_strategy, leave_group, whole_weights
-from .push import check_token, hub_errors
+from .push import check_token, push_finished, whole_repo_id
 from .recipe import run_recipe
 from .run_folder import STATE, describe_recipe
 from .trainer import AudioSFTTrainer
@@ -45,9 +45,12 @@ def train(
     # Data, and the run's folder
     ################
     check_together(data_args, args)
-    check_push(model_args, args)
-    if args.push_to_hub:
+    check_push(args)
+    # Not by the trainer, which would upload all that is in the folder, and during training what is not finished.
+    to_hub, args.push_to_hub = args.push_to_hub, False
+    if to_hub:
         check_token()
+        repo_id = whole_repo_id(args.hub_model_id, args.output_dir)
     train_dataset, sizes = load_training_data(data_args.train_data)
     options = model_args, lora_args, data_args, args
     recipe = describe_recipe(*options) | {"examples": sizes}
@@ -104,9 +107,9 @@ def train(
         trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
         plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
         print(f"saved in {args.output_dir}", flush=True)
-    if args.push_to_hub:
-        with hub_errors(args.hub_model_id or args.output_dir):
-            trainer.push_to_hub()
+    if to_hub and trainer.is_world_process_zero():
+        commit = push_finished(Path(args.output_dir), repo_id, bool(args.hub_private_repo), args.hub_revision)
+        print(f"pushed: {commit.commit_url}", flush=True)
     return trainer
 
 

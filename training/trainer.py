@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from falcon3_audio.model_cards import card_for_run
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
@@ -47,7 +45,6 @@ from .hearing import (
     summarise,
 )
 from .model import compile_layers, train_in_float32
-from .run_folder import STATE
 from .sampler import MixtureSampler
 
 
@@ -293,10 +290,7 @@ class AudioSFTTrainer(SFTTrainer):
         return round(self._before("training_seconds") + now - self._last_log, 3)
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
-        """This project's card, once the run has ended; TRL's knows neither sound nor licence."""
-        output = Path(self.args.output_dir)
-        if self.args.push_to_hub and self.is_world_process_zero() and (output / STATE).exists():
-            card_for_run(output, output, self.hub_model_id).save(output / "README.md")
+        """None: TRL's knows neither sound nor licence. This project's is made of a run that has ended, when it is pushed."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         broken = [
