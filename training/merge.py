@@ -65,9 +65,18 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
     return output
 
 
-def _save_merged(model: PeftModel, processor: Falcon3AudioProcessor, folder: Path):
-    model.merge_and_unload().save_pretrained(folder)
+def _save_merged(adapted: PeftModel, processor: Falcon3AudioProcessor, folder: Path):
+    model = adapted.merge_and_unload()
+    forget_folders(model)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def forget_folders(model: Falcon3AudioForConditionalGeneration):
+    """Of the backbones' names in the configuration those that are folders here go: a checkpoint is passed on."""
+    for config in (model.config.audio_config, model.config.text_config):
+        if Path(config.name_or_path).is_absolute():
+            config.name_or_path = ""
 
 
 def load_adapted(run: Path, base: str | Path | None = None) -> PeftModel:

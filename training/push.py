@@ -34,7 +34,7 @@ from falcon3_audio.model_cards import card_for_run
 
 from .adapter_base import find_base
 from .arguments import OF_COMPOSED
-from .merge import load_adapted
+from .merge import forget_folders, load_adapted
 from .run_folder import RECIPE, STATE, explain, find_checkpoint
 from .verify_push import ask
 
@@ -74,9 +74,7 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
         model = load_merged(run)
         if dtype != "auto":
             model = model.to(getattr(torch, dtype))
-        for config in (model.config.audio_config, model.config.text_config):
-            if Path(config.name_or_path).is_absolute():
-                config.name_or_path = ""
+        forget_folders(model)
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     AutoProcessor.from_pretrained(run).save_pretrained(folder)
     root = run.parent if run.name.startswith("checkpoint-") else run
