@@ -16,6 +16,7 @@ VERBS = {
     "voice-instructions": ("falcon3_audio.training.voice_instructions", "speak a text instruction set"),
     "real-sounds": ("falcon3_audio.training.prepare.real_sounds.build", "make questions about real recordings"),
     "real-backbones": ("falcon3_audio.training.prepare.real_backbones", "make real backbones without the Hub"),
+    "check-data": ("falcon3_audio.training.check_data", "decode a training set, and list what cannot be read"),
     "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
     "study": ("falcon3_audio.training.study", "train and compare arms of a recipe, several seeds of each"),
     "grpo": ("falcon3_audio.training.grpo", "reinforce right answers after training: GRPO with TRL"),
