@@ -22,7 +22,8 @@ from tiny import tone
 
 from falcon3_audio.training import open_asqa, open_asqa_rows
 from falcon3_audio.training.audio_world import generate_world
-from falcon3_audio.training.open_asqa import find_audio, main, prepare
+from falcon3_audio.training.open_asqa import main, prepare
+from falcon3_audio.training.open_asqa_files import find_audio
 from falcon3_audio.training.shards import read_shards
 
 
@@ -160,6 +161,31 @@ def test_the_same_audio_in_two_sub_datasets_is_two_clips(source, tmp_path):
 
     rewrite(source, change)
     assert run(source, tmp_path / "out")["total"]["clips"] == CLIPS + 1
+
+
+def test_two_clips_with_one_file_are_an_error(source, tmp_path, small_buckets, capsys):
+    """A folder without the speakers' folders: the names of LibriTTS are then the same for both."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    soundfile.write(flat / "5.flac", tone(0.2), 16_000)
+
+    def change(rows):
+        for row in rows:
+            if row["dataset"] == "libritts_tr":
+                row["audio_id"] = f"{LIBRITTS}/{row['audio_id'].split('/')[-2]}/5.flac"
+
+    rewrite(source, change)
+    roots = ["--audio-root", f"as_*={source / 'as'}", "--audio-root", f"libritts_tr={flat}"]
+    out = tmp_path / "out"
+    assert main(["prepare", str(source / "rows.json"), str(out), *roots]) == 1
+    said = capsys.readouterr().err
+    assert f"1 audio files are found for more than one clip, such as {flat / '5.flac'} for {LIBRITTS}/" in said
+    assert all(f"{LIBRITTS}/{speaker}/5.flac" in said for speaker in (0, 1))
+    assert not list(out.glob("*.arrow")) and not json.loads((out / "report.json").read_text())["finished"]
+    for speaker in (0, 1):  # with the folders of the JSON
+        (flat / str(speaker)).mkdir()
+        soundfile.write(flat / str(speaker) / "5.flac", tone(0.2 + speaker), 16_000)
+    assert main(["prepare", str(source / "rows.json"), str(out), *roots]) == 0
 
 
 def test_other_rates_and_channels(source, tmp_path):

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 from falcon3_audio.whole_files import write_json
 
+from .open_asqa_files import Roots, find_audio, name_shared_files, numbers_of
 from .open_asqa_rows import EXAMPLES, identify, partition, read_clips
 from .shards import AUDIO, REPORT, begin_set, encode_flac, finish_set, run_jobs, write_shard
 
@@ -48,12 +49,9 @@ FEATURES = Features(
 )
 SHARD_CLIPS, SHARD_BYTES = 1000, 200_000_000  # a shard is full at either
 MAX_MISSING = 0.05
-# Tried in this order where a folder lacks the very file that the JSON names.
-AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
+
 
 LOSSES = ("missing", "broken")
-
-Roots = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,11 @@ class Preparation:
     roots: Roots
     home: str  # folder of the JSON
 
+    def look(self, clip: Mapping[str, Any]) -> str | None:
+        return find_audio(clip["dataset"], clip["audio_id"], self.roots, self.home)
+
     def find(self, clip: Mapping[str, Any]) -> str:
-        path = find_audio(clip["dataset"], clip["audio_id"], self.roots, self.home)
+        path = self.look(clip)
         if path is None:
             rooted = any(fnmatchcase(clip["dataset"], pattern) for pattern, _ in self.roots)
             where = "in the folders of this sub-dataset" if rooted else "and no --audio-root for this sub-dataset"
@@ -83,11 +84,12 @@ class Preparation:
 
 @dataclass
 class Tally:
-    """The buckets' records together: counts and examples of losses per sub-dataset, and shards with their rows."""
+    """The buckets' records together: counts and examples of losses per sub-dataset, shards with their rows, files found."""
 
     counts: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
     lost: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     shards: dict[str, int] = field(default_factory=dict)
+    files: list[np.ndarray] = field(default_factory=list)
 
     def add(self, record: Mapping[str, Any]) -> int:
         """Add the record of a bucket; returns its number of clips, lost ones included."""
@@ -97,6 +99,7 @@ class Tally:
             if len(self.lost[lost["dataset"]]) < EXAMPLES:
                 self.lost[lost["dataset"]].append({key: lost[key] for key in ("audio_id", "kind", "reason")})
         self.shards |= record["shards"]
+        self.files += [np.array(record["files"], np.uint64).reshape(-1, 2)] if "files" in record else []
         return sum(counts.get(kind, 0) for counts in record["counts"].values() for kind in ("clips", *LOSSES))
 
 
@@ -132,8 +135,8 @@ def prepare(
         progress: Show progress bars on stderr.
 
     Raises:
-        `ValueError`: more is missing than that (the report says what), `out` holds another set, `annotations` is no
-            JSON list, an argument is impossible.
+        `ValueError`: more is missing than that (the report says what), two clips have one file, `out` holds another set,
+            `annotations` is no JSON list, an argument is impossible.
         `OSError`: the disk is full, or `annotations` cannot be read.
         `concurrent.futures.process.BrokenProcessPool`: a worker was killed.
     """
@@ -155,28 +158,6 @@ def prepare(
     return report
 
 
-def find_audio(dataset: str, audio_id: str, roots: Roots, home: str) -> str | None:
-    """
-    The audio file of a clip, or None.
-
-    `audio_id` is a path on another machine. In the folder of each root whose pattern (`*` and `?` as in a shell) fits
-    the sub-dataset, its end is looked for, the longest first: for /x/audio/a.flac these are x/audio/a.flac,
-    audio/a.flac and a.flac; then the same with other audio suffixes. Last comes `audio_id` itself, seen from `home`.
-    """
-    path = PurePosixPath(audio_id)
-    parts = [part for part in path.parts if part not in ("/", "..")]
-    folders = [folder for pattern, folder in roots if fnmatchcase(dataset, pattern)]
-    stem = path.stem if path.suffix in AUDIO_SUFFIXES else path.name
-    for name in dict.fromkeys((path.name, *(stem + suffix for suffix in AUDIO_SUFFIXES))):
-        for folder in folders:
-            for start in range(len(parts)):
-                candidate = os.path.join(folder, *parts[start:-1], name)
-                if os.path.isfile(candidate):
-                    return candidate
-    itself = os.path.join(home, audio_id)
-    return itself if os.path.isfile(itself) else None
-
-
 def _prepare(
     task: Preparation, annotations: Path, report: dict[str, Any], max_missing: float, workers: int, progress: bool
 ) -> dict[str, Any]:
@@ -186,6 +167,9 @@ def _prepare(
     looked = run_jobs(partial(_look_for_audio, task), buckets, workers)
     clips = sum(map(found.add, tqdm(looked, "looking", len(buckets), unit="bucket", disable=not progress)))
     _check(task, report | _summary(rows, found, max_missing))
+    shared = name_shared_files(found.files, (clip for bucket in buckets for clip in read_clips(bucket)), task.look)
+    if shared:
+        raise ValueError(shared)
     with tqdm(desc="decoding", total=clips, unit="clip", disable=not progress) as bar:
         for record in run_jobs(partial(_convert, task), buckets, workers):
             bar.update(done.add(record))
@@ -195,11 +179,11 @@ def _prepare(
 
 
 def _look_for_audio(task: Preparation, bucket: Path) -> dict[str, Any]:
-    """The record that `_convert` would make if every file could be decoded, without hours and shards."""
-    record = _new_record()
+    """The record that `_convert` would make if every file could be decoded, without hours and shards, and the files."""
+    record = _new_record() | {"files": []}
     for clip in read_clips(bucket):
         try:
-            task.find(clip)
+            record["files"].append(numbers_of(task.find(clip), clip["audio_id"]))
             _count(record, clip)
         except LostError as lost:
             _lose(record, clip, lost)
