@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .results import check_entry, eval_results, results_of, table, title
-from .sources import APACHE, DATASETS, TINY, Dataset, is_hub_id, licence_of
+from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, Dataset, is_hub_id, licence_of
 
 
 # Everything a card cannot do without; dots go into mappings. Values may be empty (null, []) where nothing is known.
@@ -43,9 +43,11 @@ REQUIRED = (
 )
 # How the Hub files a model under its base models; null where that is not known.
 RELATIONS = ("finetune", "adapter", "merge", None)
-# How it was trained, and what must be known then: by a recipe that has yet to be run, by a run, not at all, or not recorded.
+# How it was trained, and what must be known then: by a recipe that has yet to be run, by one that was run for this project, by a
+# run that recorded it, not at all, or not recorded.
 STATUSES: dict[str | None, tuple[str, ...]] = {
     "planned": ("training.recipe",),
+    "trained": ("training.recipe", "training.outcome"),
     "run": ("training.method", "training.settings", "training.outcome", "data"),
     "composed": (),
     "unknown": (),
@@ -117,7 +119,7 @@ def render_card(
         check_entry(entry)
         if entry["model"] != facts["repo_id"]:
             raise ValueError(f"got a result of {entry['model']} for the card of {facts['repo_id']}; leave it out.")
-    facts = from_recipe(facts) if facts["training"]["status"] == "planned" else facts
+    facts = from_recipe(facts) if facts["training"]["status"] in ("planned", "trained") else facts
     data = metadata(facts, results)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(facts, results)}")
 
@@ -185,6 +187,7 @@ def _has(facts: dict[str, Any], name: str) -> bool:
 
 def from_recipe(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts with the settings and training sets of the recipe that `training.recipe` names."""
+    from falcon3_audio.training.prepare.real_sounds.tables import read_packages
     from falcon3_audio.training.recipe import read_recipe  # which loads TRL
 
     path = files("falcon3_audio.training") / "recipes" / facts["training"]["recipe"]
@@ -193,7 +196,10 @@ def from_recipe(facts: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{path} trains on {', '.join(unknown)}; sources.py knows {', '.join(DATASETS)}.")
     data = [describe_source(source, DATASETS[source["path"]]) for source in recipe["train_data"]]
-    return facts | {"training": facts["training"] | describe_settings(recipe), "data": data}
+    facts = facts | {"training": facts["training"] | describe_settings(recipe), "data": data}
+    if any(source["path"].startswith(REAL_SOUNDS) for source in recipe["train_data"]):
+        facts["packages"] = [(one.name, one.version, one.licence) for one in read_packages()]
+    return facts
 
 
 def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +256,14 @@ def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
     parts = (("encoder", backbones["audio"]), ("language model", backbones["text"]))
     rate = POSITIONS_PER_SECOND / facts["audio"]["pooling_window"]
     return template.render(
-        {"adapter_of": None, "vllm": None, "data": [], **facts, "training": {"outcome": [], **facts["training"]}},
+        {
+            "adapter_of": None,
+            "vllm": None,
+            "data": [],
+            "packages": [],
+            **facts,
+            "training": {"outcome": [], **facts["training"]},
+        },
         backbones={name: _linked(base) for name, base in backbones.items()},
         licences=[(part, _linked(base), licence_of(base) if base else None) for part, base in parts],
         apache=APACHE,

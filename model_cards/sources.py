@@ -62,7 +62,17 @@ class Dataset:
     hub_id: str | None = None
 
 
-# By the folder that the recipes in training/recipes read.
+REAL_SOUNDS = "data/real_sounds"
+
+
+def _real_sounds(domain: str) -> Dataset:
+    return Dataset(
+        f"Real recordings, {domain}",
+        "questions about recordings of free Debian packages, made by `falcon3-audio real-sounds`; the packages are listed below.",
+    )
+
+
+# By the path that the recipes in training/recipes read.
 DATASETS = {
     # Rows and clips: as counted in the published annotation files. Method: https://arxiv.org/abs/2309.14405, section 3.
     "data/open_asqa": Dataset(
@@ -84,6 +94,7 @@ DATASETS = {
         "synthetic sounds with questions that have one right answer, made by "
         "`python -m falcon3_audio.training.audio_world`: words spoken by espeak-ng, sound events and music.",
     ),
+    **{f"{REAL_SOUNDS}/train_{domain}.jsonl": _real_sounds(domain) for domain in ("speech", "sound", "music")},
 }
 
 
@@ -119,6 +130,7 @@ __all__ = [
     "DATASETS",
     "FALCON",
     "FALCON_LANGUAGES",
+    "REAL_SOUNDS",
     "TINY",
     "WHISPER",
     "Dataset",
