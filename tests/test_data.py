@@ -544,8 +544,10 @@ def test_an_audiofolder_has_its_sounds(folder, tmp_path):
     Dataset.from_list(rows).to_parquet(folder / "metadata.parquet")
     examples, _ = load_training_data([DataSource(str(folder))])
     assert [sources(example)[0][1] for example in examples] == [[f"{folder}/{n}.wav"] for n in (2, 0)]
-    with pytest.raises(ValueError, match="sounds lie beside their metadata.parquet in .*set; give that folder"):
-        load_training_data([DataSource(str(folder.parent))])
+    (tmp_path / "above" / "it").mkdir(parents=True)
+    (folder / "metadata.parquet").rename(tmp_path / "above" / "it" / "metadata.parquet")
+    with pytest.raises(ValueError, match="sounds lie beside their metadata.parquet in .*above/it; give that folder"):
+        load_training_data([DataSource(str(tmp_path / "above"))])
 
 
 def test_sharegpt_is_not_read_and_says_so(folder):
