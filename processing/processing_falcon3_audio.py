@@ -60,7 +60,7 @@ class AudioTooLongError(ValueError):
 class Falcon3AudioTextKwargs(TextKwargs, total=False):
     """
     return_labels (`bool`): With `apply_chat_template(..., tokenize=True, return_dict=True)`, add `labels`: the token
-        ids of the assistant's answers and their end tokens, -100 everywhere else.
+        ids of the assistant's answers and their end tokens, -100 everywhere else and where sound is.
     """
 
     return_labels: bool
@@ -335,7 +335,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
             return outputs
         chats = conversation if isinstance(conversation[0], list) else [conversation]
         answers = [sum(message["role"] == "assistant" for message in chat[1:]) for chat in chats]
-        return _with_labels(outputs, answers)
+        return _with_labels(outputs, answers, self.audio_token_id)
 
     def _prepare_messages(self, conversation, sampling_rate: int | None, load: bool) -> list:
         """A copy of the conversation(s) whose audio is loaded; checks what the template would pass over in silence."""
@@ -375,8 +375,10 @@ def _is_list_of_clips(audio: Any) -> bool:
     return isinstance(audio, (list, tuple)) and not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
 
 
-def _with_labels(outputs: BatchFeature, answers: list[int]) -> BatchFeature:
-    """Adds `labels`; `answers` is the number of assistant messages of each conversation."""
+def _with_labels(outputs: BatchFeature, answers: list[int], audio_token_id: int) -> BatchFeature:
+    """
+    Adds `labels`; `answers` is the number of assistant messages of each conversation. Sound in them is heard, not learned.
+    """
     masks = torch.as_tensor(np.asarray(outputs.pop("assistant_masks"))).bool()
     input_ids = torch.as_tensor(outputs["input_ids"])
     begins = masks & ~torch.nn.functional.pad(masks, (1, 0))[:, :-1]
@@ -388,7 +390,7 @@ def _with_labels(outputs: BatchFeature, answers: list[int]) -> BatchFeature:
                 "has to be an assistant message that is not truncated away, and the chat template must add it at the "
                 "end without changing what is before it; otherwise make a conversation of its own of each answer."
             )
-    outputs["labels"] = input_ids.masked_fill(~masks, -100)
+    outputs["labels"] = input_ids.masked_fill(~masks | (input_ids == audio_token_id), -100)
     return outputs
 
 

@@ -257,3 +257,48 @@ def test_what_cannot_be_used_is_named(processor, content, message):
     row = {"messages": [{"role": "user", "content": content}, assistant("a dog")], "origin": "train.jsonl, row 7"}
     with pytest.raises(ValueError, match=f"^train.jsonl, row 7: .*{message}"):
         AudioChatCollator(processor)([row])
+
+
+@pytest.mark.parametrize("content", ["", " \n", None, [], [{"type": "text", "text": ""}]])
+def test_an_answer_without_text_is_an_error(processor, clip, content):
+    row = {"messages": [user(heard(clip)), {"role": "assistant", "content": content}], "origin": "train.jsonl, row 7"}
+    with pytest.raises(ValueError, match="^train.jsonl, row 7: message 1, an answer, has no text to learn"):
+        AudioChatCollator(processor)([row])
+
+
+def test_sound_in_an_answer_is_heard_and_not_learned(processor, clip):
+    said = [{"type": "text", "text": "this"}, heard(clip), {"type": "text", "text": "is it"}]
+    row = {"messages": [user("Hi"), {"role": "assistant", "content": said}]}
+    batch = AudioChatCollator(processor)([row])
+    assert audio_tokens(processor, batch["input_ids"]) == 25
+    assert learned(processor, batch["labels"][0]) == ["this", "is it<|endoftext|>"]
+
+
+def test_items_stay_in_order(processor, clip, long_clip):
+    """Clips and words, also where the questions about them share a row."""
+    first, second = ({"type": "text", "text": text} for text in ("This", "is louder than"))
+    rows = [
+        {"messages": [user(first, heard(clip), second, heard(long_clip), *more), assistant("yes")], "clip": "a"}
+        for more in ([], [{"type": "text", "text": "?"}, {"type": "text", "text": "Sure"}])
+    ]
+    token = processor.audio_token
+    words = [f"This{token * 25}is louder than{token * 58}{more}" for more in ("", "?\nSure")]
+    apart = AudioChatCollator(processor)(rows)
+    for row, text in zip(apart["input_ids"], words):
+        assert f"<|user|>\n{text}\n<|assistant|>" in processor.decode(row)
+    assert apart["input_features_mask"].sum(-1).tolist() == [100, 230, 100, 230]
+    collator = AudioChatCollator(processor, questions_per_row=None)
+    unit = collator._encode_clip(rows)
+    for chat, row, labels, mask in zip(unit, apart["input_ids"], apart["labels"], apart["attention_mask"]):
+        assert torch.equal(chat["input_ids"], row[mask.bool()]) and torch.equal(chat["labels"], labels[mask.bool()])
+    assert collator(rows)["input_features_mask"].sum(-1).tolist() == [100, 230]
+
+
+def test_sounds_at_other_places_are_not_shared(processor, clip):
+    text = {"type": "text", "text": "and"}
+    rows = [
+        {"messages": [user(*items), assistant("yes")], "clip": "a", "origin": f"row {number}"}
+        for number, items in enumerate(([heard(clip), heard(clip), text], [heard(clip), text, heard(clip)]))
+    ]
+    with pytest.raises(ValueError, match="row 1: the sounds .* stand at other places. Set questions_per_row: 1"):
+        AudioChatCollator(processor, questions_per_row=None)(rows)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -214,12 +215,15 @@ def test_a_clip_that_is_only_a_path_is_read_from_the_set(folder):
 def test_a_folder_of_files_and_the_splits_of_a_saved_set(folder, tmp_path):
     for number in range(2):
         write_jsonl(folder / f"{number}.jsonl", [{"messages": [user(str(number)), assistant("a")]}])
-    examples = load_training_data([DataSource(str(folder))])[0]
+    examples = load_training_data([DataSource(str(folder), sound=False)])[0]
     assert [sources(example)[0][0] for example in examples] == ["0", "1"]
-    splits = {name: Dataset.from_list([{"messages": [user(name)]}]) for name in ("train", "test")}
+    splits = {
+        name: Dataset.from_list([{"messages": [user(heard("a.wav"), {**TEXT, "text": name})]}])
+        for name in ("train", "test")
+    }
     DatasetDict(splits).save_to_disk(tmp_path / "splits")
     (example,) = load_training_data([DataSource(str(tmp_path / "splits"), split="test")])[0]
-    assert sources(example) == [("test", [])]
+    assert sources(example) == [("test", [f"{tmp_path}/splits/a.wav"])]
 
 
 def test_sets_that_cannot_be_read_are_named(tmp_path):
@@ -230,7 +234,9 @@ def test_sets_that_cannot_be_read_are_named(tmp_path):
         return str(error.value)
 
     (tmp_path / "broken.jsonl").write_text('{"messages": [}\n')
-    assert "JSON parse error" in said("broken.jsonl")
+    assert re.search("JSON parse error in .*broken.jsonl.*: Expecting value", said("broken.jsonl"))
+    (tmp_path / "numbers.jsonl").write_text('{"messages": []}\n\n7\n')
+    assert "numbers.jsonl, line 3: expected an object, got 7" in said("numbers.jsonl")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
     assert "cannot be read" in said("broken.parquet")
     (tmp_path / "empty.jsonl").write_text("")
@@ -249,7 +255,7 @@ def test_sets_that_cannot_be_read_are_named(tmp_path):
 def test_the_index_is_small_integers(folder):
     """10 M questions are 140 MB, whatever they say."""
     path = write_jsonl(folder / "set.jsonl", [{"messages": [user("long " * 1000), assistant("a")]}] * 300)
-    examples = load_training_data([DataSource(str(path))])[0]
+    examples = load_training_data([DataSource(str(path), sound=False)])[0]
     assert examples.data.nbytes == 300 * (2 + 8 + 4)
     # Rows are looked up where they lie, one at a time.
     (_, rows), *_ = examples.format["format_kwargs"]["transform"].sets
@@ -299,3 +305,252 @@ def test_roles_of_other_formats_are_refused(tmp_path):
         ValueError, match=r"row 0: got messages with the role \['human'\]; expected system, user, assistant"
     ):
         list(load_training_data([DataSource(str(path))])[0])
+
+
+# What a file says is what is learned.
+
+ANY_TEXT = (
+    *(
+        "0",
+        "3",
+        "007",
+        "-1e5",
+        "null",
+        "true",
+        "[]",
+        "{}",
+        '"yes"',
+        '{"a": 1}',
+        "2024-01-31",
+        "12:30",
+        "2024-01-31T12:30:00Z",
+    ),
+    *(
+        "NaN",
+        "a\nb",
+        "a\\nb",
+        " spaces ",
+        "\u2028 line \u0085 separators",
+        "\u00fcn\u00efcode \U0001f514",
+        "<audio> is a tag",
+        "\ttab\r\n",
+    ),
+)
+
+
+def as_jsonl(rows, path, indent=None):
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path.with_suffix(".jsonl")
+
+
+def as_json(rows, path):
+    path.with_suffix(".json").write_text(json.dumps(rows, indent=1), "utf-8-sig")
+    return path.with_suffix(".json")
+
+
+def as_hub_folder(rows, path):
+    (path / "data").mkdir(parents=True)
+    as_jsonl(rows[:4], path / "data" / "train-0")
+    as_jsonl(rows[4:], path / "data" / "train-1")
+    return path
+
+
+def as_audiofolder(rows, path):
+    """As `datasets` has it: sounds beside a list of them."""
+    path.mkdir()
+    write_clips(path, 1)
+    as_jsonl(
+        [
+            {"file_name": "0.wav", **{name: value for name, value in row.items() if name != "audio"}, "audio": None}
+            for row in rows
+        ],
+        path / "metadata",
+    )
+    return path
+
+
+def as_parquet(rows, path):
+    """Which cannot hold strings and lists in one column: all content is lists."""
+    rows = json.loads(json.dumps(rows))
+    for message in (message for row in rows for message in row.get("messages", [])):
+        if isinstance(message["content"], str):
+            message["content"] = [{**TEXT, "text": message["content"]}]
+    Dataset.from_list(rows).to_parquet(path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+def answers(source):
+    examples, _ = load_training_data([source])
+    return [example["messages"][1]["content"][0]["text"] for example in examples]
+
+
+@pytest.mark.parametrize("write", [as_jsonl, as_json, as_hub_folder, as_audiofolder, as_parquet])
+@pytest.mark.parametrize("texts", [ANY_TEXT, ("2024-01-31", "2024-02-01"), ("0", "1"), ("null",)], ids=len)
+def test_answers_are_learned_as_they_are_written(folder, write, texts):
+    """`texts` of one kind are what readers of JSON guess a type from."""
+    chats = [{"messages": [user(ITEM, TEXT), assistant(text)], "audio": "0.wav"} for text in texts]
+    assert answers(DataSource(str(write(chats, folder / "chats")))) == list(texts)
+    asked = [{"questions": [{"instruction": text, "output": text}], "audio": "0.wav"} for text in texts]
+    path = str(write(asked, folder / "asked"))
+    assert answers(DataSource(path)) == list(texts)
+    if write is not as_audiofolder:
+        assert answers(DataSource(path, split="train[1:]")) == list(texts[1:]) if len(texts) > 1 else True
+
+
+def test_a_text_set_says_what_is_said(folder):
+    rows = [{"messages": [user(text), assistant(text)]} for text in ANY_TEXT]
+    examples, _ = load_training_data([DataSource(str(as_jsonl(rows, folder / "set")), sound=False)])
+    assert [sources(example) for example in examples] == [[(text, []), (text, [])] for text in ANY_TEXT]
+
+
+def test_a_file_that_changes_is_read_again(folder):
+    for text in ("a", "b"):
+        path = as_jsonl([{"messages": [user(ITEM), assistant(text)], "audio": "0.wav"}], folder / "set")
+        assert answers(DataSource(str(path))) == [text]
+
+
+@pytest.mark.parametrize("content", [3, True, {"a": 1}, None, ["a"]])
+def test_what_is_no_text_is_an_error_with_its_row(read, content):
+    good = {"messages": [user(heard("0.wav")), assistant("a")]}
+    with pytest.raises(ValueError, match="row 1: .*(must be a text or a list|no text to learn)"):
+        read(good, {"messages": [user(heard("0.wav")), assistant(content)]})
+    with pytest.raises(ValueError, match="row 1, question 0: .*needs the texts"):
+        asked = [{"audio": "0.wav", "questions": [{"instruction": "?", "output": text}]} for text in ("a", content)]
+        read(*asked)
+
+
+@pytest.mark.parametrize("content", ["", " \n", [], [{**TEXT, "text": " "}], [heard("0.wav")]])
+def test_answers_without_a_text_are_errors(read, content):
+    with pytest.raises(ValueError, match="row 0: message 3, an answer, has no text to learn"):
+        read({"messages": [user(heard("0.wav")), assistant("a"), user("Sure?"), assistant(content)]})
+
+
+def test_a_blank_output_is_an_error(read):
+    with pytest.raises(ValueError, match="row 0, question 1: message 1, an answer, has no text"):
+        asked = [{"instruction": "?", "output": text} for text in ("a", " ")]
+        read({"audio": "0.wav", "questions": asked})
+
+
+# Clips and their places.
+
+
+def places(example):
+    """The text of each message, with a clip's number where it is."""
+    return [
+        "".join(
+            f"[{Path(item['audio']).stem}]" if item["type"] == "audio" else item["text"] for item in message["content"]
+        )
+        for message in example["messages"]
+    ]
+
+
+def test_clips_are_where_their_tags_are(read):
+    two, inline, listed, asked, alone = read(
+        {
+            "messages": [user("<audio>What?"), assistant("a"), user("\n<audio>And this?"), assistant("b <audio>")],
+            "audios": ["0.wav", "1.wav"],
+        },
+        {"messages": [user("Is <audio> as loud as <audio>?"), assistant("a")], "audios": ["0.wav", "1.wav"]},
+        {
+            "messages": [user({**TEXT, "text": "First <audio>"}, ITEM, TEXT), assistant("a")],
+            "audios": ["2.wav", "0.wav"],
+        },
+        {"messages": [{"role": "system", "content": "<audio>"}, user("Hi"), assistant("a")], "audio": ["1.wav"]},
+        {"messages": [user("<audio>"), assistant("a")], "audios": "1.wav"},
+    )
+    assert places(two) == ["[0]What?", "a", "\n[1]And this?", "b <audio>"]
+    assert places(inline) == ["Is [0] as loud as [1]?", "a"]
+    assert places(listed) == ["First [2][0]What do you hear?", "a"]
+    assert places(asked) == ["[1]", "Hi", "a"]
+    assert places(alone) == ["[1]", "a"]
+
+
+def test_the_tag_of_a_question_is_the_place_of_its_clip(read):
+    first, last = read(
+        {
+            "audio": "1.wav",
+            "questions": [{"instruction": text, "output": "a"} for text in ("<audio>What?", "And <audio>?")],
+        }
+    )
+    assert (places(first)[0], places(last)[0]) == ("[1]What?", "And [1]?")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": [user("<audio>What?"), assistant("a")]},
+            r"1 audio items .*\(1 of them tags `<audio>`.* has 0 clips",
+        ),
+        ({"messages": [user("<audio>?"), assistant("a")], "audios": ["0.wav", "1.wav"]}, "1 audio items .* 2 clips"),
+        ({"messages": [user("<audio><audio>"), assistant("a")], "audios": ["0.wav"]}, "2 audio items .* 1 clips"),
+        (
+            {"messages": [user(heard("0.wav"), {**TEXT, "text": "<audio>"}), assistant("a")]},
+            "1 audio items .* 0 clips",
+        ),
+        ({"messages": [user("<audio>"), assistant("a")], "audio": "0.wav", "audios": ["1.wav"]}, "both `audio` and"),
+        # Sound under names that are not read.
+        (
+            {"messages": [user(TEXT), assistant("a")], "audio_path": "0.wav"},
+            "the key 'audio_path' .* not read.*`audios`",
+        ),
+        ({"messages": [user(TEXT), assistant("a")], "file_name": "0.wav"}, "the key 'file_name'"),
+        ({"messages": [user(TEXT), assistant("a")], "input": "dog.FLAC"}, "the key 'input'"),
+        ({"messages": [user(TEXT), assistant("a")], "wavs": ["0.wav"]}, "the key 'wavs'"),
+        ({"messages": [{**user("Hi"), "audio": "0.wav"}, assistant("a")]}, "the key 'audio'"),
+        ({"messages": [user({"type": "audio", "audio_url": "0.wav"}), assistant("a")]}, "the key 'audio_url'"),
+        ({"messages": [user({"type": "input_audio", "input_audio": {"data": "x"}}), assistant("a")]}, "'input_audio'"),
+        ({"questions": [{"instruction": "?", "output": "!"}], "audio_path": "0.wav"}, "the key 'audio_path'"),
+    ],
+)
+def test_clips_without_a_place_or_under_other_names_are_errors(read, row, message):
+    with pytest.raises(ValueError, match=f"set.jsonl, row 0.*: .*{message}"):
+        read(row)
+    good = {name: [user(heard("0.wav")), assistant("a")] for name in row if name == "messages"}
+    if good:  # also where other rows are as they should be
+        with pytest.raises(ValueError, match=f"set.jsonl, row 1.*: .*{message}"):
+            read(good, row)
+
+
+def test_other_keys_of_rows_with_sound_may_have_any_name(read, folder):
+    asked, alone = read(
+        {"messages": [user(heard("0.wav")), assistant("a")], "audio_seconds": 0.3, "file_name": "original.mp3"},
+        {"messages": [user("Hi"), assistant("a")], "audio_seconds": None, "file_name": None},
+    )
+    assert sources(asked)[0][1] == [f"{folder}/0.wav"] and sources(alone)[0][1] == []
+
+
+def test_a_set_without_sound_says_so_or_is_an_error(folder):
+    path = str(write_jsonl(folder / "set.jsonl", [{"messages": [user("Hi"), assistant("a")]}] * 3))
+    with pytest.raises(ValueError, match="No row of the training set .*set.jsonl.* has sound.*`sound: false`"):
+        load_training_data([DataSource(path)])
+    assert len(load_training_data([DataSource(path, sound=False)])[0]) == 3
+    path = str(write_jsonl(folder / "set.jsonl", [{"messages": [user(heard("0.wav")), assistant("a")]}]))
+    with pytest.raises(ValueError, match="row 0: the row has sound, but .*`sound: false`"):
+        load_training_data([DataSource(path, sound=False)])[0][0]
+
+
+def test_an_audiofolder_has_its_sounds(folder, tmp_path):
+    """Its metadata as JSONL, beside the sounds of each part, and as parquet."""
+    rows = [{"file_name": f"{n}.wav", "messages": [user("What?"), assistant("a")]} for n in (2, 0)]
+    for part in ("train", "test"):
+        write_clips(tmp_path / "parts" / part, 3)
+        write_jsonl(tmp_path / "parts" / part / "metadata.jsonl", rows)
+    for part in ("train", "test"):
+        examples, _ = load_training_data([DataSource(str(tmp_path / "parts"), split=part)])
+        assert [sources(example)[0][1] for example in examples] == [
+            [f"{tmp_path}/parts/{part}/{n}.wav"] for n in (2, 0)
+        ]
+    Dataset.from_list(rows).to_parquet(folder / "metadata.parquet")
+    examples, _ = load_training_data([DataSource(str(folder))])
+    assert [sources(example)[0][1] for example in examples] == [[f"{folder}/{n}.wav"] for n in (2, 0)]
+    (tmp_path / "above" / "it").mkdir(parents=True)
+    (folder / "metadata.parquet").rename(tmp_path / "above" / "it" / "metadata.parquet")
+    with pytest.raises(ValueError, match="sounds lie beside their metadata.parquet in .*above/it; give that folder"):
+        load_training_data([DataSource(str(tmp_path / "above"))])
+
+
+def test_sharegpt_is_not_read_and_says_so(folder):
+    path = write_jsonl(folder / "set.jsonl", [{"conversations": [{"from": "human", "value": "Hi"}]}])
+    with pytest.raises(ValueError, match="ShareGPT's `conversations` .* make them `messages`"):
+        load_training_data([DataSource(str(path))])

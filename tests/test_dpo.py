@@ -109,6 +109,16 @@ def test_clips_of_the_rows_columns_are_filled_in(processor, rows, clips):
     assert all(torch.equal(got[name], expected[name]) for name in got)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(" ", "has no text to learn"), ([{"type": "audio"}, {"type": "text", "text": "a"}], "`rejected` must be text")],
+)
+def test_replies_have_text_alone(processor, rows, content, message):
+    row = rows[0] | {"rejected": [{"role": "assistant", "content": content}], "origin": "row 3"}
+    with pytest.raises(ValueError, match=f"^row 3: .*{message}"):
+        AudioPreferenceCollator(processor)([row])
+
+
 def test_losses_are_those_computed_by_hand(make, model, processor, rows):
     """Before training, where policy and reference agree, and after it, where they do not."""
     trainer = make(max_steps=2, beta=0.3)

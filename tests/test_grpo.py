@@ -457,6 +457,6 @@ def test_a_row_without_an_answer_and_a_weight_are_errors(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
     with pytest.raises(ValueError, match="row 0: needs a question, and at the end the right answer"):
-        grpo.load_questions([grpo.DataSource(str(path))], False)[0]
+        grpo.load_questions([grpo.DataSource(str(path), sound=False)], False)[0]
     with pytest.raises(ValueError, match="leave out the weight"):
         grpo.load_questions([grpo.DataSource(str(path), weight=2)], False)

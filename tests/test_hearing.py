@@ -26,6 +26,7 @@ from training_runs import (
     weights_of,
     write_clips,
     write_jsonl,
+    write_recipe,
 )
 
 from falcon3_audio.modeling_falcon3_audio_encoder import Falcon3AudioMultiModalProjector
@@ -292,13 +293,15 @@ def test_a_run_without_eval_data_asks_training_questions(start, deaf, tmp_path, 
     assert chosen == set(origins) and trainer.args.eval_steps == 50
 
 
-def test_text_alone(start, tmp_path, caplog):
+def test_text_alone(recipe, tmp_path, caplog):
     """Nothing is said about hearing, and nothing is computed for it."""
     rows = [{"messages": [user(f"Say {n}"), assistant(ANSWERS[n % 4])]} for n in range(12)]
-    data = str(write_jsonl(tmp_path / "text.jsonl", rows))
+    data = [{"path": str(write_jsonl(tmp_path / "text.jsonl", rows)), "sound": False}]
+    options = {"max_steps": 2, "save_strategy": "no", "max_length": 200, "output_dir": str(tmp_path / "run")}
+    text = write_recipe(Path(recipe).with_name("text.yaml"), extends=Path(recipe).name, train_data=data, **options)
     passes = []
     with caplog.at_level(logging.WARNING):
-        trainer = start("--train_data", data, "--max_steps", "2", "--save_strategy", "no", "--max_length", "200")
+        trainer = sft.train(*parse("--config", text))
         hook = trainer.model.register_forward_hook(lambda *given: passes.append(1))
         metrics = trainer.evaluate()
         hook.remove()

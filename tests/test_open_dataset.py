@@ -1,7 +1,7 @@
 """Sets from wherever they are, and exactly the split that was asked for."""
 
 import pytest
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset_builder
 from training_runs import write_jsonl
 
 from falcon3_audio.training.open_dataset import open_dataset
@@ -79,3 +79,17 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(path, monkeypatch
     )
     with pytest.raises(ValueError, match=f"The set '{path}' cannot be read: there is no such file"):
         open_dataset(path)
+
+
+def test_json_on_the_hub_says_what_it_says(folder, monkeypatch):
+    """`datasets` finds the files; what is in them is read here."""
+    rows = [{"text": text, "same": ["a"] if text == "b" else text} for text in ("0", "null", "2024-01-31", "b")]
+    file = str(write_jsonl(folder / "rows.jsonl", rows))
+
+    def found(path, name):
+        assert (path, name) == ("owner/texts", "main")
+        return load_dataset_builder("json", data_files={"test": [file]})
+
+    monkeypatch.setattr("falcon3_audio.training.open_dataset.load_dataset_builder", found)
+    assert list(open_dataset("owner/texts", "main", "test")) == rows
+    assert open_dataset("owner/texts", "main", "test[1:2]")[0] == rows[1]

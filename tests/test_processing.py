@@ -429,3 +429,27 @@ def test_the_template_alone_refuses_the_placeholder_in_texts(as_items):
     chat = [{"role": "user", "content": [{"type": "text", "text": text}] if as_items else text}]
     with pytest.raises(TemplateError, match="The text contains the audio placeholder .*Remove it"):
         processor.tokenizer.apply_chat_template(chat, chat_template=processor.chat_template, tokenize=False)
+
+
+def test_items_stay_in_the_order_in_which_they_are_written(processor):
+    """With a line break between two texts and nothing around a sound."""
+    sounds = [{"type": "audio", "audio": SOUND[: SECOND * seconds]} for seconds in (1, 2)]
+    texts = [{"type": "text", "text": text} for text in ("This", "or that", "?")]
+    chat = [{"role": "user", "content": [texts[0], sounds[1], texts[1], texts[2], sounds[0], sounds[1]]}]
+    inputs = tokenized(processor, chat)
+    token = processor.audio_token
+    said = processor.decode(inputs["input_ids"][0])
+    assert said == f"<|user|>\nThis{token * 50}or that\n?{token * 75}\n"
+    assert inputs["input_features_mask"].sum(-1).tolist() == [200, 100, 200]
+
+
+def test_sound_in_an_answer_is_not_learned(processor):
+    items = [
+        {"type": "text", "text": "as"},
+        {"type": "audio", "audio": SOUND[:SECOND]},
+        {"type": "text", "text": "is"},
+    ]
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": items}]
+    row = tokenized(processor, chat, processor_kwargs={"return_labels": True})
+    assert audio_tokens(processor, row["input_ids"]) == 25
+    assert processor.decode(row["labels"][row["labels"] != -100]) == "asis<|endoftext|>"

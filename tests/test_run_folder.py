@@ -99,6 +99,18 @@ def test_another_recipe_in_the_folder_of_a_run_names_what_changed(trained_with, 
     assert start_or_go_on(run, trained_with) is None
 
 
+def test_fields_of_a_set_that_are_new_had_their_defaults(trained_with, run, recipe):
+    """A run from before there was `sound`."""
+    before = [{name: source[name] for name in source if name != "sound"} for source in trained_with["train_data"]]
+    (run / RECIPE).write_text(yaml.safe_dump(trained_with | {"train_data": before}))
+    options = parse("--config", recipe, "--output_dir", "anywhere")
+    assert start_or_go_on(run, trained_with, options=options[:3]) == run / "checkpoint-6"
+    changed = [source | {"sound": False} for source in trained_with["train_data"]]
+    (run / RECIPE).write_text(yaml.safe_dump(trained_with | {"train_data": before}))
+    with pytest.raises(ValueError, match="other options .*train_data.*'sound': False"):
+        start_or_go_on(run, trained_with | {"train_data": changed}, options=options[:3])
+
+
 def test_before_the_first_checkpoint_only_what_was_composed_must_stay(options, tmp_path):
     start_or_go_on(tmp_path, options)
     changed = options | {"learning_rate": 0.5, "projector_type": "linear"}

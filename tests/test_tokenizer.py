@@ -125,8 +125,8 @@ def conversations(token, clip):
     by_hand = {"role": "user", "content": token + "What do you hear?"}
     answer = {"role": "assistant", "content": " A dog. "}
     items = {"role": "assistant", "content": [{"type": "text", "text": " A dog. "}]}
-    two = {"role": "user", "content": [text, audio, {"type": "text", "text": "Or this?"}, audio]}
-    two_by_hand = {"role": "user", "content": token * 2 + "What do you hear?\nOr this?"}
+    two = {"role": "user", "content": [text, audio, {"type": "text", "text": "Or this?"}, text, audio]}
+    two_by_hand = {"role": "user", "content": f"What do you hear?{token}Or this?\nWhat do you hear?{token}"}
     words = {"role": "user", "content": "And now?"}
     return [
         ([words], [words]),

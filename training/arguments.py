@@ -54,12 +54,14 @@ class DataSource:
     Args:
         path, name, split: see `open_dataset`.
         weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice.
+        sound: `False` for a set of texts alone. Otherwise a set in which no row has sound is an error.
     """
 
     path: str
     name: str | None = None
     split: str = "train"
     weight: float = 1.0
+    sound: bool = True
 
     def __post_init__(self):
         if not self.path or not isinstance(self.path, str):
@@ -69,6 +71,8 @@ class DataSource:
                 f"The weight of {self.path} must be a number above 0, got {self.weight!r}; to go without it, leave the "
                 "set out."
             )
+        if not isinstance(self.sound, bool):
+            raise ValueError(f"`sound` of {self.path} must be true, or false for texts alone, got {self.sound!r}.")
 
     def __str__(self) -> str:
         """What errors call the set: its path, and which part of it is meant where that is not the default."""
@@ -88,7 +92,7 @@ def _sources(given: Any, option: str) -> list[DataSource]:
             unknown = set(entry) - set(DataSource.__dataclass_fields__)
             if unknown or "path" not in entry:
                 raise ValueError(
-                    f"An entry of `{option}` takes path, name, split and weight, and needs the path; got {entry}."
+                    f"An entry of `{option}` takes path, name, split, weight and sound, and needs the path; got {entry}."
                 )
             sources.append(DataSource(**entry))
         else:
@@ -100,7 +104,7 @@ def _sources(given: Any, option: str) -> list[DataSource]:
 class DataArguments:
     train_data: list[DataSource] = field(
         default_factory=list,
-        metadata={"help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight}."},
+        metadata={"help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight, sound}."},
     )
     eval_data: list[DataSource] = field(
         default_factory=list, metadata={"help": "Sets for the evaluation loss and hearing (see hearing.py)."}

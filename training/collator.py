@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor
 
+from .chats import check_answers
 from .rows import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
 
 
@@ -67,8 +68,8 @@ class AudioChatCollator:
             question, in the order of the answers in the rows, its number, that of its clip, and 1 if there is a clip.
 
         Raises:
-            `ValueError`: for an example that has no answer, that the chat template refuses or whose audio cannot be
-                used, by its `origin`.
+            `ValueError`: for an example that has no answer or one without text, that the chat template refuses or whose
+                audio cannot be used, by its `origin`.
         """
         groups, counts = self._read(examples)
         batch = self._batches(groups, None)[0] | counts
@@ -143,12 +144,17 @@ class AudioChatCollator:
         if silent is None:
             raise ValueError(f"{example.get('origin')}: a hundredth of a second exceeds the processor's limit.")
         token = self.processor.audio_token_id
-        places = torch.nonzero(silent["input_ids"] == token).flatten()
-        start, end = int(places[0]), int(places[-1]) + 1
-        count = int((first["input_ids"] == token).sum())
-        filling = {"input_ids": torch.full((count,), token), "labels": torch.full((count,), IGNORED)}
-        words = {name: torch.cat([silent[name][:start], filling[name], silent[name][end:]]) for name in filling}
-        return first | words
+        counts = [end - start for start, end in _stretches(first["input_ids"] == token)]
+        places = _stretches(silent["input_ids"] == token)
+        if len(places) != len(counts):
+            raise ValueError(
+                f"{example.get('origin')}: the sounds of chats that share their clip stand at other places. Set "
+                "questions_per_row: 1."
+            )
+        return first | {
+            name: _refill(silent[name], places, counts, value)
+            for name, value in (("input_ids", token), ("labels", IGNORED))
+        }
 
     def _encode(self, example: dict[str, Any]) -> Chat | None:
         """One example: 1-D `input_ids` and `labels`, and the features of its audios; `None` if a clip is too long."""
@@ -156,6 +162,7 @@ class AudioChatCollator:
             raise ValueError(f"{example.get('origin', 'A training example')}: no assistant message to learn from.")
         options = {"return_labels": True, "truncation": False}
         try:
+            check_answers(example["messages"])
             row = self.processor.apply_chat_template(
                 example["messages"], tokenize=True, return_dict=True, processor_kwargs=options
             )
@@ -198,6 +205,24 @@ class AudioChatCollator:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
         } | (_join_audio([row for row in rows if "input_features" in row]) | _join_asked(asked))
+
+
+def _stretches(mask: torch.Tensor) -> list[tuple[int, int]]:
+    """Begin and end of each unbroken stretch of `True`."""
+    steps = torch.diff(mask.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
+    begins, ends = ((steps == step).nonzero().flatten().tolist() for step in (1, -1))
+    return list(zip(begins, ends))
+
+
+def _refill(
+    values: torch.Tensor, places: Sequence[tuple[int, int]], counts: Sequence[int], value: int
+) -> torch.Tensor:
+    """The values with `counts[i]` times `value` instead of what is at `places[i]`."""
+    parts, done = [], 0
+    for (start, end), count in zip(places, counts):
+        parts += [values[done:start], torch.full((count,), value)]
+        done = end
+    return torch.cat([*parts, values[done:]])
 
 
 def _length(chat: Chat) -> int:

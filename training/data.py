@@ -8,7 +8,6 @@ set is called by its path, and by its configuration and split where the recipe n
 other clips. `clip` is `None` for chats, which need not be about one clip alone.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ import numpy as np
 from datasets import Audio, Dataset, LargeList, List
 
 from .arguments import DataSource
+from .chats import TAG, audio_items, check_no_sound, check_sound_is_read, clips_of, fill_in
 from .open_dataset import open_dataset
 
 
 WHOLE_ROW = -1  # in the place of a question's number, where the row itself is the chat
-ROLES = ("system", "user", "assistant", "tool")
-SOURCE_KEYS = ("audio", "path", "url")
 
 
 def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]:
@@ -30,7 +28,8 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
     All examples of some sets, end to end in the order given, and how many each set has (for the sampler).
 
     Raises:
-        `ValueError`: a set that cannot be found or read, is empty, or has neither `messages` nor `questions`.
+        `ValueError`: a set that cannot be found or read, is empty, has neither `messages` nor `questions`, or has no sound
+            and is not said to be of texts alone.
     """
     sets = [(source, _open(source)) for source in sources]
     parts = [_index(source, rows) for source, rows in sets]
@@ -71,11 +70,14 @@ def _leave_encoded(feature: Any):
 def _index(source: DataSource, rows: Dataset) -> np.ndarray:
     """(row, question) of every example of a set, `(examples, 2)`."""
     if "messages" in rows.column_names:
+        _check_sound(source, rows)
         return np.stack([np.arange(len(rows)), np.full(len(rows), WHOLE_ROW)], axis=1)
     if "questions" not in rows.column_names:
+        other = "conversations" in rows.column_names
+        hint = " ShareGPT's `conversations` of `from` and `value` are not read: make them `messages`." if other else ""
         raise ValueError(
             f"The training set {str(source)!r} has the columns {rows.column_names}; expected `messages` (chats) or "
-            "`questions` (clips with their questions, as `open_asqa prepare` writes them)."
+            f"`questions` (clips with their questions, as `open_asqa prepare` writes them).{hint}"
         )
     counts = np.array(list(_question_counts(rows)))
     if counts.sum() == 0:
@@ -86,7 +88,29 @@ def _index(source: DataSource, rows: Dataset) -> np.ndarray:
     )
 
 
+def _check_sound(source: DataSource, rows: Dataset):
+    """Looks at rows until one has sound; a set whose every row has none is seldom what was meant."""
+    if not source.sound or any(_may_have_sound(row) for row in rows):
+        return
+    _Reader([(source, rows)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
+    raise ValueError(
+        f"No row of the training set {str(source)!r} has sound. Clips are read from `audio`, `audios` and the audio items of "
+        "`messages`. To train on texts alone, set `sound: false` in the set's entry."
+    )
+
+
+def _may_have_sound(row: dict[str, Any]) -> bool:
+    try:
+        return bool(clips_of(row) or audio_items(row["messages"]))
+    except ValueError:
+        return True  # and is named when the row is read
+
+
 def _question_counts(rows: Dataset) -> Iterator[int]:
+    if rows.format["type"] == "custom":  # JSON
+        for batch in rows.select_columns("questions").iter(batch_size=1_000):
+            yield from (len(questions) if isinstance(questions, list) else 0 for questions in batch["questions"])
+        return
     # Arrow's own lengths: no row becomes Python objects.
     for batch in rows.select_columns("questions").with_format("arrow").iter(batch_size=10_000):
         yield from batch["questions"].combine_chunks().value_lengths().fill_null(0).to_pylist()
@@ -110,80 +134,24 @@ class _Reader:
         folder = Path(source.path)
         folder = folder if folder.is_dir() else folder.parent
         try:
-            messages = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
-            return {"messages": fill_in(messages, clips_of(example), folder), "origin": origin, "clip": clip}
+            chat = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
+            if source.sound:
+                check_sound_is_read(example, chat)
+            else:
+                check_no_sound(chat, clips_of(example))
+            messages = fill_in(chat, clips_of(example), folder, tags=source.sound)
+            return {"messages": messages, "origin": origin, "clip": clip}
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 
 
-def _as_chat(question: dict[str, str]) -> list[dict[str, Any]]:
-    if not (question.get("instruction") and question.get("output")):
+def _as_chat(question: Any) -> list[dict[str, Any]]:
+    texts = [question.get(name) for name in ("instruction", "output")] if isinstance(question, dict) else [None]
+    if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"a question needs the texts `instruction` and `output`, got {question}")
     # The audio item is filled in; the clip's transcript (`input`) is not shown, it would give answers away.
+    asked = question["instruction"]
     return [
-        {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": question["instruction"]}]},
+        {"role": "user", "content": asked if TAG in asked else [{"type": "audio"}, {"type": "text", "text": asked}]},
         {"role": "assistant", "content": question["output"]},
     ]
-
-
-def clips_of(example: dict[str, Any]) -> list[Any]:
-    """The clips of a row's own columns: `audios` (several) or `audio` (one)."""
-    if example.get("audios") is not None:
-        return list(example["audios"])
-    return [example["audio"]] if example.get("audio") is not None else []
-
-
-def fill_in(messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
-    """
-    The chat with a source in every audio item: its own, or the row's clips in order. Clips of a chat that has no audio
-    item open its first user message. Relative paths start at the set's folder.
-    """
-    said = [str(message["role"]) for message in messages or [] if isinstance(message, dict) and message.get("role")]
-    strangers = set(said) - set(ROLES)
-    if strangers:
-        raise ValueError(f"got messages with the role {sorted(strangers)}; expected {', '.join(ROLES)}")
-    if not messages or not all(isinstance(message, dict) and message.get("role") for message in messages):
-        raise ValueError(f"`messages` must be a list of objects with `role` and `content`, got {messages}")
-    filled = [dict(message) for message in messages]
-    items = [_items(message) for message in filled]
-    places = [item for content in items for item in content if item.get("type") == "audio"]
-    if clips and not places:
-        user = next((number for number, message in enumerate(filled) if message["role"] == "user"), None)
-        if user is None:
-            raise ValueError("there are clips, but no user message to put them in")
-        places = [{"type": "audio"} for _ in clips]
-        items[user] = [*places, *items[user]]
-    empty = [item for item in places if all(item.get(key) is None for key in SOURCE_KEYS)]
-    if len(empty) != len(clips):
-        raise ValueError(
-            f"the messages have {len(empty)} audio items without a source, but the row has {len(clips)} clips in `audio` or "
-            "`audios`; they must match"
-        )
-    for item, clip in zip(empty, clips):
-        item["audio"] = clip
-    for item in places:
-        _resolve(item, folder)
-    for message, content in zip(filled, items):
-        message["content"] = content
-    return filled
-
-
-def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message.get("content")
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [dict(item) for item in content or []]
-
-
-def _resolve(item: dict[str, Any], folder: Path):
-    for key in SOURCE_KEYS:
-        item[key] = _from_folder(item.get(key), folder)
-    clip = item["audio"]
-    if isinstance(clip, dict) and clip.get("bytes") is None and clip.get("path"):
-        item["audio"] = _from_folder(clip["path"], folder)
-
-
-def _from_folder(source: Any, folder: Path) -> Any:
-    if not isinstance(source, str) or "://" in source or source.startswith("data:"):
-        return source
-    return os.fspath(folder / source)  # an absolute path stays as it is

@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
+from .chats import audio_items, check_answers, clips_of, fill_in
 from .collator import IGNORED, join_on_time
-from .data import clips_of, fill_in
 
 
 @dataclass
@@ -72,6 +72,9 @@ class AudioPreferenceCollator:
                 raise ValueError(
                     f"`prompt` must end with a user's message and `{answer}` be one assistant message, got {reply}"
                 )
+            check_answers(reply)
+            if audio_items(reply):
+                raise ValueError(f"`{answer}` must be text, got {reply}")
             options = {"return_labels": True, "truncation": False}  # of audio: too long a clip is an error
             return self.processor.apply_chat_template(
                 [*prompt, *reply], tokenize=True, return_dict=True, processor_kwargs=options

@@ -10,16 +10,18 @@ import os
 import re
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetsError
 
+from .json_rows import FOLDER_KEYS, open_json
 from .shards import REPORT, read_shards
 
 
 # File endings and the builders of `datasets` that read them.
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
 SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wrote
+METADATA = "metadata.parquet"  # of an audiofolder; its other kind, .jsonl, is read in json_rows.py
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
 WHOLE = "train"  # the split of what has no splits
 
@@ -30,7 +32,7 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
 
     Args:
         path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow file, folder of
-            such files, or Hub id.
+            such files, folder of sounds with `metadata.jsonl` or `.parquet` (audiofolder), or Hub id.
         name: configuration of a Hub set.
         split: as `datasets` knows it, `"train[:1000]"` included; sets without splits are `"train"`, and of folders
             that were prepared or saved there are no parts. Files of a folder are divided by the words in their names.
@@ -42,8 +44,8 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
     if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix in BUILDERS):
         raise ValueError(f"The set {path!r} cannot be read: there is no such file or folder here.")
     try:
-        rows = _open_local(Path(path), name, split) if here else load_dataset(path, name, split=split)
-    except (StopIteration, IndexError) as error:  # what `datasets` raises for a JSON file, a saved set without rows
+        rows = _open_local(Path(path), name, split) if here else _open_hub(path, name, split)
+    except (StopIteration, IndexError) as error:  # for a file, a saved set without rows
         raise ValueError(f"The set {path!r} is empty.") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -51,6 +53,14 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
     if len(rows) == 0:
         raise ValueError(f"The set {path!r} is empty.")
     return rows
+
+
+def _open_hub(path: str, name: str | None, split: str) -> Dataset:
+    builder = load_dataset_builder(path, name)
+    if builder.name == "json":
+        return open_json(builder.config.data_files, split, builder.config.name)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
 
 
 def _open_local(path: Path, name: str | None, split: str) -> Dataset:
@@ -69,7 +79,19 @@ def _open_local(path: Path, name: str | None, split: str) -> Dataset:
     if builder is None:
         raise ValueError(f"expected files of one kind that end in {', '.join(BUILDERS)}")
     data_files = {part: [os.fspath(file) for file in files[part]] for part in files}
-    return load_dataset(builder, data_files=data_files, split=split)
+    if builder == "json":
+        return open_json(data_files, split)
+    rows = load_dataset(builder, data_files=data_files, split=split)
+    return _with_clips(rows, path, {file for parts in files.values() for file in parts if file.name == METADATA})
+
+
+def _with_clips(rows: Dataset, path: Path, metadata: set[Path]) -> Dataset:
+    """Rows of an audiofolder with its sounds under the names of their columns. (`datasets` would decode and copy them.)"""
+    given = {name: column for name, column in FOLDER_KEYS.items() if metadata and name in rows.column_names}
+    elsewhere = [file.parent for file in metadata if file.parent != (path if path.is_dir() else path.parent)]
+    if given and elsewhere:
+        raise ValueError(f"sounds lie beside their {METADATA} in {elsewhere[0]}; give that folder as a set of its own")
+    return rows.rename_columns(given)
 
 
 def _split(parts: dict[str, Dataset] | DatasetDict, split: str) -> Dataset:

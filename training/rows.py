@@ -64,7 +64,7 @@ def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int)
     if (first["input_ids"][shared:] == audio_token_id).any():
         if len(chats) > 1:
             raise ValueError(
-                "The chat template puts words that differ between questions before the audio, so it cannot be shared; set "
+                "Words that differ between the questions stand before the audio, so it cannot be shared; set "
                 "questions_per_row: 1."
             )
         shared = 0  # a chat alone, with sounds behind its first answer: a branch without a prefix

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from falcon3_audio.whole_files import whole_file
 
-from .arguments import COMPOSED
+from .arguments import COMPOSED, DataSource
 
 
 RECIPE = "recipe.yaml"
@@ -62,8 +62,8 @@ def describe_recipe(*options: Any, also: Sequence[str] = ()) -> dict[str, Any]:
 
 def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence[Any]) -> dict[str, Any]:
     """
-    The recipe `before` with those options of the recipe `now` that did not exist yet when it was recorded: they had their
-    defaults.
+    The recipe `before` with those options of the recipe `now`, and of its sets, that did not exist yet when it was recorded:
+    they had their defaults.
 
     Args:
         options: the dataclasses of the recipe's options, or instances of them.
@@ -73,7 +73,23 @@ def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence
     defaults = {
         field.name: field.default if field.default_factory is made else field.default_factory() for field in fields
     }
-    return json.loads(json.dumps(defaults, default=str)) | before
+    sources = {
+        name: _source_defaults(before[name], now.get(name)) for name in ("train_data", "eval_data") if name in before
+    }
+    return json.loads(json.dumps(defaults, default=str)) | before | sources
+
+
+def _source_defaults(before: Any, now: Any) -> Any:
+    """Sets as they were recorded, with the fields that only `now` has of them."""
+    if not (isinstance(before, list) and isinstance(now, list) and len(before) == len(now)):
+        return before
+    defaults = {field.name: field.default for field in dataclasses.fields(DataSource) if field.name != "path"}
+    return [
+        {name: value for name, value in defaults.items() if name in new} | old
+        if isinstance(old, dict) and isinstance(new, dict)
+        else old
+        for old, new in zip(before, now)
+    ]
 
 
 def start_or_go_on(

@@ -1,0 +1,212 @@
+"""Rows of chats with sound, made whole: every clip at its place, each answer with something to learn.
+
+A row's clips are its columns `audio` or `audios`, or the sources in its audio items. Those of the columns stand where an audio
+item without a source or, as in rows of ms-swift and LLaMA-Factory, a tag `<audio>` in the text is; without any such
+place they open the first user message. What looks like sound under a name that is not read is an error.
+Run: `messages = fill_in(row["messages"], clips_of(row), Path("my_set"))`
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+ROLES = ("system", "user", "assistant", "tool")
+SOURCE_KEYS = ("audio", "path", "url")
+COLUMNS = ("audio", "audios")
+TAG = "<audio>"
+SOUND_NAME = re.compile(r"audio|sound|wav|clip|file_?name", re.IGNORECASE)
+SOUND_FILE = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm)$", re.IGNORECASE)
+READ = (
+    "Clips are read from the row's `audio` or `audios`, and from `audio`, `path` or `url` of audio items in `messages`; rename "
+    "the key. In a set of texts alone, `sound: false` in the set's entry, it may stay"
+)
+
+
+def clips_of(example: Mapping[str, Any]) -> list[Any]:
+    """
+    The clips of a row's own columns, `audios` (several) or `audio` (one); a list under `audio` is several too.
+
+    Raises a `ValueError` for a row with both.
+    """
+    given = {name: example[name] for name in COLUMNS if _is_given(example.get(name))}
+    if len(given) > 1:
+        raise ValueError("the row has clips in both `audio` and `audios`; put them all in one of the two")
+    # A list of numbers is a clip.
+    return [
+        clip
+        for clips in given.values()
+        for clip in (clips if isinstance(clips, list) and not isinstance(clips[0], (int, float)) else [clips])
+    ]
+
+
+def audio_items(messages: Any) -> list[dict[str, Any]]:
+    """The audio items of a chat; none of what is no chat."""
+    return [item for item in _all_items(messages) if item.get("type") == "audio"]
+
+
+def fill_in(
+    messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Path, tags: bool = True
+) -> list[dict[str, Any]]:
+    """
+    The chat with a source in every audio item: its own, or the row's clips in order. Relative paths start at the set's folder.
+
+    Args:
+        messages: as in the row; content is a string or a list of items.
+        clips: the row's own, see `clips_of`.
+        folder: where relative paths start.
+        tags: whether `<audio>` in texts that are not the assistant's is the place of a clip.
+
+    Returns:
+        The messages with lists of items as content, in the order in which they are written.
+
+    Raises:
+        `ValueError`: for what is no chat, an answer without text, and clips that do not match their places.
+    """
+    _check_chat(messages)
+    check_answers(messages)
+    filled = [dict(message) for message in messages]
+    items = [_items(message, number, tags) for number, message in enumerate(filled)]
+    places = [item for content in items for item in content if item.get("type") == "audio"]
+    if clips and not places:
+        user = next((number for number, message in enumerate(filled) if message["role"] == "user"), None)
+        if user is None:
+            raise ValueError("there are clips, but no user message to put them in")
+        places = [{"type": "audio"} for _ in clips]
+        items[user] = [*places, *items[user]]
+    empty = [item for item in places if not _has_source(item)]
+    if len(empty) != len(clips):
+        raise ValueError(_mismatch(messages, len(empty), len(clips), tags))
+    for item, clip in zip(empty, clips):
+        item["audio"] = clip
+    for item in places:
+        _resolve(item, folder)
+    for message, content in zip(filled, items):
+        message["content"] = content
+    return filled
+
+
+def check_answers(messages: Iterable[dict[str, Any]]):
+    """Raises a `ValueError` for an assistant's message without text, of which the model would learn to say nothing."""
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" and not message.get("tool_calls") and not _text(message).strip():
+            raise ValueError(
+                f"message {number}, an answer, has no text to learn: {message.get('content')!r:.100}. Leave the row out, or "
+                "write what is to be said"
+            )
+
+
+def check_sound_is_read(example: Mapping[str, Any], messages: Any):
+    """Raises a `ValueError` for a key that looks like sound and is not read, in a message or in a row without sound."""
+    heard = clips_of(example) or any(_has_source(item) for item in audio_items(messages))
+    columns = {} if heard else {k: v for k, v in example.items() if k not in (*COLUMNS, "messages", "questions")}
+    for place in [columns, *_beside_the_content(messages)]:
+        for key, value in place.items():
+            if _looks_like_sound(key, value):
+                raise ValueError(f"the key {key!r} looks like sound but is not read. {READ}")
+
+
+def check_no_sound(messages: Any, clips: Sequence[Any]):
+    """Raises a `ValueError` for a row with sound."""
+    if clips or audio_items(messages):
+        raise ValueError("the row has sound, but its set's entry says `sound: false`; leave that out")
+
+
+def _check_chat(messages: Any):
+    listed = isinstance(messages, (list, tuple)) and len(messages) > 0
+    if not listed or not all(isinstance(message, dict) and message.get("role") for message in messages):
+        raise ValueError(f"`messages` must be a list of objects with `role` and `content`, got {messages!r:.200}")
+    strangers = {str(message["role"]) for message in messages} - set(ROLES)
+    if strangers:
+        raise ValueError(f"got messages with the role {sorted(strangers)}; expected {', '.join(ROLES)}")
+
+
+def _items(message: dict[str, Any], number: int, tags: bool) -> list[dict[str, Any]]:
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return []
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise ValueError(f"the content of message {number} must be a text or a list of items, got {content!r:.100}")
+    if not tags or message["role"] == "assistant":
+        return [dict(item) for item in content]
+    return [part for item in content for part in _at_tags(item)]
+
+
+def _at_tags(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """An item, or, of a text with tags, the texts between them as they are and an audio item for each tag."""
+    text = item.get("text")
+    if item.get("type") != "text" or not isinstance(text, str) or TAG not in text:
+        return [dict(item)]
+    parts = re.split(f"({TAG})", text)
+    return [{"type": "audio"} if part == TAG else {"type": "text", "text": part} for part in parts if part]
+
+
+def _mismatch(messages: Sequence[dict[str, Any]], places: int, clips: int, tags: bool) -> str:
+    count = sum(_text(message).count(TAG) for message in messages if message["role"] != "assistant") if tags else 0
+    said = f" ({count} of them tags `{TAG}` in the text)" if count else ""
+    advice = f". Only in a set of texts alone, `sound: false` in its entry, is `{TAG}` a text" if count else ""
+    return (
+        f"the messages have {places} audio items without a source{said}, but the row has {clips} clips in `audio` or "
+        f"`audios`; they must match{advice}"
+    )
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(str(item.get("text") or "") for item in _all_items([message]) if item.get("type") == "text")
+
+
+def _all_items(messages: Any) -> Iterator[dict[str, Any]]:
+    for message in messages if isinstance(messages, (list, tuple)) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        yield from (item for item in content if isinstance(item, dict)) if isinstance(content, (list, tuple)) else []
+
+
+def _beside_the_content(messages: Any) -> Iterator[dict[str, Any]]:
+    """What messages hold beside role and content, and items beside what is read of them."""
+    for message in messages if isinstance(messages, (list, tuple)) else []:
+        if isinstance(message, dict):
+            yield {key: value for key, value in message.items() if key not in ("role", "content")}
+    for item in _all_items(messages):
+        if item.get("type") != "audio":
+            yield {key: value for key, value in item.items() if key not in ("type", "text")}
+        elif not _has_source(item):
+            yield {key: value for key, value in item.items() if key not in ("type", *SOURCE_KEYS)}
+
+
+def _looks_like_sound(key: str, value: Any) -> bool:
+    if isinstance(value, (list, tuple)) and value:
+        return _looks_like_sound(key, value[0])
+    by_value = isinstance(value, str) and SOUND_FILE.search(value)
+    return _is_given(value) and bool(SOUND_NAME.search(key) or by_value)
+
+
+def _is_given(value: Any) -> bool:
+    """Whether there is something; Arrow gives a struct without anything in it for what another row has."""
+    if isinstance(value, dict):
+        return any(_is_given(part) for part in value.values())
+    return bool(len(value)) if hasattr(value, "__len__") else value is not None and value is not False
+
+
+def _has_source(item: dict[str, Any]) -> bool:
+    return any(item.get(key) is not None for key in SOURCE_KEYS)
+
+
+def _resolve(item: dict[str, Any], folder: Path):
+    for key in SOURCE_KEYS:
+        item[key] = _from_folder(item.get(key), folder)
+    clip = item["audio"]
+    if isinstance(clip, dict) and clip.get("bytes") is None and clip.get("path"):
+        item["audio"] = _from_folder(clip["path"], folder)
+
+
+def _from_folder(source: Any, folder: Path) -> Any:
+    if not isinstance(source, str) or "://" in source or source.startswith("data:"):
+        return source
+    return os.fspath(folder / source)  # an absolute path stays as it is

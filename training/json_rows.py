@@ -1,0 +1,130 @@
+"""JSONL and JSON files as memory-mapped rows that hold what the files say.
+
+`datasets` guesses a type for each column and so changes texts: `"2024-01-01"` becomes a date, and where content is a string in
+one row and a list in another, `"0"` becomes a number and `"null"` nothing. Here each value is stored as its JSON text and
+decoded when its row is read. In a `metadata.jsonl`, `file_name` is the row's clip, as in an audiofolder of `datasets`.
+Run: `rows = open_json({"train": ["chats.jsonl"]}, "train")`
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Value
+from datasets.data_files import DataFilesDict
+
+
+FORMAT = "1"  # of what is stored; another one is converted anew
+METADATA = "metadata.jsonl"
+# What an audiofolder's metadata calls a row's clips, and the columns that `datasets` makes of them.
+FOLDER_KEYS = {
+    **{"file_name": "audio", "audio_file_name": "audio"},
+    **{"file_names": "audios", "audios_file_names": "audios"},
+}
+
+
+def open_json(files: Mapping[str, list[str]] | DataFilesDict, split: str, config: str | None = None) -> Dataset:
+    """
+    The rows of some files.
+
+    Args:
+        files: paths, or what `datasets` found on the Hub, by split. A file holds an object per line, a list of objects, or
+            one object.
+        split: as `datasets` knows it, `"train[:1000]"` included.
+        config: name of the configuration of a Hub set.
+
+    Raises:
+        `IndexError`: for files without rows.
+        `DatasetGenerationError` (whose cause names file and line) or `ValueError`: for a file that is no JSON, a row that
+            is no object, and a split that is not there.
+    """
+    builder = JsonRows(data_files=files, config_name=config, hash=FORMAT)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split).with_transform(decode)
+
+
+def decode(batch: Mapping[str, list[str | None]]) -> dict[str, list[Any]]:
+    """The values of stored rows."""
+    return {name: [None if text is None else json.loads(text) for text in texts] for name, texts in batch.items()}
+
+
+class JsonRows(GeneratorBasedBuilder):
+    """Made by `open_json`."""
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo()  # the columns are known when the files are read
+
+    def _split_generators(self, dl_manager) -> list[SplitGenerator]:
+        parts = {
+            str(part): list(chain.from_iterable(dl_manager.iter_files(path) for path in paths))
+            for part, paths in dl_manager.download_and_extract(self.config.data_files).items()
+        }
+        names = dict.fromkeys(chain.from_iterable(row for files in parts.values() for row in _rows(files)))
+        if not names:
+            raise IndexError("no rows")
+        self.info.features = Features({name: Value("string") for name in names})
+        return [SplitGenerator(part, gen_kwargs={"files": files}) for part, files in parts.items()]
+
+    def _generate_shards(self, files: list[str]) -> Iterator[str]:
+        yield from files
+
+    def _generate_examples(self, files: list[str]) -> Iterator[tuple[int, dict[str, str | None]]]:
+        for number, row in enumerate(_rows(files)):
+            yield number, {name: _encode(row.get(name)) for name in self.info.features}
+
+
+def _encode(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _rows(files: list[str]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for place, row in _values(Path(file)):
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, {place}: expected an object, got {json.dumps(row):.100}")
+            yield _with_clips(row, Path(file).parent) if Path(file).name == METADATA else row
+
+
+def _values(file: Path) -> Iterator[tuple[str, Any]]:
+    """What a file holds and where: the elements of a list, an object over several lines, or what each line holds."""
+    with file.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
+    if first and (first.startswith(b"[") or not _is_json(first)):
+        value = _parse(file.read_bytes(), f"{file}")
+        yield from ((f"row {number}", row) for number, row in enumerate(value if isinstance(value, list) else [value]))
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"line {number}", _parse(line, f"{file}, line {number}")
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(text: bytes, place: str) -> Any:
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"JSON parse error in {place}: {error}") from error
+
+
+def _with_clips(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The row with its clips under the names of an audiofolder's columns, as absolute paths."""
+    given = [name for name in FOLDER_KEYS if name in row]
+    others = {name: value for name, value in row.items() if name not in given}
+    return others | {FOLDER_KEYS[name]: _inside(row[name], folder) for name in given}
+
+
+def _inside(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_inside(part, folder) for part in value]
+    return os.path.abspath(folder / value) if isinstance(value, str) else value
