@@ -69,9 +69,7 @@ _TAIL = re.compile(
     re.IGNORECASE,
 )
 # What follows is a reason, in which any option may be named.
-_REASON = re.compile(
-    r"[\s,;:.(-]*(?:\b(?:because|since|due to|given that)\b|,\s*(?:as|for)\s|因为|因為)", re.IGNORECASE
-)
+_REASON = re.compile(r"(?:\b(?:because|since|due to|given that)\b|,\s*(?:as|for)\s|因为|因為)", re.IGNORECASE)
 _SECOND_THOUGHT = re.compile(
     r"\b(?:wait|actually|correction|sorry|hmm|on second thought|in fact|however|rather|instead|scratch that|mistake\w*|wrong|not (?:right|correct))\b|\bno[,.!]",
     re.IGNORECASE,
@@ -112,6 +110,7 @@ _CHORD = re.compile(r"[a-zA-Z]|[A-G][#b♯♭]?(?:maj|min|m|M|h?dim|aug|sus|add)
 _ARTICLE = re.compile(r"^(?:an?|the)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)(?=\S)")
 _LETTER_IN_OPTION = re.compile(r"(?<![\w'])(?!(?:A|I)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)\w)[A-Z](?![\w'])")
 _LIST_MARK = re.compile(r"^(?:[-•>#]+\s+)+")
+_SPACE = re.compile(r"\s+")
 _OUTER = " \t\r\n.,;:!?\"'`*_()[]<>{}$。，、；：！？「」"
 _PLAIN = str.maketrans(
     {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
@@ -123,7 +122,9 @@ _PLAIN = str.maketrans(
 
 
 def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text).translate(_PLAIN).strip()
+    """One spelling, and of each run of white space one character: patterns take long for runs."""
+    text = unicodedata.normalize("NFC", text).translate(_PLAIN)
+    return _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text).strip()
 
 
 def _resolve(reply: str, choices: Sequence[str]) -> str | None:
@@ -191,10 +192,10 @@ def _without_reason(text: str, choices: Sequence[str]) -> str:
     reason = _REASON.search(text)
     if reason is None or any(_REASON.search(f" {choice}") for choice in choices):
         label, rest = _split_label(text)
-        first = re.split(r"[.;\n]\s", rest, maxsplit=1)[0]  # "B. Cat. A dog would bark."
+        first = re.split(r"[.;]\s|\n", rest, maxsplit=1)[0]  # "B. Cat. A dog would bark."
         end = len(text) - len(rest) + len(first) if label and _same(first, choices) == _labelled(label, choices) else 0
     else:
-        end = reason.start()
+        end = len(text[: reason.start()].rstrip(" \n,;:.(-"))
     return text[:end] if _fold(text[:end]) and not _SECOND_THOUGHT.search(text, end) else text
 
 
@@ -271,9 +272,8 @@ def _named(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
         if not outer or end > outer[-1][1]:  # else within the last one, which began no later
             outer.append((start, end))
     named = {choice for span in outer for choice in spans[span]}
-    for start, end in reversed(outer):
-        text = f"{text[:start]} {text[end:]}"
-    return named, text
+    starts, ends = [start for start, _ in outer], [end for _, end in outer]
+    return named, " ".join(text[end:start] for end, start in zip([0, *ends], [*starts, len(text)]))
 
 
 __all__ = ["resolve", "same_spelling"]

@@ -232,11 +232,30 @@ def test_no_reply_and_an_empty_one_are_wrong_by_content():
         ("no answer is ", None),
         ("<answer>", None),
         ("(B) dog, thunder ", None),
+        *(
+            (part, None)
+            for part in (
+                ".",
+                ",",
+                "(",
+                '"',
+                "\n.",
+                "\\boxed{",
+                '"answer":',
+                '"answer":"',
+                "so ",
+                "because ",
+                "A.",
+                "选",
+            )
+        ),
     ],
 )
 def test_pages_of_repetition_come_to_an_end(part, option):
     # In seconds; a pattern that tries every start would take hours.
-    assert resolve("x " + part * (200_000 // len(part)), SOUNDS) == option
+    repeated = part * (200_000 // len(part))
+    assert resolve("x " + repeated, SOUNDS) == option
+    assert resolve(f"x {repeated} y.", SOUNDS) == option
 
 
 @pytest.mark.parametrize("rule", RULES)
