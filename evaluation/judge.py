@@ -372,6 +372,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "requests at once, and each judge once."
             )
         predictions = read_predictions(options.predictions)
+        for warning in predictions.warnings:
+            print(f"falcon3-audio judge: {warning}.", file=sys.stderr)
         path = Path(predictions.path)
         output = Path(options.output_dir or path.with_name(f"{path.stem}.judge-{options.rubric}"))
         endpoints = [Endpoint(options.endpoint, name, options.api_key_env) for name in options.judge]

@@ -126,7 +126,9 @@ def _provenance(path: Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(run, dict) or not all(isinstance(run.get(name) or {}, dict) for name in ("left_out", "data_sha256")):
+    if not isinstance(run, dict) or not all(
+        isinstance(run.get(name) or {}, dict) for name in ("left_out", "data_sha256")
+    ):
         raise ValueError(f"{path} is not what `falcon3-audio evaluate` writes; expected a JSON object.")
     return {name: {} if name == "left_out" and value is None else value for name, value in run.items()}
 
@@ -150,7 +152,9 @@ def _of_run(row: dict[str, Any]) -> Prediction:
     if status not in (ANSWERED, FAILED, MISSING):
         raise RowFault(FIELD, f"'status' is {status!r}, expected {ANSWERED!r}, {FAILED!r} or {MISSING!r}")
     if (reply is not None) != (status == ANSWERED):
-        raise RowFault(FIELD, f"'status' is {status!r}, but 'reply' is {reply!r}; only answered questions have a reply")
+        raise RowFault(
+            FIELD, f"'status' is {status!r}, but 'reply' is {reply!r}; only answered questions have a reply"
+        )
     groups = row.get("groups") or {}
     if not isinstance(groups, dict):
         raise RowFault(FIELD, f"'groups' is {groups!r}, expected a JSON object")

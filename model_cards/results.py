@@ -23,7 +23,7 @@ from .sources import is_hub_id
 RESULTS = Path(str(files(__package__))) / "results.json"
 FORMAT = 1  # of score files, as evaluation/score.py has it
 # What an entry keeps of a score file, and of the run in it. The run's `model` is left out: it may be a local path.
-OF_SCORE = ("format", "benchmark", "data_sha256", "counts", "coverage", "rules", "baselines", "spelling", "versions")
+OF_SCORE = ("format", "benchmark", "data_sha256", "clips", "warnings", "counts", "coverage", "rules", "baselines", "spelling", "versions")
 NEEDED_OF_RUN = (
     "prompt",
     "prompt_example",
