@@ -26,7 +26,7 @@ from rich.console import Console
 
 from falcon3_audio.whole_files import write_json
 
-from .benchmarks import BENCHMARKS
+from .benchmarks import BENCHMARKS, title_of
 from .intervals import clip_numbers, mean_of_shares, share_interval
 from .load_air_bench import FOUNDATION
 from .load_checks import read_rows
@@ -95,6 +95,7 @@ def score(
     return {
         "format": FORMAT,
         "benchmark": benchmark,
+        "title": title_of(benchmark, (row.id for row in rows), (row.groups.get("task", NO_GROUP) for row in rows)),
         "predictions": {"path": predictions.path, "sha256": predictions.sha256, "key": predictions.key},
         "warnings": list(predictions.warnings),
         "data_sha256": sha256 or predictions.provenance.get("data_sha256"),

@@ -18,6 +18,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     run, counts = result["run"], result["counts"]
     control = run.get("control") or "none"
     console.print(f"{result['benchmark']}: {run.get('model', result['predictions']['path'])}", style="bold")
+    console.print(result["title"])
     if control != "none":
         console.print(f"Control: {control}. This is not the model's score.", style="bold red")
     if run:
