@@ -30,7 +30,8 @@ from .intervals import clip_numbers
 from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .rules import RULES, Verdict
-from .score import some, tidy
+from .scored_rows import some, tidy
+from .stopped import stopped
 
 
 GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
@@ -379,6 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
         show(comparison, console)
         if options.output:
             console.print("Written:", ", ".join(str(path) for path in write(comparison, options.output)))
+    except KeyboardInterrupt:
+        return stopped("compare", "The same command begins again.")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio compare: {error}", file=sys.stderr)
         return 1

@@ -14,10 +14,8 @@ import argparse
 import json
 import platform
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,6 @@ from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS, title_of
 from .intervals import clip_numbers, mean_of_shares, share_interval
-from .load_air_bench import FOUNDATION
-from .load_checks import read_rows
-from .load_jsonl import KEYS
 from .predictions import (
     ANSWERED,
     FAILED,
@@ -41,16 +36,15 @@ from .predictions import (
     Predictions,
     read_predictions,
 )
-from .questions import file_sha256
 from .rules import RULES, Verdict
 from .score_tables import ALWAYS, WER, show
+from .scored_rows import NO_GROUP, check_answers, questions_of, some
+from .stopped import stopped
 from .word_errors import WordErrors, count_word_errors, error_rate, mean_rate, normalizer, read_spelling
 
 
 FORMAT = 1  # of the score file; goes up when a key changes its meaning
 SCORE = "score.json"
-NO_GROUP = "(none)"
-NAMED = 3  # rows that an error names
 
 Results = Sequence[tuple[Any, int]]  # what a rule says of a reply, and the number of the question's clip
 Part = Callable[[Results], dict[str, Any]]
@@ -119,97 +113,6 @@ def _benchmark(name: str | None, predictions: Predictions) -> str:
         got = f"is of {found!r}" if found else "does not say of which benchmark it is"
         raise ValueError(f"{predictions.path} {got}; say it with --benchmark: {', '.join(BENCHMARKS)}.")
     return found
-
-
-def questions_of(
-    predictions: Predictions, benchmark: str, data: str | Path | None
-) -> tuple[list[Prediction], dict[str, str] | None]:
-    """
-    The rows to score: those of the prediction file, or one for each question in `data`, with the digests of its files.
-
-    Raises:
-        `ValueError`: no rows, predictions for questions that `data` does not have, or that are worded otherwise there.
-    """
-    if not predictions.rows:
-        raise ValueError(f"{predictions.path} holds no rows.")
-    said = [tidy(row) for row in predictions.rows]
-    if data is None:
-        return said, None
-    asked, sha256 = _read_questions(Path(data), benchmark)
-    replies = {row.id: row for row in said}
-    unknown = replies.keys() - {question.id for question in asked}
-    if unknown:
-        raise ValueError(f"{predictions.path} has {some(sorted(unknown))} that {data} does not have.")
-    other = [question.id for question in asked if question.id in replies and _differ(question, replies[question.id])]
-    if other:
-        raise ValueError(
-            f"{some(other)} in {predictions.path} have another question, other options or another answer than in {data}: the predictions are "
-            "about another version of the benchmark. Score them with that version, or without --data."
-        )
-    return [_join(question, replies.get(question.id)) for question in asked], sha256
-
-
-def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
-    """A benchmark's questions as rows without a reply. Of a JSON file no clip is needed; parquet files hold theirs."""
-    if path.is_dir() or path.suffix == ".parquet":
-        loaded = BENCHMARKS[benchmark].load(path)
-        shared = ("id", "question", "choices", "answer", "groups")
-        values = [
-            {name: getattr(question, name) for name in shared} | {"audio": tuple(clip.name for clip in question.audio)}
-            for question in loaded.questions
-        ]
-        return [tidy(Prediction(status=MISSING, reply=None, **row)) for row in values], loaded.sha256
-    rows = [tidy(replace(row, status=MISSING, reply=None)) for row in read_predictions(path).rows]
-    if benchmark == "jsonl":  # the groups are the user's own
-        content, _ = read_rows(path)
-        groups = [
-            {key: row[key] for key in row if key not in KEYS and isinstance(row[key], str)} for _, row in content
-        ]
-        rows = [replace(row, groups=own) for row, own in zip(rows, groups)]
-    return rows, {path.name: file_sha256(path)}
-
-
-def tidy(row: Prediction) -> Prediction:
-    """
-    A row as the loaders would have made it: no white space around options and answer, no empty options (MMAR has some), and
-    AIR-Bench's `task_name` as `task` and `domain`.
-    """
-    choices = tuple(choice.strip() for choice in row.choices if choice.strip())
-    task = row.groups.get("task_name")
-    groups = {"task": task, "domain": FOUNDATION.get(task, NO_GROUP)} | row.groups if task else row.groups
-    return replace(row, choices=choices, answer=row.answer and row.answer.strip(), groups=groups)
-
-
-def _differ(question: Prediction, row: Prediction) -> bool:
-    pairs = (
-        (question.question.strip(), row.question.strip()),
-        (question.choices, row.choices),
-        (question.answer, row.answer),
-    )
-    return any(asked and said and _spelled(asked) != _spelled(said) for asked, said in pairs)
-
-
-def _spelled(text: str | tuple[str, ...]) -> list[str]:
-    """In one Unicode spelling."""
-    return [unicodedata.normalize("NFC", part) for part in ([text] if isinstance(text, str) else text)]
-
-
-def _join(question: Prediction, row: Prediction | None) -> Prediction:
-    if row is None:
-        return question
-    said = {name: getattr(row, name) for name in ("status", "reply", "error", "prompt")}
-    return replace(question, **said, audio=row.audio or question.audio, groups=row.groups | question.groups)
-
-
-def check_answers(rows: Sequence[Prediction]) -> None:
-    """Raises `ValueError` if any row has no answer."""
-    hidden = [row.id for row in rows if not row.answer]
-    if hidden:
-        raise ValueError(
-            f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
-            "kept back, --submission FILE --data QUESTIONS writes what its makers score; if you have the answers, give "
-            "them with --data."
-        )
 
 
 def count(rows: Sequence[Prediction]) -> dict[str, int]:
@@ -327,12 +230,6 @@ def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None
     )
 
 
-def some(ids: Sequence[str]) -> str:
-    """How many, and the first few by name."""
-    more = ", ..." if len(ids) > NAMED else ""
-    return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
-
-
 def _beside(path: Path) -> Path:
     """
     Where the score of a prediction file goes: `score.json` for a run's, `NAME.score.json` for others, of which a folder may hold
@@ -387,8 +284,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--submission", metavar="FILE", help="write MMAU's submission file instead of scoring")
     parser.add_argument("--allow-incomplete", action="store_true", help="exit with 0 though replies are missing")
+    options = parser.parse_args(arguments)
     try:
-        return _run(parser.parse_args(arguments))
+        return _run(options)
+    except KeyboardInterrupt:
+        return stopped("score", "The same command begins again.")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio score: {error}", file=sys.stderr)
         return 1

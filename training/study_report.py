@@ -18,7 +18,7 @@ from falcon3_audio.evaluation.clip_intervals import RESAMPLES, accuracy_interval
 from falcon3_audio.evaluation.compare import clips_of, grouped
 from falcon3_audio.evaluation.predictions import ANSWERED, Prediction, read_predictions
 from falcon3_audio.evaluation.rules import is_right
-from falcon3_audio.evaluation.score import tidy
+from falcon3_audio.evaluation.scored_rows import tidy
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .run_folder import STATE
