@@ -81,8 +81,8 @@ _LABEL = re.compile(
 _LABEL_BEHIND = re.compile(r"(.*\S)\s*[(\[]([a-z])[)\]]\W*$", re.DOTALL | re.IGNORECASE)
 # A letter that stands for itself. "A" and "I" before a word are an article and the speaker; "I'd" and "C#" are others.
 _ALONE = (
-    r"(?<![A-Za-z0-9À-ɏ'#&])({})(?![A-Za-z0-9À-ɏ'#♯♭&]|\.\w)"
-    r"(?!(?<=[AaIi])\s+(?!(?:or|and|nor|but|is|vs|because)\b)\w)"
+    r"(?<![A-Za-z0-9À-ɏ'#&])({})(?![A-Za-z0-9À-ɏ'#♯♭&]|[.:/]\w)"
+    r"(?!(?<=[AaIi]) (?!(?:or|and|nor|but|is|vs|because)\b)\w)"
 )
 _MENTIONED = re.compile(_ALONE.format("[A-Za-z]"))
 # Where such a letter says what the answer is: in brackets, behind "option" or "so", first in a sentence, before "is correct".
@@ -140,7 +140,7 @@ def _resolve(reply: str, choices: Sequence[str]) -> str | None:
     main = _without_reason(text, choices)
     if main != text:
         option = _same_beside_label(main, choices) or _together(main, choices)
-        if option is not None or _letters(_MENTIONED, main, choices):
+        if option is not None or _MENTIONED.search(main):
             others = _letters(_MENTIONED, text, choices) - {option}
             return None if others else option
     return _together(text, choices)
@@ -165,16 +165,30 @@ def _together(text: str, choices: Sequence[str]) -> str | None:
     if not _fold(rest):
         return labelled
     named, others = _named(_fold(rest), choices)
-    if len(named) > 1 or any(
-        words.search(others) and not any(words.search(choice.casefold()) for choice in choices)
-        for words in (_NEGATION, _REJECTION)
-    ):
+    if len(named) > 1 or _negated(others, choices):
         return None
     stated = ({labelled} if labelled else set()) | _letters(_STATED, rest, choices)
     if named:
-        return named.pop() if stated <= named else None
+        return named.pop() if stated <= named and not _other_letters(rest, next(iter(named)), choices) else None
     mentioned = stated | _letters(_MENTIONED, rest, choices)
     return mentioned.pop() if len(stated) == 1 and mentioned == stated else None
+
+
+def _negated(text: str, choices: Sequence[str]) -> bool:
+    """Whether a text, without the options that it names, denies or rules something out in words that no option has."""
+    folded = [choice.casefold() for choice in choices]
+    if _NEGATION.search(text) and not any(map(_NEGATION.search, folded)):
+        return True
+    return not set(_REJECTION.findall(text)) <= {word for choice in folded for word in _REJECTION.findall(choice)}
+
+
+def _other_letters(text: str, named: str, choices: Sequence[str]) -> bool:
+    """Where options hold letters or chords: whether a letter is stated that is neither the named option's label nor in it."""
+    if not any(_LETTER_IN_OPTION.search(choice) or _CHORD.fullmatch(_first_word(choice)) for choice in choices):
+        return False
+    letters = {letter for match in _STATED.finditer(text) for letter in match.groups() if letter}
+    own = {match.group() for match in re.finditer(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z:/#\d])", named)}
+    return not letters <= own | {ascii_uppercase[choices.index(named) : choices.index(named) + 1]}
 
 
 def _letters(pattern: re.Pattern[str], text: str, choices: Sequence[str]) -> set[str]:
