@@ -4,10 +4,12 @@ A row here is the default of `falcon3-audio evaluate` and `score`; both print wh
 benchmark's file as it is published, where its clips are, and what to do with faulty rows.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .load_air_bench import load_chat, load_foundation
+from .load_air_bench import FOUNDATION, load_chat, load_foundation
 from .load_jsonl import load_jsonl
 from .load_mmau import load_mmar, load_mmau
 from .questions import QuestionSet
@@ -21,24 +23,72 @@ class Benchmark:
         prompt: name in `prompts.PROMPTS`.
         rules: names in `rules.RULES`, the official one first; none where a judge scores.
         breakdowns: the groups that scores are broken down by; none: all that the questions have.
+        title: what it is called where it is published.
+        ids_sha256: `ids_digest` of each published version's questions. Content has changed under one name, ids hardly.
     """
 
     load: Callable[..., QuestionSet]
     prompt: str
     rules: tuple[str, ...]
     breakdowns: tuple[str, ...]
+    title: str
+    ids_sha256: tuple[str, ...] = ()
 
 
 BENCHMARKS = {
     "mmau": Benchmark(
-        load_mmau, "plain", ("mmau-official", "content"), ("task", "difficulty", "category", "sub-category")
+        load_mmau,
+        "plain",
+        ("mmau-official", "content"),
+        ("task", "difficulty", "category", "sub-category"),
+        "MMAU",
+        # mmau-test-mini.json in the history of github.com/Sakshi113/MMAU: until and since the ids changed.
+        (
+            "00215abf6c8778e8e9876796975e954de1da4651337e098ed5b9797c19943fe4",
+            "c9ab3b5bdcbf55a62fd07125c5f17a6a91a362ef8548d3c3f265e29c25790750",
+        ),
     ),
     "mmar": Benchmark(
-        load_mmar, "mmar", ("mmau-official", "content"), ("modality", "category", "sub-category", "language")
+        load_mmar,
+        "mmar",
+        ("mmau-official", "content"),
+        ("modality", "category", "sub-category", "language"),
+        "MMAR",
+        # MMAR-meta.jsonl of github.com/ddlBoJack/MMAR.
+        ("28797555f96cdbd5a18ca29f968c6b2baae4bf9dc8d2cd4de458820d0820e27e",),
     ),
     "air-bench-foundation": Benchmark(
-        load_foundation, "air-bench-foundation", ("air-bench-official", "content"), ("task", "domain")
+        load_foundation,
+        "air-bench-foundation",
+        ("air-bench-official", "content"),
+        ("task", "domain"),
+        "AIR-Bench Foundation",
     ),
-    "air-bench-chat": Benchmark(load_chat, "question", (), ("task", "domain")),
-    "jsonl": Benchmark(load_jsonl, "plain", ("content",), ()),
+    "air-bench-chat": Benchmark(load_chat, "question", (), ("task", "domain"), "AIR-Bench Chat"),
+    "jsonl": Benchmark(load_jsonl, "plain", ("content",), (), "Own questions"),
 }
+# AIR-Bench's ids are numbers, which are anybody's. "Over 19k data samples", in all of its tasks: arXiv 2402.07729, section 3.2.
+FOUNDATION_QUESTIONS = 19_000
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """SHA-256 (hex) of the ids in the alphabet's order, as a JSON list."""
+    return hashlib.sha256(json.dumps(sorted(ids)).encode()).hexdigest()
+
+
+def title_of(benchmark: str, ids: Iterable[str], tasks: Iterable[str] = ()) -> str:
+    """
+    What a set of questions may be called: by the benchmark's name only if they are the benchmark's own, and all of them.
+
+    Args:
+        benchmark: a name in `BENCHMARKS`.
+        ids: of all questions.
+        tasks: of AIR-Bench, the tasks they are from.
+    """
+    known, ids = BENCHMARKS[benchmark], list(ids)
+    if benchmark == "jsonl":
+        return known.title
+    whole = (
+        benchmark == "air-bench-foundation" and FOUNDATION.keys() == set(tasks) and len(ids) >= FOUNDATION_QUESTIONS
+    )
+    return known.title if whole or ids_digest(ids) in known.ids_sha256 else f"Own questions in {known.title}'s format"

@@ -23,15 +23,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from falcon3_audio.whole_files import whole_file
 
+from .intervals import clip_numbers
 from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .rules import RULES, Verdict
-from .score import some, tidy
+from .scored_rows import some, tidy
+from .stopped import stopped
 
 
 GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
@@ -48,7 +48,7 @@ class Side:
 
     Attributes:
         name: for tables and plots: the model (or the file) and the control, if it was one.
-        path, sha256, provenance: as in `Predictions`.
+        path, sha256, provenance, key: as in `Predictions`.
         statuses, verdicts: how many of the compared questions have which.
     """
 
@@ -56,6 +56,7 @@ class Side:
     path: str
     sha256: str
     provenance: dict[str, Any]
+    key: str | None
     statuses: dict[str, int]
     verdicts: dict[Verdict, int]
 
@@ -131,7 +132,8 @@ def compare(
         only_a=ids[right_a & ~right_b].tolist(),
         only_b=ids[right_b & ~right_a].tolist(),
         left_out=left_out,
-        warnings=warnings(sides[0], sides[1], pairs),
+        warnings=[f"{name}: {said}." for name, file in (("A", a), ("B", b)) for said in file.warnings]
+        + warnings(sides[0], sides[1], pairs),
         resamples=resamples,
         seed=seed,
     )
@@ -172,16 +174,7 @@ def clips_of(pairs: Pairs) -> np.ndarray:
 
     Names are A's; B's where A has none. A question without any stands alone.
     """
-    names: dict[str, int] = {}
-    links = [
-        (row, len(pairs) + names.setdefault(name, len(names)))
-        for row, (one, other) in enumerate(pairs)
-        for name in one.audio or other.audio
-    ]
-    rows, columns = np.array(links, int).reshape(-1, 2).T
-    size = len(pairs) + len(names)
-    graph = coo_array((np.ones(len(links)), (rows, columns)), shape=(size, size))
-    return connected_components(graph, directed=False)[1][: len(pairs)]
+    return np.array(clip_numbers([one.audio or other.audio for one, other in pairs]))
 
 
 def grouped(pairs: Pairs, by: Sequence[str] | None) -> dict[str, dict[str, np.ndarray]]:
@@ -211,6 +204,7 @@ def _side(file: Predictions, rows: Sequence[Prediction], verdicts: Sequence[Verd
         path=file.path,
         sha256=file.sha256,
         provenance=file.provenance,
+        key=file.key,
         statuses=dict(Counter(row.status for row in rows)),
         verdicts=dict(Counter(verdicts)),
     )
@@ -386,6 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
         show(comparison, console)
         if options.output:
             console.print("Written:", ", ".join(str(path) for path in write(comparison, options.output)))
+    except KeyboardInterrupt:
+        return stopped("compare", "The same command begins again.")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio compare: {error}", file=sys.stderr)
         return 1

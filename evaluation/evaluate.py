@@ -24,6 +24,7 @@ from .local_model import LocalModel
 from .predictions import FAILED, read_predictions
 from .prompts import PROMPTS
 from .remote_model import RemoteModel
+from .stopped import stopped
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -123,6 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         return evaluate(options)
+    except KeyboardInterrupt:
+        return stopped("evaluate", f"The same command goes on: what was answered is in {options.output_dir}.")
     except (ValueError, OSError, ImportError, SafetensorError, EndpointError, RunStopped) as error:
         print(f"falcon3-audio evaluate: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -1,7 +1,9 @@
 """95 % confidence intervals for what scores report: shares of right answers, their mean over groups, and error rates.
 
-In plain Python, since scores are computed where numpy is not installed. Intervals take questions as independent draws; for the
-difference between two models on the same questions see paired.py.
+Questions about one clip are not independent: who mishears the clip gets all of them wrong. The clip is therefore what is
+drawn. Where each clip has one question an interval is Wilson's, in plain Python, since scores are computed where numpy is not
+installed; elsewhere it is a bootstrap over clips (clip_intervals.py). `score`, `compare`, studies and model cards have their
+intervals from these two modules.
 """
 
 import math
@@ -29,35 +31,91 @@ def wilson(right: int, n: int) -> Interval:
     return (0.0 if right == 0 else center - half), (1.0 if right == n else center + half)
 
 
-def mean_of_shares(counts: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
+def clip_numbers(names: Sequence[Sequence[str]]) -> list[int]:
     """
-    The mean of independent shares, each group with the same weight, and its interval.
+    For each question, given the names of its clips, a number that questions share if they share a clip, directly or through
+    others: (a, b) - (b, c). A question without any name stands alone.
+    """
+    parents = list(range(len(names)))
 
-    The interval joins the groups' Wilson limits by their distances from the shares (MOVER: Zou and Donner 2008,
-    https://doi.org/10.1002/sim.3095), so that small groups and shares of 0 or 1 keep their uncertainty.
+    def first(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = parents[number]
+        return number
+
+    owners: dict[str, int] = {}
+    for number, own in enumerate(names):
+        for name in own:
+            one, other = sorted((first(number), first(owners.setdefault(name, number))))
+            parents[other] = one
+    return [first(number) for number in range(len(names))]
+
+
+def share_interval(right: Sequence[bool], clips: Sequence[int]) -> Interval | None:
+    """
+    Of the share of right answers; `None` where so few clips have several questions that nothing can be said.
 
     Args:
-        counts: (right, n) for each group.
+        right: of each question, whether its answer is right.
+        clips: which clip each is about, by any numbering.
 
     Raises:
-        `ValueError`: no groups, or counts as in `wilson`.
+        `ValueError`: no questions, or not one clip for each.
     """
-    if not counts:
+    if len(right) != len(clips):
+        raise ValueError(f"got {len(clips)} clips for {len(right)} questions; expected as many.")
+    if len(set(clips)) == len(clips):
+        return wilson(sum(right), len(right))
+    from .clip_intervals import accuracy_interval  # numpy is needed for this alone
+
+    return accuracy_interval([right], clips)
+
+
+def mean_of_shares(groups: Sequence[tuple[Sequence[bool], Sequence[int]]]) -> tuple[float, Interval | None]:
+    """
+    The mean of shares of right answers, each group with the same weight, and its interval.
+
+    The interval joins the groups' own by their distances from the shares (MOVER: Zou and Donner 2008,
+    https://doi.org/10.1002/sim.3095), so that small groups and shares of 0 or 1 keep their uncertainty. It takes groups as
+    independent; where groups share clips it is a bootstrap over clips. `None` where a group has no interval.
+
+    Args:
+        groups: of each, `right` and `clips` as in `share_interval`, with one numbering for all.
+
+    Raises:
+        `ValueError`: no groups, or as in `share_interval`.
+    """
+    if not groups:
         raise ValueError("got no groups to average over; expected one or more.")
-    shares = [right / n for right, n in counts]
-    limits = [wilson(right, n) for right, n in counts]
+    limits = [share_interval(right, clips) for right, clips in groups]
+    shares = [sum(right) / len(right) for right, _ in groups]
     mean = sum(shares) / len(shares)
-    below = math.hypot(*(share - low for share, (low, _) in zip(shares, limits))) / len(shares)
-    above = math.hypot(*(high - share for share, (_, high) in zip(shares, limits))) / len(shares)
+    known = [pair for pair in limits if pair is not None]
+    if len(known) < len(limits):
+        return mean, None
+    if len(set().union(*(clips for _, clips in groups))) < sum(len(set(clips)) for _, clips in groups):
+        from .clip_intervals import mean_interval
+
+        return mean, mean_interval(groups)
+    below = math.hypot(*(share - low for share, (low, _) in zip(shares, known))) / len(shares)
+    above = math.hypot(*(high - share for share, (_, high) in zip(shares, known))) / len(shares)
     return mean, (mean - below, mean + above)
 
 
-def bootstrap_rate(errors: Sequence[int], sizes: Sequence[int], resamples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap_rate(
+    errors: Sequence[int],
+    sizes: Sequence[int],
+    clips: Sequence[int] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
     """
-    Percentile bootstrap interval for sum(errors) / sum(sizes), such as a word error rate; whole rows are redrawn.
+    Percentile bootstrap interval for sum(errors) / sum(sizes), such as a word error rate; whole clips are redrawn.
 
     Args:
         errors, sizes: of each row, of equal length; every size is at least 1.
+        clips: which clip each row is about, by any numbering; by default each is about its own.
         resamples, seed: the same seed gives the same interval.
 
     Raises:
@@ -68,7 +126,11 @@ def bootstrap_rate(errors: Sequence[int], sizes: Sequence[int], resamples: int =
             f"got {len(errors)} error counts for {len(sizes)} rows; expected as many, and sizes of 1 or more."
         )
     draw = random.Random(seed)
-    rows = list(zip(errors, sizes))
+    sums: dict[int, tuple[int, int]] = {}
+    for clip, error, size in zip(range(len(errors)) if clips is None else clips, errors, sizes):
+        before = sums.get(clip, (0, 0))
+        sums[clip] = (before[0] + error, before[1] + size)
+    rows = list(sums.values())
     rates = []
     for _ in range(resamples):
         drawn = draw.choices(rows, k=len(rows))

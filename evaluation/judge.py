@@ -33,6 +33,7 @@ from .judge_prompts import RUBRICS, Judgement, Rubric
 from .length_control import RESAMPLES, at_equal_length, count_words, mean, spearman
 from .load_air_bench import CHAT
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
+from .stopped import stopped
 
 
 # AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give another score each time.
@@ -372,10 +373,14 @@ def main(arguments: list[str] | None = None) -> int:
                 "requests at once, and each judge once."
             )
         predictions = read_predictions(options.predictions)
+        for warning in predictions.warnings:
+            print(f"falcon3-audio judge: {warning}.", file=sys.stderr)
         path = Path(predictions.path)
         output = Path(options.output_dir or path.with_name(f"{path.stem}.judge-{options.rubric}"))
         endpoints = [Endpoint(options.endpoint, name, options.api_key_env) for name in options.judge]
         result = judge(predictions, options.rubric, endpoints, output, options.concurrency)
+    except KeyboardInterrupt:
+        return stopped("judge", "Replies so far are kept; the same command goes on.")
     except EndpointUnavailable as error:
         print(f"falcon3-audio judge: {error} Replies so far are kept; the same command goes on.", file=sys.stderr)
         return 1

@@ -60,7 +60,7 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
             if line.strip():
                 rows.append((f"line {number}", json.loads(line)))
         return rows, sha256
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or of lists within lists without end
         raise ValueError(f"{path} is neither a JSON list nor JSON lines{where}: {error}") from None
 
 
@@ -142,12 +142,26 @@ def id_of(row: dict[str, Any], key: str = "id") -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_of(row, key)
 
 
+def optional_text_of(row: dict[str, Any], key: str) -> str | None:
+    """A text, also an empty one; `None` where it is null or not there. Raises `RowFault` for another kind of value."""
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RowFault(FIELD, f"{key!r} is {value!r}, expected a text")
+    return value
+
+
 def groups_of(row: dict[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    """Those of the groups that the row has. Some MMAU rows have a list of one category."""
+    """
+    Those of the groups that the row has. Some MMAU rows have a list of one category. Raises `RowFault` for a value that is
+    neither a text nor a number nor a list of these.
+    """
     values = {key: row[key] for key in keys if row.get(key)}
-    return {
-        key: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in values.items()
-    }
+    for key, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, (str, int, float)) for part in parts):
+            raise RowFault(FIELD, f"{key!r} is {value!r}, expected a text")
+        values[key] = ", ".join(map(str, parts))
+    return values
 
 
 def choices_of(options: Any) -> tuple[str, ...]:

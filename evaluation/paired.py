@@ -1,22 +1,19 @@
 """Two models on the same questions: is one better, by how much, and how small a difference could have been seen?
 
 Questions about one clip are not independent: who mishears the clip gets all of them wrong. Everything here therefore
-takes the clip as its unit: the bootstrap draws clips, and the exact test swaps the two models clip by clip. Where each
+takes the clip as its unit: the bootstrap draws clips (clip_intervals.py), and the exact test swaps the two models clip by clip. Where each
 clip has one question, that test is McNemar's. Plain numpy and scipy; differences are B - A, as shares from -1 to 1.
 """
 
 from dataclasses import dataclass
-from math import fsum
 
 import numpy as np
 from scipy import stats
 
+from .clip_intervals import FEWEST_DIFFERING, TAIL, by_clip, difference_interval, standard_error
 
-TAIL = 0.025  # on either side of the 95 % interval
+
 POWER = 0.8
-# If fewer clips differ, even all of them in one direction leave p above 0.05 (2 / 2**5 = 0.0625), and so few clips say
-# too little about the others for a bootstrap: with none, its interval would be [0, 0].
-FEWEST_DIFFERING = 6
 FEWEST_RESAMPLES = 100
 
 
@@ -88,7 +85,7 @@ def compare_pairs(a: np.ndarray, b: np.ndarray, clips: np.ndarray, resamples: in
         accuracy_a=float(a.mean()),
         accuracy_b=float(b.mean()),
         difference=(only_b - only_a) / len(a),
-        interval=bootstrap_interval(differences, sizes, resamples, seed) if enough else None,
+        interval=difference_interval(differences, sizes, resamples, seed),
         standard_error=error,
         detectable=None if error is None else error * float(stats.norm.ppf(1 - TAIL) + stats.norm.ppf(POWER)),
         p=swap_p(differences),
@@ -115,55 +112,6 @@ def swap_p(differences: np.ndarray) -> float:
         chance = np.convolve(chance, tosses)
     sums = np.arange(len(chance)) - len(chance) // 2
     return min(1.0, float(chance[np.abs(sums) >= abs(differences.sum())].sum()))
-
-
-def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """
-    The 95 % percentile interval of `sum(differences) / sum(sizes)` when clips are drawn with replacement; of several seeds
-    their mean, when seeds are drawn as well, independently of the clips (Owen, The pigeonhole bootstrap, 2007).
-
-    Of n seeds n - 1 are drawn: with so few of them, n would give a variance (n - 1) / n times too small (Rao and Wu,
-    Resampling inference with complex survey data, 1988).
-
-    Args:
-        differences: int `(clips,)` or `(clips, seeds)`: how many more questions of a clip B gets right.
-        sizes: int `(clips,)`: how many there are.
-    """
-    by_seed = differences.reshape(len(sizes), -1)
-    seeds = by_seed.shape[1]
-    # Clips with the same numbers are interchangeable, so it is enough to draw how many of each kind come up.
-    kinds, counts = np.unique(np.column_stack([by_seed, sizes]), axis=0, return_counts=True)
-    generator = np.random.default_rng(seed)
-    sums = generator.multinomial(len(sizes), counts / len(sizes), size=resamples) @ kinds
-    weights = np.ones((resamples, 1))
-    if seeds > 1:
-        weights = generator.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples) / (seeds - 1)
-    low, high = np.quantile((sums[:, :-1] * weights).sum(1) / sums[:, -1], (TAIL, 1 - TAIL))
-    return float(low), float(high)
-
-
-def by_clip(values: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Sums over each clip's questions, and how many those are: int `(clips, ...)` and `(clips,)`.
-
-    Args:
-        values: int `(questions, ...)`.
-        clips: int `(questions,)`: which clip each question is about, by any numbering.
-    """
-    which, sizes = np.unique(clips, return_inverse=True, return_counts=True)[1:]
-    sums = np.zeros((len(sizes), *values.shape[1:]), int)
-    np.add.at(sums, which, values)
-    return sums, sizes
-
-
-def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
-    """
-    Of `sum(differences) / sum(sizes)`, numbers `(clips,)` each, over two or more clips: the ratio estimator of cluster
-    sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
-    """
-    residuals = differences - sizes * (differences.sum() / sizes.sum())
-    squares = fsum(residuals * residuals)  # exact, so that the order of the clips does not show in the last digit
-    return float(np.sqrt(squares * len(sizes) / (len(sizes) - 1)) / sizes.sum())
 
 
 def points(share: float) -> str:

@@ -2,7 +2,8 @@
 
 A run leaves a folder: `predictions.jsonl`, one row a question in the benchmark's order, and `run.json`, how they were
 made. `read_predictions` also takes the files that others publish: a JSON list or JSON lines with the reply under
-`model_output`, `model_prediction`, `answer_prediction`, `prediction` or `response`.
+`model_output`, `model_prediction`, `answer_prediction`, `prediction`, `response` or `reply`. All rows are read under one
+key, the first of these that is in the file; where another holds something else, `warnings` says so.
 """
 
 import json
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .load_checks import groups_of, read_rows
+from .load_checks import FIELD, Row, RowFault, choices_of, groups_of, id_of, optional_text_of, read_rows
 
 
 PREDICTIONS = "predictions.jsonl"
@@ -54,70 +55,158 @@ class Predictions:
         provenance: the content of `run.json`; empty for a file from elsewhere.
         path: the file that was read.
         sha256: its digest (hex).
+        key: under which the replies were read; `None` for a file without any.
+        warnings: what a reader of the score must know of the replies, one sentence each.
     """
 
     rows: tuple[Prediction, ...]
     provenance: dict[str, Any]
     path: str
     sha256: str
+    key: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
-# Under which name others publish the reply, by benchmark: MMAU's two, MMAR's, AIR-Bench's.
-REPLY_KEYS = ("model_output", "model_prediction", "answer_prediction", "prediction", "response")
+# Under which name others publish the reply, by benchmark: MMAU's two, MMAR's, AIR-Bench's; the last is our own.
+REPLY_KEYS = ("model_output", "model_prediction", "answer_prediction", "prediction", "response", "reply")
 # What tells groups apart in published files.
 GROUP_KEYS = ("task", "category", "sub-category", "difficulty", "modality", "language", "task_name", "dataset_name")
+CLIP_KEYS = ("audio_id", "audio_path", "path", "audio")
 
 
-def read_predictions(path: str | Path) -> Predictions:
+def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
     """
     A run's folder, its `predictions.jsonl`, or a file published by others (see the module).
 
+    Args:
+        key: where the replies are; by default the first of `REPLY_KEYS` that any row has.
+
     Raises:
-        `ValueError`: no such file, not JSON, a row that is no object or has no id, two rows with one id.
+        `ValueError`: no such file, not JSON, a key that no row has, two rows with one id, or a row that is no object, has no
+            id, or has another kind of value than expected.
     """
     path = Path(path)
     path = path / PREDICTIONS if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"{path} does not exist; `falcon3-audio evaluate` writes it when all questions are asked.")
     content, sha256 = read_rows(path)
-    rows = tuple(_prediction(row, f"{path}, {place}") for place, row in content)
+    found, warnings = _reply_key(content, key, path)
+    rows = tuple(_checked(row, found, f"{path}, {place}") for place, row in content)
     first: dict[str, str] = {}
     for (place, _), row in zip(content, rows):
         if first.setdefault(row.id, place) != place:
             raise ValueError(f"{path}: {first[row.id]} and {place} have the same id {row.id!r}.")
-    run = path.parent / RUN
-    provenance = json.loads(run.read_text(encoding="utf-8")) if path.name == PREDICTIONS and run.exists() else {}
-    return Predictions(rows, provenance, str(path), sha256[path.name])
+    provenance = _provenance(path.parent / RUN) if path.name == PREDICTIONS else {}
+    return Predictions(rows, provenance, str(path), sha256[path.name], found, warnings)
 
 
-def _prediction(row: Any, where: str) -> Prediction:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
-    if "status" in row and "reply" in row:  # written by `evaluate`
-        known = {name: row[name] for name in Prediction.__dataclass_fields__ if name in row}
-        known |= {name: tuple(row.get(name, ())) for name in ("choices", "audio")}
-        return Prediction(**known)
-    identity = row.get("id", row.get("uniq_id"))
-    if identity is None:
-        raise ValueError(f"{where}: no id (looked for 'id' and 'uniq_id' among {sorted(row)}).")
-    key = next((key for key in REPLY_KEYS if key in row), None)
-    choices = row.get("choices") or [row[f"choice_{letter}"] for letter in "abcd" if row.get(f"choice_{letter}")]
-    if key is not None and not isinstance(row[key], (str, type(None))):
-        raise ValueError(f"{where}: {key!r} is {row[key]!r}; expected the reply's text.")
-    reply = None if key is None else row[key]
-    # AIR-Bench's tasks use the same file names for other clips.
-    folder = f"{row['task_name']}_{row['dataset_name']}/" if row.get("task_name") and row.get("dataset_name") else ""
+def _reply_key(content: list[Row], key: str | None, path: Path) -> tuple[str | None, tuple[str, ...]]:
+    """The key of the replies, and a warning for each other known one that says something else."""
+    rows = [row for _, row in content if isinstance(row, dict)]
+    present = dict.fromkeys(name for row in rows for name in row)
+    known = [name for name in REPLY_KEYS if name in present]
+    if key is not None and key not in present:
+        raise ValueError(f"no row of {path} has the key {key!r}; they have {', '.join(map(str, present)) or 'none'}.")
+    if key is None and any(map(_is_ours, rows)):
+        key = "reply"
+    key = key or next(iter(known), None)
+    differing = {name: sum(name in row and row[name] != row.get(key) for row in rows) for name in known if name != key}
+    return key, tuple(
+        f"replies are read from {key!r}; {name!r} says something else in {count} of {len(rows)} rows"
+        for name, count in differing.items()
+        if count
+    )
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """What run.json says; nothing where there is none. Raises `ValueError` for one that no run has written."""
+    if not path.exists():
+        return {}
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(run, dict) or not all(
+        isinstance(run.get(name) or {}, dict) for name in ("left_out", "data_sha256")
+    ):
+        raise ValueError(f"{path} is not what `falcon3-audio evaluate` writes; expected a JSON object.")
+    return {name: {} if name == "left_out" and value is None else value for name, value in run.items()}
+
+
+def _checked(row: Any, key: str | None, where: str) -> Prediction:
+    try:
+        if not isinstance(row, dict):
+            raise RowFault(FIELD, f"expected a JSON object, got {type(row).__name__}")
+        return _of_run(row) if _is_ours(row) and key == "reply" else _published(row, key)
+    except RowFault as fault:
+        raise ValueError(f"{where}: {fault.detail}.") from None
+
+
+def _is_ours(row: dict[str, Any]) -> bool:
+    return "status" in row and "reply" in row
+
+
+def _of_run(row: dict[str, Any]) -> Prediction:
+    """A row as `evaluate` writes it."""
+    status, reply = row["status"], optional_text_of(row, "reply")
+    if status not in (ANSWERED, FAILED, MISSING):
+        raise RowFault(FIELD, f"'status' is {status!r}, expected {ANSWERED!r}, {FAILED!r} or {MISSING!r}")
+    if (reply is not None) != (status == ANSWERED):
+        raise RowFault(
+            FIELD, f"'status' is {status!r}, but 'reply' is {reply!r}; only answered questions have a reply"
+        )
+    groups = row.get("groups") or {}
+    if not isinstance(groups, dict):
+        raise RowFault(FIELD, f"'groups' is {groups!r}, expected a JSON object")
     return Prediction(
-        id=str(identity),
+        id=id_of(row),
+        status=status,
+        reply=reply,
+        question=optional_text_of(row, "question") or "",
+        choices=_choices(row.get("choices")),
+        answer=optional_text_of(row, "answer"),
+        audio=_clips(row.get("audio")),
+        groups=groups_of(groups, groups),
+        **{name: optional_text_of(row, name) for name in ("description", "error", "prompt")},
+    )
+
+
+def _published(row: dict[str, Any], key: str | None) -> Prediction:
+    identity = next((name for name in ("id", "uniq_id") if row.get(name) is not None), None)
+    if identity is None:
+        raise RowFault(FIELD, f"no id (looked for 'id' and 'uniq_id' among {sorted(row)})")
+    letters = [row.get(f"choice_{letter}") or "" for letter in "abcd"]
+    if key is not None and not isinstance(row.get(key), (str, type(None))):
+        raise RowFault(FIELD, f"{key!r} is {row[key]!r}; expected the reply's text")
+    reply = None if key is None else row.get(key)
+    groups = groups_of(row, GROUP_KEYS)
+    # AIR-Bench's tasks use the same file names for other clips.
+    task, dataset = groups.get("task_name"), groups.get("dataset_name")
+    folder = f"{task}_{dataset}/" if task and dataset else ""
+    clips = next((clips for name in CLIP_KEYS if (clips := _clips(row.get(name)))), ())
+    return Prediction(
+        id=id_of(row, identity),
         status=MISSING if reply is None else ANSWERED,
         reply=reply,
-        question=row.get("question", ""),
-        choices=tuple(choices),
-        answer=row.get("answer", row.get("answer_gt")),
-        audio=tuple(folder + str(row[name]) for name in ("audio_id", "audio_path", "path") if row.get(name))[:1],
-        groups=groups_of(row, GROUP_KEYS),
-        description=row.get("meta_info"),
+        question=optional_text_of(row, "question") or "",
+        choices=_choices(row.get("choices") or (letters if any(letters) else None)),
+        answer=optional_text_of(row, "answer" if row.get("answer") is not None else "answer_gt"),
+        audio=tuple(folder + clip for clip in clips),
+        groups=groups,
+        description=optional_text_of(row, "meta_info"),
     )
+
+
+def _choices(options: Any) -> tuple[str, ...]:
+    return () if options is None or options == [] else choices_of(options)
+
+
+def _clips(audio: Any) -> tuple[str, ...]:
+    """The names of a row's clips: of one, of a list of them, or of none."""
+    names = [audio] if isinstance(audio, str) and audio else audio or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RowFault(FIELD, f"the audio is {audio!r}, expected a path or a list of paths")
+    return tuple(names)
 
 
 __all__ = [

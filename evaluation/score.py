@@ -16,35 +16,39 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from falcon3_audio.whole_files import write_json
 
-from .benchmarks import BENCHMARKS
-from .intervals import mean_of_shares, wilson
-from .load_air_bench import FOUNDATION
-from .load_checks import read_rows
-from .load_jsonl import KEYS
-from .predictions import ANSWERED, FAILED, MISSING, Prediction, Predictions, read_predictions
-from .questions import file_sha256
+from .benchmarks import BENCHMARKS, title_of
+from .intervals import clip_numbers, mean_of_shares, share_interval
+from .predictions import (
+    ANSWERED,
+    FAILED,
+    MISSING,
+    PREDICTIONS,
+    REPLY_KEYS,
+    Prediction,
+    Predictions,
+    read_predictions,
+)
 from .rules import RULES, Verdict
+from .score_tables import ALWAYS, WER, show
+from .scored_rows import NO_GROUP, check_answers, questions_of, some
+from .stopped import stopped
 from .word_errors import WordErrors, count_word_errors, error_rate, mean_rate, normalizer, read_spelling
 
 
 FORMAT = 1  # of the score file; goes up when a key changes its meaning
 SCORE = "score.json"
-WER = "wer"  # a rule for transcripts: not right or wrong, but so many words wrong
-NO_GROUP = "(none)"
-ALWAYS = "always option"  # by position
-NAMED = 3  # rows that an error names
 
-Part = Callable[[Sequence[Any]], dict[str, Any]]
+Results = Sequence[tuple[Any, int]]  # what a rule says of a reply, and the number of the question's clip
+Part = Callable[[Results], dict[str, Any]]
+Mean = Callable[[Sequence[Results]], dict[str, Any]]
 
 
 def score(
@@ -79,13 +83,17 @@ def score(
     check_answers(rows)
     left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
     counts = count(rows)
-    scores = {rule: _score_by(rule, rows, BENCHMARKS[benchmark].breakdowns, spelling) for rule in rules}
+    clips = clip_numbers([row.audio for row in rows])
+    scores = {rule: _score_by(rule, rows, clips, BENCHMARKS[benchmark].breakdowns, spelling) for rule in rules}
     packages = ("falcon3-audio", "jiwer", "transformers") if WER in rules else ("falcon3-audio",)
     return {
         "format": FORMAT,
         "benchmark": benchmark,
-        "predictions": {"path": predictions.path, "sha256": predictions.sha256},
+        "title": title_of(benchmark, (row.id for row in rows), (row.groups.get("task", NO_GROUP) for row in rows)),
+        "predictions": {"path": predictions.path, "sha256": predictions.sha256, "key": predictions.key},
+        "warnings": list(predictions.warnings),
         "data_sha256": sha256 or predictions.provenance.get("data_sha256"),
+        "clips": len(set(clips)),
         "counts": counts | {"left out before asking": left_out},
         "coverage": counts[ANSWERED] / (len(rows) + sum(left_out.values())),
         "rules": scores,
@@ -105,89 +113,6 @@ def _benchmark(name: str | None, predictions: Predictions) -> str:
         got = f"is of {found!r}" if found else "does not say of which benchmark it is"
         raise ValueError(f"{predictions.path} {got}; say it with --benchmark: {', '.join(BENCHMARKS)}.")
     return found
-
-
-def questions_of(
-    predictions: Predictions, benchmark: str, data: str | Path | None
-) -> tuple[list[Prediction], dict[str, str] | None]:
-    """
-    The rows to score: those of the prediction file, or one for each question in `data`, with the digests of its files.
-
-    Raises:
-        `ValueError`: no rows, predictions for questions that `data` does not have, or that are worded otherwise there.
-    """
-    if not predictions.rows:
-        raise ValueError(f"{predictions.path} holds no rows.")
-    said = [tidy(row) for row in predictions.rows]
-    if data is None:
-        return said, None
-    asked, sha256 = _read_questions(Path(data), benchmark)
-    replies = {row.id: row for row in said}
-    unknown = replies.keys() - {question.id for question in asked}
-    if unknown:
-        raise ValueError(f"{predictions.path} has {some(sorted(unknown))} that {data} does not have.")
-    other = [question.id for question in asked if question.id in replies and _differ(question, replies[question.id])]
-    if other:
-        raise ValueError(
-            f"{some(other)} in {predictions.path} have another question, other options or another answer than in {data}: the predictions are "
-            "about another version of the benchmark. Score them with that version, or without --data."
-        )
-    return [_join(question, replies.get(question.id)) for question in asked], sha256
-
-
-def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
-    """A benchmark's questions as rows without a reply. Of a JSON file no clip is needed; parquet files hold theirs."""
-    if path.is_dir() or path.suffix == ".parquet":
-        loaded = BENCHMARKS[benchmark].load(path)
-        shared = ("id", "question", "choices", "answer", "groups")
-        values = [{name: getattr(question, name) for name in shared} for question in loaded.questions]
-        return [tidy(Prediction(status=MISSING, reply=None, **row)) for row in values], loaded.sha256
-    rows = [tidy(replace(row, status=MISSING, reply=None)) for row in read_predictions(path).rows]
-    if benchmark == "jsonl":  # the groups are the user's own
-        content, _ = read_rows(path)
-        groups = [
-            {key: row[key] for key in row if key not in KEYS and isinstance(row[key], str)} for _, row in content
-        ]
-        rows = [replace(row, groups=own) for row, own in zip(rows, groups)]
-    return rows, {path.name: file_sha256(path)}
-
-
-def tidy(row: Prediction) -> Prediction:
-    """
-    A row as the loaders would have made it: no white space around options and answer, no empty options (MMAR has some), and
-    AIR-Bench's `task_name` as `task` and `domain`.
-    """
-    choices = tuple(choice.strip() for choice in row.choices if choice.strip())
-    task = row.groups.get("task_name")
-    groups = {"task": task, "domain": FOUNDATION.get(task, NO_GROUP)} | row.groups if task else row.groups
-    return replace(row, choices=choices, answer=row.answer and row.answer.strip(), groups=groups)
-
-
-def _differ(question: Prediction, row: Prediction) -> bool:
-    pairs = (
-        (question.question.strip(), row.question.strip()),
-        (question.choices, row.choices),
-        (question.answer, row.answer),
-    )
-    return any(asked and said and asked != said for asked, said in pairs)
-
-
-def _join(question: Prediction, row: Prediction | None) -> Prediction:
-    if row is None:
-        return question
-    said = {name: getattr(row, name) for name in ("status", "reply", "error", "prompt", "audio")}
-    return replace(question, **said, groups=row.groups | question.groups)
-
-
-def check_answers(rows: Sequence[Prediction]) -> None:
-    """Raises `ValueError` if any row has no answer."""
-    hidden = [row.id for row in rows if not row.answer]
-    if hidden:
-        raise ValueError(
-            f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
-            "kept back, --submission FILE --data QUESTIONS writes what its makers score; if you have the answers, give "
-            "them with --data."
-        )
 
 
 def count(rows: Sequence[Prediction]) -> dict[str, int]:
@@ -215,46 +140,62 @@ def baselines(rows: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _score_by(
-    rule: str, rows: Sequence[Prediction], breakdowns: Sequence[str], spelling: str | None
+    rule: str, rows: Sequence[Prediction], clips: Sequence[int], breakdowns: Sequence[str], spelling: str | None
 ) -> dict[str, Any]:
     """Each row's result by the rule, summed over all rows and over each group."""
-    results: Sequence[Any]
     part: Part
-    mean: Part
+    mean: Mean
     if rule == WER:
-        results, part, mean = _word_errors(rows, spelling), error_rate, mean_rate
+        results: Results = list(zip(_word_errors(rows, spelling), clips))
+        part, mean = _error_rate, _mean_error_rate
         whole = part(results)
     else:
-        results, part, mean = [RULES[rule](row) for row in rows], _accuracy, _mean_accuracy
-        whole = part(results) | {"verdicts": {verdict.value: results.count(verdict) for verdict in Verdict}}
+        verdicts = [RULES[rule](row) for row in rows]
+        results, part, mean = list(zip(verdicts, clips)), _accuracy, _mean_accuracy
+        whole = part(results) | {"verdicts": {verdict.value: verdicts.count(verdict) for verdict in Verdict}}
     found = {}
     for name in breakdowns or {name: None for row in rows for name in row.groups}:
         if any(name in row.groups for row in rows):
-            parts = {value: part(members) for value, members in _members(rows, results, name).items()}
-            found[name] = mean(list(parts.values())) | {"groups": parts}
+            members = _members(rows, results, name)
+            parts = {value: part(own) for value, own in members.items()}
+            found[name] = mean(list(members.values())) | {"groups": parts}
     return whole | {"breakdowns": found}
 
 
-def _members(rows: Sequence[Prediction], results: Sequence[Any], name: str) -> dict[str, list[Any]]:
+def _members(rows: Sequence[Prediction], results: Results, name: str) -> dict[str, Results]:
     """The results of each group of a breakdown, by its name in the alphabet's order."""
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[tuple[Any, int]]] = {}
     for row, result in zip(rows, results):
         groups.setdefault(row.groups.get(name, NO_GROUP), []).append(result)
     return dict(sorted(groups.items()))
 
 
-def _accuracy(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    n = sum(verdict != Verdict.LEFT_OUT for verdict in verdicts)
-    right = sum(verdict == Verdict.RIGHT for verdict in verdicts)
-    share, interval = (right / n, wilson(right, n)) if n else (None, None)
-    return {"n": n, "right": right, "accuracy": share, "interval": interval}
+def _counted(results: Results) -> tuple[list[bool], list[int]]:
+    """Of the questions that the rule counts: whether each is right, and its clip."""
+    counted = [(verdict == Verdict.RIGHT, clip) for verdict, clip in results if verdict != Verdict.LEFT_OUT]
+    return [right for right, _ in counted], [clip for _, clip in counted]
 
 
-def _mean_accuracy(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    if not all(part["n"] for part in parts):  # a rule left a whole group out: there is no mean over all groups
+def _accuracy(results: Results) -> dict[str, Any]:
+    right, clips = _counted(results)
+    share, interval = (sum(right) / len(right), share_interval(right, clips)) if right else (None, None)
+    return {"n": len(right), "right": sum(right), "accuracy": share, "interval": interval}
+
+
+def _mean_accuracy(parts: Sequence[Results]) -> dict[str, Any]:
+    counted = [_counted(part) for part in parts]
+    if not all(right for right, _ in counted):  # a rule left a whole group out: there is no mean over all groups
         return {"macro": None, "interval": None}
-    macro, interval = mean_of_shares([(part["right"], part["n"]) for part in parts])
+    macro, interval = mean_of_shares(counted)
     return {"macro": macro, "interval": interval}
+
+
+def _error_rate(results: Results) -> dict[str, Any]:
+    return error_rate([counts for counts, _ in results], [clip for _, clip in results])
+
+
+def _mean_error_rate(parts: Sequence[Results]) -> dict[str, Any]:
+    return mean_rate(list(map(_error_rate, parts)))
 
 
 def _word_errors(rows: Sequence[Prediction], spelling: str | None) -> list[WordErrors]:
@@ -280,85 +221,35 @@ def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None
     if unanswered:
         raise ValueError(f"{some(unanswered)} have no reply; ask them first.")
     replies = {row.id: row.reply for row in rows}
-    write_json(path, [question | {"model_prediction": replies[str(question["id"])]} for question in questions])
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    """Prints the score: how the predictions were made, the rules side by side, and each group."""
-    run, counts = result["run"], result["counts"]
-    control = run.get("control") or "none"
-    console.print(f"{result['benchmark']}: {run.get('model', result['predictions']['path'])}", style="bold")
-    if control != "none":
-        console.print(f"Control: {control}. This is not the model's score.", style="bold red")
-    if run:
-        console.print(f"prompt {run.get('prompt', 'unknown')}, model commit {run.get('model_commit') or 'unknown'}")
-    for name, digest in (result["data_sha256"] or {}).items():
-        console.print(f"data {name}, sha256 {digest[:16]}")
-    told = [f"{number} {name}" for name, number in counts.items() if name in (ANSWERED, "empty", FAILED, MISSING)]
-    skipped = sum(counts["left out before asking"].values())
-    console.print(
-        f"{counts['questions']} questions: {', '.join(told)}; {skipped} left out before asking", soft_wrap=True
+    write_json(
+        path,
+        [
+            question | {"model_prediction": replies[str(question.get("id", question.get("uniq_id")))]}
+            for question in questions
+        ],
     )
-    console.print(_overall(result["rules"]))
-    if any(found["breakdowns"] for found in result["rules"].values()):
-        console.print(_groups(result["rules"]))
-    if result["baselines"]:
-        shares = [f"{name} {percent(value)}" for name, value in result["baselines"].items() if name != ALWAYS]
-        console.print(f"without listening: {', '.join(shares)}", soft_wrap=True)
-    if WER in result["rules"] and not result["spelling"]:
-        console.print("Spelling as it is (no --spelling): British for American counts as an error.", soft_wrap=True)
 
 
-def _overall(rules: dict[str, Any]) -> Table:
-    table = Table("rule", show_edge=False)
-    for heading in ("n", "%", "95 %", "unresolved", "left out"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for rule, found in rules.items():
-        verdicts = found.get("verdicts", {})
-        counted = [str(verdicts.get(verdict.value, "-")) for verdict in (Verdict.UNRESOLVED, Verdict.LEFT_OUT)]
-        table.add_row(rule, str(found["n"]), percent(_value(found)), _limits(found), *counted)
-    return table
-
-
-def _groups(rules: dict[str, Any]) -> Table:
-    """A section for each breakdown, with the mean over its groups as the last row; n is before any rule leaves rows out."""
-    first = next(iter(rules.values()))
-    table = Table("group", show_edge=False)
-    for heading in ("n", *rules):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, breakdown in first["breakdowns"].items():
-        means = [rule["breakdowns"][name] for rule in rules.values()]
-        for value in breakdown["groups"]:
-            parts = [mean["groups"][value] for mean in means]
-            table.add_row(f"{name}: {value}", str(max(part["n"] for part in parts)), *map(_cell, parts))
-        table.add_row(f"mean over {name}", "", *map(_cell, means), end_section=True)
-    return table
-
-
-def _value(found: dict[str, Any]) -> float | None:
-    return next(found[key] for key in ("accuracy", "word_error_rate", "macro") if key in found)
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _limits(found: dict[str, Any]) -> str:
-    return "" if found["interval"] is None else f"[{', '.join(map(percent, found['interval']))}]"
-
-
-def _cell(found: dict[str, Any]) -> str:
-    return f"{percent(_value(found))} {_limits(found)}"
-
-
-def some(ids: Sequence[str]) -> str:
-    """How many, and the first few by name."""
-    more = ", ..." if len(ids) > NAMED else ""
-    return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
+def _beside(path: Path) -> Path:
+    """
+    Where the score of a prediction file goes: `score.json` for a run's, `NAME.score.json` for others, of which a folder may hold
+    many. Raises `ValueError` where that is the score of another file.
+    """
+    if path.name == PREDICTIONS:
+        return path.with_name(SCORE)
+    output = path.with_name(f"{path.stem}.{SCORE}")
+    if output.exists():
+        try:
+            scored = Path(json.loads(output.read_text(encoding="utf-8"))["predictions"]["path"]).name
+        except (ValueError, KeyError, TypeError):
+            scored = "something else"
+        if scored != path.name:
+            raise ValueError(f"{output} is the score of {scored}, not of {path.name}; give a file with --output.")
+    return output
 
 
 def _run(options: argparse.Namespace) -> int:
-    predictions = read_predictions(options.predictions)
+    predictions = read_predictions(options.predictions, options.key)
     if options.submission:
         if not options.data:
             raise ValueError("--submission is made of the benchmark's own file; give it with --data.")
@@ -368,7 +259,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     result = score(predictions, options.benchmark, options.data, options.rule, options.spelling)
     show(result, Console(markup=False, highlight=False))
-    output = Path(options.output) if options.output else Path(predictions.path).with_name(SCORE)
+    output = Path(options.output) if options.output else _beside(Path(predictions.path))
     write_json(output, result)
     print(f"score saved in {output}")
     if result["coverage"] < 1 and not options.allow_incomplete:
@@ -383,13 +274,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("predictions", metavar="PREDICTIONS", help="a run's folder, or a file of predictions")
     parser.add_argument("--benchmark", choices=BENCHMARKS, help="default: the run's")
     parser.add_argument("--data", metavar="FILE", help="the benchmark's own file: answers, and what is missing")
+    parser.add_argument(
+        "--key", metavar="NAME", help=f"where the replies are (default: the first of {', '.join(REPLY_KEYS)})"
+    )
     parser.add_argument("--rule", action="append", choices=[*RULES, WER], default=[], help="default: the benchmark's")
     parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
-    parser.add_argument("--output", metavar="FILE", help=f"all of it as JSON (default: {SCORE} beside PREDICTIONS)")
+    parser.add_argument(
+        "--output", metavar="FILE", help=f"all of it as JSON (default: {SCORE}, or NAME.{SCORE}, beside it)"
+    )
     parser.add_argument("--submission", metavar="FILE", help="write MMAU's submission file instead of scoring")
     parser.add_argument("--allow-incomplete", action="store_true", help="exit with 0 though replies are missing")
+    options = parser.parse_args(arguments)
     try:
-        return _run(parser.parse_args(arguments))
+        return _run(options)
+    except KeyboardInterrupt:
+        return stopped("score", "The same command begins again.")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio score: {error}", file=sys.stderr)
         return 1

@@ -121,13 +121,14 @@ def count_word_errors(
     return counts
 
 
-def error_rate(counts: Sequence[WordErrors]) -> dict[str, Any]:
+def error_rate(counts: Sequence[WordErrors], clips: Sequence[int] | None = None) -> dict[str, Any]:
     """
     The rate of a corpus: `n` rows, the sums of their counts, `word_error_rate` (over 1 where more is inserted than said), and
-    its 95 % bootstrap `interval`, for which whole rows are redrawn. Raises `ValueError` for no rows.
+    its 95 % bootstrap `interval`, for which whole clips are redrawn (`clips` as in `intervals.bootstrap_rate`). Raises
+    `ValueError` for no rows.
     """
     sums = {field.name: sum(getattr(row, field.name) for row in counts) for field in fields(WordErrors)}
-    interval = bootstrap_rate([row.errors for row in counts], [row.words for row in counts])
+    interval = bootstrap_rate([row.errors for row in counts], [row.words for row in counts], clips)
     rate = sum(row.errors for row in counts) / sums["words"]
     return {"n": len(counts), **sums, "word_error_rate": rate, "interval": interval}
 

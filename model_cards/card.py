@@ -15,7 +15,7 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from .results import check_entry, eval_results, results_of, table, title
+from .results import check_entry, eval_results, results_of, table
 from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, Dataset, is_hub_id, licence_of
 
 
@@ -269,7 +269,6 @@ def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         apache=APACHE,
         results=results,
         table=table,
-        title=title,
         memory=memory(facts["parameters"]),
         cache=_size(facts["cache_values_per_token"] * 2 * rate * 60),
         tokens_per_second=f"{rate:g}",

@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.whole_files import write_json
 
 from .sources import is_hub_id
@@ -23,7 +24,20 @@ from .sources import is_hub_id
 RESULTS = Path(str(files(__package__))) / "results.json"
 FORMAT = 1  # of score files, as evaluation/score.py has it
 # What an entry keeps of a score file, and of the run in it. The run's `model` is left out: it may be a local path.
-OF_SCORE = ("format", "benchmark", "data_sha256", "counts", "coverage", "rules", "baselines", "spelling", "versions")
+OF_SCORE = (
+    "format",
+    "benchmark",
+    "title",
+    "data_sha256",
+    "clips",
+    "warnings",
+    "counts",
+    "coverage",
+    "rules",
+    "baselines",
+    "spelling",
+    "versions",
+)
 NEEDED_OF_RUN = (
     "prompt",
     "prompt_example",
@@ -38,7 +52,7 @@ OF_RUN = (*NEEDED_OF_RUN, "questions_sha256", "generation_config", "model_dtype"
 ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
 # One entry for each of these; another score of the same takes its place.
 KEY = ("model", "benchmark", "prompt", "data_sha256", "spelling")
-TITLES = {"mmau": "MMAU", "mmar": "MMAR", "air-bench-foundation": "AIR-Bench Foundation", "jsonl": "Own questions"}
+OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
 METRICS = {"accuracy": "accuracy", "word_error_rate": "wer"}  # key of a score: metric on the Hub
 
 
@@ -113,7 +127,7 @@ def check_entry(entry: Any):
     if entry.get("format") != FORMAT:
         raise ValueError(f"got the format {entry.get('format')!r}; expected {FORMAT}, of `falcon3-audio score`.")
     run = entry.get("run") or {}
-    missing = [name for name in ("benchmark", "data_sha256", "counts", "rules") if not entry.get(name)]
+    missing = [name for name in ("benchmark", "title", "data_sha256", "counts", "rules") if not entry.get(name)]
     missing += [f"run.{name}" for name in NEEDED_OF_RUN if not run.get(name)]
     if missing:
         raise ValueError(f"the score of {entry['model']} lacks provenance: {', '.join(missing)}.")
@@ -161,8 +175,8 @@ def eval_results(entries: list[dict[str, Any]]) -> list[EvalResult]:
             results.append(
                 EvalResult(
                     task_type="audio-text-to-text",
-                    dataset_type=entry["benchmark"],
-                    dataset_name=title(entry),
+                    dataset_type=entry["benchmark"] if entry["title"] == BENCHMARKS[entry["benchmark"]].title else OWN,
+                    dataset_name=entry["title"],
                     dataset_revision=", ".join(f"{name} sha256:{sha}" for name, sha in entry["data_sha256"].items()),
                     metric_type=METRICS[key],
                     metric_value=found[key],
@@ -171,10 +185,6 @@ def eval_results(entries: list[dict[str, Any]]) -> list[EvalResult]:
                 )
             )
     return results
-
-
-def title(entry: dict[str, Any]) -> str:
-    return TITLES.get(entry["benchmark"], entry["benchmark"])
 
 
 def table(entry: dict[str, Any]) -> list[list[str]]:

@@ -47,7 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"falcon3-audio: unknown verb {verb!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     _quieten()
-    return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+    try:
+        return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+    except KeyboardInterrupt:  # during imports, or by verbs that keep nothing to go on with
+        print(f"falcon3-audio {verb}: stopped.", file=sys.stderr)
+        return 130  # as a shell says of a program that was interrupted
 
 
 def _quieten():

@@ -1,5 +1,6 @@
 """`falcon3-audio evaluate` from the command line to the score."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from evaluation_runs import make_telling, rows_of, run_of
 from stub_endpoint import Answer, StubEndpoint
 from tiny import SAMPLING_RATE, tone
 
+from falcon3_audio import cli
 from falcon3_audio.evaluation.evaluate import main, parse
 from falcon3_audio.evaluation.generate import JOURNAL
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN
@@ -162,6 +164,52 @@ def test_a_command_killed_while_it_waits_for_a_reply_goes_on(data, tmp_path):
     # One clip after the other: 0, 3, 1, then 4.
     assert sorted(after) == ["What is it, 2?", "What is it, 4?", "What is it, 5?"]
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
+
+
+def test_a_run_that_the_user_stops_ends_with_one_line_and_goes_on(data, tmp_path):
+    running = []
+
+    def impatient(body) -> Answer:
+        if len(stub.requests) == 5:
+            running[0].send_signal(signal.SIGINT)
+        return hears(body)
+
+    with StubEndpoint(impatient) as stub:
+        arguments = command(data, tmp_path / "out", *remote(stub, "--batch-size", "1"))
+        process = [sys.executable, "-m", "falcon3_audio.evaluation.evaluate", *arguments]
+        running.append(subprocess.Popen(process, stderr=subprocess.PIPE, text=True))
+        error = running[0].communicate(timeout=60)[1]
+        assert running.pop().returncode == 130
+        assert error == (
+            f"falcon3-audio evaluate: stopped. The same command goes on: what was answered is in {tmp_path / 'out'}.\n"
+        )
+        assert main(arguments) == 0
+    assert len(rows_of(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize(
+    "verb, arguments",
+    [
+        ("score", ["x"]),
+        ("compare", ["x", "y"]),
+        ("judge", ["x", "--endpoint", "http://a/v1", "--judge", "m"]),
+        ("evaluate", ["--benchmark", "mmau", "--data", "x", "--output-dir", "out", "--model", "m"]),
+    ],
+)
+def test_verbs_that_the_user_stops_end_with_one_line(verb, arguments, monkeypatch, capsys):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(f"falcon3_audio.evaluation.{verb}")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate" if verb == "evaluate" else "read_predictions", stop)
+        assert cli.main([verb, *arguments]) == 130
+        said = capsys.readouterr().err
+        assert said.startswith(f"falcon3-audio {verb}: stopped. ") and said.count("\n") == 1
+        assert "The same command" in said or "the same command goes on" in said
+    monkeypatch.setattr(cli.importlib, "import_module", stop)
+    assert cli.main([verb, *arguments]) == 130
+    assert capsys.readouterr().err == f"falcon3-audio {verb}: stopped.\n"
 
 
 def test_an_endpoint_that_nobody_answers_at_is_one_line(data, tmp_path, capsys):

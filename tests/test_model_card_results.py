@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS, ids_digest, title_of
+from falcon3_audio.evaluation.load_air_bench import FOUNDATION
 from falcon3_audio.evaluation.local_model import LocalModel
 from falcon3_audio.evaluation.score import FORMAT as SCORE_FORMAT
 from falcon3_audio.evaluation.score import main as score
@@ -115,7 +118,11 @@ def test_the_model_index_has_the_results_and_survives(facts, results, tmp_path):
     assert loaded.data.to_dict() == card.data.to_dict()
     (index,) = loaded.data.to_dict()["model-index"]
     (measured,) = index["results"]
-    assert measured["task"]["type"] == "audio-text-to-text" and measured["dataset"]["name"] == "MMAU"
+    assert (
+        measured["task"]["type"] == "audio-text-to-text"
+        and measured["dataset"]["name"] == "Own questions in MMAU's format"
+    )
+    assert measured["dataset"]["type"] == "own-questions"
     assert measured["dataset"]["revision"] == "mmau-test-mini.json sha256:feed5eed"
     official, by_content = measured["metrics"]
     assert (official["type"], official["value"], official["args"]["rule"]) == ("accuracy", 0.75, "mmau-official")
@@ -123,9 +130,42 @@ def test_the_model_index_has_the_results_and_survives(facts, results, tmp_path):
     assert "verified" not in official and by_content["args"]["rule"] == "content"
 
 
+def test_only_the_benchmarks_own_questions_have_its_name(facts, results, tmp_path, monkeypatch):
+    entry = add_result(write_score(tmp_path / "run"), REPO, results)
+    assert "### Own questions in MMAU's format" in render_card(facts, [entry]).text
+    known = replace(BENCHMARKS["mmau"], ids_sha256=(ids_digest("0123"),))
+    monkeypatch.setitem(BENCHMARKS, "mmau", known)
+    entry = add_result(write_score(tmp_path / "whole"), REPO, results)
+    card = render_card(facts, [entry])
+    (measured,) = card.data.to_dict()["model-index"][0]["results"]
+    assert measured["dataset"]["name"] == "MMAU" and measured["dataset"]["type"] == "mmau"
+    assert "### MMAU\n" in card.text
+    entry = add_result(write_score(tmp_path / "part", ("a bell",) * 3), REPO, results)
+    assert entry["title"] == "Own questions in MMAU's format"
+    del entry["title"]
+    with pytest.raises(ValueError, match="lacks provenance: title"):
+        render_card(facts, [entry])
+
+
+def test_air_bench_is_known_by_its_tasks_and_size():
+    ids = list(map(str, range(19_000)))
+    assert title_of("air-bench-foundation", ids, FOUNDATION) == "AIR-Bench Foundation"
+    own = "Own questions in AIR-Bench Foundation's format"
+    assert title_of("air-bench-foundation", ids, ["Music_AQA"]) == own
+    assert title_of("air-bench-foundation", ids[1:], FOUNDATION) == own
+    assert title_of("jsonl", ids) == "Own questions"
+
+
 def test_word_error_rates_are_results_too(facts):
     rate = {"n": 5, "word_error_rate": 0.25, "interval": [0.125, 0.5], "breakdowns": {}}
-    entry = {"model": REPO, "format": 1, "benchmark": "jsonl", "coverage": 1.0, "rules": {"wer": rate}}
+    entry = {
+        "model": REPO,
+        "format": 1,
+        "benchmark": "jsonl",
+        "title": "Own questions",
+        "coverage": 1.0,
+        "rules": {"wer": rate},
+    }
     entry |= {"data_sha256": {"a.jsonl": "ab"}, "counts": {"questions": 5, "empty": 0}, "predictions_sha256": "cd"}
     card = render_card(facts, [entry | {"run": PROVENANCE}])
     assert "| all questions | 25.0 (12.5, 50.0) |" in evaluation_of(card)

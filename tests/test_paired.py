@@ -9,7 +9,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from falcon3_audio.evaluation.paired import bootstrap_interval, compare_pairs, mcnemar_p, standard_error, swap_p
+from falcon3_audio.evaluation.clip_intervals import bootstrap_interval, standard_error
+from falcon3_audio.evaluation.paired import compare_pairs, mcnemar_p, swap_p
 
 
 def answers(both, only_a, only_b, neither):

@@ -113,3 +113,97 @@ def test_clips_of_air_bench_tasks_with_one_file_name_are_two(tmp_path):
     rows = [{"uniq_id": n, "path": "1.wav", "task_name": task, "dataset_name": "x"} for n, task in enumerate("ab")]
     found = read_predictions(written(tmp_path / "theirs.json", json.dumps(rows))).rows
     assert [row.audio for row in found] == [("a_x/1.wav",), ("b_x/1.wav",)]
+
+
+THEIRS = {"id": "a", "question": "What?", "choices": ["a dog", "a bell"], "answer": "a bell", "model_output": "a bell"}
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"choices": [["a dog"], ["a bell"]]}, "expected a list of texts"),
+        ({"choices": [1, 2]}, "expected a list of texts"),
+        ({"choices": "a dog"}, "expected a list of texts"),
+        ({"choices": {"A": "a dog"}}, "expected a list of texts"),
+        ({"choices": ["a dog"]}, "expected two or more, none empty"),
+        ({"answer": 1}, "'answer' is 1, expected a text"),
+        ({"answer": ["a bell"]}, r"'answer' is \['a bell'\], expected a text"),
+        ({"question": 5}, "'question' is 5, expected a text"),
+        ({"id": None}, "no id|'id' is None"),
+        ({"id": True}, "'id' is True"),
+        ({"id": ["a"]}, r"'id' is \['a'\]"),
+        ({"audio": 7}, "the audio is 7, expected a path or a list of paths"),
+    ],
+)
+@pytest.mark.parametrize("row", [OURS, THEIRS])
+def test_malformed_rows_are_one_line_that_names_the_place(tmp_path, row, changed, words):
+    with pytest.raises(ValueError, match=f"theirs.json, row 2: .*({words})") as found:
+        read_predictions(written(tmp_path / "theirs.json", json.dumps([row | {"id": "first"}, row | changed])))
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"reply": "a bell"}, "'status' is 'failed', but 'reply' is 'a bell'; only answered questions have a reply"),
+        ({"status": "answered"}, "'status' is 'answered', but 'reply' is None"),
+        ({"status": "answered", "reply": 5}, "'reply' is 5, expected a text"),
+        ({"status": "done"}, "'status' is 'done', expected 'answered', 'failed' or 'missing'"),
+        ({"groups": ["sound"]}, r"'groups' is \['sound'\], expected a JSON object"),
+        ({"groups": {"task": {"a": 1}}}, "'task' is {'a': 1}, expected a text"),
+        ({"prompt": 1}, "'prompt' is 1, expected a text"),
+    ],
+)
+def test_rows_that_no_run_has_written(tmp_path, changed, words):
+    with pytest.raises(ValueError, match=f"line 1: {words}"):
+        read_predictions(written(tmp_path / "predictions.jsonl", json.dumps(OURS | changed)))
+
+
+def test_what_is_null_is_not_there(tmp_path):
+    row = OURS | dict.fromkeys(("question", "choices", "answer", "audio", "groups", "error"))
+    (found,) = read_predictions(written(tmp_path / "predictions.jsonl", json.dumps(row))).rows
+    assert found == Prediction(id="a", status=FAILED, reply=None)
+
+
+def test_a_number_and_a_text_are_one_id_in_runs_too(tmp_path):
+    content = "".join(json.dumps(OURS | {"id": identity}) + "\n" for identity in (1, "1"))
+    with pytest.raises(ValueError, match="line 1 and line 2 have the same id '1'"):
+        read_predictions(written(tmp_path / "predictions.jsonl", content))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"left_out": [1]}', '{"data_sha256": "ab"}'])
+def test_a_run_json_that_no_run_has_written(tmp_path, content):
+    written(tmp_path / "predictions.jsonl", json.dumps(OURS))
+    written(tmp_path / "run.json", content)
+    with pytest.raises(ValueError, match="run.json is (no JSON|not what)"):
+        read_predictions(tmp_path)
+
+
+def test_lists_within_lists_without_end(tmp_path):
+    with pytest.raises(ValueError, match="neither a JSON list nor JSON lines"):
+        read_predictions(written(tmp_path / "theirs.json", "[" * 200_000))
+
+
+def test_all_rows_are_read_under_one_key(tmp_path):
+    rows = [
+        {"id": 1, "model_prediction": "x"},
+        {"id": 2, "model_output": "y", "model_prediction": "y"},
+        {"id": 3, "model_output": "y", "model_prediction": "z"},
+    ]
+    path = written(tmp_path / "theirs.json", json.dumps(rows))
+    found = read_predictions(path)
+    assert found.key == "model_output" and [row.reply for row in found.rows] == [None, "y", "y"]
+    assert found.warnings == (
+        "replies are read from 'model_output'; 'model_prediction' says something else in 2 of 3 rows",
+    )
+    found = read_predictions(path, "model_prediction")
+    assert [row.reply for row in found.rows] == ["x", "y", "z"] and "'model_output' says" in found.warnings[0]
+    with pytest.raises(ValueError, match="has the key 'said'; they have id, model_prediction, model_output"):
+        read_predictions(path, "said")
+    same = written(tmp_path / "same.json", json.dumps(rows[1:2]))
+    assert read_predictions(same).warnings == () and read_predictions(same).key == "model_output"
+
+
+def test_replies_under_our_key_without_a_status(tmp_path):
+    found = read_predictions(written(tmp_path / "theirs.json", json.dumps([{"id": 1, "reply": "x"}])))
+    assert (found.key, found.rows[0].reply, found.rows[0].status) == ("reply", "x", ANSWERED)

@@ -1,6 +1,7 @@
 """The rules: cases worked out by hand from the published scripts and data, and properties that hold for any reply."""
 
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -143,7 +144,7 @@ def test_air_bench_official_with_fewer_options_and_an_option_twice():
         ("A", SOUNDS, "A light rain"),
         # Labels and text: the text decides.
         ("(A) Woman", VOICES, "Woman"),
-        ("D. The woman speaks", VOICES, "Woman"),
+        ("D. The woman speaks", VOICES, None),
         ("Woman (A)", VOICES, "Woman"),
         ("B. A lady", VOICES, "Woman"),
         ("B. I am not sure", VOICES, None),
@@ -231,11 +232,30 @@ def test_no_reply_and_an_empty_one_are_wrong_by_content():
         ("no answer is ", None),
         ("<answer>", None),
         ("(B) dog, thunder ", None),
+        *(
+            (part, None)
+            for part in (
+                ".",
+                ",",
+                "(",
+                '"',
+                "\n.",
+                "\\boxed{",
+                '"answer":',
+                '"answer":"',
+                "so ",
+                "because ",
+                "A.",
+                "选",
+            )
+        ),
     ],
 )
 def test_pages_of_repetition_come_to_an_end(part, option):
     # In seconds; a pattern that tries every start would take hours.
-    assert resolve("x " + part * (200_000 // len(part)), SOUNDS) == option
+    repeated = part * (200_000 // len(part))
+    assert resolve("x " + repeated, SOUNDS) == option
+    assert resolve(f"x {repeated} y.", SOUNDS) == option
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -364,3 +384,139 @@ def test_hedges_between_labels_and_thoughts_that_were_cut_off_mean_no_option(rep
 )
 def test_a_label_with_reasons_is_still_a_label(reply):
     assert resolve(reply, ANIMALS) == "Cat"
+
+
+EXPLAINED = [
+    "The answer is (B), because a dog would bark.",
+    "The answer is B because a dog would bark.",
+    "The best answer is B, since the dog is too far away",
+    "Option B is correct because a dog would bark.",
+    "Cat, because a dog would bark",
+    "B. Cat. A dog would bark.",
+    "Answer: (B) Cat\n\nA dog would bark.",
+    "A dog would bark, so the answer is B",
+    '{"answer": "B", "reason": "a dog would bark"}',
+    '{"answer": "B", "reason": "a dog',
+]
+STATED = [
+    *("\\boxed{B}", "$\\boxed{\\text{B}}$", "\\boxed{\\text{Cat}}", "<answer>\\boxed{B}</answer>"),
+    *(
+        '{"answer": "B"}',
+        "{'answer': 'B'}",
+        '```json\n{"choice": "B", "confidence": 0.9}\n```',
+        '{"final_answer": "cat"}',
+    ),
+    *(
+        "I choose B.",
+        "I'd go with B",
+        "My choice: B",
+        "final answer: B",
+        "Final Answer: **B**",
+        "Answer - B",
+        "Answer B",
+    ),
+    *("Option B is correct", "B is correct", "B is the answer", "The correct letter is B", "So, B", "It is B.", "(b)"),
+    *(
+        "**B**",
+        "`B`",
+        "- B",
+        "> **B**",
+        "[B]",
+        "B) Cat",
+        "B — Cat",
+        "B\nCat",
+        "B\n\nA loud one",
+        "The answer is most likely B.",
+    ),
+    *(
+        "答案是B",
+        "答案：Ｂ",
+        "我选B。",
+        "正确答案是（B）",
+        "La réponse est B",
+        "La respuesta es (B).",
+        "Resposta: B",
+        "Die Antwort ist B",
+    ),
+]
+AMBIGUOUS = [
+    *(
+        "B. A dog would bark louder.",
+        "Answer: B\nA dog would bark.",
+        "The answer is B. The rain would hiss, a dog bark.",
+    ),
+    *("The correct answer is B; the dog is only in the background.", "B, a dog would bark", "A dog would bark. (B)"),
+    *("A dog would bark.\nB", "A dog would bark.\n\nB and C", "The answer is B. Actually it is a dog."),
+    *("The answer is Cat because it meows. Wait, it's a dog.", "B because it meows. No, A", "B or dog"),
+    *("not A but B", "B, not A", "Option B is wrong", "B is incorrect", "The wrong answer is B", "The answer isn't B"),
+    *(
+        "I cannot choose B",
+        "I would never pick B",
+        "Anything but B",
+        "eliminate B",
+        "不选B",
+        "答案不是B",
+        "错误答案是B",
+    ),
+    *(
+        "A or B",
+        "option b or c",
+        "A/B",
+        "A, B",
+        "both A and B",
+        "The answer is A, B",
+        '{"answer": "A or B"}',
+        "B, maybe C",
+    ),
+    *("The answer is a", "I hear a", "The answer is E", '{"answer": "E"}', '{"answer": ""}', "\\boxed{}"),
+]
+
+
+@pytest.mark.parametrize("reply", [*EXPLAINED, *STATED])
+def test_the_option_that_is_stated_counts_whatever_the_reasons_name(reply):
+    assert resolve(reply, ANIMALS) == "Cat"
+
+
+@pytest.mark.parametrize("reply", AMBIGUOUS)
+def test_letters_and_texts_that_contradict_each_other_and_letters_that_are_ruled_out_mean_no_option(reply):
+    assert resolve(reply, ANIMALS) is None
+
+
+OWLS = ("A dog", "A cat", "An owl", "Rain")
+
+
+@pytest.mark.parametrize(
+    "reply, choices, option",
+    [
+        ("A dog", OWLS, "A dog"),
+        ("A cat", OWLS, "A cat"),
+        ("A", OWLS, "A dog"),
+        ("A. A cat", OWLS, "A cat"),
+        ("A barking dog", OWLS, "A dog"),
+        ("The key is C", KEYS, None),
+        ("I choose plan B", ("Plan A", "Plan B"), "Plan B"),
+        ("It is vitamin C", ("Vitamin D", "Vitamin C"), "Vitamin C"),
+        ("Answer: A\nA cat would sound otherwise.", OWLS, None),
+        ("A, since A:maj/1 would be louder", ("B:maj/1", "A:maj/1"), None),
+        ("A is correct; A:maj/1 is in the background", ("B:min/1", "A:maj/1"), None),
+        ("It is G because F#m would be louder", ("G", "F#m"), None),
+        ("Option A is wrong", ("It is an impossible claim", "Nobody speaks"), None),
+        ("It is not false", ("True", "False"), None),
+        ("It is false", ("True", "False"), "False"),
+        ("He left because of rain, I think", ("He left because of rain", "He left"), "He left because of rain"),
+    ],
+)
+def test_options_that_look_like_letters_negations_and_reasons(reply, choices, option):
+    assert resolve(reply, choices) == option
+
+
+def test_one_text_in_two_unicode_spellings_is_one():
+    drinks = ("Café", "Thé", "Eau")
+    decomposed = tuple(unicodedata.normalize("NFD", drink) for drink in drinks)
+    for ours, theirs in ((drinks, decomposed), (decomposed, drinks)):
+        assert resolve(theirs[1], ours) == ours[1]
+        assert resolve(f"C'est un {theirs[1].lower()}.", ours) == ours[1]
+        assert content(row("B", ours, theirs[1])) == RIGHT
+    assert resolve("Twenty‑one", ("twenty-one", "two")) == "twenty-one"
+    assert resolve("5²", ("52", "25")) is None
+    assert resolve("x", ("Café", decomposed[0])) is None

@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from falcon3_audio.evaluation.intervals import bootstrap_rate, mean_of_shares, wilson
 from falcon3_audio.evaluation.predictions import read_predictions
 from falcon3_audio.evaluation.score import main, score
+from falcon3_audio.training.study_report import accuracy
 
 
 VOICES = ["Man", "Woman", "Child", "A very old man"]
@@ -185,7 +187,7 @@ def test_what_is_printed(tmp_path, capsys):
     told = capsys.readouterr().out
     for words in ("mmau: a/model", "Control: silence", "prompt plain, model commit c0ffee", "d1d1d1d1", "[b]odd[/b]"):
         assert words in told
-    assert "2 questions: 0 empty, 2 answered, 0 failed, 0 missing; 0 left out" in told
+    assert "2 questions about 2 clips: 0 empty, 2 answered, 0 failed, 0 missing; 0 left out" in told
     content = next(line for line in told.splitlines() if line.strip().startswith("content"))
     assert content.replace("│", " ").split()[1:] == ["2", "100.0", "[34.2,", "100.0]", "0", "0"]
     assert "most frequent position 100.0, longest option 0.0, random option 25.0" in told
@@ -257,16 +259,104 @@ def test_impossible_counts_are_refused(right, n):
         wilson(right, n)
 
 
+def group(right, n, first=0, each=1):
+    """`right` of `n` answers right, about clips of `each` questions, numbered from `first`."""
+    return [number < right for number in range(n)], [first + number // each for number in range(n)]
+
+
 def test_the_mean_of_shares_and_its_interval():
-    assert mean_of_shares([(3, 10)]) == (0.3, pytest.approx(wilson(3, 10)))
-    mean, (low, high) = mean_of_shares([(50, 100)] * 4)
+    assert mean_of_shares([group(3, 10)]) == (0.3, pytest.approx(wilson(3, 10)))
+    mean, (low, high) = mean_of_shares([group(50, 100, 100 * number) for number in range(4)])
     assert mean == 0.5
     assert high - low == pytest.approx((wilson(50, 100)[1] - wilson(50, 100)[0]) / 2)  # four groups: half as wide
-    assert mean_of_shares([(1, 2), (0, 200)])[0] == 0.25
-    low, high = mean_of_shares([(5, 5), (0, 5)])[1]
+    assert mean_of_shares([group(1, 2), group(0, 200, 2)])[0] == 0.25
+    low, high = mean_of_shares([group(5, 5), group(0, 5, 5)])[1]
     assert 0.2 < low < 0.5 < high < 0.8
+    # Eight questions a clip say as little as one where all are right or wrong together.
+    assert mean_of_shares([group(80, 160, 0, 8), group(40, 160, 20, 8)])[1] == pytest.approx(
+        mean_of_shares([group(10, 20), group(5, 20, 20)])[1], abs=0.03
+    )
+    assert mean_of_shares([group(5, 10, 0, 5), group(10, 20, 2)]) == (0.5, None)  # two clips say too little
     with pytest.raises(ValueError, match="no groups"):
         mean_of_shares([])
+
+
+def test_groups_that_share_clips_are_no_independent_ones():
+    """Each clip has a question in either group, and both answers are alike: the mean of groups is the share of clips."""
+    halves = [group(20, 40), group(20, 40)]
+    mean, (low, high) = mean_of_shares(halves)
+    assert mean == 0.5 and (low, high) == pytest.approx(wilson(20, 40), abs=0.02)
+    assert mean_of_shares([group(40, 40), group(40, 40)]) == (1.0, None)
+
+
+def clustered(clips, right, each=8):
+    """`each` questions about every clip, of which the first `right` have all answers right."""
+    return [
+        answered(number, "Man" if number // each < right else "Woman", task="sound", difficulty=str(number % each))
+        | {"audio": [f"{number // each}.wav"]}
+        for number in range(clips * each)
+    ]
+
+
+def test_questions_that_share_clips_are_not_independent(tmp_path):
+    """160 questions about 20 clips, each all right or all wrong, say what 20 questions say; `study` says the same."""
+    run = write_run(tmp_path / "run", clustered(20, 11))
+    found = score(read_predictions(run))
+    assert found["clips"] == 20 and found["counts"]["questions"] == 160
+    for rule in found["rules"].values():
+        assert rule["accuracy"] == 0.55 and rule["interval"] == pytest.approx((0.35, 0.75), abs=1e-9)
+        assert rule["breakdowns"]["task"]["groups"]["sound"]["interval"] == rule["interval"]
+        assert rule["breakdowns"]["task"]["interval"] == pytest.approx(rule["interval"])
+        # One question a clip: Wilson's again; the groups share all clips.
+        assert rule["breakdowns"]["difficulty"]["groups"]["0"]["interval"] == pytest.approx(wilson(11, 20))
+        assert rule["breakdowns"]["difficulty"]["interval"] == pytest.approx((0.35, 0.75), abs=0.051)
+    right = np.array([[row["reply"] == "Man" for row in clustered(20, 11)]]).astype(int)
+    assert accuracy(right, np.arange(160) // 8)["interval"] == found["rules"]["content"]["interval"]
+    few = score(read_predictions(write_run(tmp_path / "few", clustered(5, 3))))["rules"]["content"]
+    assert (few["accuracy"], few["interval"]) == (0.6, None)
+
+
+def test_clips_are_those_of_the_benchmarks_file_where_the_replies_name_none(tmp_path):
+    rows = clustered(20, 11)
+    data = [question(n) | {"audio_id": f"{n // 8}.wav", "task": "sound"} for n in range(160)]
+    write_json(tmp_path / "data.json", data)
+    theirs = write_json(tmp_path / "theirs.json", [{"id": row["id"], "model_output": row["reply"]} for row in rows])
+    found = score(read_predictions(theirs), "mmau", tmp_path / "data.json")
+    assert found["clips"] == 20 and found["rules"]["content"]["interval"] == pytest.approx((0.35, 0.75), abs=1e-9)
+
+
+def test_the_key_that_was_read_is_said_and_chosen(tmp_path, capsys):
+    rows = [question(n) | {"task": "sound", "model_output": "Woman", "model_prediction": "Man"} for n in range(4)]
+    rows[0]["model_output"] = "Man"
+    theirs = write_json(tmp_path / "theirs.json", rows)
+    assert main([str(theirs), "--benchmark", "mmau"]) == 0
+    told = capsys.readouterr().out
+    assert "replies under 'model_output'" in told
+    assert (
+        "Warning: replies are read from 'model_output'; 'model_prediction' says something else in 3 of 4 rows; --key chooses"
+        in told
+    )
+    found = json.loads((tmp_path / "theirs.score.json").read_text())
+    assert found["predictions"]["key"] == "model_output" and found["rules"]["content"]["right"] == 1
+    assert len(found["warnings"]) == 1
+    assert main([str(theirs), "--benchmark", "mmau", "--key", "model_prediction"]) == 0
+    found = json.loads((tmp_path / "theirs.score.json").read_text())
+    assert found["predictions"]["key"] == "model_prediction" and found["rules"]["content"]["right"] == 4
+    capsys.readouterr()
+    assert main([str(theirs), "--benchmark", "mmau", "--key", "said"]) == 1
+    assert "has the key 'said'; they have id, question, choices, answer, groups" in capsys.readouterr().err
+
+
+def test_scores_of_several_files_in_a_folder_do_not_replace_each_other(tmp_path, capsys):
+    rows = [question(1) | {"task": "sound", "response": "Man"}]
+    for name in ("a.json", "b.json"):
+        assert main([str(write_json(tmp_path / name, rows)), "--benchmark", "mmau"]) == 0
+    paths = [json.loads((tmp_path / f"{name}.score.json").read_text())["predictions"]["path"] for name in "ab"]
+    assert paths == [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    capsys.readouterr()
+    assert main([str(tmp_path / "a.jsonl"), "--benchmark", "mmau"]) == 1
+    assert "is the score of a.json, not of a.jsonl; give a file with --output" in capsys.readouterr().err
 
 
 def test_the_bootstrap_of_a_rate():
@@ -275,6 +365,7 @@ def test_the_bootstrap_of_a_rate():
     assert (low, high) == bootstrap_rate(errors, sizes) != bootstrap_rate(errors, sizes, seed=1)
     assert (low, high) == pytest.approx(wilson(240, 400), abs=0.012)
     assert bootstrap_rate([2, 3], [4, 6]) == (0.5, 0.5)
+    assert bootstrap_rate([0, 2, 1, 0], [1, 2, 1, 1], [0, 0, 1, 1]) == bootstrap_rate([2, 1], [3, 2])
     with pytest.raises(ValueError, match="got 1 error counts for 2 rows"):
         bootstrap_rate([1], [1, 1])
 

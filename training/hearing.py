@@ -23,7 +23,7 @@ from datasets import Dataset
 from scipy import stats
 from transformers.trainer_utils import IntervalStrategy
 
-from falcon3_audio.evaluation.paired import FEWEST_DIFFERING, TAIL, standard_error
+from falcon3_audio.evaluation.clip_intervals import FEWEST_DIFFERING, TAIL, standard_error
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor
 
 from .arguments import AudioSFTConfig

@@ -23,7 +23,8 @@ from falcon3_audio.evaluation.paired import interval_text
 from falcon3_audio.evaluation.predictions import Prediction, read_predictions
 from falcon3_audio.evaluation.questions import file_sha256
 from falcon3_audio.evaluation.rules import is_right
-from falcon3_audio.evaluation.score import percent, tidy
+from falcon3_audio.evaluation.score_tables import percent
+from falcon3_audio.evaluation.scored_rows import tidy
 
 from .merge import merge
 from .prepare.real_backbones import make_backbone

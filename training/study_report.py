@@ -1,8 +1,7 @@
 """The report of a study: report.json with all of its numbers, report.md (study_tables.py), report.png (study_figure.py).
 
-Accuracies are means over the seeds that have ended. Intervals are 95 %: for one seed and one question a clip Wilson's, as
-`falcon3-audio score` gives it, otherwise the bootstrap over seeds and clips of evaluation/paired.py; none where so few clips
-say too little. Differences are to the first arm, over the seeds that both have, on the same questions. No reply is ever left
+Accuracies are means over the seeds that have ended. Intervals are those of evaluation/clip_intervals.py, for one seed the same
+as in `falcon3-audio score`; none where so few clips say too little. Differences are to the first arm, over the seeds that both have, on the same questions. No reply is ever left
 out: what is missing or unresolved is wrong, and where replies are missing the report says so. Of paths only the names are kept.
 """
 
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.clip_intervals import RESAMPLES, accuracy_interval, by_clip, difference_interval
 from falcon3_audio.evaluation.compare import clips_of, grouped
-from falcon3_audio.evaluation.intervals import wilson
-from falcon3_audio.evaluation.paired import FEWEST_DIFFERING, bootstrap_interval, by_clip
 from falcon3_audio.evaluation.predictions import ANSWERED, Prediction, read_predictions
 from falcon3_audio.evaluation.rules import is_right
-from falcon3_audio.evaluation.score import tidy
+from falcon3_audio.evaluation.scored_rows import tidy
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .run_folder import STATE
@@ -31,7 +29,6 @@ from .study_tables import as_markdown
 
 
 FORMAT = 1  # of report.json; goes up when a key changes its meaning
-RESAMPLES = 10_000
 NOISE = "within noise"
 # Absolute paths: of a machine, and of nobody else's.
 PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\",:]+/)+")
@@ -194,20 +191,17 @@ def _by_group(parts, count) -> dict[str, dict[str, Any]]:
 
 def accuracy(right: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
     """
-    The share of right answers, with its interval (see the module). Where the same share of each clip's is right (all or none,
-    say), which leaves a bootstrap nothing to draw, Wilson's with each clip as one question.
+    The share of right answers, with its interval.
 
     Args:
         right: int `(seeds, questions)`, 0 or 1.
         clips: int `(questions,)`: which clip each question is about, by any numbering.
     """
-    sums, sizes = by_clip(right.T, clips)
-    share, interval = float(right.mean()), None
-    if len(right) == 1 and len(sizes) == right.size or _alike(sums, sizes) and len(sizes) >= FEWEST_DIFFERING:
-        interval = wilson(round(share * len(sizes)), len(sizes))
-    elif len(sizes) >= FEWEST_DIFFERING:
-        interval = bootstrap_interval(sums, sizes, RESAMPLES, seed=0)
-    return {"questions": right.shape[1], "accuracy": share, "interval": interval}
+    return {
+        "questions": right.shape[1],
+        "accuracy": float(right.mean()),
+        "interval": accuracy_interval(right, clips),
+    }
 
 
 def difference(differ: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
@@ -215,26 +209,9 @@ def difference(differ: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
     The mean of differences, int `(seeds, questions)` from -1 to 1, with its interval (`None` where too few clips differ),
     and the verdict. `clips` as in `accuracy`.
     """
-    sums, sizes = by_clip(differ.T, clips)
-    mean, interval, verdict = float(differ.mean()), None, NOISE
-    if np.count_nonzero(sums.any(1)) >= FEWEST_DIFFERING:
-        if _alike(sums, sizes):
-            interval = _interval_of_alike(mean, len(sizes))
-        else:
-            interval = bootstrap_interval(sums, sizes, RESAMPLES, seed=0)
-        verdict = NOISE if interval[0] <= 0 <= interval[1] else "better" if mean > 0 else "worse"
+    mean, interval = float(differ.mean()), difference_interval(*by_clip(differ.T, clips))
+    verdict = NOISE if interval is None or interval[0] <= 0 <= interval[1] else "better" if mean > 0 else "worse"
     return {"questions": differ.shape[1], "difference": mean, "interval": interval, "verdict": verdict}
-
-
-def _alike(sums: np.ndarray, sizes: np.ndarray) -> bool:
-    """Whether sums, int `(clips, seeds)`, are the same share of the sizes, int `(clips,)`, for all clips and seeds."""
-    return bool((sums * sizes[0] == sums[0, 0] * sizes[:, None]).all())
-
-
-def _interval_of_alike(mean: float, clips: int) -> tuple[float, float]:
-    """Of a difference that is the same for all clips: each counts as one that was won, and Wilson says how many might be lost."""
-    least = mean * (2 * wilson(clips, clips)[0] - 1)
-    return (least, mean) if mean > 0 else (mean, least)
 
 
 ################

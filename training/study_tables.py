@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from falcon3_audio.evaluation.paired import interval_text, points
-from falcon3_audio.evaluation.score import percent
+from falcon3_audio.evaluation.score_tables import percent
 
 from .study_file import SOUND
 

@@ -1,0 +1,293 @@
+"""Which option of a multiple-choice question a reply means, read from the words of the options first and from letters second.
+
+No reading is better than a wrong one: a reply that may mean two options means none. Letters and texts are therefore collected
+together, and only where they agree is there a reading. Two things are set aside before: what stands before "the answer is", and
+the reasons behind an answer ("B, because a dog would bark"), which may name any option. Texts are compared in one Unicode
+spelling (NFC), with the typographic forms of quotation marks, dashes and East Asian letters as the plain ones.
+Run: `resolve("The answer is (B), because a dog would bark.", ["Dog", "Cat"])`
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+
+def resolve(reply: str, choices: Sequence[str]) -> str | None:
+    """
+    The text of the option that a reply means, or `None` where it means none or might mean several. In this order:
+
+    1. The reply, or what is left of it without wrappers (`<answer>`, `\\boxed{}`, JSON, "the answer is") and label, is an
+       option: as it is written, else without regard to case, outer punctuation and a leading article. Word order counts.
+       A label beside such a text that says otherwise is passed over: "(A) Woman" is "Woman".
+    2. Of a reply with reasons, what stands before "because" and the like, unless the reply changes its mind in them.
+    3. The one option that texts and letters name together. An option within a longer one that is named ("Funk" in "Funk
+       rock") is not named, nor is one of a single letter. Letters are labels where the options hold no letters or chords
+       themselves. A reply with a negation means none, unless options say "no" or "not" too.
+    """
+    plain, options = _plain(reply), {_plain(choice): choice for choice in reversed(choices)}
+    if reply.strip() in choices:
+        return reply.strip()
+    spelled = list(dict.fromkeys(map(_plain, choices)))
+    if len(spelled) < len(set(choices)):  # options that differ in nothing but their Unicode spelling
+        return None
+    found = _resolve(plain, [_plain(choice) for choice in choices])
+    return None if found is None else options[found]
+
+
+def same_spelling(one: str, other: str) -> bool:
+    """Whether texts are equal but for outer white space and the choice between Unicode's composed and decomposed letters."""
+    return unicodedata.normalize("NFC", one.strip()) == unicodedata.normalize("NFC", other.strip())
+
+
+# Matched from the start, never searched for: replies that repeat themselves for pages take no longer than their length.
+_THOUGHTS = re.compile(r".*</think>|\s*<think>.*", re.DOTALL | re.IGNORECASE)  # cut off ones too
+_ANSWER_TAG = re.compile(r".*<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
+_BOXED = re.compile(r".*\\boxed\s*\{\s*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?([^{}]*)", re.DOTALL)
+# '"answer": "B"' in JSON, also where it was cut off, and in Python's spelling.
+_FIELD = re.compile(
+    r""".*(["'])(?:final[ _-]?|correct[ _-]?)?(?:answer|choice|option|prediction)\1\s*:\s*"""
+    r"""(?:\[\s*)?(?:(["'])(?P<text>.*?)(?<!\\)(?:\2|$)|(?P<bare>[^,}\]]*))""",
+    re.DOTALL | re.IGNORECASE,
+)
+_NOUN = (
+    r"\b(?:answer|(?:(?:correct|right|best|final|chosen|my)\s+)(?:answer|option|choice|selection|letter)"
+    r"|r[eé]ponse|respuesta|resposta|risposta|antwort)"
+)
+_IS = r"(?:\s+(?:is|would be|should be|must be|est|es|é|è|ist)(?!\w)\s*:?|\s*[:=]|\s+-+>?(?=\s))"
+_CHOOSE = (
+    r"\bI(?:'d|'ll|\s+will|\s+would|\s+have\s+to)?\s+(?:choose|chose|pick|select|go\s+with|go\s+for|vote\s+for)\b\s*:?"
+)
+_CHINESE = r"(?:答案|正确选项|正確選項|正解|答え|정답)\s*(?:应该是|應該是|是|为|為|は|은|는)?\s*:?|我?(?:选择|選擇|选|選)\s*:?"
+# "The answer is ...", "Answer: ...", "I choose ..."; the last of them, since reasons come before it.
+_LEAD_IN = re.compile(
+    rf".*(?:{_NOUN}{_IS}|{_CHOOSE}|{_CHINESE})\s*(?:(?:most\s+likely|likely|probably|clearly|definitely)\s+)?",
+    re.DOTALL | re.IGNORECASE,
+)
+_TAIL = re.compile(
+    r"\sis (?:(?:the|my) )?(?:(?:correct|right|best|final)(?: (?:answer|option|choice))?|answer|choice)\W*$",
+    re.IGNORECASE,
+)
+# What follows is a reason, in which any option may be named.
+_REASON = re.compile(r"(?:\b(?:because|since|due to|given that)\b|,\s*(?:as|for)\s|因为|因為)", re.IGNORECASE)
+_SECOND_THOUGHT = re.compile(
+    r"\b(?:wait|actually|correction|sorry|hmm|on second thought|in fact|however|rather|instead|scratch that|mistake\w*|wrong|not (?:right|correct))\b|\bno[,.!]",
+    re.IGNORECASE,
+)
+# "B", "B.", "(B)", "option B"; "B. text", "B: text", "B) text", "(B) text", "B - text"; not "B:maj", "B flat", "A.M.".
+_LABEL = re.compile(
+    r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?([a-z])(?:[)\]]+\s*[.:]?\s*|[.:]\s+|\s+-\s+|\W*$)", re.IGNORECASE
+)
+_LABEL_BEHIND = re.compile(r"(.*\S)\s*[(\[]([a-z])[)\]]\W*$", re.DOTALL | re.IGNORECASE)
+# A letter that stands for itself. "A" and "I" before a word are an article and the speaker; "I'd" and "C#" are others.
+_ALONE = (
+    r"(?<![A-Za-z0-9À-ɏ'#&])({})(?![A-Za-z0-9À-ɏ'#♯♭&]|[.:/]\w)"
+    r"(?!(?<=[AaIi]) (?!(?:or|and|nor|but|is|vs|because)\b)\w)"
+)
+_MENTIONED = re.compile(_ALONE.format("[A-Za-z]"))
+# Where such a letter says what the answer is: in brackets, behind "option" or "so", first in a sentence, before "is correct".
+_CAPITAL = _ALONE.format("[A-Z]")
+_STATED = re.compile(
+    r"[(\[]([A-Za-z])[)\]]"
+    r"|\b(?i:option|choice|answer|letter)\s+[(\[]?([A-Z](?![\w'])|[a-z](?![\w'])(?!\s+\w))"
+    rf"|\b(?i:choose|pick|select|go with)\s*:?\s+{_CAPITAL}"
+    rf"|(?:^|\n|[.;!?]\s)\s*{_CAPITAL}"
+    rf"|\b(?i:so|thus|hence|therefore|it's|it\s+is|that's)\b[\s,:]*{_CAPITAL}[\s.!*)\]]*(?:$|\n)"
+    rf"|{_CAPITAL}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+)
+# Where options hold letters themselves, fewer can be labels: "(A) or (B)", "A. B", "B, maybe C".
+_FEWER = re.compile(r"\(([a-zA-Z])\)|\b(?:or|and|maybe)\s+([A-Z])\b|\b([A-Z])\W*$")
+_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot|without|except|unlike|rather|instead)\b|n't\b")
+_REJECTION = re.compile(
+    r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than)\b|不"
+)
+_WRONG_LEAD_IN = re.compile(
+    r"\b(?:wrong|incorrect|false|worst|least likely|unlikely)\s+(?:answer|option|choice)|不|错误|錯誤"
+)
+# "Bm7", "F#:7/1", "A:maj(#11)/1", "Eb/G", and single letters.
+_CHORD = re.compile(r"[a-zA-Z]|[A-G][#b♯♭]?(?:maj|min|m|M|h?dim|aug|sus|add)?[\d#b()*,+]*(?:[:/]\S*)?")
+# "A" is a note in "A minor", where taking it away would leave the end of any other key.
+_ARTICLE = re.compile(r"^(?:an?|the)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)(?=\S)")
+_LETTER_IN_OPTION = re.compile(r"(?<![\w'])(?!(?:A|I)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)\w)[A-Z](?![\w'])")
+_LIST_MARK = re.compile(r"^(?:[-•>#]+\s+)+")
+_SPACE = re.compile(r"\s+")
+_OUTER = " \t\r\n.,;:!?\"'`*_()[]<>{}$。，、；：！？「」"
+_PLAIN = str.maketrans(
+    {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
+    | dict.fromkeys(map(ord, "‘’ʼ"), "'")
+    | dict.fromkeys(map(ord, "“”„«»"), '"')
+    | dict.fromkeys(map(ord, "‐‑‒–—−"), "-")
+    | dict.fromkeys(map(ord, "\u200b\u200c\u2060\ufeff\u00ad"), None)
+)
+
+
+def _plain(text: str) -> str:
+    """One spelling, and of each run of white space one character: patterns take long for runs."""
+    text = unicodedata.normalize("NFC", text).translate(_PLAIN)
+    return _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text).strip()
+
+
+def _resolve(reply: str, choices: Sequence[str]) -> str | None:
+    option = _same(reply, choices)
+    if option is not None:
+        return option
+    text = _unwrap(reply)
+    if text is None:
+        return None
+    option = _same_beside_label(text, choices)
+    if option is not None:
+        return option
+    main = _without_reason(text, choices)
+    if main != text:
+        option = _same_beside_label(main, choices) or _together(main, choices)
+        if option is not None or _MENTIONED.search(main):
+            others = _letters(_MENTIONED, text, choices) - {option}
+            return None if others else option
+    return _together(text, choices)
+
+
+def _same_beside_label(text: str, choices: Sequence[str]) -> str | None:
+    """The option that a text is, also with a label before or behind it."""
+    text = _TAIL.sub("", text)
+    behind = _LABEL_BEHIND.match(text)
+    for part in (text, _split_label(text)[1], behind.group(1) if behind else ""):
+        option = _same(part, choices)
+        if option is not None:
+            return option
+    return None
+
+
+def _together(text: str, choices: Sequence[str]) -> str | None:
+    """The one option that the texts and the letters in a text name."""
+    text = _TAIL.sub("", text)
+    label, rest = _split_label(text)
+    labelled = _labelled(label, choices)
+    if not _fold(rest):
+        return labelled
+    named, others = _named(_fold(rest), choices)
+    if len(named) > 1 or _negated(others, choices):
+        return None
+    stated = ({labelled} if labelled else set()) | _letters(_STATED, rest, choices)
+    if named:
+        return named.pop() if stated <= named and not _other_letters(rest, next(iter(named)), choices) else None
+    mentioned = stated | _letters(_MENTIONED, rest, choices)
+    return mentioned.pop() if len(stated) == 1 and mentioned == stated else None
+
+
+def _negated(text: str, choices: Sequence[str]) -> bool:
+    """Whether a text, without the options that it names, denies or rules something out in words that no option has."""
+    folded = [choice.casefold() for choice in choices]
+    if _NEGATION.search(text) and not any(map(_NEGATION.search, folded)):
+        return True
+    return not set(_REJECTION.findall(text)) <= {word for choice in folded for word in _REJECTION.findall(choice)}
+
+
+def _other_letters(text: str, named: str, choices: Sequence[str]) -> bool:
+    """Where options hold letters or chords: whether a letter is stated that is neither the named option's label nor in it."""
+    if not any(_LETTER_IN_OPTION.search(choice) or _CHORD.fullmatch(_first_word(choice)) for choice in choices):
+        return False
+    letters = {letter for match in _STATED.finditer(text) for letter in match.groups() if letter}
+    own = {match.group() for match in re.finditer(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z:/#\d])", named)}
+    return not letters <= own | {ascii_uppercase[choices.index(named) : choices.index(named) + 1]}
+
+
+def _letters(pattern: re.Pattern[str], text: str, choices: Sequence[str]) -> set[str]:
+    """The options whose labels a pattern finds. Where options hold letters themselves, few letters can be labels."""
+    lettered = any(_LETTER_IN_OPTION.search(choice) for choice in choices)
+    if lettered and pattern is _STATED:
+        return set()
+    found = (_FEWER if lettered else pattern).finditer(text)
+    letters = {letter.upper() for match in found for letter in match.groups() if letter}
+    return {option for letter in letters if (option := _labelled(letter, choices)) is not None}
+
+
+def _without_reason(text: str, choices: Sequence[str]) -> str:
+    """What stands before a reason; all of it where there is none, where options hold such words, or in second thoughts."""
+    reason = _REASON.search(text)
+    if reason is None or any(_REASON.search(f" {choice}") for choice in choices):
+        label, rest = _split_label(text)
+        first = re.split(r"[.;]\s|\n", rest, maxsplit=1)[0]  # "B. Cat. A dog would bark."
+        end = len(text) - len(rest) + len(first) if label and _same(first, choices) == _labelled(label, choices) else 0
+    else:
+        end = len(text[: reason.start()].rstrip(" \n,;:.(-"))
+    return text[:end] if _fold(text[:end]) and not _SECOND_THOUGHT.search(text, end) else text
+
+
+def _fold(text: str) -> str:
+    """For comparison: lower case, single spaces, without quotation marks, Markdown and punctuation around, and article."""
+    text = unicodedata.normalize("NFC", text.casefold()).replace("**", "")
+    return _ARTICLE.sub("", " ".join(text.split()).strip(_OUTER))
+
+
+def _same(text: str, choices: Sequence[str]) -> str | None:
+    """The option that a text is, if it is one and only one."""
+    if text.strip() in choices:
+        return text.strip()
+    folded = _fold(text)
+    found = {choice for choice in choices if folded and _fold(choice) == folded}
+    return found.pop() if len(found) == 1 else None
+
+
+def _unwrap(reply: str) -> str | None:
+    """
+    The reply without thoughts, tags and lead-in; `None` where the lead-in is negated ("I do not think the answer is B") or
+    stops at an article.
+    """
+    thoughts = _THOUGHTS.match(reply)
+    text = (reply[thoughts.end() :] if thoughts else reply).replace("**", "").strip()
+    for wrapper in (_ANSWER_TAG, _BOXED):
+        inside = wrapper.match(text)
+        text = inside.group(1).strip() if inside else text
+    field = _FIELD.match(text)
+    if field:
+        text = (field["text"] if field["text"] is not None else field["bare"]).strip()
+    lead_in = _LEAD_IN.match(text)
+    if lead_in is None or not text[lead_in.end() :].strip(_OUTER):
+        return text
+    sentence = _fold(re.split(r"[.!?。\n]", lead_in.group())[-1])
+    rest = text[lead_in.end() :]
+    cut_off = rest.strip() == "a" and not lead_in.group().rstrip().endswith((":", "="))  # "The answer is a"
+    return None if cut_off or _NEGATION.search(sentence) or _WRONG_LEAD_IN.search(sentence) else rest
+
+
+def _split_label(text: str) -> tuple[str | None, str]:
+    """A leading label in upper case, and the rest; ("B", "text") for "(b) text"."""
+    text = _LIST_MARK.sub("", text.strip()).strip(" \t\r\n*_`\"'$")
+    label = _LABEL.match(text)
+    return (label.group(1).upper(), text[label.end() :]) if label else (None, text)
+
+
+def _labelled(label: str | None, choices: Sequence[str]) -> str | None:
+    """The option with this label, where letters can be nothing but labels."""
+    if label is None or any(_CHORD.fullmatch(_first_word(choice)) for choice in choices):
+        return None
+    position = ascii_uppercase.find(label)
+    return choices[position] if 0 <= position < len(choices) else None
+
+
+def _first_word(choice: str) -> str:
+    """The first word, if it can be a chord: "A" and "I" before others are an article or the speaker."""
+    first, *more = choice.split() or [""]
+    return "" if more and len(first) == 1 else first
+
+
+def _named(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
+    """The options named in a folded text, and the text without them."""
+    spans: dict[tuple[int, int], set[str]] = {}
+    for choice in set(choices):
+        folded = _fold(choice)
+        if len(folded) > 1 or folded.isdigit():
+            # Not in the middle of a word, a number ("1.63"), a chord ("C#", "A:maj/1") or "twenty-three".
+            pattern = rf"(?<![\w#])(?<!\w[./:-]){re.escape(folded)}(?![\w#]|[./:-]\w)"
+            for match in re.finditer(pattern, text):
+                spans.setdefault(match.span(), set()).add(choice)
+    outer: list[tuple[int, int]] = []
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not outer or end > outer[-1][1]:  # else within the last one, which began no later
+            outer.append((start, end))
+    named = {choice for span in outer for choice in spans[span]}
+    starts, ends = [start for start, _ in outer], [end for _, end in outer]
+    return named, " ".join(text[end:start] for end, start in zip([0, *ends], [*starts, len(text)]))
+
+
+__all__ = ["resolve", "same_spelling"]

@@ -1,0 +1,117 @@
+"""The rows that are scored or compared: those of a prediction file, or one for each question of the benchmark's own file."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .benchmarks import BENCHMARKS
+from .load_air_bench import FOUNDATION
+from .load_checks import read_rows
+from .load_jsonl import KEYS
+from .predictions import MISSING, Prediction, Predictions, read_predictions
+from .questions import file_sha256
+
+
+NO_GROUP = "(none)"
+NAMED = 3  # rows that an error names
+
+
+def questions_of(
+    predictions: Predictions, benchmark: str, data: str | Path | None
+) -> tuple[list[Prediction], dict[str, str] | None]:
+    """
+    The rows to score: those of the prediction file, or one for each question in `data`, with the digests of its files.
+
+    Raises:
+        `ValueError`: no rows, predictions for questions that `data` does not have, or that are worded otherwise there.
+    """
+    if not predictions.rows:
+        raise ValueError(f"{predictions.path} holds no rows.")
+    said = [tidy(row) for row in predictions.rows]
+    if data is None:
+        return said, None
+    asked, sha256 = _read_questions(Path(data), benchmark)
+    replies = {row.id: row for row in said}
+    unknown = replies.keys() - {question.id for question in asked}
+    if unknown:
+        raise ValueError(f"{predictions.path} has {some(sorted(unknown))} that {data} does not have.")
+    other = [question.id for question in asked if question.id in replies and _differ(question, replies[question.id])]
+    if other:
+        raise ValueError(
+            f"{some(other)} in {predictions.path} have another question, other options or another answer than in {data}: the predictions are "
+            "about another version of the benchmark. Score them with that version, or without --data."
+        )
+    return [_join(question, replies.get(question.id)) for question in asked], sha256
+
+
+def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
+    """A benchmark's questions as rows without a reply. Of a JSON file no clip is needed; parquet files hold theirs."""
+    if path.is_dir() or path.suffix == ".parquet":
+        loaded = BENCHMARKS[benchmark].load(path)
+        shared = ("id", "question", "choices", "answer", "groups")
+        values = [
+            {name: getattr(question, name) for name in shared} | {"audio": tuple(clip.name for clip in question.audio)}
+            for question in loaded.questions
+        ]
+        return [tidy(Prediction(status=MISSING, reply=None, **row)) for row in values], loaded.sha256
+    rows = [tidy(replace(row, status=MISSING, reply=None)) for row in read_predictions(path).rows]
+    if benchmark == "jsonl":  # the groups are the user's own
+        content, _ = read_rows(path)
+        groups = [
+            {key: row[key] for key in row if key not in KEYS and isinstance(row[key], str)} for _, row in content
+        ]
+        rows = [replace(row, groups=own) for row, own in zip(rows, groups)]
+    return rows, {path.name: file_sha256(path)}
+
+
+def tidy(row: Prediction) -> Prediction:
+    """
+    A row as the loaders would have made it: no white space around options and answer, no empty options (MMAR has some), and
+    AIR-Bench's `task_name` as `task` and `domain`.
+    """
+    choices = tuple(choice.strip() for choice in row.choices if choice.strip())
+    task = row.groups.get("task_name")
+    groups = {"task": task, "domain": FOUNDATION.get(task, NO_GROUP)} | row.groups if task else row.groups
+    return replace(row, choices=choices, answer=row.answer and row.answer.strip(), groups=groups)
+
+
+def _differ(question: Prediction, row: Prediction) -> bool:
+    pairs = (
+        (question.question.strip(), row.question.strip()),
+        (question.choices, row.choices),
+        (question.answer, row.answer),
+    )
+    return any(asked and said and _spelled(asked) != _spelled(said) for asked, said in pairs)
+
+
+def _spelled(text: str | tuple[str, ...]) -> list[str]:
+    """In one Unicode spelling."""
+    return [unicodedata.normalize("NFC", part) for part in ([text] if isinstance(text, str) else text)]
+
+
+def _join(question: Prediction, row: Prediction | None) -> Prediction:
+    if row is None:
+        return question
+    said = {name: getattr(row, name) for name in ("status", "reply", "error", "prompt")}
+    return replace(question, **said, audio=row.audio or question.audio, groups=row.groups | question.groups)
+
+
+def check_answers(rows: Sequence[Prediction]) -> None:
+    """Raises `ValueError` if any row has no answer."""
+    hidden = [row.id for row in rows if not row.answer]
+    if hidden:
+        raise ValueError(
+            f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
+            "kept back, --submission FILE --data QUESTIONS writes what its makers score; if you have the answers, give "
+            "them with --data."
+        )
+
+
+def some(ids: Sequence[str]) -> str:
+    """How many, and the first few by name."""
+    more = ", ..." if len(ids) > NAMED else ""
+    return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
+
+
+__all__ = ["NO_GROUP", "check_answers", "questions_of", "some", "tidy"]
