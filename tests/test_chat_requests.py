@@ -173,8 +173,12 @@ def test_small_files_that_hold_much():
     # STREAMINFO's number of samples: 0 is "unknown".
     silence[21] &= 0xF0
     silence[22:26] = bytes(4)
-    with pytest.raises(RefusedRequest, match="The header of Audio 1 of 1 does not say how long it is"):
+    with pytest.raises(RefusedRequest, match="Audio 1 of 1 is longer than 30 s"):
         reader.read_all([encoded(silence).encode()], "messages")
+    long = AudioReader(32, (), 2**20, max_total=40)
+    assert [len(clip) for clip in long.read_all([encoded(silence).encode()], "messages")] == [31 * 16_000]
+    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 31.0 s long, after 31.0 s before it; .* 40 s"):
+        long.read_all([encoded(silence).encode()] * 2, "messages")
     with pytest.raises(RefusedRequest, match="has 192001 samples in 8 channels, together more than 192000"):
         channels = flac(np.zeros((192_001, 8), np.int16), 500_000)
         AudioReader(1, (), 2**20).read_all([encoded(channels).encode()], "messages")
