@@ -57,6 +57,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def with_type(item: dict) -> dict:
+    """An item of content; one without a `type` is what it has a source or a text of."""
+    if item.get("type") is not None:
+        return item
+    audio, text = any(item.get(key) is not None for key in ("audio", "path", "url")), item.get("text") is not None
+    return item if audio == text else item | {"type": "audio" if audio else "text"}
+
+
 def check_text(item: dict, message: int, audio_token: str):
     """Raises a `ValueError` for a text item without a text, and for one that holds the placeholder of audio."""
     if item.get("type") != "text":
@@ -85,4 +93,4 @@ def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
     return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
 
 
-__all__ = ["check_text", "is_conversation", "load_item", "plain_messages"]
+__all__ = ["check_text", "is_conversation", "load_item", "plain_messages", "with_type"]

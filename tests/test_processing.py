@@ -429,3 +429,12 @@ def test_the_template_alone_refuses_the_placeholder_in_texts(as_items):
     chat = [{"role": "user", "content": [{"type": "text", "text": text}] if as_items else text}]
     with pytest.raises(TemplateError, match="The text contains the audio placeholder .*Remove it"):
         processor.tokenizer.apply_chat_template(chat, chat_template=processor.chat_template, tokenize=False)
+
+
+def test_labels_are_arrays_where_the_inputs_are(processor):
+    chat = [*question(SOUND[:SECOND]), {"role": "assistant", "content": "a dog"}]
+    options = {"return_labels": True, "sampling_rate": 16_000}
+    arrays = tokenized(processor, chat, processor_kwargs=options, return_tensors="np")
+    tensors = tokenized(processor, chat, processor_kwargs=options)
+    assert isinstance(arrays["labels"], np.ndarray) and isinstance(tensors["labels"], torch.Tensor)
+    np.testing.assert_array_equal(arrays["labels"], tensors["labels"].numpy())
