@@ -130,7 +130,7 @@ class AudioTextToTextPipeline(Pipeline):
             raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
         rows = pair(audio, text)
         # Falcon3-Audio's processor knows messages that are objects; others get them as they are given.
-        plain = getattr(self.processor, "plain_messages", lambda chat: list(getattr(chat, "messages", chat)))
+        plain = getattr(self.processor, "plain_messages", _messages)
         # What an item is that is neither a chat nor a dict with `audio` and `text`.
         bare = "text" if audio is None else "audio"
         if not is_many(rows):
@@ -312,6 +312,10 @@ class AudioTextToTextPipeline(Pipeline):
             self.processor.tokenizer.init_kwargs.pop(name, None)
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _messages(chat: Any) -> list:
+    return list(getattr(chat, "messages", chat))
 
 
 def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -107,7 +107,8 @@ def _split(data: bytes) -> list[bytes]:
 
 def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np.ndarray, int, bytes]:
     """Samples and rate of a file, and of an mp3 file what lies behind its end. A `LibsndfileError` if it is no such file."""
-    known, raw = None, _Endless(data)
+    known: int | None = None
+    raw: Any = _Endless(data)
     if data.startswith(b"OggS"):
         # The length is on its last page, which libsndfile looks for from the end.
         raw = io.BytesIO(data)

@@ -36,7 +36,7 @@ from .audio_inputs_falcon3_audio import (
     is_with_rate,
     load_audio,
 )
-from .messages_falcon3_audio import check_text, is_conversation, load_item, plain_messages, with_type
+from .messages_falcon3_audio import check_text, is_conversation, load_item, plain_messages
 from .tokenizer_falcon3_audio import (
     NEW_AUDIO_TOKEN,
     choose_audio_token,
@@ -353,12 +353,10 @@ class Falcon3AudioProcessor(ProcessorMixin):
                 raise ValueError(
                     f"The content of message {index} must be a string or a list of dicts, got {content!r}."
                 )
-            items = [with_type(item) for item in items]
             for item in items:
                 check_text(item, index, self.audio_token)
-            if not isinstance(content, str) and content is not None:
-                loaded = [load_item(item, sampling_rate, index) for item in items] if load else items
-                message = message | {"content": loaded}
+            if not isinstance(content, str) and content is not None and load:
+                message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
             prepared.append(message)
         return prepared
 
