@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 import soundfile
+import test_audio_files
 from running_server import QUESTION, audio, encoded, input_audio, openai_chat, user, wav
 
 from falcon3_audio.processing import load_audio
@@ -163,6 +164,21 @@ def flac(samples: np.ndarray, rate: int) -> bytearray:
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="FLAC")
     return bytearray(file.getvalue())
+
+
+torchcodec = test_audio_files.torchcodec
+
+
+def test_what_only_torchcodec_reads_is_limited_as_well(torchcodec):
+    data = encoded(test_audio_files.M4A).encode()
+    samples = AudioReader(30, (), 2**20).read_all([data], "messages")[0]
+    np.testing.assert_array_equal(samples, load_audio(torchcodec.samples, 44_100))
+    lines = b"\r\n".join(data[start : start + 76] for start in range(0, len(data), 76))
+    np.testing.assert_array_equal(AudioReader(30, (), 2**20).read_all([lines], "messages")[0], samples)
+    with pytest.raises(RefusedRequest, match="Audio 1 of 1 is longer than 1 s"):
+        AudioReader(1, (), 2**20).read_all([data], "messages")
+    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 2.0 s long, after 2.0 s before it"):
+        AudioReader(30, (), 2**20, 3).read_all([data, data], "messages")
 
 
 def test_small_files_that_hold_much():
