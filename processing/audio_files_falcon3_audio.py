@@ -107,19 +107,9 @@ def _split(data: bytes) -> list[bytes]:
 
 def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np.ndarray, int, bytes]:
     """Samples and rate of a file, and of an mp3 file what lies behind its end. A `LibsndfileError` if it is no such file."""
-    known: int | None = None
-    raw: Any = _Endless(data)
-    if data.startswith(b"OggS"):
-        # The length is on its last page, which libsndfile looks for from the end.
-        raw = io.BytesIO(data)
-        _check_last_page(data, name)
-    elif data.startswith(b"fLaC") and len(data) > 26:
-        # Without a number of samples, 36 bits of its first block (RFC 9639, 8.2), libFLAC decodes all there is.
-        known = int.from_bytes(data[21:26], "big") & 2**36 - 1 or UNKNOWN_FRAMES
-        endless = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
-        raw = _Endless(endless)
+    raw, announced = _as_libsndfile_sees_it(data, name)
     with _Stream(raw) as file:
-        promised = known or file.frames
+        promised = announced or file.frames
         raw.ran_out = False  # of the header
         samples = _read_to_the_end(file, promised, max_seconds, name)
         rate, kind, rest = file.samplerate, file.format, data[io.BytesIO.tell(raw) :]
@@ -128,7 +118,7 @@ def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np
     if is_short and promised < UNKNOWN_FRAMES and not _is_unknown(promised, len(samples), len(data)):
         raise ValueError(f"{name} is truncated: it announces {promised} samples and does not hold them all.")
     # libFLAC drops a frame that was cut off. The last of a whole file has no byte too many.
-    if known == UNKNOWN_FRAMES and len(samples) == _count_samples(endless[:-1]):
+    if announced == UNKNOWN_FRAMES and len(samples) == _count_samples(raw.getvalue()[:-1]):
         raise ValueError(f"{name} is truncated: its last frame is not complete.")
     if len(samples) > promised:
         logger.warning(f"{name} announces {promised} samples and holds {len(samples)}: all of them are used.")
@@ -140,6 +130,20 @@ def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np
             "anew (ffmpeg -i in.ogg out.flac)."
         )
     return samples, rate, b""
+
+
+def _as_libsndfile_sees_it(data: bytes, name: str) -> tuple[Any, int | None]:
+    """A file that does not end, and its number of samples where libsndfile is not to know it."""
+    if data.startswith(b"OggS"):
+        # The length is on the last page, which libsndfile looks for from the end.
+        _check_last_page(data, name)
+        return io.BytesIO(data), None
+    if data.startswith(b"fLaC") and len(data) > 26:
+        # Without a number of samples, 36 bits of its first block (RFC 9639, 8.2), libFLAC decodes all there is.
+        announced = int.from_bytes(data[21:26], "big") & 2**36 - 1
+        unknown = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
+        return _Endless(unknown), announced or UNKNOWN_FRAMES
+    return _Endless(data), None
 
 
 def _read_to_the_end(file: Any, promised: int, max_seconds: float | None, name: str) -> np.ndarray:
