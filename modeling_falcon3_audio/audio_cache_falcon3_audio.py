@@ -7,15 +7,32 @@ embeddings: the cache empties itself when weights or adapters were changed. Trav
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from typing import Any
 
 import torch
 
 
+class Lock:
+    """A `threading.Lock` that does not keep its owner from being copied and pickled: the copy has one of its own."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *error):
+        self._lock.release()
+
+    def __reduce__(self):
+        return Lock, ()
+
+
 class AudioCache:
     """
-    Projected audio of the clips heard last.
+    Projected audio of the clips heard last. Threads may share it; two that need a new clip at once both encode it.
 
     Args:
         model: has `get_audio_features` and `count_audio_tokens`.
@@ -27,6 +44,7 @@ class AudioCache:
         self.max_tokens = max_tokens
         self._clips: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._state: Any = None
+        self._lock = Lock()  # for what is kept; nothing is encoded under it
 
     def embed(self, keys: list[str], input_features: torch.Tensor, input_features_mask: torch.Tensor) -> torch.Tensor:
         """
@@ -37,27 +55,35 @@ class AudioCache:
             input_features (`torch.Tensor` of shape `(clips, num_mel_bins, frames)`)
             input_features_mask (`torch.Tensor` of shape `(clips, frames)`)
         """
-        state = fingerprint(self.model)
-        if state != self._state:
-            self._clips.clear()
-            self._state = state
-        new = {key: row for row, key in enumerate(keys) if key not in self._clips}
+        with self._lock:
+            state = fingerprint(self.model)
+            if state != self._state:
+                self._clips.clear()
+                self._state = state
+            clips = {key: self._clips[key] for key in keys if key in self._clips}
+        new = {key: row for row, key in enumerate(keys) if key not in clips}
         if new:
             rows = torch.tensor(list(new.values()), device=input_features.device)
             mask = input_features_mask[rows]
             encoded = self.model.get_audio_features(input_features[rows], mask, return_dict=True).pooler_output
             # A clone each: a part of a larger tensor would keep all of that in memory.
             parts = [part.detach().clone() for part in encoded.split(self.model.count_audio_tokens(mask).tolist())]
-            self._clips |= zip(new, parts)
-        embeds = [self._clips[key] for key in keys]
+            clips |= zip(new, parts)
+        with self._lock:
+            if state == self._state:  # else another thread has seen other weights by now
+                self._keep(keys, clips)
+        return torch.cat([clips[key] for key in keys])
+
+    def _keep(self, keys: list[str], clips: dict[str, torch.Tensor]):
         for key in keys:
+            self._clips[key] = clips[key]
             self._clips.move_to_end(key)
         while sum(map(len, self._clips.values())) > self.max_tokens:
             self._clips.popitem(last=False)
-        return torch.cat(embeds)
 
     def clear(self):
-        self._clips.clear()
+        with self._lock:
+            self._clips.clear()
 
 
 def fingerprint(model: torch.nn.Module) -> list[Any]:
@@ -91,4 +117,4 @@ def digests(input_features: torch.Tensor, input_features_mask: torch.Tensor) -> 
     return names
 
 
-__all__ = ["AudioCache", "digests", "fingerprint"]
+__all__ = ["AudioCache", "Lock", "digests", "fingerprint"]

@@ -9,19 +9,17 @@ Any transformers model with an audio chat template can be used. Travels with eve
     pipe("clip.wav", text="What do you hear?")[0]["generated_text"]
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Iterator, Sized
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
 from transformers.generation import GenerationConfig
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
 from .audio_cache_falcon3_audio import AudioCache, digests
+from .pipeline_inputs_falcon3_audio import Request, each, in_batches, is_audio, is_many, make_request, pair
 from .prompt_cache_falcon3_audio import (
     PromptCache,
     Token,
@@ -54,13 +52,8 @@ _GENERATE_ARGUMENTS = {
     "cache",
     "past_key_values",
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """One chat to answer. A class of its own, since a list of messages would be taken for a batch."""
-
-    messages: list[dict[str, Any]]
+# What goes to the chat template by its own name.
+_TEMPLATE_ARGUMENTS = ("chat_template", "documents", "enable_thinking", "tools")
 
 
 class AudioTextToTextPipeline(Pipeline):
@@ -112,15 +105,18 @@ class AudioTextToTextPipeline(Pipeline):
         Answers in text.
 
         Args:
-            audio: A clip (path, URL, bytes, array, tensor, dict with `array` and `sampling_rate`); a list of clips,
+            audio: A clip (path, URL, bytes, array, tensor, dict with `array` and `sampling_rate`, tuple of an array and its
+                rate); a list of clips,
                 which are asked one by one (a batch); a list of lists, where each inner list goes into one prompt. Or a
-                chat or list of chats (messages as dicts; Falcon3-Audio's processor takes objects as well); or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset or
-                generator.
+                chat or list of chats (messages as dicts; Falcon3-Audio's processor takes objects as well); or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset,
+                stream or generator. A row of these is read when its answer is asked for.
             text (`str`, list of `str`, or chats): The question. One is asked about every clip of a list, and several
                 about one clip each get an answer of their own.
             sampling_rate (`int`, *optional*): Of arrays, in Hz. Files know their own.
             **kwargs: Generation parameters; `batch_size` and `num_workers`; `return_full_text=True` for the whole
-                chat with the answer instead of the answer alone; `processor_kwargs`.
+                chat with the answer instead of the answer alone; `processor_kwargs`; for the chat template `tools`,
+                `documents`, `enable_thinking`, `chat_template`, and `chat_template_kwargs` for all else it may know;
+                `continue_final_message`, whether the last message is to be continued (default: if it is the assistant's).
 
         Returns:
             For one input a list of `{"input_text": messages, "generated_text": answer}`, one per returned sequence. For
@@ -132,16 +128,16 @@ class AudioTextToTextPipeline(Pipeline):
         """
         if audio is None and text is None:
             raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
-        rows = _pair(audio, text)
+        rows = pair(audio, text)
         # Falcon3-Audio's processor knows messages that are objects; others get them as they are given.
         plain = getattr(self.processor, "plain_messages", _messages)
         # What an item is that is neither a chat nor a dict with `audio` and `text`.
         bare = "text" if audio is None else "audio"
-        if not _is_many(rows):
-            return super().__call__(_request(rows, bare, sampling_rate, plain), **kwargs)
+        if not is_many(rows):
+            return super().__call__(make_request(rows, bare, sampling_rate, plain), **kwargs)
         if isinstance(rows, Sized) and len(rows) == 0:
             raise ValueError("Nothing was asked: the list of inputs is empty.")
-        requests = (_request(row, bare, sampling_rate, plain) for row in _each(rows))
+        requests = (make_request(row, bare, sampling_rate, plain) for row in each(rows))
         return super().__call__(list(requests) if isinstance(rows, (list, tuple)) else requests, **kwargs)
 
     def _sanitize_parameters(
@@ -150,16 +146,25 @@ class AudioTextToTextPipeline(Pipeline):
         skip_special_tokens: bool | None = None,
         processor_kwargs: dict | None = None,
         generate_kwargs: dict | None = None,
+        continue_final_message: bool | None = None,
+        chat_template_kwargs: dict | None = None,
         **kwargs,
     ):
+        template = {name: kwargs.pop(name) for name in _TEMPLATE_ARGUMENTS if name in kwargs} | (
+            chat_template_kwargs or {}
+        )
         allowed = set(vars(GenerationConfig())) | _GENERATE_ARGUMENTS
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
             raise TypeError(
                 f"audio-text-to-text has no parameter {', '.join(unknown)}. It takes the fields of GenerationConfig, "
-                f"{', '.join(sorted(_GENERATE_ARGUMENTS))}, return_full_text, skip_special_tokens and processor_kwargs."
+                f"{', '.join(sorted(_GENERATE_ARGUMENTS))}, return_full_text, skip_special_tokens, processor_kwargs, "
+                f"continue_final_message, {', '.join(_TEMPLATE_ARGUMENTS)} and chat_template_kwargs."
             )
-        preprocess = {} if processor_kwargs is None else {"processor_kwargs": processor_kwargs}
+        preprocess: dict[str, Any] = {} if processor_kwargs is None else {"processor_kwargs": processor_kwargs}
+        if continue_final_message is not None:
+            preprocess["continue_final_message"] = continue_final_message
+        preprocess |= template
         options = {"return_full_text": return_full_text, "skip_special_tokens": skip_special_tokens}
         postprocess = {name: value for name, value in options.items() if value is not None}
         return preprocess, {**(generate_kwargs or {}), **kwargs}, postprocess
@@ -169,16 +174,24 @@ class AudioTextToTextPipeline(Pipeline):
         if isinstance(inputs, Sized):
             batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
         else:
-            batches = _in_batches(inputs, batch_size)
+            batches = in_batches(inputs, batch_size)
         answered = super().get_iterator(batches, num_workers, 1, preprocess_params, forward_params, postprocess_params)
         return (records for batch in answered for records in batch)
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         return super().run_single([inputs], preprocess_params, forward_params, postprocess_params)[0]
 
-    def preprocess(self, requests: list[Request], processor_kwargs: dict | None = None) -> dict[str, Any]:
-        """Model inputs of a batch of chats. A chat that ends with the assistant's words is continued."""
+    def preprocess(
+        self,
+        requests: list[Request],
+        processor_kwargs: dict | None = None,
+        continue_final_message: bool | None = None,
+        **template,
+    ) -> dict[str, Any]:
+        """Model inputs of a batch of chats. A chat that ends with the assistant's words is continued, unless told otherwise."""
         continues = {request.messages[-1]["role"] == "assistant" for request in requests}
+        if continue_final_message is not None:
+            continues = {continue_final_message}
         if len(continues) > 1:
             raise ValueError(
                 "Some chats of this batch end with an assistant message, to be continued, and some do not. Use batch_size=1."
@@ -194,6 +207,7 @@ class AudioTextToTextPipeline(Pipeline):
             continue_final_message=go_on,
             # Answers go on after the last token, and some models' tokenizers pad behind it.
             processor_kwargs={"padding": True, "padding_side": "left"} | (processor_kwargs or {}),
+            **template,
         )
         has_audio = self._audio_cache is not None and "input_features" in inputs
         clips = digests(inputs["input_features"], inputs["input_features_mask"]) if has_audio else None
@@ -300,96 +314,15 @@ class AudioTextToTextPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def _is_chat(value: Any) -> bool:
-    """A list of messages, or an object that holds one, such as transformers' own `Chat`."""
-    if hasattr(value, "messages"):
-        return True
-    first = value[0] if isinstance(value, (list, tuple)) and len(value) > 0 else None
-    return "role" in first if isinstance(first, dict) else hasattr(first, "role")
-
-
 def _messages(chat: Any) -> list:
     return list(getattr(chat, "messages", chat))
-
-
-def _is_many(value: Any) -> bool:
-    """Several inputs, rather than one clip, text, chat or row."""
-    if isinstance(value, (list, tuple)):
-        return not _is_chat(value) and not (len(value) > 0 and isinstance(value[0], (int, float, np.number)))
-    one = (str, bytes, bytearray, memoryview, dict, np.ndarray, torch.Tensor)
-    many = isinstance(value, (Iterable, Dataset))
-    return many and not isinstance(value, one) and not hasattr(value, "read")
-
-
-def _each(rows: Any) -> Iterator[Any]:
-    """The items of a list, dataset or generator; datasets of torch need not be iterable."""
-    return (rows[index] for index in range(len(rows))) if isinstance(rows, Dataset) else iter(rows)
-
-
-def _pair(audio: Any, text: Any) -> Any:
-    """Clips with their questions: one row, or a list where one clip or one question may stand for all."""
-    if audio is None or text is None:
-        return text if audio is None else audio
-    audio, text = (list(_each(value)) if _is_many(value) else value for value in (audio, text))
-    if any(_is_chat(value) or (_is_many(value) and value and _is_chat(value[0])) for value in (audio, text)):
-        raise ValueError("A chat holds its own audio; give either a chat, or `audio` and `text`.")
-    if not _is_many(audio) and not _is_many(text):
-        return {"audio": audio, "text": text}
-    clips = audio if _is_many(audio) else [audio] * len(text)
-    texts = text if _is_many(text) else [text] * len(clips)
-    if len(texts) != len(clips):
-        raise ValueError(
-            f"Got {len(clips)} clips but {len(texts)} texts; they must match, or one text is asked about all."
-        )
-    return [{"audio": clip, "text": question} for clip, question in zip(clips, texts)]
-
-
-def _request(item: Any, bare: str, sampling_rate: int | None, plain: Callable[[Any], list]) -> Request:
-    """From a chat, whose messages `plain` makes dicts, a dict with `audio` and `text`, or a bare clip or text."""
-    if _is_chat(item):
-        return Request([_with_rate(message, sampling_rate) for message in plain(item)])
-    if not isinstance(item, dict):
-        item = {bare: item}
-    elif not item.keys() & {"audio", "text"} and item.keys() & {"array", "raw", "bytes", "path"}:
-        item = {"audio": item}
-    if not item.keys() & {"audio", "text"}:
-        raise ValueError(f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(item)}.")
-    audio, text = item.get("audio"), item.get("text")
-    clips = [] if audio is None else list(audio) if _is_many(audio) else [audio]
-    content: list[dict[str, Any]] = [{"type": "audio", "audio": clip} for clip in clips]
-    if text is not None:
-        content.append({"type": "text", "text": text})
-    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
-    return Request([_with_rate({"role": "user", "content": content}, rate)])
-
-
-def _with_rate(message: dict[str, Any], rate: int | None) -> dict[str, Any]:
-    """The message, whose audio items have the sampling rate of the call where they have none of their own."""
-    if rate is None or not isinstance(message.get("content"), (list, tuple)):
-        return message
-    content = [
-        item | {"sampling_rate": rate} if item.get("type") == "audio" and item.get("sampling_rate") is None else item
-        for item in message["content"]
-    ]
-    return message | {"content": content}
 
 
 def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for message in messages:
         content = message.get("content")  # there is none beside a call of a tool
         if content is not None and not isinstance(content, str):
-            yield from (item for item in content if item["type"] == "audio")
-
-
-def _in_batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    batch: list[Request] = []
-    for request in requests:
-        batch.append(request)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+            yield from filter(is_audio, content)
 
 
 def _with_answer(messages: list[dict[str, Any]], answer: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .audio_cache_falcon3_audio import fingerprint
+from .audio_cache_falcon3_audio import Lock, fingerprint
 from .releases_falcon3_audio import CACHE
 
 
@@ -44,7 +44,7 @@ WORTH_SHARING = 32
 
 class PromptCache:
     """
-    Keys and values of the chats answered last. For one thread at a time, and for one chat at a time:
+    Keys and values of the chats answered last. Threads may share it. For one chat at a time:
 
         cache = prompts.take(content)
         tokens = model.generate(..., cache=cache)
@@ -61,15 +61,20 @@ class PromptCache:
         self.max_tokens = max_tokens
         self._chats: list[tuple[list[Token], DynamicCache]] = []  # the one used last at the end
         self._state = fingerprint(model)
+        self._lock = Lock()
 
     def take(self, content: list[Token]) -> DynamicCache:
         """
         A cache that holds the longest beginning of a prompt that is known, without its last token, whose logits begin
         the answer. Nobody else has it: `generate` may write into it.
         """
+        with self._lock:
+            return self._take(content)
+
+    def _take(self, content: list[Token]) -> DynamicCache:
         state = fingerprint(self.model)
         if state != self._state:
-            self.clear()
+            self._chats.clear()
             self._state = state
         shared = [min(_shared_length(known, content), len(content) - 1) for known, _ in self._chats]
         length = max(shared, default=0)
@@ -89,12 +94,14 @@ class PromptCache:
         length = min(cache.get_seq_length(), self.max_tokens)
         if length < cache.get_seq_length():
             cache = self._beginning(cache, length)
-        self._chats.append((content[:length], cache))
-        while sum(len(known) for known, _ in self._chats) > self.max_tokens:
-            del self._chats[0]
+        with self._lock:
+            self._chats.append((content[:length], cache))
+            while sum(len(known) for known, _ in self._chats) > self.max_tokens:
+                del self._chats[0]
 
     def clear(self):
-        self._chats.clear()
+        with self._lock:
+            self._chats.clear()
 
     def _beginning(self, cache: DynamicCache, length: int) -> DynamicCache:
         """A copy, which keeps nothing of the rest in memory."""

@@ -19,7 +19,7 @@ def plain_messages(conversation: Any) -> list[dict[str, Any]]:
     """
     The messages of one conversation as dicts. Takes dicts, dataclasses and pydantic models, also for items of content,
     and an object that holds the list under `messages`. Fields of an object that are `None` are left out, since it cannot
-    lack them. A dict keeps what it has: transformers drops its `None` from 5.24 on, and shows it to the template before.
+    lack them. Items of content without a `type` get one. A dict keeps what it has: transformers drops its `None` from 5.24 on, and shows it to the template before.
 
     Raises a `ValueError` for a message of another kind, and for what is no list of messages.
     """
@@ -37,6 +37,8 @@ def _plain_message(message: Any, index: int) -> dict[str, Any]:
         raise ValueError(
             f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got {plain!r}."
         )
+    if isinstance(plain.get("content"), list):
+        plain = plain | {"content": [_with_type(item) for item in plain["content"]]}
     if isinstance(message, Mapping):
         return plain
     return {key: value for key, value in plain.items() if value is not None}
@@ -55,6 +57,14 @@ def _plain(value: Any) -> Any:
     if callable(getattr(value, "model_dump", None)):
         return _plain(value.model_dump())
     return value
+
+
+def _with_type(item: Any) -> Any:
+    """An item of content; one without a `type` is what it has a source or a text of."""
+    if not isinstance(item, dict) or item.get("type") is not None:
+        return item
+    audio, text = any(item.get(key) is not None for key in ("audio", "path", "url")), item.get("text") is not None
+    return item if audio == text else item | {"type": "audio" if audio else "text"}
 
 
 def check_text(item: dict, message: int, audio_token: str):

@@ -33,6 +33,7 @@ from .audio_inputs_falcon3_audio import (
     count_encoded_frames,
     count_frames,
     count_tokens,
+    is_with_rate,
     load_audio,
 )
 from .messages_falcon3_audio import check_text, is_conversation, load_item, plain_messages
@@ -310,7 +311,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
         `load_audio` takes) and may have its own `sampling_rate`.
 
         With `processor_kwargs={"return_labels": True}` (and `tokenize=True, return_dict=True`) the result has
-        `labels`, of the shape of `input_ids`, for training on the assistant's answers only.
+        `labels`, of the shape of `input_ids` and a tensor or array as they are, for training on the assistant's answers only.
 
         Raises a `ValueError` that names the message for an audio item without a source, unreadable audio, and text
         that contains the placeholder token.
@@ -372,7 +373,9 @@ def _given_sampling_rate(kwargs: dict) -> int | None:
 
 def _is_list_of_clips(audio: Any) -> bool:
     # A list of numbers is one clip.
-    return isinstance(audio, (list, tuple)) and not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
+    if not isinstance(audio, (list, tuple)) or is_with_rate(audio):
+        return False
+    return not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
 
 
 def _with_labels(outputs: BatchFeature, answers: list[int], audio_token_id: int) -> BatchFeature:
@@ -390,7 +393,8 @@ def _with_labels(outputs: BatchFeature, answers: list[int], audio_token_id: int)
                 "has to be an assistant message that is not truncated away, and the chat template must add it at the "
                 "end without changing what is before it; otherwise make a conversation of its own of each answer."
             )
-    outputs["labels"] = input_ids.masked_fill(~masks | (input_ids == audio_token_id), -100)
+    labels = input_ids.masked_fill(~masks | (input_ids == audio_token_id), -100)
+    outputs["labels"] = labels.numpy() if isinstance(outputs["input_ids"], np.ndarray) else labels
     return outputs
 
 

@@ -1,6 +1,7 @@
 """The sound of a request: base64 or a URL, into samples, if there is no more of it than is allowed.
 
 How long a file is stands in its header, which is read before anything is decoded: small files can hold days of silence.
+What a header does not say, or says wrong, is decoded up to the limit.
 Nothing is fetched except from hosts that the operator named, and redirects are not followed.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 import soundfile
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
-from falcon3_audio.processing.audio_inputs_falcon3_audio import UNKNOWN_FRAMES
+from falcon3_audio.processing.audio_files_falcon3_audio import UNKNOWN_FRAMES
 
 
 # Samples of all channels for each second of the longest audio: 96 kHz in stereo.
@@ -73,7 +74,8 @@ class AudioReader:
                 data = self._from_url(source, name) if isinstance(source, str) else _from_base64(source, name)
                 with self._decoding:
                     self._check_length(data, name, before)
-                    clips.append(load_audio(data, name=name))
+                    clips.append(load_audio(data, name=name, max_seconds=self.max_seconds))
+                self._check_total(len(clips[-1]) / SAMPLING_RATE, name, before)
             except ValueError as error:
                 raise RefusedRequest(str(error), param) from error
         return clips
@@ -121,19 +123,22 @@ class AudioReader:
         except soundfile.LibsndfileError:
             return  # `load_audio` says what is wrong with it
         if frames >= UNKNOWN_FRAMES:
-            raise ValueError(f"The header of {name} does not say how long it is: write it to a file, not to a pipe.")
-        seconds = frames / rate
-        if seconds > self.max_seconds:
-            raise ValueError(f"{name} is {seconds:.1f} s long; a clip can have {self.max_seconds:g} s.")
-        if before + seconds > self._max_total:
-            raise ValueError(
-                f"{name} is {seconds:.1f} s long, after {before:.1f} s before it; the model's context holds "
-                f"{self._max_total:g} s of audio."
-            )
+            frames = round(self.max_seconds * rate)  # as much as will be decoded
+        else:
+            if frames / rate > self.max_seconds:
+                raise ValueError(f"{name} is {frames / rate:.1f} s long; a clip can have {self.max_seconds:g} s.")
+            self._check_total(frames / rate, name, before)
         most = self.max_seconds * MAX_VALUES_PER_SECOND
         if frames * channels > most:
             raise ValueError(
                 f"{name} has {frames} samples in {channels} channels, together more than {most:.0f}. Resample it."
+            )
+
+    def _check_total(self, seconds: float, name: str, before: float) -> None:
+        if before + seconds > self._max_total:
+            raise ValueError(
+                f"{name} is {seconds:.1f} s long, after {before:.1f} s before it; the model's context holds "
+                f"{self._max_total:g} s of audio."
             )
 
 
@@ -149,7 +154,7 @@ _WITHOUT_REDIRECTS = urllib.request.build_opener(_NoRedirects)
 
 def _from_base64(data: bytes, name: str) -> bytes:
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(b"".join(data.split()), validate=True)  # many programs break it into lines
     except ValueError as error:
         raise ValueError(f"{name} is broken base64: {error}.") from error
 

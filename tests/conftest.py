@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 
 
@@ -27,6 +28,15 @@ def converted_data_is_removed():
     yield
     if "falcon3-audio-tests-" in os.environ["HF_DATASETS_CACHE"]:
         shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture
+def switch_often():
+    """Threads take turns after nearly every step."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture(scope="session")

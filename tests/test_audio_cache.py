@@ -1,6 +1,9 @@
 """A clip is encoded once for all questions about it, within a bound, and never again with other weights."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +127,39 @@ def test_other_weights_are_other_embeddings(model, features):
     torch.testing.assert_close(check_fresh(), with_adapter)
     with rescale_adapter_scale(adapted, 0.25):
         assert not torch.allclose(with_adapter, check_fresh())
+
+
+class Numbers(torch.nn.Module):
+    """Encodes a clip as its number, two tokens each."""
+
+    def get_audio_features(self, input_features, mask, return_dict):
+        return SimpleNamespace(pooler_output=input_features[:, 0, :1].repeat_interleave(2, 0))
+
+    def count_audio_tokens(self, mask):
+        return torch.full((len(mask),), 2)
+
+
+def test_threads_share_a_cache(switch_often):
+    """2,000 calls, while clips are pushed out all the time and the cache is emptied now and then."""
+    cache = AudioCache(Numbers(), max_tokens=7)
+
+    def ask(call):
+        numbers = [(call * step) % 11 for step in (1, 3, 7)]
+        features = torch.tensor(numbers, dtype=torch.float32)[:, None, None].expand(3, 1, 2)
+        if call % 50 == 0:
+            cache.clear()
+        embeds = cache.embed([str(number) for number in numbers], features, torch.ones(3, 2))
+        return embeds.flatten().tolist() == [number for number in numbers for _ in range(2)]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(ask, range(2000))) == 2000
+    assert sum(map(len, cache._clips.values())) <= 7
+
+
+def test_a_cache_can_be_copied_and_pickled():
+    for other in (copy.deepcopy(AudioCache(Numbers(), 7)), pickle.loads(pickle.dumps(AudioCache(Numbers(), 7)))):
+        other.clear()
+        assert other.max_tokens == 7
 
 
 def test_the_pipeline_encodes_a_clip_once_for_all_questions_and_turns(checkpoint, monkeypatch):

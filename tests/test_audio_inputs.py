@@ -86,7 +86,8 @@ def test_files_give_the_samples_of_transformers(tmp_path, format, rate):
     samples = load_audio(str(path))
     reference = transformers_load_audio(str(path), sampling_rate=16_000, backend="soundfile")
     assert samples.dtype == np.float32 and samples.shape == reference.shape
-    np.testing.assert_array_equal(samples, reference)
+    # Where a buffer lies in memory changes how libmpg123 rounds.
+    np.testing.assert_allclose(samples, reference, rtol=0, atol=1e-6 if format == "mp3" else 0)
     assert np.abs(samples).max() > 0.1
 
 
@@ -207,6 +208,33 @@ def test_dicts_of_datasets_and_pipelines(key):
         np.testing.assert_allclose(load_audio(source, 16_000), wanted, atol=1e-6)
 
 
+def test_samples_with_their_rate():
+    """As gradio and scipy, and as torchaudio and soundfile have them."""
+    whole = (STEREO * 32_767).astype(np.int16)
+    wanted = load_audio(whole, 44_100)
+    for source in ((44_100, whole), (whole, 44_100), (torch.from_numpy(whole), np.int64(44_100)), [44_100, whole]):
+        np.testing.assert_array_equal(load_audio(source), wanted)
+    np.testing.assert_array_equal(load_audio((MONO.tolist(), 8_000)), load_audio(MONO, 8_000))
+    with pytest.raises(ValueError, match="clip 7.*44100 Hz.*sampling_rate=8000"):
+        load_audio((44_100, whole), 8_000, "clip 7")
+
+
+def test_base64_in_lines():
+    data = encode(MONO)
+    url = "data:audio/wav;base64," + base64.encodebytes(data).decode()
+    assert url.count("\n") > 10
+    np.testing.assert_array_equal(load_audio(url), expected(data))
+    np.testing.assert_array_equal(load_audio(url.replace("\n", "\r\n")), expected(data))
+
+
+def test_a_file_object_can_be_read_again(tmp_path):
+    (tmp_path / "clip.wav").write_bytes(encode(MONO))
+    with open(tmp_path / "clip.wav", "rb") as file:
+        for source in (file, io.BytesIO(encode(MONO))):
+            for _ in range(2):
+                np.testing.assert_array_equal(load_audio(source), expected(encode(MONO)))
+
+
 def test_a_decoder_of_torchcodec():
     class Decoder:
         def get_all_samples(self):
@@ -265,8 +293,6 @@ BAD = {
     "mel spectrogram": (np.zeros((80, 3000), np.float32), 16_000, "too many channels.*not a spectrogram"),
     "turned spectrogram": (np.zeros((3000, 128), np.float32), 16_000, "too many channels.*not a spectrogram"),
     "three dimensions": (np.zeros((1, 80, 3000), np.float32), 16_000, r"\(1, 80, 3000\).*expected \(samples,\)"),
-    "(rate, samples)": ((44_100, MONO), None, "unequal parts"),
-    "(samples, rate)": ((MONO, 44_100), None, "unequal parts"),
     "two clips": ([MONO, MONO[:-1]], 16_000, "unequal parts; pass one clip"),
     "no audio": (b"This is a shopping list.\n" * 20, None, "cannot be decoded.*damaged or no audio"),
     "middle of a file": (encode(MONO)[100:], None, "cannot be decoded"),
@@ -336,38 +362,3 @@ def test_urls_that_were_cut_off(server):
     for url in (data_url(data[: len(data) // 2]), server.address + "/clip.wav"):
         with pytest.raises(ValueError, match="clip 7.*truncated"):
             load_audio(url, name="clip 7")
-
-
-def test_a_flac_file_of_unknown_length_is_read_or_named():
-    """Encoders that write to a pipe leave 0 for the number of samples."""
-    data = bytearray(encode(MONO, format="flac"))
-    data[21] &= 0xF0
-    data[22:26] = bytes(4)
-    try:
-        np.testing.assert_array_equal(load_audio(bytes(data), name="clip 7"), expected(encode(MONO, format="flac")))
-    except ValueError as error:
-        assert "clip 7" in str(error)
-
-
-def test_flac_that_does_not_say_how_long_it_is():
-    """A stream's header: libsndfile fails at its end, and the error says what to do."""
-    file = io.BytesIO()
-    soundfile.write(file, tone(1.3), 16_000, format="FLAC")
-    data = bytearray(file.getvalue())
-    data[21] &= 0xF0  # 36 bits of STREAMINFO for the number of samples: unknown
-    data[22:26] = bytes(4)
-    with pytest.raises(ValueError, match="cannot be decoded.*install torchcodec"):
-        load_audio(bytes(data))
-
-
-@pytest.mark.parametrize("rate", [44_100, 24_000, 16_000, 8_000])
-def test_mp3_that_does_not_say_how_long_it_is(rate):
-    """Without its first frame, which has the length of a file of changing bit rate, libsndfile hears half of this one."""
-    file = io.BytesIO()
-    soundfile.write(file, tone(10.0, rate=rate), rate, format="MP3", bitrate_mode="VARIABLE")
-    data = file.getvalue()
-    assert len(load_audio(data)) == pytest.approx(160_000, abs=1) and b"Xing" in data[:200]
-    tag = b"ID3\x04\0\0" + bytes((0, 0, 2, 5)) + bytes(2 * 128 + 5)  # its size in 7 bits a byte
-    for cut in (data[data.find(data[:2], 4) :], tag + data[data.find(data[:2], 4) :]):
-        with pytest.raises(ValueError, match=r"only [2-5]\.\d of about 10\.\d s could be read. Convert it"):
-            load_audio(cut)

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 import soundfile
+import test_audio_files
 from running_server import QUESTION, audio, encoded, input_audio, openai_chat, user, wav
 
 from falcon3_audio.processing import load_audio
@@ -165,6 +166,21 @@ def flac(samples: np.ndarray, rate: int) -> bytearray:
     return bytearray(file.getvalue())
 
 
+torchcodec = test_audio_files.torchcodec
+
+
+def test_what_only_torchcodec_reads_is_limited_as_well(torchcodec):
+    data = encoded(test_audio_files.M4A).encode()
+    samples = AudioReader(30, (), 2**20).read_all([data], "messages")[0]
+    np.testing.assert_array_equal(samples, load_audio(torchcodec.samples, 44_100))
+    lines = b"\r\n".join(data[start : start + 76] for start in range(0, len(data), 76))
+    np.testing.assert_array_equal(AudioReader(30, (), 2**20).read_all([lines], "messages")[0], samples)
+    with pytest.raises(RefusedRequest, match="Audio 1 of 1 is longer than 1 s"):
+        AudioReader(1, (), 2**20).read_all([data], "messages")
+    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 2.0 s long, after 2.0 s before it"):
+        AudioReader(30, (), 2**20, 3).read_all([data, data], "messages")
+
+
 def test_small_files_that_hold_much():
     reader = AudioReader(30, (), 2**20)
     silence = flac(np.zeros(31 * 8000, np.int16), 8000)
@@ -173,8 +189,12 @@ def test_small_files_that_hold_much():
     # STREAMINFO's number of samples: 0 is "unknown".
     silence[21] &= 0xF0
     silence[22:26] = bytes(4)
-    with pytest.raises(RefusedRequest, match="The header of Audio 1 of 1 does not say how long it is"):
+    with pytest.raises(RefusedRequest, match="Audio 1 of 1 is longer than 30 s"):
         reader.read_all([encoded(silence).encode()], "messages")
+    long = AudioReader(32, (), 2**20, max_total=40)
+    assert [len(clip) for clip in long.read_all([encoded(silence).encode()], "messages")] == [31 * 16_000]
+    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 31.0 s long, after 31.0 s before it; .* 40 s"):
+        long.read_all([encoded(silence).encode()] * 2, "messages")
     with pytest.raises(RefusedRequest, match="has 192001 samples in 8 channels, together more than 192000"):
         channels = flac(np.zeros((192_001, 8), np.int16), 500_000)
         AudioReader(1, (), 2**20).read_all([encoded(channels).encode()], "messages")

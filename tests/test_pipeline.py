@@ -499,3 +499,104 @@ def test_a_column_of_a_dataset(pipe, files):
     wanted = [about(pipe, "a"), about(pipe, "b")]
     assert texts(pipe(KeyDataset(rows, "clip"), text="What?")) == wanted
     assert texts(pipe(KeyDataset(rows, "clip"), batch_size=2)) == texts(pipe([files["a"], files["b"]]))
+
+
+# Rows of other kinds.
+
+
+def test_streams_of_datasets(pipe, files):
+    rows = Dataset.from_list([{"audio": files[name], "text": "What?"} for name in "abc"]).to_iterable_dataset()
+    wanted = [about(pipe, name) for name in "abc"]
+    assert texts(pipe(rows)) == wanted
+    assert texts(pipe(rows, batch_size=2)) == wanted
+    assert texts(pipe((row["audio"] for row in rows), text="What?", batch_size=2)) == wanted
+
+
+@pytest.mark.parametrize("format", ["torch", "numpy"])
+def test_datasets_in_another_format(pipe, format):
+    samples = [{"array": CLIPS[name], "sampling_rate": 16_000} for name in "ab"]
+    rows = Dataset.from_dict({"audio": samples, "text": ["What?", "Why?"]}).with_format(format)
+    wanted = [about(pipe, "a"), about(pipe, "b", "Why?")]
+    assert texts(pipe(rows)) == wanted
+    assert texts(pipe(rows.to_iterable_dataset(), batch_size=2)) == wanted
+
+
+def test_clips_beside_a_question_are_read_as_answers_are_asked_for(pipe, files):
+    read = []
+
+    def clips():
+        for name in "abcabcabc":
+            read.append(name)
+            yield files[name]
+
+    def whys():
+        while True:
+            yield "Why?"
+
+    results = pipe(clips(), text="What?")
+    assert next(results)[0]["generated_text"] == about(pipe, "a")
+    assert len(read) <= 2
+    assert next(pipe(files["a"], text=whys()))[0]["generated_text"] == about(pipe, "a", "Why?")
+    assert texts(pipe((files[name] for name in "ab"), text=["What?", "Why?"])) == [
+        about(pipe, "a"),
+        about(pipe, "b", "Why?"),
+    ]
+    for texts_given, message in ((["What?"], "texts end after 1"), (["What?"] * 3, "more texts than clips")):
+        with pytest.raises(ValueError, match=message):
+            list(pipe((files[name] for name in "ab"), text=texts_given))
+    with pytest.raises(ValueError, match="A chat holds its own audio"):
+        list(pipe((files[name] for name in "ab"), text=[question(text="What?")] * 2))
+
+
+def test_one_file_object_for_several_questions(pipe, files):
+    with open(files["a"], "rb") as file:
+        assert texts(pipe(file, text=["What?", "Why?"])) == [about(pipe, "a"), about(pipe, "a", "Why?")]
+        assert pipe(file, text="What?")[0]["generated_text"] == about(pipe, "a")
+
+
+def test_samples_with_their_rate(pipe):
+    clip = tone(0.5, 700, 44_100)
+    wanted = pipe(clip, text="What?", sampling_rate=44_100)[0]["generated_text"]
+    for pair in ((clip, 44_100), (44_100, clip), (torch.from_numpy(clip), 44_100)):
+        assert pipe(pair, text="What?")[0]["generated_text"] == wanted
+        assert texts(pipe([pair, pair], text="What?", batch_size=2)) == [wanted, wanted]
+        assert pipe({"audio": pair, "text": "What?"})[0]["generated_text"] == wanted
+        items = [{"type": "audio", "audio": pair}, {"type": "text", "text": "What?"}]
+        assert pipe([{"role": "user", "content": items}])[0]["generated_text"] == wanted
+
+
+def test_items_without_a_type(pipe, files):
+    for source in ({"audio": CLIPS["a"]}, {"path": files["a"]}, {"url": files["a"], "audio": None}):
+        chat = [{"role": "user", "content": [source, {"text": "What?"}]}]
+        assert pipe(chat, sampling_rate=16_000)[0]["generated_text"] == about(pipe, "a")
+
+
+# What goes to the chat template.
+
+
+def test_arguments_of_the_chat_template(folder, files):
+    processor = AutoProcessor.from_pretrained(folder)
+    template = "{{ tools | default('') }} {{ enable_thinking | default('') }} {{ word | default('') }}"
+    processor.chat_template = processor.chat_template.rstrip() + template
+    pipe = pipeline("audio-text-to-text", model=folder, processor=processor, max_new_tokens=2, enable_thinking=False)
+    seen = []
+    generate = pipe.model.generate
+    pipe.model.generate = lambda **kwargs: seen.append(kwargs["input_ids"][0].tolist()) or generate(**kwargs)
+    tool = {"type": "function", "function": {"name": "play", "parameters": {}}}
+    pipe(files["a"], text="What?", tools=[tool], chat_template_kwargs={"word": "here"})
+    pipe(files["a"], text="What?", enable_thinking=True)
+    prompts = [processor.tokenizer.decode(ids) for ids in seen]
+    assert "'play'" in prompts[0] and prompts[0].endswith(" False here")
+    assert "'play'" not in prompts[1] and prompts[1].endswith(" True ")
+
+
+def test_an_answer_that_was_begun_may_be_left_as_it_is(pipe):
+    chat = [*question(CLIPS["a"], text="What?"), {"role": "assistant", "content": "It is "}]
+    inputs = pipe.processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    tokens = pipe.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    wanted = pipe.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert wanted != by_hand(pipe, chat)[0]
+    assert pipe(chat, continue_final_message=False)[0]["generated_text"] == wanted
+    assert pipe(chat, continue_final_message=True)[0]["generated_text"] == by_hand(pipe, chat)[0]
+    mixed = pipe([chat, question(CLIPS["b"], text="What?")], continue_final_message=False, batch_size=2)
+    assert texts(mixed) == [wanted, about(pipe, "b")]

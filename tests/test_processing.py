@@ -453,3 +453,12 @@ def test_sound_in_an_answer_is_not_learned(processor):
     row = tokenized(processor, chat, processor_kwargs={"return_labels": True})
     assert audio_tokens(processor, row["input_ids"]) == 25
     assert processor.decode(row["labels"][row["labels"] != -100]) == "asis<|endoftext|>"
+
+
+def test_labels_are_arrays_where_the_inputs_are(processor):
+    chat = [*question(SOUND[:SECOND]), {"role": "assistant", "content": "a dog"}]
+    options = {"return_labels": True, "sampling_rate": 16_000}
+    arrays = tokenized(processor, chat, processor_kwargs=options, return_tensors="np")
+    tensors = tokenized(processor, chat, processor_kwargs=options)
+    assert isinstance(arrays["labels"], np.ndarray) and isinstance(tensors["labels"], torch.Tensor)
+    np.testing.assert_array_equal(arrays["labels"], tensors["labels"].numpy())

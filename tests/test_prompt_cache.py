@@ -1,6 +1,7 @@
 """A turn of a chat computes only what is new, and answers as if all of it were computed."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import test_pipeline
@@ -397,3 +398,31 @@ def test_content():
     ids = [5, 1, 1, 6, 1, 1, 1, 7]
     assert content_of(ids, 1, ["x", "y"], [2, 3]) == [5, "x", "x", 6, "y", "y", "y", 7]
     assert content_of(ids, 0, [], []) == ids
+
+
+def test_threads_share_a_cache(switch_often):
+    """2,000 chats that begin alike: what is taken is always the beginning of what was asked."""
+    model = make_llm()
+    prompts = PromptCache(model, max_tokens=60)
+    layers = range(model.config.num_hidden_layers)
+
+    def states(tokens: list) -> torch.Tensor:
+        """Keys that say which tokens they are of."""
+        return torch.tensor(tokens, dtype=torch.float32)[None, None, :, None].expand(1, 1, -1, 4)
+
+    def ask(call: int) -> bool:
+        content = [1, 2, call % 3, *range(call % 7), call % 5]
+        cache = prompts.take(content)
+        length = cache.get_seq_length()
+        kept = [cache.layers[layer].keys for layer in layers] if length else []
+        right = length < len(content) and all(torch.equal(keys, states(content[:length])) for keys in kept)
+        for layer in layers:
+            cache.update(states(content[length:]), states(content[length:]), layer)
+        prompts.put([*content, 9], cache)
+        if call % 50 == 0:
+            prompts.clear()
+        return right
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(ask, range(2000))) == 2000
+    assert sum(len(known) for known, _ in prompts._chats) <= 60

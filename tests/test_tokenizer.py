@@ -6,13 +6,14 @@ import re
 
 import pytest
 import torch
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 from tiny import FALCON3_TEMPLATE, audio_tokens, make_llm, make_processor, make_tokenizer, question, tokenized, tone
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from falcon3_audio import Falcon3AudioProcessor
 from falcon3_audio.processing import choose_audio_token
+from falcon3_audio.processing.tokenizer_falcon3_audio import make_chat_template
 
 
 SECOND = 16_000
@@ -244,6 +245,45 @@ def test_labels_are_the_answers_and_their_end_tokens(family):
     labels, ids = inputs["labels"][0], inputs["input_ids"][0]
     assert spans(processor, labels) == [answer + end for answer in answers]
     assert torch.equal(labels[labels != -100], ids[labels != -100])
+
+
+# Words that stand in roles, in tokens, in other turns, or are missing.
+TRICKY = [
+    ["a", "a", "a", "a"],
+    ["yes", "yes", "assistant", "user"],
+    ["", "ok", "", "no"],
+    ["e", "1", "e", "1", "1", "e"],
+]
+
+
+@pytest.mark.parametrize("words", TRICKY, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_of_answers_that_look_like_other_words(family, words):
+    """Against a chat that ends with the answer: it is what its prompt is longer by."""
+    template, end = FAMILIES[family]
+    processor = make_processor(chat_tokenizer(template))
+    chat = [{"role": ("user", "assistant")[index % 2], "content": word} for index, word in enumerate(words)]
+    inputs = tokenized(processor, chat, processor_kwargs={"return_labels": True})
+    wanted = torch.full_like(inputs["input_ids"][0], -100)
+    for turn in range(1, len(words), 2):
+        before = tokenized(processor, chat[:turn], add_generation_prompt=True)["input_ids"].shape[1]
+        length = len(processor.tokenizer.encode(words[turn] + end, add_special_tokens=False))
+        wanted[before : before + length] = inputs["input_ids"][0, before : before + length]
+    assert torch.equal(inputs["labels"][0], wanted)
+
+
+def test_what_a_prompt_costs_grows_with_its_turns():
+    """Counted in messages that the language model's template writes, where each turn once took all turns before it."""
+    template = make_chat_template(PLAIN.replace("{% endfor", "{{ written() }}{% endfor", 1), "<|audio|>")
+    plain = re.sub(r"\{%-? (end)?generation %\}", "", template)  # transformers' own tag
+    rendered = Environment(trim_blocks=True, lstrip_blocks=True).from_string(plain)
+    counts, written = [], []
+    for turns in (10, 20, 40):
+        written.clear()
+        chat = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}] * turns
+        rendered.render(messages=chat, written=lambda: written.append(1) or "")
+        counts.append(len(written))
+    assert counts[1] == 2 * counts[0] and counts[2] == 4 * counts[0]
 
 
 def test_labels_agree_with_the_language_models_own_markers():

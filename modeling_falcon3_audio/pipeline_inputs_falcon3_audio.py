@@ -1,0 +1,156 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What the pipeline is called with, in all its forms, as requests: one chat each.
+
+Datasets, streams and generators stay lazy: a row is read when its answer is asked for. Travels with every saved checkpoint.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat to answer. A class of its own, since a list of messages would be taken for a batch."""
+
+    messages: list[dict[str, Any]]
+
+
+def is_many(value: Any) -> bool:
+    """Several inputs, rather than one clip, text, chat or row."""
+    if isinstance(value, (list, tuple)):
+        if _is_chat(value) or _is_with_rate(value):
+            return False
+        return not (len(value) > 0 and isinstance(value[0], (int, float, np.number)))
+    one = (str, bytes, bytearray, memoryview, dict, np.ndarray, torch.Tensor)
+    many = isinstance(value, (Iterable, Dataset))
+    return many and not isinstance(value, one) and not hasattr(value, "read")
+
+
+def each(rows: Any) -> Iterator[Any]:
+    """The items of a list, dataset, stream or generator; datasets of torch need not be iterable."""
+    return iter(rows) if isinstance(rows, Iterable) else (rows[index] for index in range(len(rows)))
+
+
+def pair(audio: Any, text: Any) -> Any:
+    """
+    Clips with their questions: one row, or several where one clip or one question may stand for all. These are a list
+    where all of it was given as lists, and else read one by one.
+
+    Raises a `ValueError` for a chat beside a clip, and for clips and questions that do not match.
+    """
+    if audio is None or text is None:
+        return text if audio is None else audio
+    several = [value for value in (audio, text) if is_many(value)]
+    if not several:
+        return _row(audio, text)
+    lengths = [len(value) for value in several if isinstance(value, Sized)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"Got {lengths[0]} clips but {lengths[1]} texts; they must match, or one text is asked about all."
+        )
+    rows = _rows(*(each(value) if is_many(value) else repeat(value) for value in (audio, text)))
+    return list(rows) if all(isinstance(value, (list, tuple)) for value in several) else rows
+
+
+def _rows(clips: Iterator[Any], texts: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    endless, ended = isinstance(texts, repeat), object()
+    for number, clip in enumerate(clips):
+        text = next(texts, ended)
+        if text is ended:
+            if not isinstance(clips, repeat):
+                raise ValueError(f"The texts end after {number}, the clips do not; they must match.")
+            return
+        yield _row(clip, text)
+    if not endless and next(texts, ended) is not ended:
+        raise ValueError("There are more texts than clips; they must match, or one text is asked about all.")
+
+
+def _row(audio: Any, text: Any) -> dict[str, Any]:
+    if _is_chat(audio) or _is_chat(text):
+        raise ValueError("A chat holds its own audio; give either a chat, or `audio` and `text`.")
+    return {"audio": audio, "text": text}
+
+
+def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callable[[Any], list]) -> Request:
+    """
+    From a chat, a dict with `audio` and `text`, or a bare clip or text.
+
+    Args:
+        bare: what an item is that is neither a chat nor a dict: `"audio"` or `"text"`.
+        sampling_rate: of arrays that have none of their own, in Hz.
+        plain: makes the messages of a chat dicts.
+    """
+    if _is_chat(item):
+        return Request([_with_rate(message, sampling_rate) for message in plain(item)])
+    if not isinstance(item, dict):
+        item = {bare: item}
+    elif not item.keys() & {"audio", "text"} and item.keys() & {"array", "raw", "bytes", "path"}:
+        item = {"audio": item}
+    if not item.keys() & {"audio", "text"}:
+        raise ValueError(f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(item)}.")
+    audio, text = item.get("audio"), item.get("text")
+    clips = [] if audio is None else list(audio) if is_many(audio) else [audio]
+    content = [_audio_item(clip) for clip in clips]
+    if text is not None:
+        content.append({"type": "text", "text": text})
+    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
+    return Request([_with_rate({"role": "user", "content": content}, rate)])
+
+
+def _audio_item(clip: Any) -> dict[str, Any]:
+    if not _is_with_rate(clip):
+        return {"type": "audio", "audio": clip}
+    samples, rate = clip if isinstance(clip[1], (int, np.integer)) else clip[::-1]
+    return {"type": "audio", "audio": samples, "sampling_rate": rate}
+
+
+def _is_chat(value: Any) -> bool:
+    """A list of messages, or an object that holds one, such as transformers' own `Chat`."""
+    if hasattr(value, "messages"):
+        return True
+    first = value[0] if isinstance(value, (list, tuple)) and len(value) > 0 else None
+    return "role" in first if isinstance(first, dict) else hasattr(first, "role")
+
+
+def _is_with_rate(value: Any) -> bool:
+    """A clip as `(samples, rate)` or `(rate, samples)`; the processor, which is in another folder, has the same rule."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    rates = [isinstance(part, (int, np.integer)) and not isinstance(part, bool) for part in value]
+    return sum(rates) == 1 and isinstance(value[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
+
+
+def _with_rate(message: dict[str, Any], rate: int | None) -> dict[str, Any]:
+    """The message, whose audio items have the sampling rate of the call where they have none of their own."""
+    if rate is None or not isinstance(message.get("content"), (list, tuple)):
+        return message
+    content = [
+        item | {"sampling_rate": rate} if is_audio(item) and item.get("sampling_rate") is None else item
+        for item in message["content"]
+    ]
+    return message | {"content": content}
+
+
+def is_audio(item: dict[str, Any]) -> bool:
+    """Whether an item of a message's content is a clip; it need not have a `type`."""
+    return item["type"] == "audio" if "type" in item else not item.keys().isdisjoint(("audio", "path", "url"))
+
+
+def in_batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    batch: list[Request] = []
+    for request in requests:
+        batch.append(request)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+__all__ = ["Request", "each", "in_batches", "is_audio", "is_many", "make_request", "pair"]

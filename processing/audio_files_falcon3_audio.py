@@ -1,0 +1,238 @@
+# Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""All the sound of an audio file, or an error: never a part of it without a word.
+
+libsndfile stops at the length that a header gives and says nothing where the file ends before it or goes on behind it. So
+it is told that every file goes on without end, which makes it say what the header promises; a file is read as far as it
+can be decoded; then the two are compared. Files of one format joined one behind the other are decoded one by one. What
+soundfile does not know (m4a, mp4, webm) goes to torchcodec where that is installed. Travels with every saved checkpoint.
+"""
+
+import io
+import os
+import re
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+
+try:
+    import soundfile
+except ImportError:  # `decode_file` says what to install
+    soundfile = None
+
+logger = logging.get_logger(__name__)
+
+# libsndfile's number of frames for a file that does not say, or beyond anything real.
+UNKNOWN_FRAMES = 2**36
+BLOCK = 2**18  # frames read at once
+# Bytes that programs which write to a pipe leave in 32 bits for the size they cannot know: about 2**31 or 2**32.
+UNKNOWN_BYTES = 2**31 - 2**16
+# How the files begin that can be told apart where they are joined: WAV, FLAC (its first block has 34 bytes), Ogg.
+_BEGINNING = re.compile(rb'RIFF....WAVEfmt |fLaC\x00\x00\x00"|OggS\x00\x02', re.DOTALL)
+# In these, other things than sound may stand behind the sound.
+_CHUNKED = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF"}
+# By how much a container's duration may be over that of its sound: encoders' delay, and the end of a picture.
+DURATION_TOLERANCE = 0.5  # seconds
+
+
+class _Endless(io.BytesIO):
+    """A file that says of itself that it is far longer than any sound, and notes when more was wanted than it has."""
+
+    LENGTH = 2**40
+    ran_out = False
+    _at_end = False
+
+    def readinto(self, buffer):
+        count = super().readinto(buffer)
+        self.ran_out |= count < len(buffer)
+        return count
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self._at_end = whence == os.SEEK_END
+        return super().seek(offset, whence)
+
+    def tell(self):
+        return self.LENGTH if self._at_end else super().tell()
+
+
+def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tuple[np.ndarray, int]:
+    """
+    The samples of a file, float32 of shape `(samples, channels)`, and their rate in Hz.
+
+    Args:
+        data (`bytes`): An encoded file. WAV, FLAC, Ogg and MP3 files may be joined one behind the other.
+        name (`str`): What errors call it.
+        max_seconds (`float`, *optional*): Longer files are an error, and not decoded further than that.
+
+    Raises a `ValueError` for a file that is empty, truncated, damaged, of an unknown format or too long, and for one that goes
+    on where its header says it ends.
+    """
+    if not data:
+        raise ValueError(f"{name} is empty: 0 bytes.")
+    if soundfile is None:
+        raise ImportError("Reading audio files needs soundfile and soxr: pip install soundfile soxr")
+    files = _split(data)
+    parts: list[np.ndarray] = []
+    formats: set[tuple[int, int]] = set()  # (Hz, channels)
+    while files:
+        file = files.pop(0)
+        try:
+            samples, rate, rest = _decode_first(file, name, max_seconds)
+        except soundfile.LibsndfileError as error:
+            if not parts and not files:
+                return _decode_with_torchcodec(data, name, error, max_seconds)
+            if files or _BEGINNING.match(file):
+                raise ValueError(f"{name} holds several files, of which one cannot be decoded: {error}") from error
+            logger.warning_once(f"{name}: {len(file)} bytes behind the sound of an mp3 file are no sound (a tag?).")
+            break
+        files = [rest, *files] if rest else files
+        parts.append(samples)
+        formats.add((rate, samples.shape[1]))
+        _check_seconds(sum(map(len, parts)) / rate, max_seconds, name)
+    if len(formats) > 1:
+        raise ValueError(
+            f"{name} holds joined files of different (Hz, channels), {sorted(formats)}: decode each alone."
+        )
+    return parts[0] if len(parts) == 1 else np.concatenate(parts), rate
+
+
+def _split(data: bytes) -> list[bytes]:
+    """The files of `data`, where several are joined and each can be told by its beginning."""
+    if not _BEGINNING.match(data):
+        return [data]
+    starts = [match.start() for match in _BEGINNING.finditer(data)]
+    return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)])]
+
+
+def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np.ndarray, int, bytes]:
+    """Samples and rate of a file, and of an mp3 file what lies behind its end. A `LibsndfileError` if it is no such file."""
+    raw, announced = _as_libsndfile_sees_it(data, name)
+    with _Stream(raw) as file:
+        promised = announced or file.frames
+        raw.ran_out = False  # of the header
+        samples = _read_to_the_end(file, promised, max_seconds, name)
+        rate, kind, rest = file.samplerate, file.format, data[io.BytesIO.tell(raw) :]
+    # Of WAV and AIFF in ADPCM or GSM, what is missing would be silence.
+    is_short = len(samples) < promised or (kind in _CHUNKED and raw.ran_out)
+    if is_short and promised < UNKNOWN_FRAMES and not _is_unknown(promised, len(samples), len(data)):
+        raise ValueError(f"{name} is truncated: it announces {promised} samples and does not hold them all.")
+    # libFLAC drops a frame that was cut off. The last of a whole file has no byte too many.
+    if announced == UNKNOWN_FRAMES and len(samples) == _count_samples(raw.getvalue()[:-1]):
+        raise ValueError(f"{name} is truncated: its last frame is not complete.")
+    if len(samples) > promised:
+        logger.warning(f"{name} announces {promised} samples and holds {len(samples)}: all of them are used.")
+    if kind == "MP3":
+        return samples, rate, rest[128:] if rest.startswith(b"TAG") else rest
+    if rest and not (kind in _CHUNKED and _is_chunk(rest, "big" if kind == "AIFF" else "little")):
+        raise ValueError(
+            f"{name} goes on for at least {len(rest)} bytes behind the {len(samples) / rate:.1f} s that its header gives. Write it "
+            "anew (ffmpeg -i in.ogg out.flac)."
+        )
+    return samples, rate, b""
+
+
+def _as_libsndfile_sees_it(data: bytes, name: str) -> tuple[Any, int | None]:
+    """A file that does not end, and its number of samples where libsndfile is not to know it."""
+    if data.startswith(b"OggS"):
+        # The length is on the last page, which libsndfile looks for from the end.
+        _check_last_page(data, name)
+        return io.BytesIO(data), None
+    if data.startswith(b"fLaC") and len(data) > 26:
+        # Without a number of samples, 36 bits of its first block (RFC 9639, 8.2), libFLAC decodes all there is.
+        announced = int.from_bytes(data[21:26], "big") & 2**36 - 1
+        unknown = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
+        return _Endless(unknown), announced or UNKNOWN_FRAMES
+    return _Endless(data), None
+
+
+def _read_to_the_end(file: Any, promised: int, max_seconds: float | None, name: str) -> np.ndarray:
+    blocks: list[np.ndarray] = []
+    held = 0
+    while not blocks or len(blocks[-1]):
+        # A single sample tells whether sound or something else follows what was promised.
+        wanted = min(BLOCK, promised - held) if held < promised else 1 if held == promised else BLOCK
+        try:
+            blocks.append(file.read(wanted, dtype="float32", always_2d=True))
+        except soundfile.LibsndfileError as error:
+            if held == promised:
+                break
+            raise ValueError(f"{name} is truncated or damaged: it cannot be decoded up to its end. {error}") from error
+        held += len(blocks[-1])
+        _check_seconds(held / file.samplerate, max_seconds, name)
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+
+
+def _count_samples(data: bytes) -> int:
+    held = 0
+    try:
+        with _Stream(_Endless(data)) as file:
+            while count := len(file.read(BLOCK, dtype="int16")):
+                held += count
+    except soundfile.LibsndfileError:
+        pass  # what could be read before counts
+    return held
+
+
+def _is_chunk(rest: bytes, order: Any) -> bool:
+    """Whether a chunk (a name of 4 letters, its size), padding or a tag stands behind the sound, rather than more sound."""
+    size = int.from_bytes(rest[4:8], order)
+    return (rest[:4].isascii() and size <= len(rest)) or not rest.strip(b"\0") or rest.startswith(b"TAG")
+
+
+def _is_unknown(promised: int, held: int, size: int) -> bool:
+    """Whether a number of samples was reckoned from a size that programs write when they do not know it."""
+    return held > 0 and promised * size / held >= UNKNOWN_BYTES
+
+
+def _check_last_page(data: bytes, name: str):
+    """libsndfile leaves out a page of Ogg that was cut off (RFC 3533, 6: 27 bytes, as many lengths as the last says)."""
+    page = data.rfind(b"OggS")
+    count = data[page + 26] if page + 26 < len(data) else 255
+    if page + 27 + count + sum(data[page + 27 : page + 27 + count]) > len(data):
+        raise ValueError(f"{name} is truncated: its last page is not complete.")
+
+
+def _check_seconds(seconds: float, most: float | None, name: str):
+    if most is not None and seconds > most:
+        raise ValueError(f"{name} is longer than {most:g} s, the limit of a clip.")
+
+
+def _decode_with_torchcodec(data: bytes, name: str, error: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    """m4a, mp4, webm and the like."""
+    try:
+        from torchcodec.decoders import AudioDecoder
+
+        decoder = AudioDecoder(data)
+        # A second more than is allowed shows that there is more.
+        stop = None if max_seconds is None else max_seconds + 1
+        decoded = decoder.get_all_samples() if stop is None else decoder.get_samples_played_in_range(0.0, stop)
+    except ModuleNotFoundError:
+        problem = "for files in other formats install torchcodec and ffmpeg."
+    except (ImportError, OSError, RuntimeError, ValueError) as reason:  # without the FFmpeg that it loads, or no sound
+        problem = f"torchcodec, which reads other formats, says: {str(reason).strip()[:300]}"
+    else:
+        samples, rate = decoded.data.numpy().T, int(decoded.sample_rate)
+        _check_seconds(len(samples) / rate, max_seconds, name)
+        promised = decoder.metadata.duration_seconds_from_header or 0.0
+        if len(samples) / rate < promised - DURATION_TOLERANCE:
+            raise ValueError(
+                f"{name} is truncated: it announces {promised:.1f} s and holds {len(samples) / rate:.1f} s."
+            )
+        return samples, rate
+    raise ValueError(
+        f"{name} cannot be decoded: {error.error_string} It may be damaged or no audio. soundfile reads wav, flac, ogg and "
+        f"mp3; {problem}"
+    ) from error
+
+
+if soundfile is not None:
+
+    class _Stream(soundfile.SoundFile):
+        """Read from front to back: soundfile would seek after every block, which fails at the end of an unknown length."""
+
+        def seekable(self) -> bool:
+            return False
+
+
+__all__ = ["UNKNOWN_FRAMES", "decode_file"]

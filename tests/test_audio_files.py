@@ -1,0 +1,234 @@
+"""Whole files are heard whole, whatever their headers say of their length; what was cut off is an error."""
+
+import io
+import struct
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import tone
+
+from falcon3_audio.processing import load_audio
+from falcon3_audio.processing.audio_files_falcon3_audio import decode_file
+
+
+RATE = 16_000
+NOISE = (np.random.default_rng(0).normal(0, 0.1, 4 * RATE)).astype(np.float32).clip(-1, 1)
+SHORT, LONG = tone(1.0, 440), tone(2.0, 997)
+
+
+def encode(samples, format, rate=RATE, **options) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=format, **options)
+    return file.getvalue()
+
+
+def plain(data: bytes) -> np.ndarray:
+    return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0]
+
+
+def flac_of_length(data: bytes, samples: int) -> bytes:
+    """With another number of samples in its header, 36 bits; 0 is for unknown."""
+    return data[:21] + bytes([data[21] & 0xF0 | samples >> 32]) + struct.pack(">I", samples & 0xFFFFFFFF) + data[26:]
+
+
+def ogg_of_length(data: bytes, samples: int) -> bytes:
+    """With another position of the last page, which is what an Ogg file says of its length."""
+    start = data.rfind(b"OggS")
+    page = bytearray(data[start:])
+    page[6:14], page[22:26] = struct.pack("<q", samples), bytes(4)
+    crc = 0
+    for byte in page:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    page[22:26] = struct.pack("<I", crc)
+    return data[:start] + bytes(page)
+
+
+def without_length(mp3: bytes) -> bytes:
+    """An mp3 file without its first frame, which says how many there are; its sound begins with the encoder's delay."""
+    return mp3[mp3.find(mp3[:2], 4) :]
+
+
+def seconds(data: bytes, **options) -> float:
+    samples, rate = decode_file(data, "clip 7", **options)
+    return len(samples) / rate
+
+
+ID3 = b"ID3\x04\0\0" + bytes((0, 0, 2, 5)) + bytes(2 * 128 + 5)  # its size in 7 bits a byte
+TAG = b"TAG" + b"a title".ljust(125)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("rate", [44_100, 24_000, 16_000])
+def test_an_mp3_that_does_not_say_how_long_it_is(rate, mode):
+    mp3 = encode(tone(4.0, 300, rate), "MP3", rate, bitrate_mode=mode)
+    whole = without_length(mp3)
+    for data in (whole, ID3 + whole, whole + TAG, ID3 + whole + TAG):
+        assert seconds(data) == pytest.approx(4.0, abs=4 * 1152 / rate)
+    middle = decode_file(whole, "clip 7")[0][rate : 2 * rate, 0]
+    assert np.sqrt(np.square(middle).mean()) == pytest.approx(np.sqrt(np.square(tone(1.0, 300)).mean()), rel=0.02)
+    with pytest.raises(ValueError, match="clip 7 is truncated or damaged"):
+        decode_file(whole[: len(whole) // 2 + 30], "clip 7")  # within a frame
+
+
+@pytest.mark.parametrize("format", ["MP3", "FLAC", "OGG", "WAV"])
+def test_joined_files_are_heard_one_after_the_other(format):
+    first, second = encode(SHORT, format), encode(LONG, format)
+    joints = [first + second, first + second + first]
+    if format == "MP3":
+        joints += [ID3 + first + ID3 + second, first + TAG + second + TAG, first + ID3 + second + TAG]
+    for data in joints:
+        wanted = [plain(first), plain(second), plain(first)][: 3 if data == joints[1] else 2]
+        samples, rate = decode_file(data, "clip 7")
+        assert rate == RATE
+        np.testing.assert_allclose(samples, np.concatenate(wanted), atol=1e-6)
+    assert len(load_audio(first + second)) == 3 * RATE
+
+
+@pytest.mark.parametrize("format", ["MP3", "FLAC", "OGG", "WAV"])
+def test_joined_files_of_which_one_was_cut_or_has_another_rate(format):
+    first, second = encode(SHORT, format), encode(LONG, format)
+    with pytest.raises(ValueError, match="clip 7 .*(truncated|decoded)"):
+        decode_file(first + second[: len(second) // 2], "clip 7")
+    other = encode(tone(1.0, rate=24_000), format, 24_000)
+    with pytest.raises(ValueError, match=r"clip 7 holds joined files .*\(16000, 1\), \(24000, 1\)"):
+        decode_file(first + other, "clip 7")
+
+
+def test_an_mp3_with_something_else_behind_it_says_so(caplog):
+    first = encode(SHORT, "MP3")
+    samples = decode_file(first + b"APETAGEX" + bytes(3000), "a clip with a tag")[0]
+    np.testing.assert_allclose(samples, plain(first), atol=1e-6)
+    assert "a clip with a tag: 3008 bytes behind" in caplog.text
+
+
+@pytest.mark.parametrize("samples", [NOISE, LONG], ids=["noise", "tone"])
+def test_flac_with_a_wrong_length(samples, caplog):
+    data = encode(samples, "FLAC")
+    np.testing.assert_array_equal(decode_file(flac_of_length(data, 0), "clip 7")[0], plain(data))
+    assert "clip 7" not in caplog.text
+    np.testing.assert_array_equal(decode_file(flac_of_length(data, RATE // 2), "clip 7")[0], plain(data))
+    assert f"clip 7 announces 8000 samples and holds {len(samples)}" in caplog.text
+    cut = [flac_of_length(data, 0)[:end] for end in (len(data) // 2, len(data) // 2 + 1, -1, -50)]
+    for wrong in (flac_of_length(data, len(samples) + 5000), *cut):
+        with pytest.raises(ValueError, match="clip 7 is truncated"):
+            decode_file(wrong, "clip 7")
+
+
+def test_a_tag_behind_flac_is_no_sound():
+    data = encode(LONG, "FLAC")
+    np.testing.assert_array_equal(decode_file(data + TAG, "clip 7")[0], plain(data))
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_that_goes_on_behind_the_end_it_gives(subtype):
+    data = encode(NOISE, "OGG", subtype=subtype)
+    assert seconds(ogg_of_length(data, len(NOISE) * (3 if subtype == "OPUS" else 1) - 100)) > 3.9
+    with pytest.raises(ValueError, match="clip 7 goes on for at least .* behind the .* s that its header gives"):
+        decode_file(ogg_of_length(data, RATE // 2), "clip 7")
+
+
+def test_wav_of_unknown_length():
+    data = encode(LONG, "WAV")
+    start = data.index(b"data") + 4
+    for unknown in (0xFFFFFFFF, 0x7FFFF000, 0x7FFFFFFF):
+        piped = data[:start] + struct.pack("<I", unknown) + data[start + 4 :]
+        np.testing.assert_array_equal(decode_file(piped, "clip 7")[0], plain(data))
+    with pytest.raises(ValueError, match="clip 7 .*(truncated|decoded)"):
+        decode_file(data[:start] + struct.pack("<I", len(data)) + data[start + 4 :], "clip 7")
+    for short in (0, 20_000):
+        with pytest.raises(ValueError, match="clip 7 goes on for at least"):
+            decode_file(data[:start] + struct.pack("<I", short) + data[start + 4 :], "clip 7")
+
+
+@pytest.mark.parametrize("subtype", ["IMA_ADPCM", "MS_ADPCM", "GSM610"])
+def test_compressed_wav_that_was_cut_off(subtype):
+    data = encode(LONG, "WAV", subtype=subtype)
+    np.testing.assert_array_equal(decode_file(data, "clip 7")[0], plain(data))
+    with pytest.raises(ValueError, match="clip 7 is truncated"):
+        decode_file(data[: len(data) // 2], "clip 7")
+
+
+@pytest.mark.parametrize("format", ["MP3", "FLAC", "OGG", "WAV"])
+def test_no_more_is_decoded_than_allowed(format):
+    data = encode(LONG, format)
+    assert seconds(data, max_seconds=2.0) == 2.0
+    for longer in (data, encode(SHORT, format) + data):
+        with pytest.raises(ValueError, match=r"clip 7 is longer than 1\.5 s"):
+            decode_file(longer, "clip 7", max_seconds=1.5)
+    unknown = flac_of_length(encode(np.zeros(100 * RATE), "FLAC"), 0)
+    with pytest.raises(ValueError, match="clip 7 is longer than 20 s"):
+        load_audio(unknown, name="clip 7", max_seconds=20)
+
+
+# Formats that soundfile does not know: a stand-in with the interface of torchcodec's decoder.
+
+M4A = b"\0\0\0\x20ftypM4A " + bytes(500)
+
+
+@pytest.fixture
+def torchcodec(monkeypatch):
+    """Decodes what is no file to soundfile as 2 s in stereo at 44.1 kHz; `announced` is the header's duration."""
+    samples = torch.from_numpy(np.stack([tone(2.0, 440, 44_100), tone(2.0, 997, 44_100)]))
+    module = SimpleNamespace(announced=2.0, samples=samples)
+
+    class AudioDecoder:
+        def __init__(self, source, *, stream_index=None, sample_rate=None, num_channels=None):
+            if source != M4A:
+                raise ValueError("No valid stream found in input file.\nIs it audio?")
+            self.metadata = SimpleNamespace(duration_seconds_from_header=module.announced)
+
+        def get_samples_played_in_range(self, start_seconds=0.0, stop_seconds=None):
+            stop = None if stop_seconds is None else round(stop_seconds * 44_100)
+            return SimpleNamespace(data=samples[:, :stop], sample_rate=44_100)
+
+        def get_all_samples(self):
+            return self.get_samples_played_in_range()
+
+    decoders = ModuleType("torchcodec.decoders")
+    decoders.AudioDecoder = AudioDecoder
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    return module
+
+
+def test_torchcodec_gets_paths_bytes_and_dicts_alike(torchcodec, tmp_path):
+    path = tmp_path / "clip.m4a"
+    path.write_bytes(M4A)
+    wanted = load_audio(torchcodec.samples, 44_100)
+    sources = [path, str(path), M4A, io.BytesIO(M4A), {"bytes": M4A, "path": "clip.m4a"}, {"path": str(path)}]
+    for source in [*sources, np.frombuffer(M4A, np.uint8)]:
+        np.testing.assert_array_equal(load_audio(source), wanted)
+    np.testing.assert_array_equal(load_audio(M4A, 44_100), wanted)  # its own rate
+    with pytest.raises(ValueError, match="clip 7 is longer than 0.5 s"):
+        load_audio(M4A, name="clip 7", max_seconds=0.5)
+    torchcodec.announced = None
+    np.testing.assert_array_equal(load_audio(M4A), wanted)
+    torchcodec.announced = 3.0
+    with pytest.raises(ValueError, match=r"clip 7 is truncated: it announces 3\.0 s and holds 2\.0 s"):
+        load_audio(M4A, name="clip 7")
+    with pytest.raises(ValueError, match="(?s)clip 7 cannot be decoded.*torchcodec.*No valid stream found"):
+        load_audio(M4A[:100], name="clip 7")
+
+
+@pytest.mark.parametrize("problem", [OSError, RuntimeError, ImportError])
+def test_a_torchcodec_that_cannot_be_loaded(monkeypatch, problem):
+    class Broken(ModuleType):
+        def __getattr__(self, name):
+            raise problem("libavutil.so.60: cannot open shared object file")
+
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", Broken("torchcodec.decoders"))
+    with pytest.raises(ValueError, match="clip 7 cannot be decoded.*torchcodec.*libavutil"):
+        load_audio(M4A, name="clip 7")
+
+
+def test_without_torchcodec(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    with pytest.raises(ValueError, match="clip 7 cannot be decoded.*install torchcodec and ffmpeg"):
+        load_audio(M4A, name="clip 7")
