@@ -1,6 +1,6 @@
 """From sound and words to tensors, and back."""
 
-from .audio_inputs_falcon3_audio import SAMPLING_RATE, TOKENS_PER_SECOND, load_audio
+from .audio_inputs_falcon3_audio import SAMPLING_RATE, TOKENS_PER_SECOND, UnreadableAudioError, load_audio
 from .processing_falcon3_audio import AudioTooLongError, Falcon3AudioProcessor
 from .tokenizer_falcon3_audio import choose_audio_token, load_tokenizer, make_chat_template
 
@@ -10,6 +10,7 @@ __all__ = [
     "TOKENS_PER_SECOND",
     "AudioTooLongError",
     "Falcon3AudioProcessor",
+    "UnreadableAudioError",
     "choose_audio_token",
     "load_audio",
     "load_tokenizer",

@@ -50,6 +50,10 @@ _FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
 
+class UnreadableAudioError(ValueError):
+    """A clip that cannot be heard: missing, damaged, empty, or no audio."""
+
+
 def load_audio(
     source: Any, sampling_rate: int | None = None, name: str = "audio", max_seconds: float | None = None
 ) -> np.ndarray:
@@ -70,11 +74,18 @@ def load_audio(
             can hold hours.
 
     Raises:
-        `ValueError`: empty, non-finite or unreadable audio, a truncated file, a file that is longer than its header or
+        `UnreadableAudioError`, a `ValueError`: empty, non-finite or unreadable audio, a truncated file, a file that is longer than its header or
             `max_seconds` says, a missing file, an impossible or contradicting sampling rate, more than two dimensions,
             floats far outside [-1, 1].
         `TypeError`: for a source of another type.
     """
+    try:
+        return _load(source, sampling_rate, name, max_seconds)
+    except ValueError as error:
+        raise UnreadableAudioError(str(error)) from error
+
+
+def _load(source: Any, sampling_rate: int | None, name: str, max_seconds: float | None) -> np.ndarray:
     samples, rate = _read(source, name, max_seconds)
     rate, sampling_rate = _plain_rate(rate), _plain_rate(sampling_rate)
     if rate is None:

@@ -12,8 +12,8 @@ from falcon3_audio.training.arguments import (
     DataSource,
     LoraArguments,
     ModelArguments,
-    check_together,
 )
+from falcon3_audio.training.checks import check_together
 
 
 NEEDED = {"model": "some/model", "train_data": ["some.jsonl"], "bf16": False}
@@ -132,6 +132,7 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"save_only_model": True}, "save_only_model must stay off"),
         ((), {"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay off"),
         ((), {"report_to": "clearml"}, "report_to: clearml is not to be had; installed are tensorboard.*give `none`"),
+        ((), {"max_bad_audio": 1.5}, "max_bad_audio is a share from 0 to 1, got 1.5"),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
         ((), {"load_best_model_at_end": True}, "load_best_model_at_end must stay off"),
         ((), {"questions_per_row": 0}, "questions_per_row must be at least 1, or null for all; got 0"),

@@ -9,7 +9,7 @@ from datasets import Dataset
 from tiny import SAMPLING_RATE, audio_tokens, question, tone
 from training_runs import assistant, heard, user
 
-from falcon3_audio.processing import TOKENS_PER_SECOND, Falcon3AudioProcessor
+from falcon3_audio.processing import TOKENS_PER_SECOND, Falcon3AudioProcessor, UnreadableAudioError
 from falcon3_audio.training.collator import AudioChatCollator
 
 
@@ -302,3 +302,36 @@ def test_sounds_at_other_places_are_not_shared(processor, clip):
     ]
     with pytest.raises(ValueError, match="row 1: the sounds .* stand at other places. Set questions_per_row: 1"):
         AudioChatCollator(processor, questions_per_row=None)(rows)
+
+
+def test_clips_that_cannot_be_read_are_skipped_where_that_is_asked_for(processor, tmp_path, caplog):
+    """With all of their questions; the others make the batch that they make alone."""
+    good, cut = tmp_path / "good.wav", tmp_path / "cut.wav"
+    for path in (good, cut):
+        soundfile.write(path, tone(0.5), 16_000)
+    cut.write_bytes(cut.read_bytes()[:6000])
+
+    def asked(path, question, row):
+        content = [{"type": "audio", "path": str(path)}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}, assistant("a dog")]
+        return {"messages": messages, "clip": row, "origin": f"set, row {row}"}
+
+    examples = [
+        asked(path, question, row) for row, path in enumerate((good, cut, tmp_path / "gone.wav")) for question in "ab"
+    ]
+    for questions_per_row in (None, 1):
+        with pytest.raises(UnreadableAudioError, match="set, row 1: "):
+            AudioChatCollator(processor, None, questions_per_row)(examples)
+        collate = AudioChatCollator(processor, None, questions_per_row, skip_bad_audio=True)
+        batch, alone = collate(examples), collate(examples[:2])
+        assert (batch["num_bad_audio"], batch["num_dropped"], batch["num_questions"]) == (4, 0, 2)
+        assert alone["num_bad_audio"] == 0
+        assert all(torch.equal(batch[name], alone[name]) for name in batch if name != "num_bad_audio")
+    nothing = AudioChatCollator(processor, skip_bad_audio=True)(examples[2:])
+    assert nothing["num_bad_audio"] == 4 and not (nothing["labels"] != -100).any()
+
+
+def test_other_faults_of_a_row_are_not_skipped(processor):
+    rows = [{"messages": [{"role": "user", "content": "Hi"}], "origin": "set, row 0"}]
+    with pytest.raises(ValueError, match="set, row 0: no assistant message"):
+        AudioChatCollator(processor, skip_bad_audio=True)(rows)

@@ -245,6 +245,20 @@ def test_an_evaluation_that_fails_costs_no_step(recipe, launch, finished_run, tm
     check_same_result(run, finished_run)
 
 
+def test_a_run_that_ended_at_a_clip_goes_on_without_it(recipe, launch, tmp_path, capsys):
+    data = write_chats(tmp_path / "chats", 6)
+    options = ("--train_data", str(data), "--num_train_epochs", "1", "--max_steps", "-1", "--save_steps", "1")
+    broken = tmp_path / "chats" / "3.wav"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    assert launch(*options) == 1
+    assert f"{data}, row 3: " in capsys.readouterr().err.strip().splitlines()[-1]
+    assert launch(*options, "--on_bad_audio", "skip") == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "1 questions were left out up to step" in said and "at most 0 may be, a share of 0.01 of the run" in said
+    assert launch(*options, "--on_bad_audio", "skip", "--max_bad_audio", "0.2") == 0
+    assert log_of(tmp_path / "run")[-1]["num_bad_audio"] == 1
+
+
 def test_a_loss_that_is_no_number_leaves_what_was_saved(launch, finished_run, reads, monkeypatch, tmp_path, capsys):
     """And the run goes on from there, in the middle of its second epoch, once the cause is gone."""
     run, compute_loss = tmp_path / "run", SFTTrainer.compute_loss

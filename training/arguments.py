@@ -10,9 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import HubStrategy
 from trl import SFTConfig
 
 from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
@@ -255,6 +253,16 @@ class AudioSFTConfig(SFTConfig):
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "Compute activations again in the backward pass to save memory (default: on)."}
     )
+    # Not what decides a run, so one that ended at a clip goes on with `skip`.
+    on_bad_audio: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "What a clip that cannot be read does: it ends the run, or its questions are left out, counted and named."
+        },
+    )
+    max_bad_audio: float = field(
+        default=0.01, metadata={"help": "With `skip`: the share of the run's questions that may be left out so."}
+    )
     compile_layers: bool = field(
         default=False,
         metadata={
@@ -278,6 +286,8 @@ class AudioSFTConfig(SFTConfig):
                     f"{name} must stay off: the collator prepares the rows and masks the prompts itself, and the sampler "
                     "sets their order and number."
                 )
+        if not 0 <= self.max_bad_audio <= 1:
+            raise ValueError(f"max_bad_audio is a share from 0 to 1, got {self.max_bad_audio}.")
         if self.enable_jit_checkpoint:
             raise ValueError(
                 "enable_jit_checkpoint must stay off: SIGTERM saves a checkpoint without it (callbacks.py)."
@@ -368,35 +378,3 @@ class AudioSFTConfig(SFTConfig):
                 f"gradient_accumulation_steps={given}. Leave one of the two out."
             )
         return needed
-
-
-def check_push(training: TrainingArguments):
-    """Raises a `ValueError` for a `push_to_hub` that would do something else than it says."""
-    if not training.push_to_hub:
-        return
-    if training.hub_token:
-        raise ValueError("hub_token would be saved in training_args.bin. Set HF_TOKEN, or log in (hf auth login).")
-    if training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):  # the latter is the default
-        raise ValueError(
-            f"hub_strategy must stay off, got {training.hub_strategy.value}: what a run leaves is pushed when it has ended, in one "
-            "commit. To push a checkpoint, `falcon3-audio push RUN/checkpoint-N ORG/NAME`."
-        )
-
-
-def check_together(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for what would silently not happen, or happen otherwise than a recipe says."""
-    check_scored(data, training)
-    if training.n_gpu > 1:
-        # transformers would use DataParallel: larger batches than asked for, and sounds parted from their texts.
-        raise ValueError(
-            f"One process sees {training.n_gpu} GPUs. Start a process for each (`accelerate launch --config_file "
-            "training/accelerate/ddp.yaml ...`), or let it see one: CUDA_VISIBLE_DEVICES=0."
-        )
-
-
-def check_scored(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for `eval_data` that nothing would be asked of."""
-    if data.eval_data and training.eval_strategy == "no":
-        raise ValueError(
-            "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave it out."
-        )

@@ -2,8 +2,8 @@
 
 The loss is on the assistant's answers and their end tokens only (labels come from the chat template's generation
 markers). Audio is never cut: an example over `max_length` loses the end of its text, or is left out where its audio and
-question alone are too long or a clip exceeds the processor's `max_audio_seconds`; both are counted in the batch. A batch
-always holds a clip, so that encoder and projector get a gradient on every device; one without any gets a hundredth of
+question alone are too long or a clip exceeds the processor's `max_audio_seconds`; both are counted in the batch. So are examples whose
+clip cannot be read, where these are to be skipped. A batch always holds a clip, so that encoder and projector get a gradient on every device; one without any gets a hundredth of
 a second of silence that nothing is learned from.
 
 Questions about one clip that come together share its audio: it is decoded and encoded once, and stands once in a row, with
@@ -19,15 +19,18 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
+from transformers.utils import logging
 
-from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor
+from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
 from .chats import check_answers
 from .rows import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
 
 
+logger = logging.get_logger(__name__)
+
 # What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
-COUNTERS = ("num_shortened", "num_dropped")
+COUNTERS = ("num_shortened", "num_dropped", "num_bad_audio")
 QUESTIONS = "num_questions"
 # In examples that are evaluated, their number, and in their batches what was asked: see hearing.py.
 NUMBER = "number"
@@ -47,11 +50,14 @@ class AudioChatCollator:
         max_length (`int`, *optional*): Longest example in tokens, audio included. `None`: no limit.
         questions_per_row (`int`, *optional*): The most examples with the same `clip` that share a row and its audio; 1 for
             none, `None` for all.
+        skip_bad_audio (`bool`): Leave out examples whose clip cannot be read, with a warning that names them, instead of
+            raising an error.
     """
 
     processor: Falcon3AudioProcessor
     max_length: int | None = None
     questions_per_row: int | None = 1
+    skip_bad_audio: bool = False
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -63,7 +69,7 @@ class AudioChatCollator:
         Returns:
             `input_ids`, `attention_mask` and `labels` of shape `(rows, tokens)`, padded on the right;
             `input_features` `(audios, mel bands, frames)` and `input_features_mask` `(audios, frames)`; and the
-            scalars `num_questions`, `num_shortened` and `num_dropped`. If a clip is shared also `position_ids`,
+            scalars `num_questions`, `num_shortened`, `num_dropped` and `num_bad_audio`. If a clip is shared also `position_ids`,
             `segment_ids` and `prefix_ids`, see rows.py. If examples have a `number` also `asked` `(questions, 3)`: for each
             question, in the order of the answers in the rows, its number, that of its clip, and 1 if there is a clip.
 
@@ -89,9 +95,12 @@ class AudioChatCollator:
 
     def _read(self, examples: Sequence[dict[str, Any]]) -> tuple[list[list[Chat]], dict[str, torch.Tensor]]:
         """The chats that fit, by clip, and what was counted."""
+        read = [(clip, self._encode_readable(clip)) for clip in self._by_clip(examples)]
+        unread = sum(len(clip) for clip, chats in read if chats is None)
         groups = [
-            [_numbered(chat, example) for chat, example in zip(self._encode_clip(clip), clip)]
-            for clip in self._by_clip(examples)
+            [_numbered(chat, example) for chat, example in zip(chats, clip)]
+            for clip, chats in read
+            if chats is not None
         ]
         fitting = [[self._fit(chat) for chat in group] for group in groups]
         kept = [[chat for chat in group if chat is not None] for group in fitting]
@@ -102,7 +111,8 @@ class AudioChatCollator:
                 for group, wholes in zip(fitting, groups)
                 for chat, whole in zip(group, wholes)
             ),
-            COUNTERS[1]: len(examples) - sum(map(len, kept)),
+            COUNTERS[1]: len(examples) - unread - sum(map(len, kept)),
+            COUNTERS[2]: unread,
         }
         return [group for group in kept if group], {name: torch.tensor(count) for name, count in counts.items()}
 
@@ -130,6 +140,16 @@ class AudioChatCollator:
             clips.setdefault(number if clip is None else clip, []).append(example)
         limit = self.questions_per_row or len(examples)
         return [group[start : start + limit] for group in clips.values() for start in range(0, len(group), limit)]
+
+    def _encode_readable(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None] | None:
+        """As `_encode_clip`; `None` for a clip that cannot be read, where these are skipped."""
+        try:
+            return self._encode_clip(examples)
+        except UnreadableAudioError as error:
+            if not self.skip_bad_audio:
+                raise
+            logger.warning_once(f"Left out: {error}")
+            return None
 
     def _encode_clip(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None]:
         """Examples about one clip, which is decoded for the first of them alone; the others have its tokens."""
@@ -168,6 +188,8 @@ class AudioChatCollator:
             )
         except AudioTooLongError:
             return None
+        except UnreadableAudioError as error:
+            raise UnreadableAudioError(f"{example.get('origin', 'A training example')}: {error}") from error
         except (ValueError, TypeError, TemplateError) as error:
             raise ValueError(f"{example.get('origin', 'A training example')}: {error}") from error
         return {name: value[0] if name in ("input_ids", "labels") else value for name, value in row.items()}

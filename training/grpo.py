@@ -24,8 +24,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments, check_together
+from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
+from .checks import check_together
 from .collator import join_on_time
 from .data import load_training_data
 from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_push, check_together
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
+from .checks import check_push, check_together
 from .collator import AudioChatCollator
 from .data import load_training_data, questions_per_clip
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
@@ -84,7 +85,10 @@ def train(
         clips=questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
         processing_class=processor,
-        data_collator=AudioChatCollator(processor, args.max_length, args.questions_per_row),
+        max_bad_audio=args.max_bad_audio,
+        data_collator=AudioChatCollator(
+            processor, args.max_length, args.questions_per_row, args.on_bad_audio == "skip"
+        ),
         peft_config=peft_config,
         callbacks=[*callbacks, stopper],
     )

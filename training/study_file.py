@@ -19,7 +19,8 @@ from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.controls import CONTROLS
 
-from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments, check_scored
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .checks import check_scored
 from .recipe import check_keys, option_names, override, read_recipe, read_yaml
 from .run_folder import describe_recipe
 

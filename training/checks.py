@@ -1,0 +1,38 @@
+"""Checks of options that are each allowed, but not together."""
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from .arguments import DataArguments
+
+
+def check_push(training: TrainingArguments):
+    """Raises a `ValueError` for a `push_to_hub` that would do something else than it says."""
+    if not training.push_to_hub:
+        return
+    if training.hub_token:
+        raise ValueError("hub_token would be saved in training_args.bin. Set HF_TOKEN, or log in (hf auth login).")
+    if training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):  # the latter is the default
+        raise ValueError(
+            f"hub_strategy must stay off, got {training.hub_strategy.value}: what a run leaves is pushed when it has ended, in one "
+            "commit. To push a checkpoint, `falcon3-audio push RUN/checkpoint-N ORG/NAME`."
+        )
+
+
+def check_together(data: DataArguments, training: TrainingArguments):
+    """Raises a `ValueError` for what would silently not happen, or happen otherwise than a recipe says."""
+    check_scored(data, training)
+    if training.n_gpu > 1:
+        # transformers would use DataParallel: larger batches than asked for, and sounds parted from their texts.
+        raise ValueError(
+            f"One process sees {training.n_gpu} GPUs. Start a process for each (`accelerate launch --config_file "
+            "training/accelerate/ddp.yaml ...`), or let it see one: CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def check_scored(data: DataArguments, training: TrainingArguments):
+    """Raises a `ValueError` for `eval_data` that nothing would be asked of."""
+    if data.eval_data and training.eval_strategy == "no":
+        raise ValueError(
+            "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave it out."
+        )
