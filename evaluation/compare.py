@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from falcon3_audio.stopped import stopped
 from falcon3_audio.whole_files import whole_file
 
 from .intervals import clip_numbers
@@ -31,7 +32,6 @@ from .paired import Paired, compare_pairs, interval_text, p_text, points, verdic
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .rules import RULES, Verdict
 from .scored_rows import some, tidy
-from .stopped import stopped
 
 
 GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
@@ -381,7 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.output:
             console.print("Written:", ", ".join(str(path) for path in write(comparison, options.output)))
     except KeyboardInterrupt:
-        return stopped("compare", "The same command begins again.")
+        return stopped("falcon3-audio compare", "The same command begins again.")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio compare: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from falcon3_audio.stopped import stopped
+
 from . import score
 from .answerers import Answerer, RunStopped
 from .benchmarks import BENCHMARKS
@@ -24,7 +26,6 @@ from .local_model import LocalModel
 from .predictions import FAILED, read_predictions
 from .prompts import PROMPTS
 from .remote_model import RemoteModel
-from .stopped import stopped
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -125,7 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return evaluate(options)
     except KeyboardInterrupt:
-        return stopped("evaluate", f"The same command goes on: what was answered is in {options.output_dir}.")
+        return stopped(
+            "falcon3-audio evaluate", f"The same command goes on: what was answered is in {options.output_dir}."
+        )
     except (ValueError, OSError, ImportError, SafetensorError, EndpointError, RunStopped) as error:
         print(f"falcon3-audio evaluate: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from falcon3_audio.stopped import stopped
 from falcon3_audio.whole_files import whole_file
 
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
@@ -33,7 +34,6 @@ from .judge_prompts import RUBRICS, Judgement, Rubric
 from .length_control import RESAMPLES, at_equal_length, count_words, mean, spearman
 from .load_air_bench import CHAT
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
-from .stopped import stopped
 
 
 # AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give another score each time.
@@ -380,7 +380,7 @@ def main(arguments: list[str] | None = None) -> int:
         endpoints = [Endpoint(options.endpoint, name, options.api_key_env) for name in options.judge]
         result = judge(predictions, options.rubric, endpoints, output, options.concurrency)
     except KeyboardInterrupt:
-        return stopped("judge", "Replies so far are kept; the same command goes on.")
+        return stopped("falcon3-audio judge", "Replies so far are kept; the same command goes on.")
     except EndpointUnavailable as error:
         print(f"falcon3-audio judge: {error} Replies so far are kept; the same command goes on.", file=sys.stderr)
         return 1

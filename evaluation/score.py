@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from falcon3_audio.stopped import stopped
 from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS, title_of
@@ -39,7 +40,6 @@ from .predictions import (
 from .rules import RULES, Verdict
 from .score_tables import ALWAYS, WER, show
 from .scored_rows import NO_GROUP, check_answers, questions_of, some
-from .stopped import stopped
 from .word_errors import WordErrors, count_word_errors, error_rate, mean_rate, normalizer, read_spelling
 
 
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except KeyboardInterrupt:
-        return stopped("score", "The same command begins again.")
+        return stopped("falcon3-audio score", "The same command begins again.")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio score: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,8 @@ import logging
 import sys
 import warnings
 
+from .stopped import stopped
+
 
 # verb -> (module, what it does)
 VERBS = {
@@ -50,16 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
     except KeyboardInterrupt:  # during imports, or by verbs that keep nothing to go on with
-        print(f"falcon3-audio {verb}: stopped.", file=sys.stderr)
-        return 130  # as a shell says of a program that was interrupted
+        return stopped(f"falcon3-audio {verb}")
 
 
 def _quieten():
     """Keeps from the user what other libraries tell each other at every start, and nobody who uses a verb can act on."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel for 4-bit weights on CPUs is not installed
-    warnings.filterwarnings(
-        "ignore", ".*gradient_checkpointing", FutureWarning
-    )  # PEFT and TRL use transformers' old name
+    # A kernel for 4-bit weights on CPUs is not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # PEFT and TRL use transformers' old name.
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
 
 
 if __name__ == "__main__":

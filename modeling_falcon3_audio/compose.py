@@ -7,7 +7,6 @@ Only the projector is new; the folder holds model, processor and code, and loads
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.utils import logging
 from .configuration_falcon3_audio import PRESETS, get_preset
 from .modeling_falcon3_audio import Falcon3AudioForConditionalGeneration
 from .processing import Falcon3AudioProcessor
+from .whole_files import check_new_folder, whole_folder
 
 
 logger = logging.get_logger(__name__)
@@ -44,8 +44,7 @@ def compose(
     and its answer (`jinja2.TemplateError`).
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
+    check_new_folder(output)
     shared: dict[str, Any] = {
         "pooling_window": pooling_window,
         "pad_to_window": pad_to_window,
@@ -68,13 +67,9 @@ def compose(
             f"encoder takes {frames}. Use the feature extractor that was saved with this Whisper."
         )
     _end_answers(model, processor)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    if output.exists():
-        output.rmdir()
-    unfinished.rename(output)
+    with whole_folder(output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     _report(model, processor, output)
     return output
 

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all: written under a temporary name, and renamed when they are on the disk."""
+"""Files and folders that are there whole or not at all: written under a temporary name, and renamed when they are complete."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,28 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_new_folder(path: Path) -> None:
+    """Raises a `FileExistsError` if `path` holds anything already; before minutes of work, where `whole_folder` comes after them."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty folder; choose another name or remove it.")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `path` in the end, or is removed. Errors as of `check_new_folder`."""
+    check_new_folder(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if path.exists():
+            path.rmdir()
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

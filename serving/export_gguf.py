@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
 
 from falcon3_audio import Falcon3AudioConfig, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.whole_files import check_new_folder, whole_folder
 
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -89,27 +90,18 @@ def export_gguf(model: str, output: str | Path, llm_type: str = "f16", converter
     """
     _import_gguf()
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
+    check_new_folder(output)
     _check(model)
     loaded: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(model, dtype="auto")
     processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(model)
     name = Path(os.path.abspath(model)).name
     matrix_type = "f16" if llm_type == "q8_0" else llm_type
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        write_mmproj(loaded, unfinished / f"mmproj-{name}-{matrix_type}.gguf", name, matrix_type)
-        save_language_model(loaded, processor, unfinished / "language_model")
+    with whole_folder(output) as folder:
+        write_mmproj(loaded, folder / f"mmproj-{name}-{matrix_type}.gguf", name, matrix_type)
+        save_language_model(loaded, processor, folder / "language_model")
         if converter is not None:
-            _run(_command(converter, unfinished, name, llm_type))
-            shutil.rmtree(unfinished / "language_model")
-        if output.exists():
-            output.rmdir()
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            _run(_command(converter, folder, name, llm_type))
+            shutil.rmtree(folder / "language_model")
     return [] if converter else _command(Path("llama.cpp") / CONVERTER, output, name, llm_type)
 
 

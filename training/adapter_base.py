@@ -17,7 +17,7 @@ from safetensors import safe_open
 from falcon3_audio.compose import compose
 
 from .arguments import COMPOSED
-from .run_folder import BASE, RECIPE
+from .run_folder import BASE, RECIPE, root_of
 
 
 BACKBONES = "backbones.json"
@@ -38,7 +38,7 @@ def find_base(run: Path) -> str:
         )
     places = [Path(named)]
     if Path(named).name == BASE:  # looked for here first: where it was, there may be another run by now
-        places.insert(0, (run.parent if run.name.startswith("checkpoint-") else run) / BASE)
+        places.insert(0, root_of(run) / BASE)
     found = next((place for place in places if (place / "config.json").exists()), None)
     if found is None and Path(named).is_absolute():
         raise ValueError(f"The base model of {run} is gone: looked in {', '.join(map(str, places))}.")

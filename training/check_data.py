@@ -9,7 +9,6 @@ would end a run are listed, one in a line, and the exit code is then 1.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,7 +16,9 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from falcon3_audio.processing import SAMPLING_RATE, load_audio
+from falcon3_audio.processing import SAMPLING_RATE
+from falcon3_audio.processing.messages_falcon3_audio import load_item
+from falcon3_audio.stopped import stopped
 
 from .arguments import DataSource
 from .data import load_training_data
@@ -95,21 +96,17 @@ def _check(part: range) -> Found:
 
 
 def _listen(example: dict, found: Found):
-    for source in _sources(example["messages"]):
-        try:
-            samples = load_audio(source)
-        except (ValueError, OSError, TypeError) as error:
-            found.unread.append(f"{example['clip'] or example['origin']}: {error}")
-        else:
-            found.clips += 1
-            found.seconds += len(samples) / SAMPLING_RATE
-
-
-def _sources(messages: Sequence[dict]) -> Iterator:
-    for message in messages:
-        for item in message["content"] if isinstance(message["content"], list) else []:
-            if item["type"] == "audio":
-                yield next(item[key] for key in ("audio", "path", "url") if item.get(key) is not None)
+    for number, message in enumerate(example["messages"]):
+        for item in message["content"]:
+            if item["type"] != "audio":
+                continue
+            try:
+                samples = load_item(item, None, number)["audio"]
+            except (ValueError, OSError, TypeError) as error:
+                found.unread.append(f"{example['clip'] or example['origin']}: {error}")
+            else:
+                found.clips += 1
+                found.seconds += len(samples) / SAMPLING_RATE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,8 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"  {line}")
             bad = bad or bool(found.unread)
     except KeyboardInterrupt:
-        print("falcon3-audio check-data: stopped.", file=sys.stderr)
-        return 130
+        return stopped("falcon3-audio check-data")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio check-data: {error}", file=sys.stderr)
         return 1

@@ -24,6 +24,7 @@ from typing import Any
 from falcon3_audio.evaluation.predictions import read_predictions
 from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.score import SCORE
+from falcon3_audio.stopped import stopped
 
 from .audio_world import generate_world
 from .open_asqa import prepare
@@ -152,8 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
             return score(given.score, given.output / "world")
         return make_and_train(given.output, given.train_clips, given.test_clips, given.seed, options)
     except KeyboardInterrupt:
-        print("demo: stopped. The same command goes on.", file=sys.stderr)
-        return 130
+        return stopped("demo", "The same command goes on.")
     except (ValueError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from falcon3_audio.whole_files import write_json
+from falcon3_audio.whole_files import check_new_folder, whole_folder, write_json
 
 from .adapter_base import BACKBONES, describe_backbones, find_base, recipe_of
 from .push import ADAPTER, check_whole, copy_records, name_base, without_folders
-from .run_folder import explain
+from .run_folder import explain, root_of
 
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -41,29 +41,23 @@ def export_adapter(run: str | Path, output: str | Path, dtype: str = "bfloat16")
         `OSError`, `SafetensorError`: if something cannot be read or written.
     """
     run, output = Path(run), Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
+    check_new_folder(output)
     check_whole(run)
-    root = run.parent if run.name.startswith("checkpoint-") else run
+    root = root_of(run)
     if not (run / ADAPTER[0]).exists():
         raise ValueError(f"{run} holds no adapter ({ADAPTER[0]}): no tower had LoRA. Pass on the model itself.")
     recipe = recipe_of(root)
     backbones = describe_backbones(Path(find_base(run)))
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     weights = load_file(run / ADAPTER[1])
-    save_file({name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}, unfinished / ADAPTER[1])
-    shutil.copyfile(run / ADAPTER[0], unfinished / ADAPTER[0])
-    name_base(unfinished, "")
-    copy_records(run, root, unfinished)
-    write_json(
-        unfinished / BACKBONES,
-        {option: {"name": without_folders(recipe[option])} | found for option, found in backbones.items()},
-    )
-    if output.exists():
-        output.rmdir()
-    unfinished.rename(output)
+    with whole_folder(output) as folder:
+        save_file({name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}, folder / ADAPTER[1])
+        shutil.copyfile(run / ADAPTER[0], folder / ADAPTER[0])
+        name_base(folder, "")
+        copy_records(run, root, folder)
+        write_json(
+            folder / BACKBONES,
+            {option: {"name": without_folders(recipe[option])} | found for option, found in backbones.items()},
+        )
     return output
 
 

@@ -10,8 +10,8 @@ A run in 4 bits is merged into the unquantised base, so its logits differ by the
 """
 
 import argparse
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from peft import PeftModel
@@ -20,9 +20,10 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing import Falcon3AudioProcessor
+from falcon3_audio.whole_files import whole_folder
 
 from .adapter_base import compose_base, find_base
-from .run_folder import explain, find_checkpoint
+from .run_folder import BASE, explain, find_checkpoint
 
 
 def merge(run: str | Path, output: str | Path, audio_model: str | None = None, text_model: str | None = None) -> Path:
@@ -39,30 +40,25 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
         `OSError`, `SafetensorError`: if the result cannot be written.
     """
     run, output = Path(run), Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; choose another name or remove it.")
     if (audio_model is None) != (text_model is None):
         raise ValueError(
             "A base model is composed of two backbones; give both audio_model and text_model, or neither."
         )
     _check_adapter(run)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if audio_model and text_model:
-        base = output.with_name(output.name + ".base.unfinished")
-        shutil.rmtree(base, ignore_errors=True)
-        try:
-            for line in compose_base(run, audio_model, text_model, base):
-                print(f"NOTE: {line}", file=sys.stderr)
-            _save_merged(load_adapted(run, base), AutoProcessor.from_pretrained(base), unfinished)
-        finally:
-            shutil.rmtree(base, ignore_errors=True)
-    else:
-        _save_merged(load_adapted(run), AutoProcessor.from_pretrained(run), unfinished)
-    if output.exists():
-        output.rmdir()
-    unfinished.rename(output)
+    with whole_folder(output) as folder:
+        if audio_model and text_model:
+            _merge_composed(run, audio_model, text_model, folder)
+        else:
+            _save_merged(load_adapted(run), AutoProcessor.from_pretrained(run), folder)
     return output
+
+
+def _merge_composed(adapter: Path, audio_model: str, text_model: str, folder: Path):
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".base", dir=folder.parent) as work:
+        base = Path(work) / BASE
+        for line in compose_base(adapter, audio_model, text_model, base):
+            print(f"NOTE: {line}", file=sys.stderr)
+        _save_merged(load_adapted(adapter, base), AutoProcessor.from_pretrained(base), folder)
 
 
 def _save_merged(adapted: PeftModel, processor: Falcon3AudioProcessor, folder: Path):

@@ -35,7 +35,7 @@ from falcon3_audio.model_cards import card_for_run
 from .adapter_base import find_base
 from .arguments import OF_COMPOSED
 from .merge import forget_folders, load_adapted
-from .run_folder import RECIPE, STATE, explain, find_checkpoint
+from .run_folder import RECIPE, STATE, explain, find_checkpoint, root_of
 from .verify_push import ask
 
 
@@ -77,7 +77,7 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
         forget_folders(model)
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     AutoProcessor.from_pretrained(run).save_pretrained(folder)
-    root = run.parent if run.name.startswith("checkpoint-") else run
+    root = root_of(run)
     copy_records(run, root, folder)
     card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
 
@@ -114,7 +114,7 @@ def check_whole(run: Path):
             f"{run} holds no model (adapter_config.json or config.json). Give the folder of a finished run, one of its "
             "checkpoints, or a folder from `falcon3-audio merge`."
         )
-    trained = any((run / name).exists() for name in (ADAPTER[0], RECIPE)) or run.name.startswith("checkpoint-")
+    trained = any((run / name).exists() for name in (ADAPTER[0], RECIPE)) or root_of(run) != run
     if trained:
         try:
             json.loads((run / STATE).read_text(encoding="utf-8"))  # written last

@@ -25,6 +25,7 @@ from falcon3_audio.evaluation.questions import file_sha256
 from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.score_tables import percent
 from falcon3_audio.evaluation.scored_rows import tidy
+from falcon3_audio.stopped import stopped
 
 from .merge import merge
 from .prepare.real_backbones import make_backbone
@@ -139,8 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(given.output, given.cache, given.adapter, given.audio_model, given.text_model)
     except KeyboardInterrupt:
-        print("real: stopped. The same command goes on.", file=sys.stderr)
-        return 130
+        return stopped("real", "The same command goes on.")
     except (ValueError, OSError) as error:
         print(f"real: {error}", file=sys.stderr)
         return 1

@@ -18,6 +18,8 @@ import yaml
 from safetensors import SafetensorError
 from trl import TrlParser
 
+from falcon3_audio.stopped import stopped
+
 from .callbacks import EXIT_CODE, Terminated
 from .run_folder import explain, is_write_failure
 
@@ -124,8 +126,7 @@ def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: lis
     try:
         train(*parse_options(options, arguments, prog))
     except KeyboardInterrupt:
-        print(f"{prog}: stopped. The same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
-        return 130  # as a shell says of a program that was interrupted
+        return stopped(prog, "The same command goes on from the last checkpoint, if there is one.")
     except Terminated as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return EXIT_CODE

@@ -133,6 +133,11 @@ def start_or_go_on(
     return checkpoint
 
 
+def root_of(run: Path) -> Path:
+    """The folder of a run, given that or one of its checkpoints."""
+    return run.parent if run.name.startswith("checkpoint-") else run
+
+
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """
     The last whole checkpoint of a run, or `None` where there is none yet.

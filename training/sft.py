@@ -85,7 +85,6 @@ def train(
         clips=questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
         processing_class=processor,
-        max_bad_audio=args.max_bad_audio,
         data_collator=AudioChatCollator(
             processor, args.max_length, args.questions_per_row, args.on_bad_audio == "skip"
         ),

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import yaml
 
+from falcon3_audio.stopped import stopped
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .shards import is_set
@@ -264,8 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
         with ended_gently():
             return _study(options)
     except KeyboardInterrupt:
-        print("falcon3-audio study: stopped. The same command goes on.", file=sys.stderr)
-        return 130
+        return stopped("falcon3-audio study", "The same command goes on.")
     except (ValueError, OSError) as error:
         print(f"falcon3-audio study: {error}", file=sys.stderr)
         return 1

@@ -60,7 +60,6 @@ class AudioSFTTrainer(SFTTrainer):
         set_weights: passes over each set per epoch.
         clips: examples of each clip, by set (see `questions_per_clip`).
         questions_per_row: the most questions about a clip that come together, `None` for all.
-        max_bad_audio: the share of the run's questions that may be left out because their clip cannot be read.
         *args, **kwargs: those of `SFTTrainer`.
     """
 
@@ -71,14 +70,13 @@ class AudioSFTTrainer(SFTTrainer):
         set_weights: Sequence[float],
         clips: Sequence[np.ndarray] | None = None,
         questions_per_row: int | None = 1,
-        max_bad_audio: float = 1.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         at_once = self.args.train_batch_size
         step = at_once * self.args.gradient_accumulation_steps * self.args.world_size
-        self._questions_of_a_step, self._max_bad_audio = step, max_bad_audio
+        self._questions_of_a_step = step
         self.sampler = MixtureSampler(set_sizes, set_weights, seed, clips, questions_per_row, step, at_once)
         if self.args.dataloader_drop_last and len(self.sampler) < at_once * self.args.world_size:
             raise ValueError(
@@ -286,11 +284,11 @@ class AudioSFTTrainer(SFTTrainer):
         return rates | totals | {"data_wait_share": round(waiting, 3), "peak_memory_gib": memory}
 
     def _check_bad_audio(self, count: int):
-        allowed = self._max_bad_audio * self.state.max_steps * self._questions_of_a_step
+        allowed = self.args.max_bad_audio * self.state.max_steps * self._questions_of_a_step
         if count > allowed:
             raise ValueError(
                 f"{count} questions were left out up to step {self.state.global_step}, because their clips cannot be read; at most "
-                f"{allowed:.0f} may be, a share of {self._max_bad_audio:g} of the run (max_bad_audio). The warnings above name "
+                f"{allowed:.0f} may be, a share of {self.args.max_bad_audio:g} of the run (max_bad_audio). The warnings above name "
                 "them; `falcon3-audio check-data` lists all. Mend or remove them, and start the run again."
             )
 
