@@ -175,7 +175,9 @@ def _count_samples(data: bytes) -> int:
 
 
 def _is_chunk(rest: bytes, order: Any) -> bool:
-    """Whether a chunk (a name of 4 letters, its size), padding or a tag stands behind the sound, rather than more sound."""
+    """Whether a chunk (a name of 4 letters, its size), padding, a tag or a stray byte stands behind the sound, rather than more sound."""
+    if len(rest) < 8:  # no room for a chunk's name and size: a stray byte or two, less than a millisecond
+        return True
     size = int.from_bytes(rest[4:8], order)
     return (rest[:4].isascii() and size <= len(rest)) or not rest.strip(b"\0") or rest.startswith(b"TAG")
 

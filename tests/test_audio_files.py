@@ -125,6 +125,12 @@ def test_a_tag_behind_flac_is_no_sound():
     np.testing.assert_array_equal(decode_file(data + TAG, "clip 7")[0], plain(data))
 
 
+@pytest.mark.parametrize("stray", [b"\xff", b"\xff\xfe\x80"])
+def test_a_stray_byte_behind_wav_is_no_sound(stray):
+    data = encode(LONG, "WAV")
+    np.testing.assert_array_equal(decode_file(data + stray, "clip 7")[0], plain(data))
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_ogg_that_goes_on_behind_the_end_it_gives(subtype):
     data = encode(NOISE, "OGG", subtype=subtype)
