@@ -61,7 +61,8 @@ def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tup
     The samples of a file, float32 of shape `(samples, channels)`, and their rate in Hz.
 
     Args:
-        data (`bytes`): An encoded file. WAV, FLAC, Ogg and MP3 files may be joined one behind the other.
+        data (`bytes`): An encoded file. WAV, FLAC, Ogg and MP3 files may be joined one behind the other; where their
+            numbers of channels differ, each is mixed down to one.
         name (`str`): What errors call it.
         max_seconds (`float`, *optional*): Longer files are an error, and not decoded further than that.
 
@@ -74,7 +75,7 @@ def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tup
         raise ImportError("Reading audio files needs soundfile and soxr: pip install soundfile soxr")
     files = _split(data)
     parts: list[np.ndarray] = []
-    formats: set[tuple[int, int]] = set()  # (Hz, channels)
+    rates: set[int] = set()
     while files:
         file = files.pop(0)
         try:
@@ -88,12 +89,14 @@ def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tup
             break
         files = [rest, *files] if rest else files
         parts.append(samples)
-        formats.add((rate, samples.shape[1]))
+        rates.add(rate)
         _check_seconds(sum(map(len, parts)) / rate, max_seconds, name)
-    if len(formats) > 1:
+    if len(rates) > 1:
         raise ValueError(
-            f"{name} holds joined files of different (Hz, channels), {sorted(formats)}: decode each alone."
+            f"{name} holds joined files of different sampling rates, {sorted(rates)} Hz: decode each alone."
         )
+    if len({samples.shape[1] for samples in parts}) > 1:
+        parts = [samples.mean(axis=1, keepdims=True) for samples in parts]
     return parts[0] if len(parts) == 1 else np.concatenate(parts), rate
 
 
@@ -175,11 +178,13 @@ def _count_samples(data: bytes) -> int:
 
 
 def _is_chunk(rest: bytes, order: Any) -> bool:
-    """Whether a chunk (a name of 4 letters, its size), padding, a tag or a stray byte stands behind the sound, rather than more sound."""
-    if len(rest) < 8:  # no room for a chunk's name and size: a stray byte or two, less than a millisecond
+    """Whether a chunk (a name of 4 letters, its size), padding, a tag or a stray byte is behind the sound, not more sound."""
+    if len(rest) < 8:  # no room for a chunk's name and size, and less than a millisecond
         return True
-    size = int.from_bytes(rest[4:8], order)
-    return (rest[:4].isascii() and size <= len(rest)) or not rest.strip(b"\0") or rest.startswith(b"TAG")
+    if not rest.strip(b"\0") or rest.startswith(b"TAG"):
+        return True
+    # Chunks begin at even places: behind an odd number of bytes of sound there is one more.
+    return any(chunk[:4].isascii() and int.from_bytes(chunk[4:8], order) <= len(chunk) for chunk in (rest, rest[1:]))
 
 
 def _is_unknown(promised: int, held: int, size: int) -> bool:
