@@ -270,6 +270,8 @@ def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         results=results,
         table=table,
         memory=memory(facts["parameters"]),
+        # Whisper's English encoders have it in their names; the tiny one knows English words alone.
+        english_encoder=str(backbones["audio"]).endswith(".en") or TINY in f"/{backbones['audio']}",
         cache=_size(facts["cache_values_per_token"] * 2 * rate * 60),
         tokens_per_second=f"{rate:g}",
     )

@@ -41,7 +41,13 @@ WHISPER = Licence(
 APACHE = Licence("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", {"license": "apache-2.0"})
 
 TINY = "/training/tiny_backbones/"  # this project's own
-_LICENCES = {"/tiiuae/Falcon3-": FALCON, "/openai/whisper-": WHISPER, TINY: APACHE}
+# https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
+_LICENCES = {
+    "/tiiuae/Falcon3-": FALCON,
+    "/openai/whisper-": WHISPER,
+    "/HuggingFaceTB/SmolLM2-": APACHE,
+    TINY: APACHE,
+}
 # https://huggingface.co/tiiuae/Falcon3-7B-Instruct
 FALCON_LANGUAGES = ("en", "fr", "es", "pt")
 

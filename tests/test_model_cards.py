@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlparse
 
+import layouts
 import pytest
 import soundfile
 import torch
@@ -27,9 +28,21 @@ from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = sorted((ROOT / "model_cards" / "facts").glob("*.yaml"))
+NANO = "falcon3-audio-nano"
 WORLD = ROOT / "model_cards" / "facts" / "falcon3-audio-world.yaml"
 TINY = ROOT / "training" / "tiny_backbones"
 REPO = "somebody/some-model"
+# As published: config.json of openai/whisper-base and of HuggingFaceTB/SmolLM2-135M-Instruct.
+WHISPER_BASE = {
+    **{"model_type": "falcon3_audio_encoder", "num_mel_bins": 80, "d_model": 512, "encoder_layers": 6},
+    **{"encoder_attention_heads": 8, "encoder_ffn_dim": 2048},
+}
+SMOLLM2_135M = {
+    **{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "head_dim": 64},
+    **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
+    **{"max_position_embeddings": 8192, "tie_word_embeddings": True},
+}
+ENCODED = {"trailing_silence": 1.0, "read_trailing_silence": True}
 SECTIONS = (
     *("Use", "Prompt format", "Audio limits", "Training data", "Training procedure", "Evaluation", "Hardware"),
     *("Limitations and biases", "Licence", "Citation"),
@@ -51,7 +64,7 @@ def facts():
 
 
 def test_there_is_a_card_for_every_preset():
-    assert {path.stem for path in FACTS} == {*PRESETS, "falcon3-audio-world"}
+    assert {path.stem for path in FACTS} == {*PRESETS, "falcon3-audio-world", NANO}
 
 
 def test_metadata_is_complete_and_survives_the_file(card, tmp_path):
@@ -63,7 +76,10 @@ def test_metadata_is_complete_and_survives_the_file(card, tmp_path):
     assert data["language"] == ["en"] and "falcon3-audio" in data["tags"]
     assert "model-index" not in data
     preset = next((one for name, one in PRESETS.items() if name.upper() in card.text[:40].upper()), None)
-    if preset:
+    if NANO in card.text[:40].lower():
+        assert data["base_model"] == ["HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-base"]
+        assert data["license"] == "apache-2.0" and data["base_model_relation"] == "finetune"
+    elif preset:
         assert data["base_model"] == [preset["text"], preset["audio"]] and data["base_model_relation"] == "finetune"
         assert (data["license"], data["license_name"]) == ("other", "falcon-llm-license")
         assert urlparse(data["license_link"]).netloc == "falconllm.tii.ae"
@@ -124,14 +140,20 @@ def test_the_numbers_are_those_of_the_model(path):
     if path.stem in PRESETS:
         config = Falcon3AudioConfig.from_preset(path.stem)
         assert facts["backbones"] == {part: PRESETS[path.stem][part] for part in ("audio", "text")}
+    elif path.stem == NANO:
+        config = Falcon3AudioConfig(
+            audio_config=WHISPER_BASE, text_config=SMOLLM2_135M, audio_token_id=0, tie_word_embeddings=True, **ENCODED
+        )
     else:
         audio, text = (AutoConfig.from_pretrained(TINY / name) for name in ("whisper", "llm"))
         config = Falcon3AudioConfig(audio_config=audio, text_config=text, audio_token_id=0)
     with torch.device("meta"):
         model = Falcon3AudioForConditionalGeneration(config)
+    model.tie_weights()
 
     def count(*modules):
-        return sum(weight.numel() for module in modules for weight in module.parameters())
+        weights = {id(weight): weight for module in modules for weight in module.parameters()}  # tied ones once
+        return sum(weight.numel() for weight in weights.values())
 
     parts = model.model
     layers = [layer for layer in parts.language_model.modules() if isinstance(layer, nn.Linear)]
@@ -148,12 +170,13 @@ def test_the_numbers_are_those_of_the_model(path):
         "pooling_window": POOLING_WINDOW,
         "pad_to_window": config.pad_to_window,
         "max_audio_seconds": MAX_AUDIO_SECONDS,
-    }
+    } | (ENCODED if path.stem == NANO else {})
 
 
 @pytest.mark.parametrize("path", FACTS, ids=lambda path: path.stem)
 def test_the_prompt_is_what_the_processor_makes(path):
     tokenizer = make_tokenizer() if path.stem in PRESETS else AutoTokenizer.from_pretrained(TINY / "llm")
+    tokenizer = layouts.smollm2() if path.stem == NANO else tokenizer
     assert path.stem not in PRESETS or tokenizer.chat_template == FALCON3_TEMPLATE
     processor = make_processor(tokenizer)
     content = [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": "What sound is heard?"}]
