@@ -22,8 +22,9 @@ real: setup
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt tinysoundfont
 	$(BIN)/python -m falcon3_audio.training.real runs/real
 
+# Two test files at a time; `.venv/bin/pytest tests/test_collator.py` runs one.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # Lint, format and types.
 check: setup

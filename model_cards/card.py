@@ -65,6 +65,7 @@ SETTINGS = {
     "lora_audio_tower": "layers with LoRA, encoder",
     "lora_language_model": "layers with LoRA, language model",
     "projector_type": "projector",
+    "use_weighted_layer_sum": "learned mean over encoder layers",
     "learning_rate": "learning rate",
     "lr_scheduler_type": "schedule",
     "warmup_steps": "warm-up (steps, or their share)",

@@ -30,6 +30,7 @@ def compose(
     audio_token: str | None = None,
     pooling_window: int = 2,
     projector_type: str = "mlp",
+    use_weighted_layer_sum: bool = False,
     pad_to_window: bool = False,
     trailing_silence: float = 0.0,
     read_trailing_silence: bool = True,
@@ -57,6 +58,7 @@ def compose(
         text,
         audio_token_id=processor.audio_token_id,
         projector_type=projector_type,
+        use_weighted_layer_sum=use_weighted_layer_sum,
         dtype=dtype,
         **shared,
     )
@@ -130,6 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--pooling-window", type=int, default=2, help="encoder positions per audio token (1: no pooling)"
     )
     parser.add_argument("--projector-type", choices=("mlp", "linear"), default="mlp")
+    parser.add_argument(
+        "--use-weighted-layer-sum", action="store_true", help="read a learned mean over the encoder's layers"
+    )
     parser.add_argument("--pad-to-window", action="store_true", help="encode 30 s always, as stock Whisper does")
     parser.add_argument(
         "--trailing-silence", type=float, default=0.0, help="seconds of silence encoded behind each clip"
@@ -154,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
             audio_token=options.audio_token,
             pooling_window=options.pooling_window,
             projector_type=options.projector_type,
+            use_weighted_layer_sum=options.use_weighted_layer_sum,
             pad_to_window=options.pad_to_window,
             trailing_silence=options.trailing_silence,
             read_trailing_silence=options.read_trailing_silence,

@@ -175,6 +175,8 @@ class Falcon3AudioConfig(PreTrainedConfig):
             second; 1: no pooling). Must divide `audio_config.max_source_positions`.
         projector_type (`"mlp"` or `"linear"`, defaults to `"mlp"`): LayerNorm-Linear-GELU-Linear-LayerNorm as in the
             paper, or a single Linear between the same two LayerNorms.
+        use_weighted_layer_sum (`bool`, defaults to `False`): Whether the projector reads a learned weighted mean over the
+            outputs of all encoder layers (before Whisper's last LayerNorm) instead of those of the last one.
         pad_to_window (`bool`, defaults to `False`): Whether every clip is encoded as full windows of 30 s whose
             padding is attended to, as stock Whisper does. `False`: only real audio is computed and becomes tokens.
             The two give different numbers, so a checkpoint keeps the value it was trained with.
@@ -203,6 +205,7 @@ class Falcon3AudioConfig(PreTrainedConfig):
     audio_token_id: int = 2022
     pooling_window: int = 2
     projector_type: Literal["mlp", "linear"] = "mlp"
+    use_weighted_layer_sum: bool = False
     pad_to_window: bool = False
     trailing_silence: float | int = 0.0
     read_trailing_silence: bool = True

@@ -112,7 +112,11 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         encoded = self._count_encoded_frames(frames)
         # A frozen encoder needs no graph. Without this, gradient checkpointing with adapters elsewhere (which makes
         # embeddings require gradients) would run its backward for nothing.
-        frozen = not input_features.requires_grad and not any(p.requires_grad for p in self.audio_tower.parameters())
+        weights = self.multi_modal_projector.layer_weights
+        learned = [*self.audio_tower.parameters(), *([] if weights is None else [weights])]
+        frozen = not input_features.requires_grad and not any(weight.requires_grad for weight in learned)
+        if weights is not None:
+            kwargs["layer_weights"] = weights.softmax(0, dtype=torch.float32)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             outputs = self.audio_tower(input_features, frames=encoded.tolist(), return_dict=True, **kwargs)
         lengths = self.audio_tower._get_feat_extract_output_lengths(encoded)
@@ -347,6 +351,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
         audio_token_id: int | None = None,
         pooling_window: int = 2,
         projector_type: str = "mlp",
+        use_weighted_layer_sum: bool = False,
         pad_to_window: bool = False,
         trailing_silence: float = 0.0,
         read_trailing_silence: bool = True,
@@ -365,8 +370,8 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
                 `Falcon3AudioProcessor.from_backbones(audio, text, audio_token)` chooses; needed where `text` is a model
                 without a tokenizer beside it. Weights keep their shape also where it is beyond the vocabulary.
             audio_token (`str`, *optional*): The placeholder itself, as for the processor.
-            pooling_window, projector_type, pad_to_window, trailing_silence, read_trailing_silence: see
-                [`Falcon3AudioConfig`].
+            pooling_window, projector_type, use_weighted_layer_sum, pad_to_window, trailing_silence,
+                read_trailing_silence: see [`Falcon3AudioConfig`].
             dtype (`torch.dtype` or `str`, defaults to `"auto"`): `"auto"` is the language model's.
             **kwargs: to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
 
@@ -382,6 +387,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
             audio_token_id=backbones.audio_token_id,
             pooling_window=pooling_window,
             projector_type=projector_type,
+            use_weighted_layer_sum=use_weighted_layer_sum,
             pad_to_window=pad_to_window,
             trailing_silence=trailing_silence,
             read_trailing_silence=read_trailing_silence,

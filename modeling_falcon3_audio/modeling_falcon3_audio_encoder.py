@@ -113,6 +113,8 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Falcon3AudioPositions):
             init.copy_(module.weight, sinusoids(*module.weight.shape))
+        if isinstance(module, Falcon3AudioMultiModalProjector) and module.layer_weights is not None:
+            init.zeros_(module.layer_weights)  # all layers alike
 
 
 class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
@@ -153,6 +155,7 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         frames: list[int] | None = None,
+        layer_weights: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutput:
         r"""
@@ -166,6 +169,9 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
             frames (`list[int]`, *optional*):
                 Real frames of each audio, instead of the mask: the shapes depend on them, so a mask on a device has to
                 be waited for.
+            layer_weights (`torch.Tensor` of shape `(num_hidden_layers,)`, *optional*):
+                Shares, which add up to 1, of each layer's output in what the last LayerNorm gets. Without them it gets
+                the last layer's.
 
         Returns:
             `BaseModelOutput` with `last_hidden_state` of shape `(batch_size, positions, hidden_size)`, 50 positions
@@ -190,11 +196,14 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         hidden_states = self._embed(input_features, windows)
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
         arguments = {"attention_mask": None} | windows.attention_arguments(self.config, hidden_states)
-        for layer in self.layers:
-            if self.training and self.config.layerdrop > 0.0 and torch.rand([]) < self.config.layerdrop:
-                continue
-            hidden_states = layer(hidden_states, **arguments, **kwargs)
-        hidden_states = self.layer_norm(hidden_states)
+        mean = torch.zeros_like(hidden_states) if layer_weights is not None else None
+        for index, layer in enumerate(self.layers):
+            dropped = self.training and self.config.layerdrop > 0.0 and torch.rand([]) < self.config.layerdrop
+            if not dropped:
+                hidden_states = layer(hidden_states, **arguments, **kwargs)
+            if layer_weights is not None:
+                mean = mean + layer_weights[index].to(hidden_states) * hidden_states
+        hidden_states = self.layer_norm(hidden_states if mean is None else mean)
         flat = hidden_states.flatten(0, 1)
         if windows.places is not None:
             empty = flat.new_zeros(len(frames) * max(positions), flat.shape[-1])
@@ -259,7 +268,10 @@ def read_frames(
 
 
 class Falcon3AudioMultiModalProjector(nn.Module):
-    """LayerNorm, Linear, GELU, Linear, LayerNorm (`"mlp"`), or one Linear between the LayerNorms (`"linear"`)."""
+    """
+    LayerNorm, Linear, GELU, Linear, LayerNorm (`"mlp"`), or one Linear between the LayerNorms (`"linear"`). With
+    `use_weighted_layer_sum` it has the encoder layers' weights too, `(num_hidden_layers,)`, before their softmax.
+    """
 
     def __init__(self, config: Falcon3AudioConfig):
         super().__init__()
@@ -268,6 +280,8 @@ class Falcon3AudioMultiModalProjector(nn.Module):
         self.linear_1 = nn.Linear(audio_width, text_width)
         self.linear_2 = nn.Linear(text_width, text_width) if config.projector_type == "mlp" else None
         self.norm_out = nn.LayerNorm(text_width)
+        layers = config.audio_config.num_hidden_layers
+        self.layer_weights = nn.Parameter(torch.zeros(layers)) if config.use_weighted_layer_sum else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., audio width)` to `(..., text width)`."""

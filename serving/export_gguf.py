@@ -8,9 +8,9 @@ that it is, and converted by llama.cpp's own script. llama.cpp has no projector 
 llama.cpp encodes 30 s whatever the clip, which ruins the answers of checkpoints that were trained on real frames alone. So it
 has to be built with llama_cpp.patch (beside this file; for 0.5 and 0.6, `git apply` in its folder), which adds the
 projector, and 30 s windows for checkpoints made with `pad_to_window` only. Without it llama.cpp refuses the file.
-Checkpoints made with `trailing_silence` are refused here. The audio placeholder, which `generate` never picks, is not
-suppressed there; use llama-server's `logit_bias` if it shows. One that lies beyond the language model's vocabulary is left
-out: llama.cpp places audio without it.
+Checkpoints made with `trailing_silence` or `use_weighted_layer_sum` are refused here. The audio placeholder, which `generate`
+never picks, is not suppressed there; use llama-server's `logit_bias` if it shows. One that lies beyond the language model's
+vocabulary is left out: llama.cpp places audio without it.
 """
 
 import argparse
@@ -225,6 +225,11 @@ def _check(model: str) -> None:
         raise ValueError(
             f"{model} was made with trailing_silence={config.trailing_silence:g}; the patched llama.cpp encodes real sound alone, or "
             "whole windows (pad_to_window), and would give other answers. Serve it with `falcon3-audio serve`."
+        )
+    if config.use_weighted_layer_sum:
+        raise ValueError(
+            f"{model} was made with use_weighted_layer_sum=True; llama.cpp's Whisper gives the last layer alone. Serve it with "
+            "`falcon3-audio serve`."
         )
     encoder = config.audio_config
     if encoder.activation_function != "gelu":

@@ -290,7 +290,7 @@ def test_what_cannot_be_exported(checkpoint, backbone_folders, make_model, tmp_p
     def changed(**fields) -> Path:
         config = make_model().config
         for name, value in fields.items():
-            setattr(config if name == "quantization_config" else config.audio_config, name, value)
+            setattr(config.audio_config if hasattr(config.audio_config, name) else config, name, value)
         config.save_pretrained(tmp_path / "changed")
         return tmp_path / "changed"
 
@@ -298,6 +298,8 @@ def test_what_cannot_be_exported(checkpoint, backbone_folders, make_model, tmp_p
     assert "activation is 'relu'" in refused(changed(activation_function="relu"))
     assert "window has 750 positions; llama.cpp's has 1500" in refused(changed(max_source_positions=750))
     assert "is quantised" in refused(changed(quantization_config={"quant_method": "bitsandbytes"}))
+    assert "made with trailing_silence=0.5; the patched llama.cpp" in refused(changed(trailing_silence=0.5))
+    assert "made with use_weighted_layer_sum=True; llama.cpp's" in refused(changed(use_weighted_layer_sum=True))
     assert "nowhere" in refused(tmp_path / "nowhere")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").touch()

@@ -312,3 +312,57 @@ def test_they_agree_for_other_pooling_and_padding(backbone_folders, pooling_wind
         assert len(tokens) == int((inputs["input_ids"] == processor.audio_token_id).sum())
         if pad_to_window:
             assert len(tokens) == (2 if seconds > 30 else 1) * 1500 // pooling_window
+
+
+# A learned weighted mean over the layers.
+
+
+def make_weighted(backbone_folders, weights):
+    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=True).eval()
+    with torch.no_grad():
+        model.model.multi_modal_projector.layer_weights.copy_(torch.tensor(weights))
+    return model
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.5, -0.5]])
+def test_a_weighted_mean_over_whispers_layers(backbone_folders, tower_reference, weights):
+    outputs: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda *call: outputs.append(call[2])) for layer in tower_reference.layers]
+    features = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        tower_reference(features)
+        shares = torch.tensor(weights).exp() / torch.tensor(weights).exp().sum()
+        outputs = [output[0] if isinstance(output, tuple) else output for output in outputs]
+        expected = tower_reference.layer_norm(sum(share * output for share, output in zip(shares, outputs)))
+        model = make_weighted(backbone_folders, weights)
+        found = model.get_audio_features(features).last_hidden_state
+        plain = tower_reference(features).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - plain).abs().max() > 0.01
+
+
+def test_the_mean_is_learned_with_a_frozen_encoder(backbone_folders, processor):
+    model = make_weighted(backbone_folders, [0.0, 0.0])
+    model.model.audio_tower.requires_grad_(False)
+    clips = features_of(processor, tone(1.0), tone(0.3))  # of different lengths: packed
+    model.get_audio_features(**clips).pooler_output[:, 0].sum().backward()
+    gradient = model.model.multi_modal_projector.layer_weights.grad
+    assert gradient.abs().min() > 0
+    torch.testing.assert_close(gradient.sum(), torch.zeros(()), rtol=0, atol=1e-6)  # shares add up to 1
+    assert all(weight.grad is None for weight in model.model.audio_tower.parameters())
+
+
+def test_the_mean_starts_with_all_layers_alike_and_is_saved(backbone_folders, processor, tmp_path):
+    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=True).eval()
+    weights = model.model.multi_modal_projector.layer_weights
+    assert weights.shape == (2,) and not weights.any()
+    with torch.no_grad():
+        weights[0] = 2
+    model.save_pretrained(tmp_path)
+    again = Falcon3AudioForConditionalGeneration.from_pretrained(tmp_path)
+    clips = features_of(processor, tone(0.5))
+    with torch.no_grad():
+        expected, found = (one.get_audio_features(**clips).pooler_output for one in (model, again))
+    assert torch.equal(expected, found)

@@ -122,6 +122,7 @@ AT_ONCE = 8  # questions on each device, where nothing says how many; transforme
 OF_COMPOSED = {
     "pooling_window": 2,
     "projector_type": "mlp",
+    "use_weighted_layer_sum": False,
     "pad_to_window": False,
     "trailing_silence": 0.0,
     "read_trailing_silence": True,
@@ -142,6 +143,9 @@ class ModelArguments:
     )
     pooling_window: int = field(default=2, metadata={"help": "Encoder positions per audio token (1: no pooling)."})
     projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "The new projector."})
+    use_weighted_layer_sum: bool = field(
+        default=False, metadata={"help": "Read a learned weighted mean over the encoder's layers, not the last one."}
+    )
     projector_start: Literal["random", "fitted"] = field(
         default="random",
         metadata={

@@ -134,6 +134,7 @@ def _compose_base(arguments: ModelArguments, folder: Path, seed: int, sets: Sequ
             draft,
             pooling_window=arguments.pooling_window,
             projector_type=arguments.projector_type,
+            use_weighted_layer_sum=arguments.use_weighted_layer_sum,
             pad_to_window=arguments.pad_to_window,
             trailing_silence=arguments.trailing_silence,
             read_trailing_silence=arguments.read_trailing_silence,
