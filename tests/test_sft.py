@@ -401,6 +401,13 @@ def test_a_curriculum_of_two_stages(launch, recipe, tmp_path):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if ".multi_modal_projector." in name} and len(moved) == 8
     assert AutoModelForMultimodalLM.from_pretrained(run).config.model_type == "falcon3_audio"
+    assert weights_of(merge(run, tmp_path / "plain")).keys() == after.keys()
+    assert (
+        farthest(weights_of(tmp_path / "plain"), after) == 0
+        and not (tmp_path / "plain" / "trainer_state.json").exists()
+    )
+    with pytest.raises(ValueError, match="holds a whole model"):
+        merge(run, tmp_path / "other", "whisper", "llm")
     # It goes on like any other run.
     for path in (*(run / "checkpoint-3").iterdir(), run / "model.safetensors"):
         path.unlink()

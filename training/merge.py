@@ -1,4 +1,4 @@
-"""From the adapter that a run leaves to a plain checkpoint that needs no PEFT: LoRA added into the weights.
+"""From what a run leaves to a plain checkpoint that needs no PEFT: LoRA added into the weights.
 
     falcon3-audio merge RUN OUT          # RUN: a run's folder, or one of its checkpoint-N
     falcon3-audio merge ADAPTER OUT --audio-model openai/whisper-base --text-model HuggingFaceTB/SmolLM2-135M-Instruct
@@ -6,12 +6,15 @@
 The base model is `base` in the run's folder if the run composed it, else the one that the adapter names; that of an exported
 adapter (export_adapter.py) is composed again from the backbones that are given. The result has its
 dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
-A run in 4 bits is merged into the unquantised base, so its logits differ by the quantisation error.
+A run in 4 bits is merged into the unquantised base, so its logits differ by the quantisation error. A run that trained the
+projector alone left a model without an adapter, which is saved as it is.
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
@@ -23,12 +26,13 @@ from falcon3_audio.processing import Falcon3AudioProcessor
 from falcon3_audio.whole_files import whole_folder
 
 from .adapter_base import compose_base, find_base
-from .run_folder import BASE, explain, find_checkpoint
+from .run_folder import BASE, STATE, explain, find_checkpoint
 
 
 def merge(run: str | Path, output: str | Path, audio_model: str | None = None, text_model: str | None = None) -> Path:
     """
-    Merges the adapter in `run` into its base model, saves the result in `output` and returns that path.
+    Merges the adapter in `run` into its base model, saves the result in `output` and returns that path. Without LoRA there
+    is nothing to merge: the trained model is saved there.
 
     Args:
         audio_model, text_model: backbones of an exported adapter: folders or Hub ids. Warns of weights that are not those
@@ -36,7 +40,7 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
 
     Raises:
         `FileExistsError`: if `output` holds anything already.
-        `ValueError`: if `run` holds no adapter, or its base model is not to be found, or one of them is damaged.
+        `ValueError`: if `run` is no training run, or its base model is not to be found, or one of them is damaged.
         `OSError`, `SafetensorError`: if the result cannot be written.
     """
     run, output = Path(run), Path(output)
@@ -44,12 +48,17 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
         raise ValueError(
             "A base model is composed of two backbones; give both audio_model and text_model, or neither."
         )
-    _check_adapter(run)
+    without_lora = (run / STATE).exists() and (run / "config.json").exists()
+    if without_lora and audio_model:
+        raise ValueError(f"{run} holds a whole model, trained without LoRA: leave out audio_model and text_model.")
+    if not without_lora:
+        _check_adapter(run)
     with whole_folder(output) as folder:
         if audio_model and text_model:
             _merge_composed(run, audio_model, text_model, folder)
         else:
-            _save_merged(load_adapted(run), AutoProcessor.from_pretrained(run), folder)
+            model = _load(run) if without_lora else load_adapted(run).merge_and_unload()
+            _save(model, AutoProcessor.from_pretrained(run), folder)
     return output
 
 
@@ -58,11 +67,10 @@ def _merge_composed(adapter: Path, audio_model: str, text_model: str, folder: Pa
         base = Path(work) / BASE
         for line in compose_base(adapter, audio_model, text_model, base):
             print(f"NOTE: {line}", file=sys.stderr)
-        _save_merged(load_adapted(adapter, base), AutoProcessor.from_pretrained(base), folder)
+        _save(load_adapted(adapter, base).merge_and_unload(), AutoProcessor.from_pretrained(base), folder)
 
 
-def _save_merged(adapted: PeftModel, processor: Falcon3AudioProcessor, folder: Path):
-    model = adapted.merge_and_unload()
+def _save(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor, folder: Path):
     forget_folders(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -79,11 +87,22 @@ def load_adapted(run: Path, base: str | Path | None = None) -> PeftModel:
     """The base model (`base`, or the adapter's own) with the adapter of `run` on it, not merged. Errors as in `merge`."""
     _check_adapter(run)
     base = base or find_base(run)
-    try:
-        model: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(base, dtype="auto")
+    model = _load(base)
+    with _readable(run):
         return PeftModel.from_pretrained(model, run)
+
+
+def _load(folder: str | Path) -> Falcon3AudioForConditionalGeneration:
+    with _readable(folder):
+        return AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto")
+
+
+@contextmanager
+def _readable(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
-        raise ValueError(f"The weights in {run} or in its base model {base} cannot be read: {error}.") from error
+        raise ValueError(f"The weights in {folder} cannot be read: {error}.") from error
 
 
 def _check_adapter(run: Path):

@@ -47,13 +47,11 @@ class Stage:
         options: as in a recipe, all of them; of a later stage `model` is `FORMER`.
         settings: of these, what decides the result (see `describe_recipe`).
         data: paths of the training sets.
-        adapter: whether it leaves an adapter to be merged, instead of a model.
     """
 
     options: dict[str, Any]
     settings: dict[str, Any]
     data: tuple[str, ...]
-    adapter: bool
 
 
 @dataclass(frozen=True)
@@ -182,9 +180,7 @@ def _stage(options: dict[str, Any], where: str, seed: int) -> Stage:
         check_scored(*parsed[2:])  # not how many GPUs there are: a study gives each run one
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    lora, data = parsed[1], parsed[2]
-    adapter = (lora.lora_audio_tower, lora.lora_language_model) != ("none", "none")
-    return Stage(options, describe_recipe(*parsed), tuple(source.path for source in data.train_data), adapter)
+    return Stage(options, describe_recipe(*parsed), tuple(source.path for source in parsed[2].train_data))
 
 
 def _overrides(given: Any, where: str, also: tuple[str, ...]) -> dict[str, Any]:

@@ -145,11 +145,9 @@ def steps_of(run: Run) -> list[Step]:
         place = run.folder / f"stage-{number}" if len(run.stages) > 1 else run.folder
         which = f" stage {number}" if len(run.stages) > 1 else ""
         steps.append(_training(stage, place, model, f"train{which}", run.digests.sets))
-        model = place / "run"
-        if stage.adapter:
-            arguments, model = [str(model), str(place / "model")], place / "model"
-            product = model / "config.json"
-            steps.append(Step(f"merge{which}", "training.merge", arguments, model, product, place / "merge.log"))
+        arguments, model = [str(place / "run"), str(place / "model")], place / "model"
+        product = model / "config.json"
+        steps.append(Step(f"merge{which}", "training.merge", arguments, model, product, place / "merge.log"))
     for evaluation in run.evaluations:
         for control in evaluation.controls:
             steps.append(_asking(run, evaluation, control, model))
