@@ -83,7 +83,7 @@ def test_a_recipe_extends_another(read, tmp_path):
     lora = read(extends="parent.yaml", lora_r=2)[1]
     assert (lora.lora_r, lora.lora_alpha) == (2, 7)
     write_recipe(tmp_path / "parent.yaml", extends="other.yaml", **NEEDED)
-    with pytest.raises(ValueError, match="parent.yaml, which extends another recipe itself"):
+    with pytest.raises(ValueError, match="parent.yaml, which extends another file itself"):
         read(extends="parent.yaml")
 
 

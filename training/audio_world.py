@@ -272,7 +272,9 @@ def _write_audios(out: Path, clips: dict[str, list[Clip]], seed: int, workers: i
         if workers > 1:
             pool = stack.enter_context(ProcessPoolExecutor(workers))
             mapped = partial(pool.map, chunksize=16)
-        for _ in tqdm(mapped(_write_audio, jobs), total=len(jobs), desc="audio", unit="clip", disable=not progress):
+        for _ in tqdm(
+            mapped(_write_audio, jobs), total=len(jobs), desc="audio", unit="clip", disable=not progress or None
+        ):
             pass
 
 

@@ -38,14 +38,20 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         `OSError`: if a file cannot be read.
         `ValueError`: if it is no YAML mapping, or extends a recipe that extends another.
     """
-    own = read_yaml(Path(path))
+    inherited, own = read_extended(Path(path))
+    return override(inherited, own)
+
+
+def read_extended(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The mapping that a file extends (of the same folder; empty if none), and its own. Errors as of `read_recipe`."""
+    own = read_yaml(path)
     if EXTENDS not in own:
-        return own
-    parent = Path(path).parent / str(own.pop(EXTENDS))
+        return {}, own
+    parent = path.parent / str(own.pop(EXTENDS))
     inherited = read_yaml(parent)
     if EXTENDS in inherited:
-        raise ValueError(f"{path} extends {parent}, which extends another recipe itself; one step is enough.")
-    return override(inherited, own)
+        raise ValueError(f"{path} extends {parent}, which extends another file itself; one step is enough.")
+    return inherited, own
 
 
 def override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:

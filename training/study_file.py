@@ -21,7 +21,7 @@ from falcon3_audio.evaluation.controls import CONTROLS
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .checks import check_scored
-from .recipe import check_keys, option_names, override, read_recipe, read_yaml
+from .recipe import check_keys, option_names, override, read_extended, read_recipe
 from .run_folder import describe_recipe
 
 
@@ -104,8 +104,12 @@ def read_study(path: str | Path) -> Study:
         `ValueError`: what a study, a recipe or an option does not allow.
     """
     path = Path(path)
-    given = read_yaml(path)
+    inherited, own = read_extended(path)
+    given = inherited | own
     check_keys(given, KEYS, path)
+    if inherited and isinstance(own.get("arms", {}), dict):
+        arms = inherited.get("arms", {}) | own.get("arms", {})
+        given["arms"] = {name: arm for name, arm in arms.items() if arm is not False}
     recipe, arms = given.get("recipe"), given.get("arms")
     if not isinstance(recipe, str) or not isinstance(arms, dict) or not arms:
         raise ValueError(

@@ -173,7 +173,7 @@ def _select(
     jobs: list[Job] = []
     filtered: Counter[str] = Counter()
     digest = hashlib.sha256()
-    for number, row in enumerate(tqdm(rows, desc="choosing", unit="row", disable=not progress)):
+    for number, row in enumerate(tqdm(rows, desc="choosing", unit="row", disable=not progress or None)):
         exchange = read(row)
         digest.update(repr(exchange).encode())
         reason = why_not_spoken(exchange, wanted.limits)
@@ -214,7 +214,9 @@ def _speak(
     # No batch reaches over the end of a shard: a run that begins there again has the same batches.
     batches = [batch for shard in shards for batch in _cut(shard.jobs, tts.batch_size)]
     speeches = chain.from_iterable(tts.speak(batches))
-    bar = tqdm(total=len(selection.jobs), initial=done["rows"], desc="speaking", unit="row", disable=not progress)
+    bar = tqdm(
+        total=len(selection.jobs), initial=done["rows"], desc="speaking", unit="row", disable=not progress or None
+    )
     with bar:
         for shard in shards:
             samples, failures = [], []

@@ -150,13 +150,13 @@ def make_clips(
     recordings = read_recordings(packages, obtained.folders, splits)
     clips = accept(recordings, refused, cache / "checked.json", progress)
     leave_out_near_copies(clips, refused)
-    copy_recordings(tqdm(clips, "copying", unit="clip", disable=not progress), obtained.folders, out)
+    copy_recordings(tqdm(clips, "copying", unit="clip", disable=not progress or None), obtained.folders, out)
     played = play_all(packages, obtained.folders, splits, out, wanted.phrases, wanted.seed)
-    clips += tqdm(played, "playing", unit="phrase", disable=not progress)
+    clips += tqdm(played, "playing", unit="phrase", disable=not progress or None)
     fewer = max(wanted.composites // HELD_OUT_SHARE, LEAST_COMPOSITES)
     for split, times in ((TRAIN, wanted.composites), (TEST, fewer), (VALIDATION, fewer)):
         composer = Composer(clips, out, split, wanted.seed)
-        clips += composer.run(tqdm(range(times), f"composing {split}", disable=not progress))
+        clips += composer.run(tqdm(range(times), f"composing {split}", disable=not progress or None))
     return clips
 
 
