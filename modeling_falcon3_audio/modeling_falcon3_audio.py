@@ -110,15 +110,9 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             input_features_mask = torch.stack(input_features_mask)
         frames = self._read_frames(input_features, input_features_mask)
         encoded = self._count_encoded_frames(frames)
-        # A frozen encoder needs no graph. Without this, gradient checkpointing with adapters elsewhere (which makes
-        # embeddings require gradients) would run its backward for nothing.
-        weights = self.multi_modal_projector.layer_weights
-        learned = [*self.audio_tower.parameters(), *([] if weights is None else [weights])]
-        frozen = not input_features.requires_grad and not any(weight.requires_grad for weight in learned)
-        if weights is not None:
-            kwargs["layer_weights"] = weights.softmax(0, dtype=torch.float32)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            outputs = self.audio_tower(input_features, frames=encoded.tolist(), return_dict=True, **kwargs)
+        if self.config.use_weighted_layer_sum:
+            kwargs["layer_weights"] = self.multi_modal_projector.layer_weights()
+        outputs = self.audio_tower(input_features, frames=encoded.tolist(), return_dict=True, **kwargs)
         lengths = self.audio_tower._get_feat_extract_output_lengths(encoded)
         pooled = average_pool(outputs.last_hidden_state, lengths, self.config.pooling_window)
         is_token = torch.arange(pooled.shape[1]) < self._count_tokens(frames)[:, None]

@@ -89,7 +89,7 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities: tuple[str, ...] = ("audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Falcon3AudioEncoderLayer", "Falcon3AudioMultiModalProjector"]
+    _no_split_modules = ["Falcon3AudioEncoderLayer", "Falcon3AudioMultiModalProjector", "Falcon3AudioLayerWeights"]
     _skip_keys_device_placement = [CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -113,8 +113,8 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Falcon3AudioPositions):
             init.copy_(module.weight, sinusoids(*module.weight.shape))
-        if isinstance(module, Falcon3AudioMultiModalProjector) and module.layer_weights is not None:
-            init.zeros_(module.layer_weights)  # all layers alike
+        if isinstance(module, Falcon3AudioLayerWeights):
+            init.zeros_(module.weight)
 
 
 class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
@@ -193,17 +193,23 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         if not any(positions):
             return BaseModelOutput(last_hidden_state=input_features.new_zeros(len(frames), 0, self.config.hidden_size))
         windows = PackedWindows(positions, self.config.max_source_positions, input_features.device)
-        hidden_states = self._embed(input_features, windows)
-        hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
-        arguments = {"attention_mask": None} | windows.attention_arguments(self.config, hidden_states)
-        mean = torch.zeros_like(hidden_states) if layer_weights is not None else None
-        for index, layer in enumerate(self.layers):
-            dropped = self.training and self.config.layerdrop > 0.0 and torch.rand([]) < self.config.layerdrop
-            if not dropped:
-                hidden_states = layer(hidden_states, **arguments, **kwargs)
-            if layer_weights is not None:
-                mean = mean + layer_weights[index].to(hidden_states) * hidden_states
-        hidden_states = self.layer_norm(hidden_states if mean is None else mean)
+        # A frozen encoder needs no graph. Without this, gradient checkpointing with adapters elsewhere (which makes
+        # embeddings require gradients) would run its backward for nothing.
+        learns = input_features.requires_grad or any(weight.requires_grad for weight in self.parameters())
+        outputs = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            hidden_states = self._embed(input_features, windows)
+            hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
+            arguments = {"attention_mask": None} | windows.attention_arguments(self.config, hidden_states)
+            for layer in self.layers:
+                dropped = self.training and self.config.layerdrop > 0.0 and torch.rand([]) < self.config.layerdrop
+                if not dropped:
+                    hidden_states = layer(hidden_states, **arguments, **kwargs)
+                if layer_weights is not None:
+                    outputs.append(hidden_states)
+        if layer_weights is not None:
+            hidden_states = _weighted_mean(outputs, layer_weights)
+        hidden_states = self.layer_norm(hidden_states)
         flat = hidden_states.flatten(0, 1)
         if windows.places is not None:
             empty = flat.new_zeros(len(frames) * max(positions), flat.shape[-1])
@@ -231,6 +237,15 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
             part = nn.functional.gelu(self.conv2(part))[..., :length].transpose(1, 2)
             parts.append(part + positions[:length])
         return parts[0] if windows.is_even else windows.join(parts)[None]
+
+
+def _weighted_mean(outputs: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """Computed in float32 and rounded once; the layers may be on different devices."""
+    last = outputs[-1]
+    mean = torch.zeros_like(last, dtype=torch.float32)
+    for output, weight in zip(outputs, weights):
+        mean = mean + weight.to(last.device) * output.to(last.device, torch.float32)
+    return mean.to(last.dtype)
 
 
 def read_frames(
@@ -267,10 +282,22 @@ def read_frames(
     return counts, [bool(value) for values in checked for value in values]
 
 
+class Falcon3AudioLayerWeights(nn.Module):
+    """Shares of the encoder's layers in a weighted mean, all alike at first. A module, so that hooks may move its weight."""
+
+    def __init__(self, config: Falcon3AudioConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.audio_config.num_hidden_layers))
+
+    def forward(self) -> torch.Tensor:
+        """`(num_hidden_layers,)`, float32, adds up to 1."""
+        return self.weight.softmax(0, dtype=torch.float32)
+
+
 class Falcon3AudioMultiModalProjector(nn.Module):
     """
     LayerNorm, Linear, GELU, Linear, LayerNorm (`"mlp"`), or one Linear between the LayerNorms (`"linear"`). With
-    `use_weighted_layer_sum` it has the encoder layers' weights too, `(num_hidden_layers,)`, before their softmax.
+    `use_weighted_layer_sum` it has the weights of the encoder's layers too.
     """
 
     def __init__(self, config: Falcon3AudioConfig):
@@ -280,8 +307,7 @@ class Falcon3AudioMultiModalProjector(nn.Module):
         self.linear_1 = nn.Linear(audio_width, text_width)
         self.linear_2 = nn.Linear(text_width, text_width) if config.projector_type == "mlp" else None
         self.norm_out = nn.LayerNorm(text_width)
-        layers = config.audio_config.num_hidden_layers
-        self.layer_weights = nn.Parameter(torch.zeros(layers)) if config.use_weighted_layer_sum else None
+        self.layer_weights = Falcon3AudioLayerWeights(config) if config.use_weighted_layer_sum else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., audio width)` to `(..., text width)`."""

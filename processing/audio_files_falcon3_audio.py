@@ -127,7 +127,8 @@ def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np
         logger.warning(f"{name} announces {promised} samples and holds {len(samples)}: all of them are used.")
     if kind == "MP3":
         return samples, rate, rest[128:] if rest.startswith(b"TAG") else rest
-    if rest and not (kind in _CHUNKED and _is_chunk(rest, "big" if kind == "AIFF" else "little")):
+    is_odd = (len(data) - len(rest)) % 2 == 1
+    if rest and not (kind in _CHUNKED and _is_chunk(rest, is_odd, "big" if kind == "AIFF" else "little")):
         raise ValueError(
             f"{name} goes on for at least {len(rest)} bytes behind the {len(samples) / rate:.1f} s that its header gives. Write it "
             "anew (ffmpeg -i in.ogg out.flac)."
@@ -177,14 +178,18 @@ def _count_samples(data: bytes) -> int:
     return held
 
 
-def _is_chunk(rest: bytes, order: Any) -> bool:
-    """Whether a chunk (a name of 4 letters, its size), padding, a tag or a stray byte is behind the sound, not more sound."""
-    if len(rest) < 8:  # no room for a chunk's name and size, and less than a millisecond
+def _is_chunk(rest: bytes, is_odd: bool, order: Any) -> bool:
+    """
+    Whether a chunk (a name of 4 letters, its size), padding, a tag or a stray byte is behind the sound, not more sound.
+
+    Chunks begin at even places: where the sound ends at an odd one (`is_odd`), there is a byte of padding before them.
+    """
+    if len(rest) < 8:  # no room for a chunk's name and size; a few milliseconds at most
         return True
     if not rest.strip(b"\0") or rest.startswith(b"TAG"):
         return True
-    # Chunks begin at even places: behind an odd number of bytes of sound there is one more.
-    return any(chunk[:4].isascii() and int.from_bytes(chunk[4:8], order) <= len(chunk) for chunk in (rest, rest[1:]))
+    chunk = rest[is_odd:]
+    return re.match(rb"[ -~]{4}", chunk) is not None and int.from_bytes(chunk[4:8], order) <= len(chunk)
 
 
 def _is_unknown(promised: int, held: int, size: int) -> bool:

@@ -175,6 +175,13 @@ def test_device_map_and_offloading_give_the_same_logits(backbone_folders, checkp
         )
         assert "disk" in set(split.hf_device_map.values())
         assert torch.equal(split(**inputs).logits, expected)
+        weighted = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=True)
+        weighted.eval().save_pretrained(tmp_path / "weighted")
+        split = Falcon3AudioForConditionalGeneration.from_pretrained(
+            tmp_path / "weighted", device_map="auto", max_memory={"cpu": 20_000}, offload_folder=tmp_path
+        )
+        assert split.model.multi_modal_projector.layer_weights.weight.is_meta
+        assert torch.equal(split(**inputs).logits, weighted(**inputs).logits)
     # Composing hears the same map; it says so where it would need weights of a checkpoint that does not exist yet.
     composed = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, device_map="auto")
     assert composed.device.type == "cpu"

@@ -320,7 +320,7 @@ def test_they_agree_for_other_pooling_and_padding(backbone_folders, pooling_wind
 def make_weighted(backbone_folders, weights):
     model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=True).eval()
     with torch.no_grad():
-        model.model.multi_modal_projector.layer_weights.copy_(torch.tensor(weights))
+        model.model.multi_modal_projector.layer_weights.weight.copy_(torch.tensor(weights))
     return model
 
 
@@ -344,19 +344,22 @@ def test_a_weighted_mean_over_whispers_layers(backbone_folders, tower_reference,
 
 
 def test_the_mean_is_learned_with_a_frozen_encoder(backbone_folders, processor):
+    """No layer is gone through backwards for it, also where embeddings require gradients, as for gradient checkpointing."""
     model = make_weighted(backbone_folders, [0.0, 0.0])
-    model.model.audio_tower.requires_grad_(False)
+    tower = model.model.audio_tower
+    tower.requires_grad_(False)
+    tower.conv1.register_forward_hook(lambda module, given, output: output.requires_grad_(True))
+    seen = []
+    tower.layers[-1].register_forward_hook(lambda module, given, output: seen.append(output.requires_grad))
     clips = features_of(processor, tone(1.0), tone(0.3))  # of different lengths: packed
     model.get_audio_features(**clips).pooler_output[:, 0].sum().backward()
-    gradient = model.model.multi_modal_projector.layer_weights.grad
-    assert gradient.abs().min() > 0
-    torch.testing.assert_close(gradient.sum(), torch.zeros(()), rtol=0, atol=1e-6)  # shares add up to 1
-    assert all(weight.grad is None for weight in model.model.audio_tower.parameters())
+    assert model.model.multi_modal_projector.layer_weights.weight.grad.abs().min() > 0
+    assert seen == [False]
 
 
 def test_the_mean_starts_with_all_layers_alike_and_is_saved(backbone_folders, processor, tmp_path):
     model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=True).eval()
-    weights = model.model.multi_modal_projector.layer_weights
+    weights = model.model.multi_modal_projector.layer_weights.weight
     assert weights.shape == (2,) and not weights.any()
     with torch.no_grad():
         weights[0] = 2

@@ -365,6 +365,15 @@ def test_ablation_projector(launch, tmp_path, option, value):
     assert any("linear_2" in name for name in adapter) == (value != "linear")
 
 
+def test_ablation_mean_over_layers(launch, tmp_path):
+    """The layers' weights are trained and saved with the projector, and are in the merged model."""
+    adapter = ablation(tmp_path, launch, "--use_weighted_layer_sum", "true", "--lora_audio_tower", "none")
+    (learned,) = [tensor for name, tensor in adapter.items() if name.endswith("projector.layer_weights.weight")]
+    assert learned.shape == (2,) and learned.abs().min() > 0
+    merged = weights_of(merge(tmp_path / "run", tmp_path / "merged"))
+    assert torch.equal(merged["model.multi_modal_projector.layer_weights.weight"], learned)
+
+
 @pytest.mark.parametrize("choice", ["attention", "qv"])
 def test_ablation_layers(launch, tmp_path, choice):
     adapter = ablation(tmp_path, launch, "--lora_audio_tower", choice, "--lora_language_model", choice)
@@ -406,7 +415,7 @@ def test_a_curriculum_of_two_stages(launch, recipe, tmp_path):
         farthest(weights_of(tmp_path / "plain"), after) == 0
         and not (tmp_path / "plain" / "trainer_state.json").exists()
     )
-    with pytest.raises(ValueError, match="holds a whole model"):
+    with pytest.raises(ValueError, match="holds a whole model and no adapter"):
         merge(run, tmp_path / "other", "whisper", "llm")
     # It goes on like any other run.
     for path in (*(run / "checkpoint-3").iterdir(), run / "model.safetensors"):

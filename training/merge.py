@@ -7,7 +7,7 @@ The base model is `base` in the run's folder if the run composed it, else the on
 adapter (export_adapter.py) is composed again from the backbones that are given. The result has its
 dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
 A run in 4 bits is merged into the unquantised base, so its logits differ by the quantisation error. A run that trained the
-projector alone left a model without an adapter, which is saved as it is.
+projector alone left a model without an adapter, which is saved in its dtype: a projector trained in float32 is rounded to it.
 """
 
 import argparse
@@ -29,6 +29,9 @@ from .adapter_base import compose_base, find_base
 from .run_folder import BASE, STATE, explain, find_checkpoint
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+
+
 def merge(run: str | Path, output: str | Path, audio_model: str | None = None, text_model: str | None = None) -> Path:
     """
     Merges the adapter in `run` into its base model, saves the result in `output` and returns that path. Without LoRA there
@@ -48,18 +51,22 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
         raise ValueError(
             "A base model is composed of two backbones; give both audio_model and text_model, or neither."
         )
-    without_lora = (run / STATE).exists() and (run / "config.json").exists()
-    if without_lora and audio_model:
-        raise ValueError(f"{run} holds a whole model, trained without LoRA: leave out audio_model and text_model.")
-    if not without_lora:
+    is_whole = not (run / ADAPTER_CONFIG).exists() and (run / STATE).exists() and (run / "config.json").exists()
+    if is_whole and audio_model:
+        raise ValueError(f"{run} holds a whole model and no adapter: leave out audio_model and text_model.")
+    if not is_whole:
         _check_adapter(run)
     with whole_folder(output) as folder:
         if audio_model and text_model:
             _merge_composed(run, audio_model, text_model, folder)
         else:
-            model = _load(run) if without_lora else load_adapted(run).merge_and_unload()
-            _save(model, AutoProcessor.from_pretrained(run), folder)
+            _save(load_merged(run), AutoProcessor.from_pretrained(run), folder)
     return output
+
+
+def load_merged(run: Path) -> Falcon3AudioForConditionalGeneration:
+    """The model of a run with its adapter merged, or that of a checkpoint without one. Errors as in `merge`."""
+    return load_adapted(run).merge_and_unload() if (run / ADAPTER_CONFIG).exists() else _load(run)
 
 
 def _merge_composed(adapter: Path, audio_model: str, text_model: str, folder: Path):
@@ -106,12 +113,12 @@ def _readable(folder: str | Path) -> Iterator[None]:
 
 
 def _check_adapter(run: Path):
-    if not (run / "adapter_config.json").exists():
+    if not (run / ADAPTER_CONFIG).exists():
         last = find_checkpoint(run)
         if last is not None:
             raise ValueError(f"{run} is a run that has not ended. Start it again to go on, or merge {last}.")
         plain = ": it is a plain checkpoint already" if (run / "config.json").exists() else ""
-        raise ValueError(f"{run} holds no adapter (adapter_config.json){plain}. Give the folder of a run with LoRA.")
+        raise ValueError(f"{run} holds no adapter ({ADAPTER_CONFIG}){plain}. Give the folder of a training run.")
 
 
 def main(arguments: list[str] | None = None) -> int:

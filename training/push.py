@@ -28,18 +28,18 @@ from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor
 
 from falcon3_audio.model_cards import card_for_run
 
 from .adapter_base import find_base
 from .arguments import OF_COMPOSED
-from .merge import forget_folders, load_adapted
+from .merge import ADAPTER_CONFIG, forget_folders, load_merged
 from .run_folder import RECIPE, STATE, explain, find_checkpoint, root_of
 from .verify_push import ask
 
 
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors")
 RECORDS = (STATE, "loss_curve.png")  # of a run, where it has them, besides the recipe
 SHARD_SIZE = "5GB"  # what is sent again, at most, after a cut connection
 # Files of an earlier push that would be loaded beside, or instead of, those of this one.
@@ -132,13 +132,6 @@ def check_whole(run: Path):
                 pass
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read: {error}. Push another checkpoint, or train again.") from error
-
-
-def load_merged(run: Path) -> PreTrainedModel:
-    """The model of a run with its adapter merged, or that of a plain checkpoint."""
-    if (run / ADAPTER[0]).exists():
-        return load_adapted(run).merge_and_unload()
-    return AutoModelForMultimodalLM.from_pretrained(run, dtype="auto")
 
 
 def name_base(folder: Path, base: str):
