@@ -110,8 +110,9 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             input_features_mask = torch.stack(input_features_mask)
         frames = self._read_frames(input_features, input_features_mask)
         encoded = self._count_encoded_frames(frames)
-        if self.config.use_weighted_layer_sum:
-            kwargs["layer_weights"] = self.multi_modal_projector.layer_weights()
+        weights = self.multi_modal_projector.layer_weights
+        if weights is not None:
+            kwargs["layer_weights"] = weights()
         outputs = self.audio_tower(input_features, frames=encoded.tolist(), return_dict=True, **kwargs)
         lengths = self.audio_tower._get_feat_extract_output_lengths(encoded)
         pooled = average_pool(outputs.last_hidden_state, lengths, self.config.pooling_window)
