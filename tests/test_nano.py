@@ -1,0 +1,63 @@
+"""falcon3-audio-nano, as it lies in the repository: whole, small, described by what it is."""
+
+import hashlib
+import json
+import re
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from falcon3_audio.model_cards.card import read_mapping
+from falcon3_audio.model_cards.run_facts import describe_outcome
+from falcon3_audio.training.real import NANO, RECIPE
+from falcon3_audio.training.recipe import read_recipe
+
+
+FACTS = NANO.parent / "facts" / "falcon3-audio-nano.yaml"
+ADAPTER = NANO / "adapter_model.safetensors"
+
+
+def recorded():
+    return yaml.safe_load((NANO / "recipe.yaml").read_text(encoding="utf-8"))
+
+
+def test_it_is_small_and_finite_and_all_of_it_is_trained():
+    assert ADAPTER.stat().st_size < 10_000_000
+    weights = load_file(ADAPTER)
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    lora = [name for name in weights if ".lora_B." in name]
+    assert len(lora) == 6 * 6 + 7 * 30 and all(weights[name].any() for name in lora)
+    assert sum("multi_modal_projector" in name for name in weights) == 8
+
+
+def test_it_was_trained_with_the_recipe():
+    """Paths apart, and what does not decide a result."""
+    recipe, given = recorded(), read_recipe(RECIPE)
+    for name, value in given.items():
+        if name == "train_data":
+            assert [source["weight"] for source in recipe[name]] == [source["weight"] for source in value]
+        elif name in ("audio_model", "text_model"):
+            assert recipe[name] == value.partition("/")[2].lower()
+        elif name in recipe:
+            assert recipe[name] == value, name
+
+
+def test_the_card_says_what_was_recorded():
+    facts = read_mapping(FACTS)
+    outcome = facts["training"]["outcome"]
+    state = json.loads((NANO / "trainer_state.json").read_text(encoding="utf-8"))
+    assert set(describe_outcome(state)) <= set(outcome)
+    backbones = json.loads((NANO / "backbones.json").read_text(encoding="utf-8"))
+    for option, part in (("audio_model", "audio_tower"), ("text_model", "language_model")):
+        assert backbones[option]["parameters"] == facts["parameters"][part]
+    for name in ("pooling_window", "pad_to_window", "trailing_silence", "read_trailing_silence"):
+        assert facts["audio"][name] == recorded()[name]
+
+
+def test_its_page_is_about_this_adapter():
+    """Scores are of one file: who replaces it measures again."""
+    page = (NANO / "README.md").read_text(encoding="utf-8")
+    (digest,) = re.findall(r"sha256 of `adapter_model.safetensors`: `([0-9a-f]{64})`", page)
+    assert hashlib.sha256(ADAPTER.read_bytes()).hexdigest() == digest
