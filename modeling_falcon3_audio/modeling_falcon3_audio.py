@@ -78,6 +78,10 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         self.audio_tower = Falcon3AudioEncoder._from_config(config.audio_config)
         self.multi_modal_projector = Falcon3AudioMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        if config.use_weighted_layer_sum:
+            # Computed before the rest of the projector, so FSDP gathers it by itself. A class that is not in the model
+            # would be an error there.
+            self._no_split_modules = [*self._no_split_modules, "Falcon3AudioLayerWeights"]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -369,3 +369,12 @@ def test_the_mean_starts_with_all_layers_alike_and_is_saved(backbone_folders, pr
     with torch.no_grad():
         expected, found = (one.get_audio_features(**clips).pooler_output for one in (model, again))
     assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_not_to_be_split_is_in_the_model(backbone_folders, weighted):
+    """FSDP makes a unit of each of these classes, and refuses a name that it does not find."""
+    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=weighted)
+    classes = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) <= classes
+    assert ("Falcon3AudioLayerWeights" in model._no_split_modules) is weighted

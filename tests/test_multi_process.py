@@ -50,9 +50,10 @@ BATCH, STEPS, STEPS_PER_EPOCH = 4, 6, 3
 # bfloat16 has 8 significant bits, and FSDP computes norms and LoRA in it, which autocast leaves in float32.
 TOLERANCE = {"whole": 1e-5, "packed": 1e-5, "half": 2**-7}
 HALF = ["--dtype", "bfloat16", "--bf16", "true", "--max_steps", "2"]
-# Clips with several questions, in rows that share audio and micro-batches of 70 tokens.
+# Clips with several questions, in rows that share audio and micro-batches of 70 tokens; a mean over the encoder's layers.
 PACKED = ["--train_data", "FOLDER/clips.parquet", "--per_device_train_batch_size", "0", "--global_batch_size", "8"]
 PACKED += ["--tokens_per_device", "70", "--max_steps", "3", "--activation_checkpointing", "true"]
+PACKED += ["--use_weighted_layer_sum", "true"]
 QUESTIONS = [5, 1, 4, 2, 1, 3]
 
 
