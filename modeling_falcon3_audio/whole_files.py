@@ -40,6 +40,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
+        # safetensors (0.8) writes files that only their owner can read; as the folder, they are to be as the umask says.
+        for file in unfinished.rglob("*.safetensors"):
+            file.chmod(unfinished.stat().st_mode & 0o666)
         if path.exists():
             path.rmdir()
         unfinished.rename(path)

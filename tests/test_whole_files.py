@@ -1,0 +1,42 @@
+"""Folders that appear whole: what is in them, and for whom."""
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from falcon3_audio.whole_files import whole_folder
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_weights_are_for_those_whom_the_umask_allows(umask, tmp_path):
+    """safetensors writes for the owner alone, so colleagues could not load a model from a shared disk."""
+    with whole_folder(tmp_path / "deep" / "model") as folder:
+        (folder / "config.json").write_text("{}")
+        (folder / "part").mkdir()
+        for place in (folder, folder / "part"):
+            save_file({"weight": torch.zeros(2)}, place / "model.safetensors")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "deep" / "model").rglob("*.*")}
+    assert modes == {0o640}
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "model") as folder:
+        (folder / "half").touch()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with (
+        pytest.raises(FileExistsError, match="full exists and is not an empty folder"),
+        whole_folder(tmp_path / "full"),
+    ):
+        pass
+    assert (tmp_path / "full" / "mine").exists()
