@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .results import check_entry, eval_results, results_of, table
-from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, Dataset, is_hub_id, licence_of
+from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, Dataset, is_english_encoder, is_hub_id, licence_of
 
 
 # Everything a card cannot do without; dots go into mappings. Values may be empty (null, []) where nothing is known.
@@ -271,8 +271,7 @@ def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         results=results,
         table=table,
         memory=memory(facts["parameters"]),
-        # Whisper's English encoders have it in their names; the tiny one knows English words alone.
-        english_encoder=str(backbones["audio"]).endswith(".en") or TINY in f"/{backbones['audio']}",
+        english_encoder=is_english_encoder(str(backbones["audio"])),
         cache=_size(facts["cache_values_per_token"] * 2 * rate * 60),
         tokens_per_second=f"{rate:g}",
     )

@@ -22,7 +22,7 @@ from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
 from falcon3_audio.training.shards import REPORT
 
 from .card import describe_settings, describe_source, read_mapping
-from .sources import DATASETS, FALCON, FALCON_LANGUAGES, TINY, Dataset, is_hub_id, licence_of
+from .sources import DATASETS, FALCON, FALCON_LANGUAGES, Dataset, is_english_encoder, is_hub_id, licence_of
 
 
 QUESTION = "What sound is heard?"
@@ -180,10 +180,9 @@ def _interval(name: str, entry: dict[str, Any]) -> str:
 
 
 def _languages(backbones: dict[str, str | None]) -> list[str]:
-    audio, text = str(backbones["audio"]), str(backbones["text"])
-    if audio.endswith(".en") or TINY in f"/{audio}":
+    if is_english_encoder(str(backbones["audio"])):
         return ["en"]
-    return list(FALCON_LANGUAGES) if licence_of(text) is FALCON else []
+    return list(FALCON_LANGUAGES) if licence_of(str(backbones["text"])) is FALCON else []
 
 
 def _shape(config: PreTrainedConfig) -> dict[str, Any]:

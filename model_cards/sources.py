@@ -122,6 +122,11 @@ def licence_of(base: str) -> Licence | None:
     return Licence("see its page", page, metadata)
 
 
+def is_english_encoder(name: str) -> bool:
+    """Whether a Whisper hears English alone: published ones have it in their names; the tiny one knows no other words."""
+    return name.endswith(".en") or TINY in f"/{name}"
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form ORG/NAME of a Hub id. A relative path of two parts has it too."""
     try:
@@ -141,6 +146,7 @@ __all__ = [
     "WHISPER",
     "Dataset",
     "Licence",
+    "is_english_encoder",
     "is_hub_id",
     "licence_of",
 ]

@@ -151,20 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
     audio, text = options.audio or preset.get("audio"), options.text or preset.get("text")
     if not (audio and text):
         parser.error("give --audio and --text, or --preset")
+    others = {name: value for name, value in vars(options).items() if name not in ("preset", "audio", "text")}
     try:
-        compose(
-            audio,
-            text,
-            options.output,
-            audio_token=options.audio_token,
-            pooling_window=options.pooling_window,
-            projector_type=options.projector_type,
-            use_weighted_layer_sum=options.use_weighted_layer_sum,
-            pad_to_window=options.pad_to_window,
-            trailing_silence=options.trailing_silence,
-            read_trailing_silence=options.read_trailing_silence,
-            dtype=options.dtype,
-        )
+        compose(audio, text, **others)
     except (ValueError, OSError, TemplateError) as error:
         print(f"falcon3-audio compose: {_as_typed(error, options)}", file=sys.stderr)
         return 1

@@ -66,6 +66,13 @@ def test_a_study_that_extends_another(tmp_path):
     (tmp_path / "child.yaml").write_text("extends: nowhere.yaml")
     with pytest.raises(OSError, match="nowhere.yaml"):
         read_study(tmp_path / "child.yaml")
-    (tmp_path / "child.yaml").write_text("extends: parent.yaml\narms: [high]")
-    with pytest.raises(ValueError, match="`arms`, a mapping of names to options"):
-        read_study(tmp_path / "child.yaml")
+    none = "extends: parent.yaml\narms: {as-is: false, rank-4: false, linear: false}"
+    for wrong in (
+        "extends: parent.yaml\narms: [high]",
+        none,
+        "extends: listed.yaml\nrecipe: small.yaml\narms: {high: }",
+    ):
+        (tmp_path / "listed.yaml").write_text("arms: [as-is]")
+        (tmp_path / "child.yaml").write_text(wrong)
+        with pytest.raises(ValueError, match="`arms`, a mapping of names to options"):
+            read_study(tmp_path / "child.yaml")

@@ -10,6 +10,7 @@ Run: `python -m falcon3_audio.training.audio_world OUT --train-clips 600 --test-
 import argparse
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -272,9 +273,7 @@ def _write_audios(out: Path, clips: dict[str, list[Clip]], seed: int, workers: i
         if workers > 1:
             pool = stack.enter_context(ProcessPoolExecutor(workers))
             mapped = partial(pool.map, chunksize=16)
-        for _ in tqdm(
-            mapped(_write_audio, jobs), total=len(jobs), desc="audio", unit="clip", disable=not progress or None
-        ):
+        for _ in tqdm(mapped(_write_audio, jobs), total=len(jobs), desc="audio", unit="clip", disable=not progress):
             pass
 
 
@@ -329,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-clips", type=int, default=120, help="test clips and questions (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    world = generate_world(**vars(parser.parse_args(arguments)), progress=True)
+    world = generate_world(**vars(parser.parse_args(arguments)), progress=sys.stderr.isatty())
     for split, summary in world["summary"].items():
         tasks = ", ".join(f"{task} {count}" for task, count in summary["questions_per_task"].items())
         print(

@@ -60,7 +60,7 @@ def check_data(source: DataSource, workers: int = 1, progress: bool = False) -> 
     parts = _parts(examples, PARTS * workers)
     found = Found()
     with ProcessPoolExecutor(workers, initializer=_begin, initargs=(examples,)) as pool:
-        for part in tqdm(pool.map(_check, parts), "checking", total=len(parts), disable=not progress or None):
+        for part in tqdm(pool.map(_check, parts), "checking", total=len(parts), disable=not progress):
             found.add(part)
     return found
 

@@ -132,14 +132,8 @@ def _compose_base(arguments: ModelArguments, folder: Path, seed: int, sets: Sequ
             str(arguments.audio_model),
             str(arguments.text_model),
             draft,
-            pooling_window=arguments.pooling_window,
-            projector_type=arguments.projector_type,
-            use_weighted_layer_sum=arguments.use_weighted_layer_sum,
-            pad_to_window=arguments.pad_to_window,
-            trailing_silence=arguments.trailing_silence,
-            read_trailing_silence=arguments.read_trailing_silence,
-            audio_token=arguments.audio_token,
             dtype=arguments.dtype,
+            **{name: getattr(arguments, name) for name in COMPOSED},
         )
         if arguments.projector_start == "fitted":
             _fit(draft, sets)

@@ -165,12 +165,12 @@ def _prepare(
     buckets = sorted(task.rows.glob("*.jsonl"))
     found, done = Tally(), Tally()
     looked = run_jobs(partial(_look_for_audio, task), buckets, workers)
-    clips = sum(map(found.add, tqdm(looked, "looking", len(buckets), unit="bucket", disable=not progress or None)))
+    clips = sum(map(found.add, tqdm(looked, "looking", len(buckets), unit="bucket", disable=not progress)))
     _check(task, report | _summary(rows, found, max_missing))
     shared = name_shared_files(found.files, (clip for bucket in buckets for clip in read_clips(bucket)), task.look)
     if shared:
         raise ValueError(shared)
-    with tqdm(desc="decoding", total=clips, unit="clip", disable=not progress or None) as bar:
+    with tqdm(desc="decoding", total=clips, unit="clip", disable=not progress) as bar:
         for record in run_jobs(partial(_convert, task), buckets, workers):
             bar.update(done.add(record))
     report |= _summary(rows, done, max_missing)
@@ -348,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     options.pop("verb")
     try:
-        report = prepare(**options, progress=True)
+        report = prepare(**options, progress=sys.stderr.isatty())
     except ValueError as error:
         print(f"falcon3-audio open-asqa: {error}", file=sys.stderr)
         return 1

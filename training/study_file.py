@@ -107,15 +107,17 @@ def read_study(path: str | Path) -> Study:
     inherited, own = read_extended(path)
     given = inherited | own
     check_keys(given, KEYS, path)
-    if inherited and isinstance(own.get("arms", {}), dict):
-        arms = inherited.get("arms", {}) | own.get("arms", {})
-        given["arms"] = {name: arm for name, arm in arms.items() if arm is not False}
-    recipe, arms = given.get("recipe"), given.get("arms")
-    if not isinstance(recipe, str) or not isinstance(arms, dict) or not arms:
+    recipe, parts = given.get("recipe"), [one["arms"] for one in (inherited, own) if "arms" in one]
+    arms = {}
+    if all(isinstance(part, dict) for part in parts):
+        arms = {name: arm for part in parts for name, arm in part.items()}
+    if inherited:
+        arms = {name: arm for name, arm in arms.items() if arm is not False}
+    if not isinstance(recipe, str) or not arms:
         raise ValueError(
             f"{path} needs `recipe`, a path from its own folder, and `arms`, a mapping of names to options."
         )
-    return make_study(path.stem, path.parent / recipe, given, str(path))
+    return make_study(path.stem, path.parent / recipe, given | {"arms": arms}, str(path))
 
 
 def make_study(name: str, recipe: Path, given: dict[str, Any], where: str) -> Study:

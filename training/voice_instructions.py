@@ -173,7 +173,7 @@ def _select(
     jobs: list[Job] = []
     filtered: Counter[str] = Counter()
     digest = hashlib.sha256()
-    for number, row in enumerate(tqdm(rows, desc="choosing", unit="row", disable=not progress or None)):
+    for number, row in enumerate(tqdm(rows, desc="choosing", unit="row", disable=not progress)):
         exchange = read(row)
         digest.update(repr(exchange).encode())
         reason = why_not_spoken(exchange, wanted.limits)
@@ -214,9 +214,7 @@ def _speak(
     # No batch reaches over the end of a shard: a run that begins there again has the same batches.
     batches = [batch for shard in shards for batch in _cut(shard.jobs, tts.batch_size)]
     speeches = chain.from_iterable(tts.speak(batches))
-    bar = tqdm(
-        total=len(selection.jobs), initial=done["rows"], desc="speaking", unit="row", disable=not progress or None
-    )
+    bar = tqdm(total=len(selection.jobs), initial=done["rows"], desc="speaking", unit="row", disable=not progress)
     with bar:
         for shard in shards:
             samples, failures = [], []
@@ -345,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
     text, limits = ({f.name: options.pop(f.name) for f in fields(group)} for group in (TextSource, SpokenLimits))
     try:
         wanted = VoiceSet(TextSource(**text), SpokenLimits(**limits), **options)
-        summary = make_voice_instructions(wanted, out, progress=True, **running)
+        summary = make_voice_instructions(wanted, out, progress=sys.stderr.isatty(), **running)
     except (ValueError, OSError) as error:
         print(f"falcon3-audio voice-instructions: {error}", file=sys.stderr)
         return 1

@@ -150,13 +150,13 @@ def make_clips(
     recordings = read_recordings(packages, obtained.folders, splits)
     clips = accept(recordings, refused, cache / "checked.json", progress)
     leave_out_near_copies(clips, refused)
-    copy_recordings(tqdm(clips, "copying", unit="clip", disable=not progress or None), obtained.folders, out)
+    copy_recordings(tqdm(clips, "copying", unit="clip", disable=not progress), obtained.folders, out)
     played = play_all(packages, obtained.folders, splits, out, wanted.phrases, wanted.seed)
-    clips += tqdm(played, "playing", unit="phrase", disable=not progress or None)
+    clips += tqdm(played, "playing", unit="phrase", disable=not progress)
     fewer = max(wanted.composites // HELD_OUT_SHARE, LEAST_COMPOSITES)
     for split, times in ((TRAIN, wanted.composites), (TEST, fewer), (VALIDATION, fewer)):
         composer = Composer(clips, out, split, wanted.seed)
-        clips += composer.run(tqdm(range(times), f"composing {split}", disable=not progress or None))
+        clips += composer.run(tqdm(range(times), f"composing {split}", disable=not progress))
     return clips
 
 
@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     if out is None:
         parser.error("give the folder OUT of the set, or --sources")
     try:
-        report = make_real_sounds(out, cache, Wanted(**options), progress=True)
+        report = make_real_sounds(out, cache, Wanted(**options), progress=sys.stderr.isatty())
     except ValueError as error:
         print(f"falcon3-audio real-sounds: {error}", file=sys.stderr)
         return 1

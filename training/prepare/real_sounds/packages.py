@@ -54,12 +54,12 @@ def obtain(packages: Sequence[Package], cache: Path, progress: bool = False) -> 
         for package in packages:
             remove_left_overs(cache, package.stem)
             remove_left_overs(cache / "unpacked", package.stem)
-        files, missing = _fetch_all(tqdm(packages, "packages", unit="package", disable=not progress or None), cache)
+        files, missing = _fetch_all(tqdm(packages, "packages", unit="package", disable=not progress), cache)
         wanted = [package for package in packages if package.name not in missing]
         if not any(package.readers for package in wanted):
             why = next(iter(missing.values()))
             raise ValueError(f"no package is to be had ({why}); {WHERE}; or put them into {cache}")
-        bar = tqdm(wanted, "unpacking", unit="package", disable=not progress or None)
+        bar = tqdm(wanted, "unpacking", unit="package", disable=not progress)
         return Obtained({p.name: unpack(files[p.name], cache / "unpacked" / p.stem) for p in bar}, missing)
 
 

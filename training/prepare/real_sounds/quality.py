@@ -89,7 +89,7 @@ class Checked:
 def accept(clips: Iterable[Clip], refused: Refused, notes: Path, progress: bool = False) -> list[Clip]:
     """The usable clips, tested ones first; what is refused is counted."""
     tested_first = sorted(clips, key=lambda clip: not clip.is_tested)
-    bar = tqdm(tested_first, "listening", unit="clip", disable=not progress or None)
+    bar = tqdm(tested_first, "listening", unit="clip", disable=not progress)
     kept, disputed = _once_each(bar, refused, Checked(notes))
     refused.update((kept[digest].source, "copies with other labels") for digest in disputed)
     usable = [clip for digest, clip in kept.items() if digest not in disputed]
