@@ -30,6 +30,7 @@ CLIPS, SEEDS = 20, (0, 1, 2)
 QUESTIONS = 2 * CLIPS  # two about each clip, of one task
 TASKS = ("sound", "music")
 LOSSES = (4.0, 3.0)
+EVALUATED = {"eval_loss": 3.5, "eval_hearing": 0.456, "eval_hearing_low": -0.1, "eval_hearing_high": 1.0}
 
 
 def redrawn(matrix, clip_of, resamples=4000):
@@ -107,7 +108,7 @@ def write_run(options):
         }
         for step, loss in enumerate(LOSSES, 1)
     ]
-    ends = [{"step": 2, "eval_loss": 3.5}, {"step": 2, "train_runtime": 9.0, "training_seconds": 21.5}]
+    ends = [{"step": 2, **EVALUATED}, {"step": 2, "train_runtime": 9.0, "training_seconds": 21.5}]
     write_json(folder / "trainer_state.json", {"global_step": 2, "epoch": 0.5, "log_history": [*lines, *ends]})
 
 
@@ -160,7 +161,7 @@ def test_every_number_is_what_is_counted_by_hand(world, tmp_path):
     for run in report["training"]:
         assert (run["seconds"], run["peak_memory_gib"]) == (21.5, 2.75)
         assert run["final_loss"] == LOSSES[-1] + run["seed"]
-        assert run["stages"][0]["evaluated"] == {"eval_loss": 3.5}
+        assert run["stages"][0]["evaluated"] == EVALUATED
     check_tables(tmp_path / "out", report)
 
 
@@ -173,6 +174,8 @@ def check_tables(output, report):
     assert f"| {100 * arms['b']['accuracy']:.1f} [" in line and line.endswith("| better |")
     assert f"{100 * arms['b']['difference']['difference']:.1f} [" in line
     assert f"{100 * arms['b']['controls']['silence']['accuracy']:.1f} [" in line
+    assert "| run | steps | training seconds | peak memory (GiB) | final loss (nats) | hearing (nats) |" in text
+    assert "| a, seed 0 | 2 | 22 | 2.75 | 3 | 0.46 [-0.10, 1.00] |" in text
     assert "## mmau" in text and "### By task" in text and "questions.json (sha256 " in text
     for name in ("report.json", "report.md"):
         assert str(output.parent) not in (output / name).read_text() and "/home" not in (output / name).read_text()

@@ -6,6 +6,7 @@ from typing import Any
 from falcon3_audio.evaluation.paired import interval_text, points
 from falcon3_audio.evaluation.score_tables import percent
 
+from .hearing import hearing_names
 from .study_file import SOUND
 
 
@@ -111,9 +112,22 @@ def _trained(report: dict[str, Any]) -> str:
                 f"{run['seconds']:,.0f}",
                 f"{run['peak_memory_gib']:.2f}",
                 loss,
+                _hearing(run["stages"][-1]["evaluated"]),
             ]
         )
-    return table(["run", "steps", "training seconds", "peak memory (GiB)", "final loss (nats)"], rows)
+    heads = ["run", "steps", "training seconds", "peak memory (GiB)", "final loss (nats)", "hearing (nats)"]
+    return table(heads, rows)
+
+
+def _hearing(evaluated: dict[str, float]) -> str:
+    """What silence in the place of the clips costs, as it was logged last (see hearing.py); with several sets, of each."""
+    lines = []
+    names = hearing_names([evaluated])
+    for name in names:
+        interval = [evaluated[end] for end in (f"{name}_low", f"{name}_high") if end in evaluated]
+        value = f"{evaluated[name]:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "")
+        lines.append(value if len(names) == 1 else f"{name.removesuffix('_hearing')}: {value}")
+    return "; ".join(lines) or "-"
 
 
 def _made(report: dict[str, Any]) -> str:
