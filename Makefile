@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo real test check test-compat test-latest test-serving clean
+.PHONY: setup demo real paper-world long-clips test check test-compat test-latest test-serving clean
 
 setup: .venv/ready
 
@@ -21,6 +21,25 @@ demo: setup
 real: setup
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt tinysoundfont
 	$(BIN)/python -m falcon3_audio.training.real runs/real
+
+# The paper's questions on the audio world (training/studies/README.md): 15 arms, three seeds, some hours. It goes on after a stop.
+WORLD := runs/paper_world
+paper-world: setup
+	$(BIN)/python -m falcon3_audio.training.audio_world $(WORLD)/world --train-clips 900 --test-clips 600 --seed 0 --workers 2
+	$(BIN)/falcon3-audio open-asqa prepare $(WORLD)/world/train.json $(WORLD)/data
+	test -e $(WORLD)/llm/tokenizer.json || $(BIN)/python -m falcon3_audio.training.tiny_backbones.make_llm $(WORLD)/llm \
+		--clips 10240 --seed 0 --without spoken_animal speaker_style word_count last_word sound_count last_sound sound_shape \
+		movement note_count
+	$(BIN)/falcon3-audio study training/studies/paper_world.yaml $(WORLD)/study --jobs 2
+
+# How far a model hears: clips of up to five minutes.
+LONG := runs/long_clips
+long-clips: setup
+	$(BIN)/python -m falcon3_audio.training.audio_world $(LONG)/world --train-clips 900 --test-clips 12 --seed 0 --workers 2
+	$(BIN)/python -m falcon3_audio.training.long_clips $(LONG)/clips --train-clips 300 --test-clips 40 --seed 0
+	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/world/train.json $(LONG)/short
+	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/clips/train.json $(LONG)/long
+	$(BIN)/falcon3-audio study training/studies/long_clips.yaml $(LONG)/study --jobs 2
 
 # Two test files at a time; `.venv/bin/pytest tests/test_collator.py` runs one.
 test: check

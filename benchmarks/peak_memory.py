@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from falcon3_audio.training.trainer import peak_memory
+from falcon3_audio.peak_memory import peak_memory
 
 from .batches import Step
 from .clips import open_asqa_step

@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .answerers import Answerer, Item, Outcome
@@ -243,6 +244,8 @@ def _provenance(items: Sequence[Item], journal: Journal, settings: dict[str, Any
         "served_models": sorted({outcome["served_model"] for outcome in outcomes if "served_model" in outcome}),
         "statuses": dict(Counter(outcome["status"] for outcome in outcomes)),
         "created": journal.begun,
+        # Of the process that finished the run; of an endpoint nothing is known.
+        "peak_memory_gib": peak_memory_gib() if settings.get("device") else None,
     }
 
 

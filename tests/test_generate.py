@@ -80,6 +80,7 @@ def test_what_is_written(questions, log, tmp_path):
     assert run["audio_tokens"] == {"min": 14, "max": 14, "mean": 14} and run["audio_check"] == "checked"
     assert run["prompt_example"] == "What is it, 0?" and run["statuses"] == dict(statuses)
     assert set(run["versions"]) == {"python", "falcon3-audio", "numpy"} and run["created"].endswith("+00:00")
+    assert run["peak_memory_gib"] is None  # a fake has no device
 
 
 @pytest.mark.parametrize("workers", [1, 3])

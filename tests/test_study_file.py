@@ -5,7 +5,8 @@ import yaml
 from training_runs import write_recipe
 
 from falcon3_audio.training.arguments import AudioSFTConfig
-from falcon3_audio.training.study_file import make_study, read_study
+from falcon3_audio.training.study_file import Study, make_study, read_study
+from falcon3_audio.training.study_runs import runs_of, steps_of
 
 
 @pytest.fixture
@@ -76,3 +77,50 @@ def test_a_study_that_extends_another(tmp_path):
         (tmp_path / "child.yaml").write_text(wrong)
         with pytest.raises(ValueError, match="`arms`, a mapping of names to options"):
             read_study(tmp_path / "child.yaml")
+
+
+def test_a_stage_that_goes_on_with_grpo(study, tmp_path):
+    """It has the options of its own recipe and of the stage, none of those of the study's; the path starts at the study."""
+    write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)
+    grpo = {"grpo": "grpo.yaml", "num_generations": 2, "per_device_train_batch_size": 4}
+    given = {"evaluate": [], "overrides": {"lora_r": 4, "max_steps": 7}, "arms": {"a": [{}, grpo]}, "seeds": [3]}
+    (arm,) = make_study("mine", tmp_path / "recipe.yaml", given, "mine.yaml", tmp_path).arms
+    assert arm.overrides == [{}, grpo]
+    (run,) = runs_of(Study("mine", [arm], []), tmp_path / "out")
+    first, _, second, merged = steps_of(run)
+    assert (first.module, second.module) == ("training.sft", "training.grpo")
+    written = yaml.safe_load(yaml.safe_dump(second.options))
+    assert written.pop("output_dir") == str(run.folder / "stage-2" / "run")
+    assert written.pop("model") == str(run.folder / "stage-1" / "model")
+    assert written["seed"] == 3 and written["num_generations"] == 2 and written["train_data"] == ["asked.jsonl"]
+    assert not written.keys() & {"grpo", "lora_r", "max_steps", "text_model"}
+    assert second.settings["num_generations"] == 2 and second.settings["lora_r"] == 8
+    assert merged.arguments == [str(run.folder / "stage-2" / "run"), str(run.folder / "stage-2" / "model")]
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (
+            [{"grpo": "grpo.yaml"}],
+            "arm 'a': GRPO goes on with what a stage before it has trained, and this is the first",
+        ),
+        ([{}, {"grpo": "grpo.yaml", "beeta": 1}], r"stage 2 has options that do not exist: --beeta \(nearest: beta\)"),
+        ([{}, {"grpo": "grpo.yaml", "max_length": 8}], "stage 2 has options that do not exist: --max_length"),
+        (
+            [{}, {"grpo": "grpo.yaml", "pooling_window": 1}],
+            "stage 2 sets pooling_window, but it goes on with the model",
+        ),
+        (
+            [{}, {"grpo": "grpo.yaml", "output_dir": "x"}],
+            "stage 2 sets output_dir, which a study gives each run itself",
+        ),
+        ([{}, {"grpo": None}], "stage 2: `grpo` must be the path of a recipe for GRPO, got None"),
+        ([{}, {"grpo": "sft.yaml"}], "sft.yaml has options that do not exist: --questions_per_row"),
+    ],
+)
+def test_what_a_stage_of_grpo_may_not_say(study, tmp_path, stages, said):
+    write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False)
+    write_recipe(tmp_path / "sft.yaml", train_data=["asked.jsonl"], questions_per_row=1)
+    with pytest.raises(ValueError, match=said):
+        make_study("mine", tmp_path / "recipe.yaml", {"arms": {"a": stages}}, "mine.yaml", tmp_path)

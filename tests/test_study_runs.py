@@ -11,7 +11,7 @@ from training_runs import write_jsonl, write_recipe
 from falcon3_audio.training import study_runs as module
 from falcon3_audio.training.run_folder import RECIPE, start_or_go_on
 from falcon3_audio.training.study import main, perform, perform_all
-from falcon3_audio.training.study_file import OPTIONS, make_study
+from falcon3_audio.training.study_file import SFT, make_study
 from falcon3_audio.training.study_runs import changes, check_unchanged, read_data, runs_of, steps_of, write_record
 from falcon3_audio.whole_files import write_json
 
@@ -153,6 +153,6 @@ def test_an_option_that_is_new_had_its_default(runs, tmp_path, monkeypatch):
     (place / "trainer_state.json").write_text("{}")
     (place / RECIPE).write_text(yaml.safe_dump({"lora_r": 8}))
     later = [make_dataclass("Later", [("new", list, None), ("other", int, 3)])]
-    assert start_or_go_on(place, {"lora_r": 8, "new": None, "other": 3}, options=[*OPTIONS, *later]) is None
+    assert start_or_go_on(place, {"lora_r": 8, "new": None, "other": 3}, options=[*SFT.options, *later]) is None
     with pytest.raises(ValueError, match=r"\(other: 3 -> 4\)"):
-        start_or_go_on(place, {"lora_r": 8, "new": None, "other": 4}, options=[*OPTIONS, *later])
+        start_or_go_on(place, {"lora_r": 8, "new": None, "other": 4}, options=[*SFT.options, *later])

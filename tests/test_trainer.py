@@ -4,7 +4,6 @@ import gc
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +38,7 @@ from falcon3_audio.training.data import load_training_data
 from falcon3_audio.training.loss_curve import plot_loss
 from falcon3_audio.training.plan import describe_plan, estimate_example
 from falcon3_audio.training.sampler import MixtureSampler
-from falcon3_audio.training.trainer import AudioSFTTrainer, peak_memory
+from falcon3_audio.training.trainer import AudioSFTTrainer
 
 
 @pytest.fixture
@@ -171,28 +170,11 @@ def test_compiled_layers_learn_the_same(recipe, tmp_path, monkeypatch):
     assert [entry["loss"] for entry in our_log] == pytest.approx([entry["loss"] for entry in log], rel=1e-4)
 
 
-def test_peak_memory_on_windows(monkeypatch):
-    """Where there is no `resource`."""
-    monkeypatch.setattr(module.sys, "platform", "win32")
-    monkeypatch.setitem(sys.modules, "resource", None)
-    monkeypatch.setattr(module.psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=3 << 30))
-    assert peak_memory() == 3 << 30
-
-
 def test_dropping_the_only_batch_is_refused(start):
     with pytest.raises(
         ValueError, match="dataloader_drop_last leaves nothing of the 15 questions of an epoch: 64 go to"
     ):
         start("--dataloader_drop_last", "true", "--per_device_train_batch_size", "64", "--global_batch_size", "64")
-
-
-def test_peak_memory_is_that_of_the_process():
-    before = peak_memory()
-    status = Path("/proc/self/status")
-    if status.exists():
-        (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        assert before == pytest.approx(int(peak.split()[1]) * 1024, rel=0.05)
-    assert peak_memory() >= before > 50 * 2**20  # torch alone
 
 
 def test_the_evaluation_loss_is_that_of_the_held_out_answers(start, tmp_path):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trl import TrlParser
 
@@ -21,11 +21,30 @@ from falcon3_audio.evaluation.controls import CONTROLS
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .checks import check_scored
+from .grpo import DECIDING_GRPO, AudioGRPOConfig, RewardArguments
 from .recipe import check_keys, option_names, override, read_extended, read_recipe
 from .run_folder import describe_recipe
 
 
-OPTIONS: list[Any] = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
+class Method(NamedTuple):
+    """
+    How a stage is trained.
+
+    Attributes:
+        module: what runs.
+        options: dataclasses of its options.
+        also: options of the trainer that decide the result besides those of any method.
+    """
+
+    module: str
+    options: tuple[Any, ...]
+    also: tuple[str, ...] = ()
+
+
+OF_BOTH = (ModelArguments, LoraArguments, DataArguments)
+SFT = Method("training.sft", (*OF_BOTH, AudioSFTConfig))
+GRPO = Method("training.grpo", (*OF_BOTH, RewardArguments, AudioGRPOConfig), DECIDING_GRPO)
+GRPO_RECIPE = "grpo"  # key of a stage that is trained by it
 KEYS = ("recipe", "overrides", "arms", "seeds", "evaluate")
 OF_AN_ARM = ("seeds", "stages")
 # A study gives each run its own.
@@ -49,6 +68,7 @@ class Stage:
         data: paths of the training sets.
     """
 
+    method: Method
     options: dict[str, Any]
     settings: dict[str, Any]
     data: tuple[str, ...]
@@ -117,22 +137,25 @@ def read_study(path: str | Path) -> Study:
         raise ValueError(
             f"{path} needs `recipe`, a path from its own folder, and `arms`, a mapping of names to options."
         )
-    return make_study(path.stem, path.parent / recipe, given | {"arms": arms}, str(path))
+    return make_study(path.stem, path.parent / recipe, given | {"arms": arms}, str(path), path.parent)
 
 
-def make_study(name: str, recipe: Path, given: dict[str, Any], where: str) -> Study:
+def make_study(name: str, recipe: Path, given: dict[str, Any], where: str, folder: Path = Path()) -> Study:
     """
     The study of a mapping with the keys of STUDY.yaml.
 
     Args:
         recipe: the file.
         where: names the mapping in errors; these are as of `read_study`.
+        folder: where the paths of other recipes start.
     """
-    base = read_recipe(recipe)
-    check_keys(base, option_names(OPTIONS), recipe)
-    common = _overrides(given.get("overrides"), f"{where}, overrides", ())
+    base = _read_recipe(recipe, SFT)
+    common = _overrides(given.get("overrides"), f"{where}, overrides", SFT)
     seeds = _seeds(given.get("seeds", [0]), where)
-    arms = [_arm(str(key), arm, override(base, common), seeds, where) for key, arm in given["arms"].items()]
+    base = override(base, common)
+    arms = [
+        _arm(str(key), arm, base, seeds, f"{where}, arm {str(key)!r}", folder) for key, arm in given["arms"].items()
+    ]
     entries = given.get("evaluate") or []
     if not isinstance(entries, list):
         raise ValueError(f"{where}: `evaluate` must be a list, got {entries!r}.")
@@ -144,56 +167,82 @@ def make_study(name: str, recipe: Path, given: dict[str, Any], where: str) -> St
     return Study(name, arms, evaluations)
 
 
-def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: str) -> Arm:
-    where = f"{where}, arm {name!r}"
+def _read_recipe(path: Path, method: Method) -> dict[str, Any]:
+    recipe = read_recipe(path)
+    check_keys(recipe, option_names(method.options), path)
+    return recipe
+
+
+def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: str, folder: Path) -> Arm:
     _check_name(name, where)
     given = {"stages": given} if isinstance(given, list) else {} if given is None else given
-    own = _overrides(given, where, OF_AN_ARM)
-    stages = own.pop("stages", [{}])
+    own = _overrides(given, where, SFT, OF_AN_ARM)
+    changes = own.pop("stages", [{}])
     seeds = _seeds(own.pop("seeds", seeds), where)
-    if not isinstance(stages, list) or not stages:
-        raise ValueError(f"{where}: `stages` must be a list of mappings, got {stages!r}.")
-    places = [f"{where}, stage {n}" if len(stages) > 1 else where for n in range(1, len(stages) + 1)]
-    changes = [_overrides(stage, place, ()) for stage, place in zip(stages, places)]
-    for change, place in zip(changes[1:], places[1:]):
-        composing = [key for key in COMPOSING if key in change]
-        if composing:
-            raise ValueError(
-                f"{place} sets {', '.join(composing)}, but it goes on with the model of the stage before. Set what is "
-                "composed in the first stage."
-            )
-    options = [_stage_options(override(base, own), change, n) for n, change in enumerate(changes)]
-    overrides = [override(own, change) for change in changes]
-    stages = {seed: [_stage(*pair, seed) for pair in zip(options, places)] for seed in seeds}
-    return Arm(name, overrides, stages)
+    if not isinstance(changes, list) or not changes:
+        raise ValueError(f"{where}: `stages` must be a list of mappings, got {changes!r}.")
+    overrides, stages = [], []
+    for number, change in enumerate(changes):
+        place = f"{where}, stage {number + 1}" if len(changes) > 1 else where
+        trained_by_grpo = isinstance(change, dict) and GRPO_RECIPE in change
+        read = _grpo_stage if trained_by_grpo else _sft_stage
+        change, options = read(change, override(base, own), number, place, folder)
+        overrides.append(change if trained_by_grpo else override(own, change))
+        stages.append((GRPO if trained_by_grpo else SFT, options, place))
+    return Arm(name, overrides, {seed: [_stage(*stage, seed) for stage in stages] for seed in seeds})
 
 
-def _stage_options(base: dict[str, Any], change: dict[str, Any], number: int) -> dict[str, Any]:
+def _sft_stage(change: Any, base: dict[str, Any], number: int, where: str, _: Path) -> tuple[dict, dict]:
+    """What a stage changes, and all of its options."""
+    change = _overrides(change, where, SFT)
     if number:
+        _check_composes_nothing(change, where)
         base = {name: value for name, value in base.items() if name not in COMPOSING} | {"model": FORMER}
-    options = {"disable_tqdm": True} | override(base, change)  # its lines go to a file
-    return {name: value for name, value in options.items() if name not in OURS}
+    return change, override(base, change)
 
 
-def _stage(options: dict[str, Any], where: str, seed: int) -> Stage:
+def _grpo_stage(change: dict[str, Any], _: dict[str, Any], number: int, where: str, folder: Path) -> tuple[dict, dict]:
+    """As `_sft_stage`: the options are those of a recipe for GRPO, which shares few with `falcon3-audio train`."""
+    if not number:
+        raise ValueError(f"{where}: GRPO goes on with what a stage before it has trained, and this is the first.")
+    own = _overrides(change, where, GRPO, (GRPO_RECIPE,))
+    _check_composes_nothing(own, where)
+    path = own.pop(GRPO_RECIPE)
+    if not isinstance(path, str):
+        raise ValueError(f"{where}: `{GRPO_RECIPE}` must be the path of a recipe for GRPO, got {path!r}.")
+    return change, override(_read_recipe(folder / path, GRPO), own) | {"model": FORMER}
+
+
+def _check_composes_nothing(change: dict[str, Any], where: str):
+    composing = [key for key in COMPOSING if key in change]
+    if composing:
+        raise ValueError(
+            f"{where} sets {', '.join(composing)}, but it goes on with the model of the stage before. Set what is "
+            "composed in the first stage."
+        )
+
+
+def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> Stage:
     """Checks the options as the run will, with names in the place of folders that do not exist yet."""
-    options = options | {"seed": seed}
-    parser = TrlParser(OPTIONS, prog="falcon3-audio train")
+    options = {"disable_tqdm": True} | options  # its lines go to a file
+    options = {name: value for name, value in options.items() if name not in OURS} | {"seed": seed}
+    parser = TrlParser(method.options, prog="falcon3-audio train")
     parser.set_defaults_with_config(**options, output_dir="OUT")
     try:
         with exits_as_errors():
             parsed = parser.parse_args_into_dataclasses([])
-        check_scored(*parsed[2:])  # not how many GPUs there are: a study gives each run one
+        check_scored(parsed[2], parsed[-1])  # not how many GPUs there are: a study gives each run one
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    return Stage(options, describe_recipe(*parsed), tuple(source.path for source in parsed[2].train_data))
+    data = tuple(source.path for source in parsed[2].train_data)
+    return Stage(method, options, describe_recipe(*parsed, also=method.also), data)
 
 
-def _overrides(given: Any, where: str, also: tuple[str, ...]) -> dict[str, Any]:
+def _overrides(given: Any, where: str, method: Method, also: tuple[str, ...] = ()) -> dict[str, Any]:
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise ValueError(f"{where} must be a mapping of options, got {given!r}.")
-    check_keys(given, [*option_names(OPTIONS), *also], where)
+    check_keys(given, [*option_names(method.options), *also], where)
     ours = [name for name in OURS if name in given]
     if ours:
         raise ValueError(f"{where} sets {', '.join(ours)}, which a study gives each run itself; `seeds` are its list.")

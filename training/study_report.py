@@ -105,8 +105,9 @@ def _benchmark(evaluation: Evaluation, study: Study, runs: Sequence[Run]) -> dic
     for arm in study.arms:
         own = [run for run in runs if run.arm == arm.name]
         if own:
-            arms[arm.name] = _arm(own, first, right, clips, parts)
-    provenance = json.loads((scores_of(runs[0], evaluation, SOUND) / "run.json").read_text(encoding="utf-8"))
+            memory = [_provenance(run, evaluation).get("peak_memory_gib") or 0 for run in own]
+            arms[arm.name] = _arm(own, first, right, clips, parts) | {"peak_memory_gib": max(memory) or None}
+    provenance = _provenance(runs[0], evaluation)
     return {
         "benchmark": evaluation.options["benchmark"],
         "rule": evaluation.rule,
@@ -120,6 +121,10 @@ def _benchmark(evaluation: Evaluation, study: Study, runs: Sequence[Run]) -> dic
         "without_reply": _without_reply(evaluation, runs, right),
         "arms": arms,
     }
+
+
+def _provenance(run: Run, evaluation: Evaluation) -> dict[str, Any]:
+    return json.loads((scores_of(run, evaluation, SOUND) / "run.json").read_text(encoding="utf-8"))
 
 
 def _without_reply(evaluation: Evaluation, runs: Sequence[Run], right) -> list[dict[str, Any]]:
@@ -228,7 +233,9 @@ def _training(run: Run) -> dict[str, Any]:
         "arm": run.arm,
         "seed": run.seed,
         "seconds": sum(stage["seconds"] for stage in stages),
-        "peak_memory_gib": max((stage["peak_memory_gib"] for stage in stages), default=0),
+        "peak_memory_gib": max(
+            (stage["peak_memory_gib"] for stage in stages if stage["peak_memory_gib"]), default=None
+        ),
         "final_loss": stages[-1]["final_loss"],
         "stages": stages,
     }
@@ -244,12 +251,23 @@ def _log(step: Step) -> dict[str, Any]:
     return {
         "steps": state["global_step"],
         "epochs": state["epoch"],
-        "seconds": max((entry["training_seconds"] for entry in history if "training_seconds" in entry), default=0.0),
-        "peak_memory_gib": max((entry["peak_memory_gib"] for entry in logged), default=0.0),
+        "seconds": _seconds(history),
+        "peak_memory_gib": max(
+            (entry["peak_memory_gib"] for entry in logged if "peak_memory_gib" in entry), default=None
+        ),
         "final_loss": logged[-1]["loss"] if logged else None,
         "loss": [[entry["step"], entry["loss"]] for entry in logged],
         "evaluated": {key: value for key, value in evaluated.items() if key.startswith("eval_")},
     }
+
+
+def _seconds(history: Sequence[dict[str, Any]]) -> float:
+    """Of the whole training; of GRPO, which logs neither that nor its memory, since it was last started."""
+    for name in ("training_seconds", "train_runtime"):
+        found = [entry[name] for entry in history if name in entry]
+        if found:
+            return max(found)
+    return 0.0
 
 
 def _records(runs: Sequence[Run], training: bool) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from falcon3_audio.whole_files import write_json
 
 from .run_folder import STATE, with_defaults
 from .shards import REPORT, is_set, read_report
-from .study_file import FORMER, OPTIONS, SOUND, Evaluation, Stage, Study
+from .study_file import FORMER, SOUND, Evaluation, Method, Stage, Study
 
 
 CLIPS = "clips.jsonl"  # beside a set's questions: what is in each clip
@@ -87,7 +87,7 @@ class Step:
         product: a file that is there when it has ended.
         log: where it writes what it says; beside it is `record`.
         settings, data: what decides the product, and the digests of the files that it reads.
-        options: of a training, as its recipe.
+        method, options: of a training: how, and its recipe.
     """
 
     name: str
@@ -98,11 +98,12 @@ class Step:
     log: Path
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] | None = None
+    method: Method | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
-        return self.options is not None
+        return self.method is not None
 
     @property
     def evaluates(self) -> bool:
@@ -161,9 +162,8 @@ def _training(stage: Stage, place: Path, former: Path, name: str, sets: dict[str
     data = {name: sha256 for path in stage.data for name, sha256 in sets.get(path, {}).items()}
     arguments = ["--config", str(place / "options.yaml")]
     product = place / "run" / STATE
-    return Step(
-        name, "training.sft", arguments, place / "run", product, place / "train.log", stage.settings, data, options
-    )
+    log, method = place / "train.log", stage.method
+    return Step(name, method.module, arguments, place / "run", product, log, stage.settings, data, method, options)
 
 
 def scores_of(run: Run, evaluation: Evaluation, control: str) -> Path:
@@ -207,7 +207,7 @@ def _differences(step: Step) -> list[str]:
     read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
     read_before = {name: before["data"][name] for name in read}
     now = json.loads(json.dumps(step.settings))
-    settings = with_defaults(before["settings"], now, OPTIONS) if step.trains else before["settings"]
+    settings = with_defaults(before["settings"], now, step.method.options) if step.method else before["settings"]
     return differences(settings, now) + differences(read_before, read)
 
 

@@ -67,13 +67,12 @@ def _unanswered(found: Sequence[dict[str, Any]]) -> str:
 
 def _accuracies(report: dict[str, Any], benchmark: dict[str, Any]) -> str:
     controls = benchmark["controls"]
-    heads = ["arm", "seeds", "accuracy", *controls, f"difference to {report['reference']}", ""]
+    heads = ["arm", "seeds", "accuracy", *controls, f"difference to {report['reference']}", "", "memory (GiB)"]
     rows = []
     for name, arm in benchmark["arms"].items():
         row = [name, ", ".join(map(str, arm["seeds"])), _share(arm)]
-        rows.append(
-            [*row, *(_share(arm["controls"][control]) for control in controls), *_difference(arm["difference"])]
-        )
+        row += [_share(arm["controls"][control]) for control in controls]
+        rows.append([*row, *_difference(arm["difference"]), _memory(arm["peak_memory_gib"])])
     return table(heads, rows)
 
 
@@ -110,13 +109,18 @@ def _trained(report: dict[str, Any]) -> str:
                 f"{run['arm']}, seed {run['seed']}",
                 steps,
                 f"{run['seconds']:,.0f}",
-                f"{run['peak_memory_gib']:.2f}",
+                _memory(run["peak_memory_gib"]),
                 loss,
                 _hearing(run["stages"][-1]["evaluated"]),
             ]
         )
     heads = ["run", "steps", "training seconds", "peak memory (GiB)", "final loss (nats)", "hearing (nats)"]
     return table(heads, rows)
+
+
+def _memory(gib: float | None) -> str:
+    """The most that a process held; of endpoints and older runs it is not known."""
+    return "-" if gib is None else f"{gib:.2f}"
 
 
 def _hearing(evaluated: dict[str, float]) -> str:

@@ -10,7 +10,6 @@ log-likelihood of an answer token, whatever the training loss is, and how much o
 
 import itertools
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -28,6 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 from trl import SFTTrainer
 
+from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
@@ -280,8 +279,7 @@ class AudioSFTTrainer(SFTTrainer):
         self._check_bad_audio(totals[COUNTERS[2]])
         totals["training_seconds"] = seconds
         rates = {f"{name}_per_second": round(count / elapsed, 2) for name, count in everywhere.items()}
-        memory = round(peak_memory() / 2**30, 3)
-        return rates | totals | {"data_wait_share": round(waiting, 3), "peak_memory_gib": memory}
+        return rates | totals | {"data_wait_share": round(waiting, 3), "peak_memory_gib": peak_memory_gib()}
 
     def _check_bad_audio(self, count: int):
         allowed = self.args.max_bad_audio * self.state.max_steps * self._questions_of_a_step
@@ -327,15 +325,3 @@ def _only_learned(labels: torch.Tensor) -> dict[str, torch.Tensor]:
     if not learned.any():
         return {}
     return {"kept_positions": learned, "shift_labels": labels[:, 1:][learned[:, :-1]][None]}
-
-
-def peak_memory() -> int:
-    """Bytes: the most that was allocated on this process's GPU, or the most memory that the process held on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # which Windows has not
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,12 +3,13 @@
 The chat format and the unused slots of the vocabulary are Falcon3's. A description of a clip stands where later its
 audio will, the question follows; the loss is on the answer and its end token. In half of the rows each token of the
 description is repeated a few times, because audio takes about as many tokens: the model learns to read slow text too.
+With `--without` it never meets some types of question, so that somebody has to teach it those: a frozen one cannot learn them.
 Run: `python -m falcon3_audio.training.tiny_backbones.make_llm OUT --clips 20480 --seed 0`
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers import (
 
 from falcon3_audio.processing.tokenizer_falcon3_audio import FALCON3_CHAT_TEMPLATE
 
-from ..audio_world import draw_train
+from ..audio_world import QUESTION_TYPES, draw_train
 from .world_texts import END, ENOUGH_CLIPS, PAD, UNUSED, describe, make_tokenizer
 
 
@@ -38,10 +39,13 @@ LEARNING_RATE = 1.5e-3
 
 
 class Described(IterableDataset):
-    """Batches of `input_ids`, `attention_mask` and `labels`, `(rows, tokens)`, about clips that are drawn afresh."""
+    """
+    Batches of `input_ids`, `attention_mask` and `labels`, `(rows, tokens)`, about clips that are drawn afresh, without the
+    questions of the types `without`.
+    """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chunks: int, seed: int):
-        self.tokenizer, self.chunks, self.seed = tokenizer, chunks, seed
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chunks: int, seed: int, without: Collection[str] = ()):
+        self.tokenizer, self.chunks, self.seed, self.without = tokenizer, chunks, seed, without
 
     def __len__(self) -> int:
         return self.chunks * (CHUNK // BATCH_SIZE)
@@ -50,9 +54,12 @@ class Described(IterableDataset):
         torch.set_num_threads(1)
         for chunk in range(self.chunks):
             rng = np.random.default_rng([self.seed, chunk])
-            rows = [self._row(describe(clip), asked, rng) for clip, asked in draw_train(CHUNK, rng)]
+            rows = []
+            for clip, asked in draw_train(CHUNK, rng):
+                asked = [question for question in asked if question["task"] not in self.without]
+                rows += [self._row(describe(clip), asked, rng)] if asked else []
             rows.sort(key=lambda row: len(row[0]))
-            for start in rng.permutation(np.arange(0, CHUNK, BATCH_SIZE)).tolist():
+            for start in rng.permutation(np.arange(0, len(rows), BATCH_SIZE)).tolist():
                 yield self._batch(rows[start : start + BATCH_SIZE])
 
     def _row(
@@ -145,6 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the model")
     parser.add_argument("--clips", type=int, default=20_480, help="clips to ask about (default: %(default)s)")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        metavar="TYPE",
+        choices=QUESTION_TYPES,
+        default=[],
+        help="types of question that it never meets: " + ", ".join(QUESTION_TYPES),
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     set_seed(options.seed)
@@ -158,8 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     model = make_model(tokenizer)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
     chunks = -(-options.clips // CHUNK)
-    train(model, Described(tokenizer, chunks, options.seed))
-    print(score(model, Described(tokenizer, 1, options.seed + 1000)))
+    train(model, Described(tokenizer, chunks, options.seed, options.without))
+    print(score(model, Described(tokenizer, 1, options.seed + 1000, options.without)))
     model.to(torch.float16).save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     return 0
