@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperForConditionalGeneration
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
-from falcon3_audio.training.audio_world import draw_train
+from falcon3_audio.training.audio_world import QUESTION_TYPES, draw_train
 from falcon3_audio.training.audio_world_sounds import TEST
 from falcon3_audio.training.tiny_backbones import make_llm, make_whisper
 from falcon3_audio.training.tiny_backbones.world_texts import describe
@@ -74,6 +74,25 @@ def test_the_language_model_answers_questions_about_described_clips():
 
 def _has_choices(rows):
     return any("Choose one" in row["instruction"] for row in rows)
+
+
+def test_types_of_question_may_be_left_out(monkeypatch):
+    """Of the rows, and of nothing else: what is left of a clip is asked, and a clip of which nothing is left is not."""
+    monkeypatch.setattr(make_llm, "CHUNK", 60)
+    tokenizer = AutoTokenizer.from_pretrained(LLM)
+
+    def asked(without):
+        batches = make_llm.Described(tokenizer, 1, seed=5, without=without)
+        return [text for batch in batches for text in tokenizer.batch_decode(batch["input_ids"])]
+
+    left_out = ["chord", "mode", "instrument", "music_description", "last_word"]  # the first four: all about a chord
+    everything, rest = asked([]), asked(left_out)
+    wordings = [wording for name in left_out for wording in QUESTION_TYPES[name].wordings]
+    assert any(wording in text for text in everything for wording in wordings)
+    assert not any(wording in text for text in rest for wording in wordings)
+    kept = [name for name in QUESTION_TYPES if name not in left_out]
+    assert all(any(wording in text for text in rest for wording in QUESTION_TYPES[name].wordings) for name in kept)
+    assert len(everything) == 60 and len(rest) == 50  # a third are about music, half of them chords
 
 
 def test_pretraining_never_meets_what_the_test_holds_out():
