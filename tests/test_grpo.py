@@ -453,6 +453,16 @@ def test_an_adapter_has_to_be_merged_first(recipe, tmp_path, capsys):
     assert "is an adapter; merge it" in capsys.readouterr().err
 
 
+def test_an_answer_that_is_not_text_alone_is_an_error(tmp_path):
+    """Its sound would not be compared, and nobody would know."""
+    answer = [{"type": "text", "text": "A dog."}, {"type": "audio", "path": "dog.wav"}]
+    chat = [{"role": "user", "content": "What barks?"}, {"role": "assistant", "content": answer}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": chat}))
+    with pytest.raises(ValueError, match="row 0: an answer is compared as text, and this one has audio too"):
+        grpo.load_questions([grpo.DataSource(str(path))], False)[0]
+
+
 def test_a_row_without_an_answer_and_a_weight_are_errors(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))

@@ -312,6 +312,11 @@ class _Questions:
         answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
         if last["role"] != "assistant" or not prompt or not _words(answer):
             raise ValueError(f"{example['origin']}: needs a question, and at the end the right answer; got {last}.")
+        others = sorted({item["type"] for item in last["content"]} - {"text"})
+        if others:
+            raise ValueError(
+                f"{example['origin']}: an answer is compared as text, and this one has {', '.join(others)} too."
+            )
         if self.answer_tags:
             prompt[-1] = prompt[-1] | {"content": [*prompt[-1]["content"], {"type": "text", "text": TAGS_REQUEST}]}
         return {"prompt": prompt, "answer": answer, "origin": example["origin"]}
