@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo real paper-world long-clips test check test-compat test-latest test-serving clean
+.PHONY: setup links demo real paper-world long-clips test check test-compat test-latest test-serving clean
 
 setup: .venv/ready
 
@@ -11,7 +11,17 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(MAKE) --no-print-directory links
 	touch $@
+
+# The folders by their import names, for mypy and editors: falcon3_audio.training is training/ and so on.
+LINKS := .cache/typed
+links:
+	rm -rf $(LINKS) && mkdir -p $(LINKS)/falcon3_audio
+	ln -s $(CURDIR)/modeling_falcon3_audio/*.py $(CURDIR)/modeling_falcon3_audio/py.typed $(LINKS)/falcon3_audio
+	ln -s $(CURDIR)/processing $(CURDIR)/training $(CURDIR)/evaluation $(CURDIR)/model_cards $(CURDIR)/demo $(CURDIR)/serving \
+		$(LINKS)/falcon3_audio
+	ln -s $(CURDIR)/benchmarks $(LINKS)
 
 # Sounds, a tiny model trained on them, and answers about clips it has not heard.
 demo: setup
@@ -46,7 +56,7 @@ test: check
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # Lint, format and types.
-check: setup
+check: setup links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

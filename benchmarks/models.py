@@ -46,7 +46,9 @@ def build(kind: str, shape: Shape, device: str = "cpu", dtype: torch.dtype = tor
 
 
 def with_lora(model: PreTrainedModel, rank: int = 8) -> PeftModel:
-    return get_peft_model(model, choose_trained_weights(model, LoraArguments(lora_r=rank, lora_dropout=0.0)))
+    lora = choose_trained_weights(model, LoraArguments(lora_r=rank, lora_dropout=0.0))
+    assert lora is not None  # that is where both towers are frozen
+    return get_peft_model(model, lora)
 
 
 def _config(kind: str, shape: Shape):

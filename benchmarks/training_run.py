@@ -80,7 +80,8 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if data is None:
         data = folder / "set"
         write_set(data, open_asqa_step(256, given.seed), given.seed)
-    trainer = train(*recipe(given, data, folder / "run"), callbacks=[Deadline(given.seconds)])
+    model, lora, sets, trained = recipe(given, data, folder / "run")
+    trainer = train(model, lora, sets, trained, callbacks=[Deadline(given.seconds)])
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     later = steps[WARM_UP:] or steps
     results = {

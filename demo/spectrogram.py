@@ -81,7 +81,9 @@ def _draw_grid(axes: Axes, clip: Clip, tokens: int, processor: Falcon3AudioProce
     for time in np.arange(1, clip.seconds / window_seconds) * window_seconds:
         axes.axvline(time, color="white", linestyle="--", linewidth=1.5)
     axes.set_xlim(0, clip.seconds)
-    scale = axes.secondary_xaxis("top", functions=(lambda s: s / token_seconds, lambda t: t * token_seconds))
+    scale = axes.secondary_xaxis(
+        "top", functions=(lambda s: np.divide(s, token_seconds), lambda t: np.multiply(t, token_seconds))
+    )
     scale.set_xlabel("audio tokens", color=GREY)
     scale.tick_params(colors=GREY)
     every = "token" if step == 1 else f"{step} tokens"

@@ -347,8 +347,8 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     written = []
     for kind, content in contents.items():
         path = folder / f"comparison.{kind}"
-        with whole_file(path) as file:
-            file.write(content)
+        with whole_file(path) as opened:
+            opened.write(content)
         written.append(path)
     return written
 

@@ -2,11 +2,12 @@
 
     accelerate launch ... tests/several_processes.py FOLDER    # reads FOLDER/runs.json, writes FOLDER/report-RANK.json
 
-`RANK` in an argument becomes the process's number. The report has the exit codes and the classes of all modules that ran.
+`RANK` in an argument becomes the process's number; `SIGTERM` is not one: the last process gets that signal in the first step. The report has the exit codes and the classes of all modules that ran.
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from falcon3_audio.training.sft import main
+from falcon3_audio.training import sft
+from falcon3_audio.training.callbacks import SaveAtSigterm
 
 
 def allow_fsdp_on_cpu() -> list[str]:
@@ -28,14 +30,23 @@ def allow_fsdp_on_cpu() -> list[str]:
     return ["--accelerator_config", json.dumps({"use_configured_state": True})]
 
 
+class Signalled(SaveAtSigterm):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0 and args.process_index == args.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(arguments: list[str]) -> int:
+    sft.SaveAtSigterm = Signalled if "SIGTERM" in arguments else SaveAtSigterm
+    extra = allow_fsdp_on_cpu() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else []
+    return sft.main([argument.replace("RANK", rank) for argument in arguments if argument != "SIGTERM"] + extra)
+
+
 if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     classes: set[str] = set()
     register_module_forward_pre_hook(lambda module, inputs: classes.add(type(module).__name__))
-    codes = []
-    for arguments in json.loads((folder / "runs.json").read_text()):
-        extra = allow_fsdp_on_cpu() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else []
-        codes.append(main([argument.replace("RANK", rank) for argument in arguments] + extra))
+    codes = [run(arguments) for arguments in json.loads((folder / "runs.json").read_text())]
     report = {"codes": codes, "classes": sorted(classes)}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
     # Several runs in one process leave threads of groups that are gone; the interpreter's end now and then aborts on them.

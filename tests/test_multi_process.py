@@ -39,6 +39,7 @@ from training_runs import (
 from falcon3_audio.training import model as model_module
 from falcon3_audio.training import sft
 from falcon3_audio.training.arguments import ModelArguments
+from falcon3_audio.training.callbacks import EXIT_CODE
 from falcon3_audio.training.sampler import MixtureSampler
 from falcon3_audio.training.shards import write_shard
 
@@ -111,6 +112,7 @@ def launched(request, recipe, tmp_path_factory):
         "resumed": ["--resume_from_checkpoint", f"{folder}/whole/checkpoint-4"],
         **({"half": HALF} if strategy == "fsdp2" else {}),
         "packed": packed(recipe),
+        "ended": ["SIGTERM"],
         "on-RANK": [],  # for the first process the folder `whole`, for the second none
     }
     (folder / "on-0").symlink_to(folder / "whole")
@@ -124,7 +126,7 @@ def launched(request, recipe, tmp_path_factory):
         CONFIGS / f"{strategy}.yaml", machines, [str(ROOT / "tests" / "several_processes.py"), str(folder)]
     )
     reports = [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(2)]
-    assert [report["codes"] for report in reports] == [[0] * (len(runs) - 1) + [1]] * 2, output
+    assert [report["codes"] for report in reports] == [[0] * (len(runs) - 2) + [EXIT_CODE, 1]] * 2, output
     return Launch(strategy, folder, output, reports)
 
 
@@ -154,7 +156,7 @@ def launch(config: Path, machines: int, command: list[str]) -> str:
         for rank in range(machines)
     ]
     try:
-        output = "\n".join(process.communicate(timeout=200)[0] for process in started)
+        output = "\n".join(process.communicate(timeout=500)[0] for process in started)
     finally:
         for process in started:
             if process.poll() is None:
@@ -235,6 +237,15 @@ def test_devices_without_sound_beside_devices_with_sound(launched, recipe):
     assert any(sum(SECONDS[number] is None for number in pair) == 1 for pair in exchanged)
     arguments = torch.load(launched.folder / "whole" / "training_args.bin", weights_only=False)
     assert arguments.seed == 42 and arguments.ddp_find_unused_parameters is False
+
+
+def test_a_signal_to_one_process_ends_all_at_the_same_step(launched):
+    """The last process got it in its first step; what is saved is the first step of the whole run."""
+    assert launched.output.count("ended by SIGTERM after step 1, which is saved") == 2
+    (saved,) = launched.folder.glob("ended/checkpoint-*")
+    assert saved.name == "checkpoint-1"
+    assert [entry["loss"] for entry in log_of(saved)] == [log_of(launched.folder / "whole")[0]["loss"]]
+    assert not (launched.folder / "ended" / "adapter_model.safetensors").exists()
 
 
 def test_folders_that_are_not_shared(launched):

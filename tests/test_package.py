@@ -61,3 +61,31 @@ def test_travelling_files_import_siblings_and_transformers_only(path):
 def test_the_console_script_is_there():
     run = subprocess.run([Path(sys.executable).parent / "falcon3-audio", "--help"], capture_output=True, text=True)
     assert run.returncode == 0 and "compose" in run.stdout
+
+
+def test_the_type_checker_sees_a_wrong_call_from_one_room_into_another(tmp_path):
+    """In a tree of links as that of `make check`, with a file more; `py.typed` says so to those who install the wheel."""
+    (tmp_path / "links" / "falcon3_audio").mkdir(parents=True)
+    subprocess.run(["make", "links", f"LINKS={tmp_path / 'links'}"], cwd=ROOT, check=True, capture_output=True)
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from falcon3_audio.evaluation.rules import is_right\nfrom falcon3_audio.peak_memory import peak_memory\n"
+        "peak_memory(1)\nis_right(1, 2, bogus=5)\n"
+    )
+    config = [
+        "--config-file",
+        str(ROOT / "setup.cfg"),
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--follow-imports=silent",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", *config, str(wrong)],
+        cwd=ROOT,
+        env={"MYPYPATH": str(tmp_path / "links"), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert 'Too many arguments for "peak_memory"' in run.stdout
+    assert 'Unexpected keyword argument "bogus" for "is_right"' in run.stdout
+    assert "Cannot find implementation" not in run.stdout

@@ -39,7 +39,13 @@ RECIPE = TRAINING / "recipes" / "audio_world.yaml"
 BACKBONES = TRAINING / "tiny_backbones"
 TEST_CLIPS = 150
 TRAIN_CLIPS = 900
-ASKED = {"benchmark": "mmau", "prompt": "audio-world", "max_new_tokens": 24, "batch_size": 16, "controls": ["silence"]}
+ASKED: dict[str, Any] = {
+    "benchmark": "mmau",
+    "prompt": "audio-world",
+    "max_new_tokens": 24,
+    "batch_size": 16,
+    "controls": ["silence"],
+}
 
 
 def make_data(folder: Path, train_clips: int, test_clips: int, seed: int):

@@ -11,7 +11,7 @@ log-likelihood of an answer token, whatever the training loss is, and how much o
 import itertools
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -87,7 +87,7 @@ class AudioSFTTrainer(SFTTrainer):
         self.add_callback(EvaluateAfterSaving(self))
         self._scored: list[Scored] = []  # on this device, in this evaluation
         self._evaluation = ""  # its name, such as `eval_train`
-        self._seen: Counter[str] = Counter()  # on this device, since the last log
+        self._seen: defaultdict[str, float] = defaultdict(float)  # on this device, since the last log
         self._last_log = time.monotonic()
         train_in_float32(self.model)
         if self.args.compile_layers:
