@@ -53,7 +53,7 @@ long-clips: setup
 
 # Two test files at a time; `.venv/bin/pytest tests/test_collator.py` runs one.
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 # Lint, format and types.
 check: setup links

@@ -23,6 +23,14 @@ from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProc
 torch.set_num_threads(1)
 
 
+# Files whose tests start other processes or train. `make test` begins with them, so that its two workers end together.
+LONGEST = ("multi_process", "transformers_suite", "sft", "study", "grpo", "trainer", "demo", "demo_browser", "real", "package")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def converted_data_is_removed():
     yield
