@@ -1,6 +1,6 @@
 """Intervals of shares and of differences where clips have several questions, or models several seeds.
 
-What is drawn is clips, and of several seeds seeds as well. For one question a clip and one seed intervals.py has Wilson's
+What is drawn is clips, and of several seeds seeds as well. For one question a clip and one seed wilson.py has Wilson's
 interval, for which numpy is not needed. 95 %, everywhere.
 """
 
@@ -9,7 +9,7 @@ from math import fsum
 
 import numpy as np
 
-from .intervals import Interval, wilson
+from .wilson import Interval, wilson
 
 
 TAIL = 0.025  # on either side of the 95 % interval

@@ -12,87 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from .card_facts import check_facts, describe_settings, describe_source, read_mapping
 from .results import check_entry, eval_results, results_of, table
-from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, Dataset, is_english_encoder, is_hub_id, licence_of
+from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, is_english_encoder, is_hub_id, licence_of
 
 
-# Everything a card cannot do without; dots go into mappings. Values may be empty (null, []) where nothing is known.
-REQUIRED = (
-    *(
-        "repo_id",
-        "name",
-        "relation",
-        "languages",
-        "dtype",
-        "context",
-        "prompt",
-        "cache_values_per_token",
-        "limitations",
-    ),
-    *("backbones.audio", "backbones.text", "training.status"),
-    *(
-        "parameters.audio_tower",
-        "parameters.multi_modal_projector",
-        "parameters.language_model",
-        "parameters.quantizable",
-    ),
-    *("audio.pooling_window", "audio.pad_to_window", "audio.max_audio_seconds"),
-)
-# How the Hub files a model under its base models; null where that is not known.
-RELATIONS = ("finetune", "adapter", "merge", None)
-# How it was trained, and what must be known then: by a recipe that has yet to be run, by one that was run for this project, by a
-# run that recorded it, not at all, or not recorded.
-STATUSES: dict[str | None, tuple[str, ...]] = {
-    "planned": ("training.recipe",),
-    "trained": ("training.recipe", "training.outcome"),
-    "run": ("training.method", "training.settings", "training.outcome", "data"),
-    "composed": (),
-    "unknown": (),
-}
 TAGS = ("audio-language-model", "audio-question-answering", "falcon3-audio", "speech", "sound", "music")
 POSITIONS_PER_SECOND = 50  # of Whisper's encoder
 # Bits a weight takes in NF4 with double quantisation: 4, an 8-bit scale for 64 weights, and 32 bits for 256 such scales.
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 GIB = 2**30
-# Options of a recipe that a card shows.
-SETTINGS = {
-    "lora_r": "LoRA rank",
-    "lora_alpha": "LoRA alpha",
-    "lora_dropout": "LoRA dropout",
-    "lora_audio_tower": "layers with LoRA, encoder",
-    "lora_language_model": "layers with LoRA, language model",
-    "projector_type": "projector",
-    "use_weighted_layer_sum": "learned mean over encoder layers",
-    "learning_rate": "learning rate",
-    "lr_scheduler_type": "schedule",
-    "warmup_steps": "warm-up (steps, or their share)",
-    "global_batch_size": "questions per step",
-    "num_train_epochs": "epochs",
-    "max_steps": "most steps (-1: no limit)",
-    "optim": "optimiser",
-    "weight_decay": "weight decay",
-    "max_grad_norm": "largest gradient norm",
-    "max_length": "longest example (tokens)",
-    "dtype": "frozen weights",
-    "bf16": "computed in bfloat16",
-    "load_in_4bit": "language model in 4 bits",
-    "num_generations": "answers per question",
-    "max_completion_length": "longest answer (tokens)",
-    "temperature": "temperature",
-    "beta": "KL coefficient",
-    "seed": "seed",
-}
-SUPERVISED = (
-    "Supervised, in one stage: LoRA where the table says so, the projector in full, everything else frozen, the loss on answers "
-    "only."
-)
-GRPO = (
-    "GRPO, after supervised training: several answers are drawn for each question, and those with more reward than the others "
-    "are made likelier. LoRA is where the table says so, and the projector is trained in full."
-)
 
 
 def render_card(
@@ -148,44 +79,6 @@ def card_for_run(
     return render_card(facts, results_of(repo_id, Path(checkpoint_dir)))
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """A YAML file of facts, or of a recipe. Raises a `ValueError` if it is no mapping."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a YAML mapping, got {type(content).__name__}.")
-    return content
-
-
-def check_facts(facts: dict[str, Any]):
-    """Raises a `ValueError` that names all facts that are missing, or says which is not understood."""
-    status = facts["training"].get("status") if isinstance(facts.get("training"), dict) else None
-    missing = [name for name in (*REQUIRED, *STATUSES.get(status, ())) if not _has(facts, name)]
-    if missing:
-        raise ValueError(
-            f"The card of {facts.get('repo_id') or facts.get('name') or '?'} lacks facts: {', '.join(missing)}."
-        )
-    if not is_hub_id(str(facts["repo_id"])):
-        raise ValueError(f"repo_id must be ORG/NAME on the Hub, got {facts['repo_id']!r}.")
-    for name, value, known in (
-        ("relation", facts["relation"], RELATIONS),
-        ("training.status", status, tuple(STATUSES)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}.")
-    if facts["relation"] == "adapter" and not is_hub_id(str(facts.get("adapter_of"))):
-        raise ValueError(
-            f"The card of an adapter names its base model by its Hub id (adapter_of), got {facts.get('adapter_of')!r}."
-        )
-
-
-def _has(facts: dict[str, Any], name: str) -> bool:
-    first, _, rest = name.partition(".")
-    return first in facts and (not rest or isinstance(facts[first], dict) and _has(facts[first], rest))
-
-
 def from_recipe(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts with the settings and training sets of the recipe that `training.recipe` names."""
     from falcon3_audio.training.prepare.real_sounds.tables import read_packages
@@ -201,19 +94,6 @@ def from_recipe(facts: dict[str, Any]) -> dict[str, Any]:
     if any(source["path"].startswith(REAL_SOUNDS) for source in recipe["train_data"]):
         facts["packages"] = [(one.name, one.version, one.licence) for one in read_packages()]
     return facts
-
-
-def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """`method` and `settings` of the facts, from a recipe or from what a run recorded."""
-    words = {True: "yes", False: "no"}
-    found = {label: recipe[name] for name, label in SETTINGS.items() if recipe.get(name) is not None}
-    settings = {label: words[value] if isinstance(value, bool) else value for label, value in found.items()}
-    return {"method": GRPO if "num_generations" in recipe else SUPERVISED, "settings": settings}
-
-
-def describe_source(source: dict[str, Any], dataset: Dataset, examples: int | None = None) -> dict[str, Any]:
-    """One set of the facts' `data`, from an entry of `train_data` in a recipe and from what that is."""
-    return {**vars(dataset), "examples": examples, "weight": source.get("weight", 1)}
 
 
 def metadata(facts: dict[str, Any], results: list[dict[str, Any]]) -> ModelCardData:
@@ -305,4 +185,4 @@ def _linked(base: str | None) -> str:
     return f"`tiny_backbones/{name}` of this project" if TINY in f"/{base}" else f"a local folder, `{name}`"
 
 
-__all__ = ["card_for_run", "describe_settings", "describe_source", "read_mapping", "render_card"]
+__all__ = ["card_for_run", "render_card"]

@@ -21,7 +21,7 @@ from falcon3_audio.training.model import count_parameters
 from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
 from falcon3_audio.training.shards import REPORT
 
-from .card import describe_settings, describe_source, read_mapping
+from .card_facts import describe_settings, describe_source, read_mapping
 from .sources import DATASETS, FALCON, FALCON_LANGUAGES, Dataset, is_english_encoder, is_hub_id, licence_of
 
 

@@ -24,7 +24,18 @@ torch.set_num_threads(1)
 
 
 # Files whose tests start other processes or train. `make test` begins with them, so that its two workers end together.
-LONGEST = ("multi_process", "transformers_suite", "sft", "study", "grpo", "trainer", "demo", "demo_browser", "real", "package")
+LONGEST = (
+    "multi_process",
+    "transformers_suite",
+    "sft",
+    "study",
+    "grpo",
+    "trainer",
+    "demo",
+    "demo_browser",
+    "real",
+    "package",
+)
 
 
 def pytest_collection_modifyitems(items):

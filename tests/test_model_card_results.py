@@ -16,7 +16,7 @@ from falcon3_audio.evaluation.local_model import LocalModel
 from falcon3_audio.evaluation.score import FORMAT as SCORE_FORMAT
 from falcon3_audio.evaluation.score import main as score
 from falcon3_audio.model_cards import card_for_run, render_card
-from falcon3_audio.model_cards.card import read_mapping
+from falcon3_audio.model_cards.card_facts import read_mapping
 from falcon3_audio.model_cards.record import main as record
 from falcon3_audio.model_cards.results import FORMAT, add_result, read_results, results_of
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
 from falcon3_audio.model_cards import card_for_run, render_card
-from falcon3_audio.model_cards.card import REQUIRED, read_mapping
+from falcon3_audio.model_cards.card_facts import REQUIRED, read_mapping
 from falcon3_audio.model_cards.render import main as render
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POOLING_WINDOW
 from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from falcon3_audio.model_cards.card import read_mapping
+from falcon3_audio.model_cards.card_facts import read_mapping
 from falcon3_audio.model_cards.run_facts import describe_outcome
 from falcon3_audio.training.real import NANO, RECIPE
 from falcon3_audio.training.recipe import read_recipe

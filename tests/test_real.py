@@ -9,7 +9,7 @@ import soundfile
 import yaml
 from tiny import SAMPLING_RATE, tone
 
-from falcon3_audio.evaluation.intervals import wilson
+from falcon3_audio.evaluation.wilson import wilson
 from falcon3_audio.training import real
 from falcon3_audio.training.export_adapter import export_adapter
 from falcon3_audio.training.real import main

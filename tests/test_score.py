@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from falcon3_audio.evaluation.intervals import bootstrap_rate, mean_of_shares, wilson
+from falcon3_audio.evaluation.intervals import bootstrap_rate, mean_of_shares
 from falcon3_audio.evaluation.predictions import read_predictions
 from falcon3_audio.evaluation.score import main, score
+from falcon3_audio.evaluation.wilson import wilson
 from falcon3_audio.training.study_report import accuracy
 
 

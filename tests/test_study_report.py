@@ -17,8 +17,8 @@ from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio.evaluation import evaluate, score
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
-from falcon3_audio.evaluation.intervals import wilson
 from falcon3_audio.evaluation.predictions import Prediction
+from falcon3_audio.evaluation.wilson import wilson
 from falcon3_audio.training import study as module
 from falcon3_audio.training.study import main
 from falcon3_audio.training.study_report import accuracy, difference, without_paths

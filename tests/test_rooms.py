@@ -1,0 +1,104 @@
+"""Which room may import from which, and that no modules import each other in a circle: read from the sources."""
+
+import ast
+from configparser import ConfigParser
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "falcon3_audio"
+# Of each room, those that it imports from. `modeling` is the package itself. training and model_cards are the one pair that
+# imports both ways: what a run pushes has a card, and a card reads what a run has recorded.
+MAY_IMPORT = {
+    "processing": set(),
+    "modeling": {"processing"},
+    "evaluation": {"modeling", "processing"},
+    "training": {"modeling", "processing", "evaluation", "model_cards"},
+    "model_cards": {"modeling", "evaluation", "training"},
+    "serving": {"modeling", "processing", "model_cards"},
+    "demo": {"modeling", "processing", "training"},
+}
+
+
+def package_dirs():
+    """Import name -> folder, as setup.cfg has them."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["package_dir"].strip().splitlines()
+    return {name.strip(): ROOT / folder.strip() for name, folder in (line.split("=") for line in lines)}
+
+
+def modules():
+    """Import name -> source file."""
+    found = {}
+    for name, folder in package_dirs().items():
+        for path in folder.glob("*.py"):
+            found[name if path.stem == "__init__" else f"{name}.{path.stem}"] = path
+    return found
+
+
+def imports(name, path):
+    """Full names that a module imports when it runs; what it imports for the type checker alone does not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checked = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    skipped = {id(node) for block in checked for node in ast.walk(block)}
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """Module -> modules of this package that it imports."""
+    known = modules()
+
+    def module_of(name):
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {name: {module_of(other) for other in imports(name, path)} - {"", name} for name, path in known.items()}
+
+
+def room_of(module):
+    _, _, rest = module.partition(".")
+    room = rest.split(".")[0]
+    return room if room in MAY_IMPORT else "modeling"
+
+
+def test_rooms_import_from_those_that_they_may(graph):
+    found = {room: set() for room in MAY_IMPORT}
+    for module, others in graph.items():
+        found[room_of(module)] |= {room_of(other) for other in others} - {room_of(module)}
+    assert found == MAY_IMPORT
+
+
+def test_no_modules_import_each_other_in_a_circle(graph):
+    assert len(graph) > 150
+    # A package's door names what is inside; that inside imports its own door, so it is no circle of modules.
+    inner = {name: {other for other in others if not name.startswith(f"{other}.")} for name, others in graph.items()}
+    try:
+        TopologicalSorter(inner).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_what_is_read_is_what_is_there(graph):
+    """A call that this test would miss if it read nothing."""
+    assert "falcon3_audio.evaluation.wilson" in graph["falcon3_audio.evaluation.intervals"]
+    assert (
+        "falcon3_audio.evaluation.clip_intervals" in graph["falcon3_audio.evaluation.intervals"]
+    )  # inside a function
+    assert "falcon3_audio.whole_files" in graph["falcon3_audio.training.audio_world"]
