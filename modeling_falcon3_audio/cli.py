@@ -1,12 +1,13 @@
 """`falcon3-audio VERB ...`: hands over to the verb's own module, which also runs as `python -m`.
 
-Modules are imported only when their verb is called, so that `falcon3-audio --help` answers at once.
+Modules are imported only when their verb is called.
 """
 
 import importlib
 import logging
 import sys
 import warnings
+from importlib.metadata import version
 
 from .stopped import stopped
 
@@ -41,9 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print("usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one)\n")
+        print("usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one; --version)\n")
         for name, (_, purpose) in VERBS.items():
             print(f"  {name:<18} {purpose}")
+        return 0
+    if verb == "--version":
+        print(f"falcon3-audio {version('falcon3-audio')}")
         return 0
     if verb not in VERBS:
         print(f"falcon3-audio: unknown verb {verb!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)

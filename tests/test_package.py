@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+from falcon3_audio import cli
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +64,13 @@ def test_travelling_files_import_siblings_and_transformers_only(path):
 def test_the_console_script_is_there():
     run = subprocess.run([Path(sys.executable).parent / "falcon3-audio", "--help"], capture_output=True, text=True)
     assert run.returncode == 0 and "compose" in run.stdout
+
+
+def test_it_says_which_version_it_is(capsys):
+    assert cli.main(["--version"]) == 0
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert capsys.readouterr().out == f"falcon3-audio {config['metadata']['version']}\n"
 
 
 def test_the_type_checker_sees_a_wrong_call_from_one_room_into_another(tmp_path):
