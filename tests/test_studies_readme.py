@@ -9,6 +9,7 @@ import pytest
 from falcon3_audio.evaluation.paired import interval_text, points
 from falcon3_audio.evaluation.score_tables import percent
 from falcon3_audio.training import study
+from falcon3_audio.training.audio_world import QUESTION_TYPES
 from falcon3_audio.training.study_tables import as_markdown
 
 
@@ -38,3 +39,29 @@ def test_the_table_of_the_papers_questions_has_the_numbers_of_the_report():
         found = arm["difference"]
         said = f"{points(found['difference'])} {interval_text(found['interval'])}, {found['verdict']}" if found else ""
         assert difference == said
+
+
+def test_what_a_frozen_language_model_answers_of_types_that_it_had_not_met():
+    """The types are those that `make paper-world` leaves out."""
+    command = (
+        (STUDIES.parent.parent / "Makefile")
+        .read_text(encoding="utf-8")
+        .partition("--without")[2]
+        .partition("study")[0]
+    )
+    left_out = [name for name in QUESTION_TYPES if name in command.split()]
+    assert len(left_out) == 9
+    arms = read(STUDIES / "paper_world" / "report.json")["benchmarks"]["mmau"]["arms"]
+
+    def right(arm, new):
+        groups = arms[arm]["groups"]["sub-category"]
+        parts = [group for name, group in groups.items() if (name.lower().replace(" ", "_") in left_out) == new]
+        counted = sum(part["questions"] for part in parts)
+        return f"{sum(part['accuracy'] * part['questions'] for part in parts) / counted:.0%}".replace("%", " %")
+
+    frozen, trained = ([right(arm, new) for new in (False, True)] for arm in ("frozen-language-model", "single-stage"))
+    said = " ".join(PAGE.split())
+    assert (
+        f"frozen, it answers {frozen[0]} of the questions of types that it had met and {frozen[1]} of those of" in said
+    )
+    assert f"trained {trained[0]} and {trained[1]}." in said

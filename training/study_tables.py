@@ -39,9 +39,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], column: str = "--
 
 
 def _missing(missing: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        [f"{run['arm']}, seed {run['seed']}", run["state"], (run["said"] or "").replace("|", "/")] for run in missing
-    ]
+    seeds: dict[tuple[str, str, str], list[str]] = {}
+    for run in missing:
+        said = (run["said"] or "").replace("|", "/")
+        seeds.setdefault((run["arm"], run["state"], said), []).append(str(run["seed"]))
+    rows = [[f"{arm}, seed {', '.join(found)}", state, said] for (arm, state, said), found in seeds.items()]
     return table(["run", "state", "said"], rows, "---")
 
 
