@@ -4,14 +4,13 @@ BIN := .venv/bin
 
 .PHONY: setup links demo real paper-world long-clips test check test-compat test-latest test-serving clean
 
-setup: .venv/ready
+setup: .venv/ready links
 
 # torch first: with it in place, nothing else pulls another build of it.
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(MAKE) --no-print-directory links
 	touch $@
 
 # The folders by their import names, for mypy and editors: falcon3_audio.training is training/ and so on.
@@ -56,7 +55,7 @@ test: check
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 # Lint, format and types.
-check: setup links
+check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -2,7 +2,8 @@
 
     accelerate launch ... tests/several_processes.py FOLDER    # reads FOLDER/runs.json, writes FOLDER/report-RANK.json
 
-`RANK` in an argument becomes the process's number; `SIGTERM` is not one: the last process gets that signal in the first step. The report has the exit codes and the classes of all modules that ran.
+`RANK` in an argument becomes the process's number. With `SIGTERM` among them, the last process gets that signal in its first step.
+The report has the exit codes and the classes of all modules that ran.
 """
 
 import json

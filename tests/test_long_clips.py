@@ -11,6 +11,7 @@ from falcon3_audio.evaluation.load_jsonl import load_jsonl
 from falcon3_audio.training.audio_world_sounds import SAMPLE_RATE, SOUNDS, TEST, sound_event
 from falcon3_audio.training.long_clips import PLACES, generate_long_clips, main
 from falcon3_audio.training.open_asqa import prepare
+from falcon3_audio.whole_files import write_json
 
 
 LENGTHS = (5, 12)
@@ -86,7 +87,8 @@ def test_one_seed_gives_the_same_bytes_and_what_was_begun_is_completed(made, tmp
     options = {"train_clips": 3, "test_clips": 4, "lengths": LENGTHS}
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
-    (copy / "long_clips.json").rename(copy / "begun.json")  # as it is left when it is stopped
+    record = json.loads((copy / "long_clips.json").read_text())
+    write_json(copy / "long_clips.json", record | {"finished": False})  # as it is left when it is stopped
     for name in ("train.json", "test-12.jsonl", "test-audios/012s-00001.wav"):
         (copy / name).unlink()
     generate_long_clips(copy, **options, seed=0)

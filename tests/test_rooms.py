@@ -9,7 +9,6 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "falcon3_audio"
 # Of each room, those that it imports from. `modeling` is the package itself. training and model_cards are the one pair that
 # imports both ways: what a run pushes has a card, and a card reads what a run has recorded.
 MAY_IMPORT = {

@@ -140,8 +140,8 @@ def generate_world(
         ValueError: a count or the seed is out of range, or the folder holds something else.
     """
     for name, got, least in (("train_clips", train_clips, 1), ("test_clips", test_clips, 1), ("seed", seed, 0)):
-        _check_least(name, got, least)
-    _check_least("workers", workers, 1)
+        check_least(name, got, least)
+    check_least("workers", workers, 1)
     out = Path(out_dir)
     parameters = {"format": FORMAT, "train_clips": train_clips, "test_clips": test_clips, "seed": seed}
     found = _world_in(out, parameters)
@@ -299,7 +299,8 @@ def _summary(made: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> dic
     return {"clips": len(made), "hours": round(hours, 4), "questions": len(rows), "questions_per_task": dict(tasks)}
 
 
-def _check_least(name: str, got: int, least: int) -> None:
+def check_least(name: str, got: int, least: int) -> None:
+    """Raises a `ValueError` for a number that is too small."""
     if got < least:
         raise ValueError(f"got {name}={got}; expected {least} or more")
 

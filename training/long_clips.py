@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from falcon3_audio.whole_files import whole_file, write_json
 
-from .audio_world import build_prompt
+from .audio_world import build_prompt, check_least
 from .audio_world_sounds import PLANNERS, SAMPLE_RATE, SOUNDS, TEST, TRAIN, Clip, Settings, deck, pick, render
 
 
@@ -59,8 +59,8 @@ def generate_long_clips(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Writes `train.json` with `train-audios/*.wav`, for each length `test-SECONDS.jsonl` with `test-audios/*.wav`, and last
-    `long_clips.json`, which is returned: the parameters. A folder that has all of it is left as it is, and one that was left
+    Writes `train.json` with `train-audios/*.wav`, for each length `test-SECONDS.jsonl` with `test-audios/*.wav`, and the
+    parameters, which are returned, into `long_clips.json`. A folder that has all of it is left as it is, and one that was left
     half-written is completed.
 
     Args:
@@ -71,19 +71,20 @@ def generate_long_clips(
         ValueError: for a length or a number that is too small, and for a folder that holds other clips.
     """
     for name, got, least in [("train_clips", train_clips, 0), ("test_clips", test_clips, 1), ("seed", seed, 0)]:
-        if got < least:
-            raise ValueError(f"got {name}={got}; expected {least} or more")
+        check_least(name, got, least)
     if not lengths or min(lengths) < SHORTEST or len(set(lengths)) < len(lengths):
         raise ValueError(f"got the lengths {list(lengths)}; expected different ones of {SHORTEST} seconds or more")
     parameters = {"train_clips": train_clips, "test_clips": test_clips, "lengths": list(lengths), "seed": seed}
-    begun = out / "begun.json"
-    before = next((path for path in (out / RECORD, begun) if path.exists()), None)
-    if before and (found := json.loads(before.read_text(encoding="utf-8"))) != parameters:
-        raise ValueError(f"{out} holds long clips of {found}, but {parameters} were asked for; give another folder.")
-    if (out / RECORD).exists():
+    record = out / RECORD
+    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"parameters": parameters}
+    if before["parameters"] != parameters:
+        raise ValueError(
+            f"{out} holds long clips of {before['parameters']}, but {parameters} were asked for; give another folder."
+        )
+    if before.get("finished"):
         return parameters
     out.mkdir(parents=True, exist_ok=True)
-    write_json(begun, parameters)
+    write_json(record, {"parameters": parameters, "finished": False})
     rng = np.random.default_rng(seed)
     seconds = rng.integers(TRAIN_SECONDS[0], TRAIN_SECONDS[1] + 1, train_clips).tolist()
     train = _plan("train", seconds, rng)
@@ -94,8 +95,7 @@ def generate_long_clips(
         with whole_file(out / f"test-{length}.jsonl") as file:
             file.writelines(f"{json.dumps(row)}\n".encode() for row in _test_rows(clips, rng))
     write_json(out / "train.json", _train_rows(train, rng))
-    write_json(out / RECORD, parameters)
-    begun.unlink()
+    write_json(record, {"parameters": parameters, "finished": True})
     return parameters
 
 

@@ -184,25 +184,26 @@ def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: s
     overrides, stages = [], []
     for number, change in enumerate(changes):
         place = f"{where}, stage {number + 1}" if len(changes) > 1 else where
-        trained_by_grpo = isinstance(change, dict) and GRPO_RECIPE in change
-        read = _grpo_stage if trained_by_grpo else _sft_stage
-        change, options = read(change, override(base, own), number, place, folder)
-        overrides.append(change if trained_by_grpo else override(own, change))
-        stages.append((GRPO if trained_by_grpo else SFT, options, place))
+        if isinstance(change, dict) and GRPO_RECIPE in change:
+            overrides.append(change)
+            stages.append((GRPO, _grpo_options(change, number, place, folder), place))
+        else:
+            change = _overrides(change, place, SFT)
+            overrides.append(override(own, change))
+            stages.append((SFT, _sft_options(override(base, own), change, number, place), place))
     return Arm(name, overrides, {seed: [_stage(*stage, seed) for stage in stages] for seed in seeds})
 
 
-def _sft_stage(change: Any, base: dict[str, Any], number: int, where: str, _: Path) -> tuple[dict, dict]:
-    """What a stage changes, and all of its options."""
-    change = _overrides(change, where, SFT)
+def _sft_options(base: dict[str, Any], change: dict[str, Any], number: int, where: str) -> dict[str, Any]:
+    """All options of a stage; of a later one without those that say how the model is composed."""
     if number:
         _check_composes_nothing(change, where)
         base = {name: value for name, value in base.items() if name not in COMPOSING} | {"model": FORMER}
-    return change, override(base, change)
+    return override(base, change)
 
 
-def _grpo_stage(change: dict[str, Any], _: dict[str, Any], number: int, where: str, folder: Path) -> tuple[dict, dict]:
-    """As `_sft_stage`: the options are those of a recipe for GRPO, which shares few with `falcon3-audio train`."""
+def _grpo_options(change: dict[str, Any], number: int, where: str, folder: Path) -> dict[str, Any]:
+    """Those of a recipe for GRPO and the stage's own: `falcon3-audio train` shares few with it."""
     if not number:
         raise ValueError(f"{where}: GRPO goes on with what a stage before it has trained, and this is the first.")
     own = _overrides(change, where, GRPO, (GRPO_RECIPE,))
@@ -210,7 +211,7 @@ def _grpo_stage(change: dict[str, Any], _: dict[str, Any], number: int, where: s
     path = own.pop(GRPO_RECIPE)
     if not isinstance(path, str):
         raise ValueError(f"{where}: `{GRPO_RECIPE}` must be the path of a recipe for GRPO, got {path!r}.")
-    return change, override(_read_recipe(folder / path, GRPO), own) | {"model": FORMER}
+    return override(_read_recipe(folder / path, GRPO), own) | {"model": FORMER}
 
 
 def _check_composes_nothing(change: dict[str, Any], where: str):
