@@ -41,7 +41,7 @@ def recordings(monkeypatch):
     """What stands in for the recordings: nine questions, with the given number of packages missing."""
     missing: dict[str, str] = {}
 
-    def make(out, cache):
+    def make(out, cache, progress):
         rows = []
         (out / "audio").mkdir(parents=True, exist_ok=True)
         for number in range(9 - len(missing)):

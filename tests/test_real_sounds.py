@@ -261,11 +261,25 @@ def test_a_finished_set_keeps_its_questions_while_it_is_checked(made, mirror, as
     def killed(*given, **options):
         raise KeyboardInterrupt
 
-    before = digests(made[0])
+    out, before = tmp_path / "set", digests(made[0])
+    shutil.copytree(made[0], out, ignore=shutil.ignore_patterns("packages"))
+    with open(next((out / "audio").rglob("*.wav")), "ab") as file:
+        file.write(b"damaged")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(build, "Composer", killed)
-        make_real_sounds(made[0], wanted=WANTED, packages=mirror[1])
-    assert digests(made[0]) == before
+        make_real_sounds(out, made[0] / "packages", WANTED, mirror[1])
+    assert (out / "test.json").read_bytes() == (made[0] / "test.json").read_bytes()
+    make_real_sounds(out, made[0] / "packages", WANTED, mirror[1])
+    assert digests(out) == before
+
+
+def test_a_finished_set_is_left_alone(made, mirror, asked, tmp_path, monkeypatch):
+    out, _ = made
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "make_clips", None)  # not called
+        assert make_real_sounds(out, wanted=WANTED, packages=mirror[1]) == json.loads(
+            (out / "report.json").read_text()
+        )
 
 
 def die_at(monkeypatch, module, name, number):

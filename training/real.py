@@ -30,6 +30,7 @@ from falcon3_audio.stopped import stopped
 from .merge import merge
 from .prepare.real_backbones import make_backbone
 from .prepare.real_sounds.build import make_real_sounds
+from .prepare.real_sounds.tables import read_packages
 from .push import ADAPTER
 from .study import ask
 from .study_report import accuracy
@@ -108,7 +109,13 @@ def run(out: Path, cache: Path | None, adapter: Path, audio_model: str | None, t
     model = make_model(out, adapter, audio_model, text_model)
     print(f"the model is in {model} ({time.monotonic() - begin:.0f} s)", flush=True)
     ready = time.monotonic()
-    report = make_real_sounds(out / "sounds", cache)
+    packages = read_packages()
+    size = sum(package.megabytes for package in packages) / 1000
+    print(
+        f"recordings from {len(packages)} packages ({size:.1f} GB): fetched where they are not in the cache",
+        flush=True,
+    )
+    report = make_real_sounds(out / "sounds", cache, progress=True)
     for package, why in report["missing"].items():
         print(f"NOTE: without {package}: {why}", file=sys.stderr)
     print(f"recordings and questions are in {out / 'sounds'} ({time.monotonic() - ready:.0f} s)", flush=True)

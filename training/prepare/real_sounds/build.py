@@ -92,7 +92,8 @@ def make_real_sounds(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Write a set into the folder `out`; returns what is in its report.json.
+    Write a set into the folder `out`; returns what is in its report.json. A finished one is left alone while the same
+    packages are to be had and its clips have the number and bytes that they had; else what differs is written again.
 
     Args:
         cache: folder of the packages, by default `out/packages`; another set may share it.
@@ -110,7 +111,10 @@ def make_real_sounds(
     cache = Path(cache).resolve() if cache else out / "packages"
     report = begin_set(out, {"source": "real-sounds", "format": FORMAT, **asdict(wanted)})
     obtained = obtain(packages, cache, progress)
-    if not report["finished"] or report["packages"] != sorted(obtained.folders):
+    same = report["finished"] and report["packages"] == sorted(obtained.folders)
+    if same and report.get("audio") == audio_size(out / "audio"):
+        return report
+    if not same:
         _withdraw_questions(out, report)
     refused: Refused = Counter()
     clips = make_clips(packages, obtained, out, cache, wanted, refused, progress)
@@ -119,7 +123,7 @@ def make_real_sounds(
     write_jsonl(out / "clips.jsonl", map(clip_row, clips))
     write_json(out / "sources.json", [source_row(package, obtained, clips, refused) for package in packages])
     remove_others(out / "audio", clips)
-    report |= {"finished": True, **summary(clips, questions, obtained)}
+    report |= {"finished": True, **summary(clips, questions, obtained), "audio": audio_size(out / "audio")}
     write_json(out / REPORT, report)
     return report
 
@@ -134,6 +138,12 @@ def _withdraw_questions(out: Path, report: dict[str, Any]) -> None:
         write_json(out / REPORT, report)
     for name in ABOUT_CLIPS:
         (out / name).unlink(missing_ok=True)
+
+
+def audio_size(folder: Path) -> dict[str, int]:
+    """Number and bytes of the files below a folder; a finished set that still has those of its report is not made again."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return {"files": len(sizes), "bytes": sum(sizes)}
 
 
 def make_clips(
