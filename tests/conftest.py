@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from stand_in_torchcodec import stand_in
 from tiny import make_llm, make_tokenizer, make_whisper
 from transformers import WhisperFeatureExtractor
 
@@ -100,6 +101,30 @@ def checkpoint(model, backbone_folders, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def sensitive(checkpoint, tmp_path_factory):
+    """A checkpoint with large weights, whose answers depend on every clip and word, and are letters only."""
+    model = Falcon3AudioForConditionalGeneration.from_pretrained(checkpoint)
+    processor = Falcon3AudioProcessor.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    model.model.language_model.embed_tokens.weight.data.normal_(0, 1)
+    for part in (model.model.language_model.layers, model.lm_head):
+        for weight in part.parameters():
+            if weight.dim() > 1:
+                weight.data.normal_(0, 0.3)
+    for part in (model.model.audio_tower, model.model.multi_modal_projector):
+        for weight in part.parameters():
+            if weight.dim() > 1:
+                weight.data.normal_(0, weight[0].numel() ** -0.5)
+    words = processor.tokenizer.batch_decode([[index] for index in range(model.config.text_config.vocab_size)])
+    letters = {index for index, word in enumerate(words) if word.isascii() and word.isalpha()}
+    model.generation_config.suppress_tokens = sorted(set(range(len(words))) - letters)
+    path = tmp_path_factory.mktemp("sensitive")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def recipe(backbone_folders, tmp_path_factory):
     """A recipe for tiny runs on a mix: chats, clips with all their questions, and a clip that is too long."""
     from training_runs import CLIP_FEATURES, SETTINGS, clip_row, write_chats, write_clips, write_recipe
@@ -131,3 +156,9 @@ def finished_run(recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "finished"
     arguments = ("--config", recipe, "--output_dir", str(run), "--report_to", "tensorboard", "--save_total_limit", "9")
     return sft.train(*parse(*arguments))
+
+
+@pytest.fixture
+def torchcodec(monkeypatch):
+    """Stands in for torchcodec, which decodes what soundfile does not."""
+    return stand_in(monkeypatch)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from test_tokenizer import GEMMA, LLAMA3, MISTRAL, QWEN
+from chat_templates import GEMMA, LLAMA3, MISTRAL, QWEN
 from tiny import FALCON3_TEMPLATE, make_llm, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers.processors import TemplateProcessing

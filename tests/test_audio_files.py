@@ -3,12 +3,12 @@
 import io
 import struct
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
 import soundfile
-import torch
+from stand_in_torchcodec import M4A
 from tiny import tone
 
 from falcon3_audio.processing import load_audio
@@ -197,35 +197,7 @@ def test_no_more_is_decoded_than_allowed(format):
         load_audio(unknown, name="clip 7", max_seconds=20)
 
 
-# Formats that soundfile does not know: a stand-in with the interface of torchcodec's decoder.
-
-M4A = b"\0\0\0\x20ftypM4A " + bytes(500)
-
-
-@pytest.fixture
-def torchcodec(monkeypatch):
-    """Decodes what is no file to soundfile as 2 s in stereo at 44.1 kHz; `announced` is the header's duration."""
-    samples = torch.from_numpy(np.stack([tone(2.0, 440, 44_100), tone(2.0, 997, 44_100)]))
-    module = SimpleNamespace(announced=2.0, samples=samples)
-
-    class AudioDecoder:
-        def __init__(self, source, *, stream_index=None, sample_rate=None, num_channels=None):
-            if source != M4A:
-                raise ValueError("No valid stream found in input file.\nIs it audio?")
-            self.metadata = SimpleNamespace(duration_seconds_from_header=module.announced)
-
-        def get_samples_played_in_range(self, start_seconds=0.0, stop_seconds=None):
-            stop = None if stop_seconds is None else round(stop_seconds * 44_100)
-            return SimpleNamespace(data=samples[:, :stop], sample_rate=44_100)
-
-        def get_all_samples(self):
-            return self.get_samples_played_in_range()
-
-    decoders = ModuleType("torchcodec.decoders")
-    decoders.AudioDecoder = AudioDecoder
-    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
-    return module
+# Formats that soundfile does not know.
 
 
 def test_torchcodec_gets_paths_bytes_and_dicts_alike(torchcodec, tmp_path):

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 import soundfile
-import test_audio_files
 from running_server import QUESTION, audio, encoded, input_audio, openai_chat, user, wav
+from stand_in_torchcodec import M4A
 
 from falcon3_audio.processing import load_audio
 from falcon3_audio.serving import request_audio
@@ -166,11 +166,8 @@ def flac(samples: np.ndarray, rate: int) -> bytearray:
     return bytearray(file.getvalue())
 
 
-torchcodec = test_audio_files.torchcodec
-
-
 def test_what_only_torchcodec_reads_is_limited_as_well(torchcodec):
-    data = encoded(test_audio_files.M4A).encode()
+    data = encoded(M4A).encode()
     samples = AudioReader(30, (), 2**20).read_all([data], "messages")[0]
     np.testing.assert_array_equal(samples, load_audio(torchcodec.samples, 44_100))
     lines = b"\r\n".join(data[start : start + 76] for start in range(0, len(data), 76))

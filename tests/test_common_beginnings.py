@@ -1,7 +1,6 @@
 """Prompts of a batch that begin alike: what they share is computed once, and the answers are those of each alone."""
 
 import pytest
-import test_pipeline
 from tiny import question, tone
 from transformers import pipeline
 
@@ -9,7 +8,6 @@ from falcon3_audio.prompt_cache_falcon3_audio import WORTH_SHARING
 
 
 # A checkpoint whose answers depend on every clip and word.
-sensitive = test_pipeline.folder
 
 CLIPS = {"a": tone(2.5, 300), "b": tone(2.5, 1000), "c": tone(1.1, 2000), "long": tone(10)}
 QUESTIONS = ["What is it?", "Why?", "How long is the sound that is heard here?", "What is it?"]

@@ -4,14 +4,12 @@ Compiled with a backend that runs each graph as it is and counts them, so that n
 """
 
 import pytest
-import test_pipeline
 import torch
 from tiny import question, tone
 from transformers import CompileConfig, pipeline
 
 
 # A checkpoint whose answers depend on every clip and word.
-sensitive = test_pipeline.folder
 
 SHORT, MIDDLE, LONG = tone(0.3, 300), tone(5, 700), tone(31, 500)
 MIXED = [question(SHORT), question(MIDDLE), question(LONG), question(text="What is a sound?")]

@@ -1,7 +1,6 @@
 """Every setting of `generate` that the installed transformers has, beside the pipeline's caches: the plain answers."""
 
 import pytest
-import test_pipeline
 import torch
 from tiny import question, tone
 from transformers import GenerationConfig, pipeline
@@ -11,7 +10,6 @@ from falcon3_audio.releases_falcon3_audio import CACHE
 
 
 # A checkpoint whose answers depend on every clip and word.
-sensitive = test_pipeline.folder
 
 CLIP = tone(2.5, 300)
 CHATS = [question(CLIP, text=text) for text in ("What is it?", "Why?", "How long is the sound that is heard here?")]

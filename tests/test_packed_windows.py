@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_modeling_encoder import features_of, make_pair, masked_reference
+from encoder_reference import features_of, make_pair, masked_reference
 from tiny import tone
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

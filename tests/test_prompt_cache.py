@@ -4,7 +4,6 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import test_pipeline
 import torch
 from tiny import make_llm, make_processor, make_whisper, question, tone
 from transformers import DynamicCache, GenerationConfig, TextStreamer, pipeline
@@ -20,7 +19,6 @@ from falcon3_audio.releases_falcon3_audio import CACHE
 
 
 # A checkpoint whose answers depend on every clip and word.
-sensitive = test_pipeline.folder
 
 CLIPS = {"a": tone(0.5, 300), "b": tone(1.3, 1000), "c": tone(1.3, 2000)}
 ANSWER = {"max_new_tokens": 8, "do_sample": False}
