@@ -10,6 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What `datasets` converts.
 os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="falcon3-audio-tests-"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Models this small are faster on one thread, by far where other programs run beside the tests: here, and in the processes
+# that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -18,10 +21,6 @@ from tiny import make_llm, make_tokenizer, make_whisper
 from transformers import WhisperFeatureExtractor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
-
-
-# Models this small are faster on one thread, by far where other programs run beside the tests.
-torch.set_num_threads(1)
 
 
 # Files whose tests start other processes or train. `make test` begins with them, so that its two workers end together.

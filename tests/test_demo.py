@@ -11,7 +11,7 @@ from falcon3_audio.training import demo, study
 
 def test_the_demo_runs_from_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study, "_run_process", run_here)
-    options = ["--max_steps", "2", "--train-clips", "40", "--test-clips", "30"]
+    options = ["--max_steps", "2", "--train-clips", "12", "--test-clips", "12"]
     assert demo.main([str(tmp_path), *options]) == 0
     printed = capsys.readouterr().out
     for task in ("sound", "music", "speech"):

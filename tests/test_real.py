@@ -1,16 +1,20 @@
 """`make real` with small backbones and recordings in the place of those that it fetches."""
 
+import contextlib
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import soundfile
 import yaml
 from tiny import SAMPLING_RATE, tone
+from training_runs import run_here
 
 from falcon3_audio.evaluation.wilson import wilson
-from falcon3_audio.training import real
+from falcon3_audio.training import real, study
 from falcon3_audio.training.export_adapter import export_adapter
 from falcon3_audio.training.real import main
 
@@ -29,17 +33,15 @@ def adapter(run, tmp_path_factory):
     return export_adapter(run, tmp_path_factory.mktemp("exported") / "adapter")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def options(run, adapter):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     backbones = ["--audio-model", recipe["audio_model"], "--text-model", recipe["text_model"]]
     return ["--adapter", str(adapter), *backbones]
 
 
-@pytest.fixture
-def recordings(monkeypatch):
+def maker(missing):
     """What stands in for the recordings: nine questions, with the given number of packages missing."""
-    missing: dict[str, str] = {}
 
     def make(out, cache, progress):
         rows = []
@@ -53,36 +55,56 @@ def recordings(monkeypatch):
         (out / "test.json").write_text(json.dumps(rows))
         return {"missing": missing}
 
-    monkeypatch.setattr(real, "make_real_sounds", make)
+    return make
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """The packages that are missing."""
+    missing: dict[str, str] = {}
+    monkeypatch.setattr(real, "make_real_sounds", maker(missing))
     return missing
 
 
-def test_from_adapter_to_answers_and_again(options, recordings, tmp_path, capsys):
-    out = tmp_path / "real"
-    assert main([str(out), *options]) == 0
-    said = capsys.readouterr()
+@pytest.fixture(scope="module")
+def first(options, tmp_path_factory):
+    """The command in a new folder: that folder, what was said, and what was said of errors."""
+    folder = tmp_path_factory.mktemp("first")
+    out, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        patch.chdir(folder)
+        patch.setattr(real, "make_real_sounds", maker({}))
+        assert main(["real", *options]) == 0
+    return folder / "real", out.getvalue(), error.getvalue()
+
+
+@pytest.fixture
+def out(first, recordings, tmp_path, monkeypatch):
+    """A copy of that folder, in which the same command goes on."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(first[0], "real")
+    return Path("real")
+
+
+def test_from_adapter_to_answers_and_again(options, first, out, capsys):
+    _, said, error = first
     (model,) = out.glob("*/model")
-    assert (model / "config.json").exists() and "NOTE" not in said.err
-    rows = {
-        match[1]: match for match in re.finditer(r"^\| (\w+) \| (\d+) \| ([\d.]+) .*? \| ([\d.]+) ", said.out, re.M)
-    }
+    assert (model / "config.json").exists() and "NOTE" not in error
+    rows = {match[1]: match for match in re.finditer(r"^\| (\w+) \| (\d+) \| ([\d.]+) .*? \| ([\d.]+) ", said, re.M)}
     assert {name: int(match[2]) for name, match in rows.items()} == {"all": 9, "music": 3, "sound": 3, "speech": 3}
-    assert len(re.findall(r"^\./audio/\d\.wav: What is it\?  ->  '.*' \(it is '.*'\)$", said.out, re.M)) == 3
+    assert len(re.findall(r"^\./audio/\d\.wav: What is it\?  ->  '.*' \(it is '.*'\)$", said, re.M)) == 3
     assert main([str(out), *options]) == 0  # nothing is asked again
     again = capsys.readouterr().out
-    assert "evaluate" in said.out and "evaluate" not in again
-    assert tabled(again) == tabled(said.out)
+    assert "evaluate" in said and "evaluate" not in again
+    assert tabled(again) == tabled(said)
 
 
 def tabled(text):
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-def test_the_table_counts_the_replies(options, recordings, tmp_path, capsys):
+def test_the_table_counts_the_replies(options, out, capsys):
     """Two of three right with the clips in speech, none in sound, all in music; with silence one of speech."""
-    out = tmp_path / "real"
-    assert main([str(out), *options]) == 0
-    capsys.readouterr()
     rows = json.loads((out / "sounds" / "test.json").read_text())
     right = {"none": {"0", "3", "2", "5", "8"}, "silence": {"0"}}
     for control, ids in right.items():
@@ -105,9 +127,10 @@ def test_the_table_counts_the_replies(options, recordings, tmp_path, capsys):
 
 
 def test_missing_packages_are_named_and_other_questions_are_not_mixed_with_those_before(
-    options, recordings, tmp_path, capsys
+    options, recordings, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "real"
+    monkeypatch.setattr(study, "_run_process", run_here)
     recordings["klettres-data"] = "apt-get has no such package"
     assert main([str(out), *options]) == 0
     assert "NOTE: without klettres-data: apt-get has no such package" in capsys.readouterr().err

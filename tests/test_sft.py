@@ -6,14 +6,13 @@ import math
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 import torch
 import yaml
+from child import in_child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_llm, make_tokenizer
 from training_runs import (
@@ -29,37 +28,13 @@ from training_runs import (
     write_jsonl,
     write_recipe,
 )
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerState
 from trl import SFTTrainer
 
 from falcon3_audio.training import data, sft
 from falcon3_audio.training.merge import merge
 from falcon3_audio.training.run_folder import check_readable, find_checkpoint
 from falcon3_audio.training.trainer import AudioSFTTrainer
-
-
-# Trains, and is killed when the fourth step is being saved: the files of that checkpoint are cut off, the last is missing.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from transformers import TrainerState
-from falcon3_audio.training import sft
-
-torch.set_num_threads(1)
-save = TrainerState.save_to_json
-
-def save_or_die(self, path):
-    if self.global_step == 4:
-        for file in Path(path).parent.rglob("*"):
-            if file.is_file():
-                os.truncate(file, file.stat().st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(self, path)
-
-TrainerState.save_to_json = save_or_die
-sys.exit(sft.main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture
@@ -161,11 +136,21 @@ def test_only_projector_and_lora_move(finished_run):
         assert ".lora_" in name or ".multi_modal_projector." in name
 
 
-def test_killed_and_started_again_is_as_never_killed(recipe, launch, finished_run, reads, tmp_path, capsys):
-    run = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, "--config", recipe, "--output_dir", str(run)]
-    killed = subprocess.run(command, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_killed_and_started_again_is_as_never_killed(launch, finished_run, reads, tmp_path, capsys, monkeypatch):
+    """Killed when the fourth step is being saved: the files of that checkpoint are cut off, the last is missing."""
+    run, save = tmp_path / "run", TrainerState.save_to_json
+
+    def save_or_die(self, path):
+        if self.global_step == 4:
+            for file in Path(path).parent.rglob("*"):
+                if file.is_file():
+                    os.truncate(file, file.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerState, "save_to_json", save_or_die)
+        assert in_child(launch, seconds=300) == -signal.SIGKILL
     assert (
         not (run / "checkpoint-4" / "trainer_state.json").exists() and (run / "checkpoint-4" / "optimizer.pt").exists()
     )
