@@ -5,7 +5,7 @@ import torch
 from tiny import make_llm, make_tokenizer, question, tone
 from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 
-from falcon3_audio.cli import main
+from falcon3_audio_cli import main
 from falcon3_audio.compose import compose
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from falcon3_audio import cli
+import falcon3_audio_cli as cli
 
 
 ROOT = Path(__file__).resolve().parent.parent

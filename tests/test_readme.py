@@ -10,7 +10,7 @@ import soundfile
 from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio import PRESETS
-from falcon3_audio.cli import VERBS, main
+from falcon3_audio_cli import VERBS, main
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data import load_training_data
 

@@ -20,7 +20,7 @@ import soundfile
 from child import in_child
 from tiny_debs import install_apt, make_mirror
 
-from falcon3_audio.cli import main as cli
+from falcon3_audio_cli import main as cli
 from falcon3_audio.evaluation.load_mmau import load_mmau
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data import load_training_data

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 from trl import TrlParser
 
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import user_errors
 
 from .callbacks import EXIT_CODE, Terminated
 from .run_folder import explain, is_write_failure
@@ -129,16 +128,15 @@ def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:
 
 def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: list[str] | None, prog: str) -> int:
     """`train` with the options of a recipe, and the exit code: what the user can mend is one line on stderr and a 1."""
-    try:
-        train(*parse_options(options, arguments, prog))
-    except KeyboardInterrupt:
-        return stopped(prog, "The same command goes on from the last checkpoint, if there is one.")
-    except Terminated as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return EXIT_CODE
-    except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not is_write_failure(error):
-            raise  # not a mistake in the options, and nothing we can explain
-        print(f"{prog}: {explain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    goes_on = "The same command goes on from the last checkpoint, if there is one."
+    with user_errors(prog, FloatingPointError, goes_on=goes_on, explain=explain) as end:
+        try:
+            train(*parse_options(options, arguments, prog))
+        except Terminated as error:
+            print(f"{prog}: {error}", file=sys.stderr)
+            return EXIT_CODE
+        except RuntimeError as error:  # others are no mistake in the options, and nothing we can explain
+            if not is_write_failure(error):
+                raise
+            raise OSError(explain(error)) from error
+    return end.status
