@@ -26,7 +26,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from falcon3_audio.user_errors import user_errors
+from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import write_json
 
 from .audio_world_sounds import (
@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
-    with user_errors("audio_world") as end:
+    with user_errors("audio_world", goes_on=GOES_ON) as end:
         _print_summary(generate_world(**vars(options), progress=sys.stderr.isatty()))
     return end.status
 
