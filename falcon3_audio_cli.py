@@ -57,14 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     _quieten()
     try:
-        module = importlib.import_module(VERBS[verb][0])
-    except KeyboardInterrupt:
+        return _run(verb, arguments[1:])
+    except KeyboardInterrupt:  # before the verb has begun
         print(f"falcon3-audio {verb}: stopped.", file=sys.stderr)
         return 130
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    try:
+        module = importlib.import_module(VERBS[verb][0])
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("falcon3_audio"):
+            raise  # a fault of ours
         print(f"falcon3-audio {verb}: {error}.{_extra_with(error.name or '', VERBS[verb][0])}", file=sys.stderr)
         return 1
-    return module.main(arguments[1:])
+    return module.main(arguments)
 
 
 def complete():
@@ -89,7 +96,7 @@ def _extra_with(module: str, wanted_by: str) -> str:
 
     package = module.partition(".")[0].replace("_", "-")
     extras = re.findall(
-        rf"^{re.escape(package)}\b[^;]*; extra == .(\w+).$", "\n".join(requires("falcon3-audio") or ()), re.M
+        rf"^{re.escape(package)}\b[^;\n]*; extra == .(\w+).$", "\n".join(requires("falcon3-audio") or ()), re.M
     )
     extras.sort(key=lambda extra: not wanted_by.partition(".")[2].startswith(extra))
     return f" It comes with pip install 'falcon3-audio[{extras[0]}]'." if extras else ""

@@ -46,6 +46,7 @@ def test_each_verb_is_a_program_that_ends_as_all_do(module):
         ("evaluate", "datasets", " It comes with pip install 'falcon3-audio[eval]'."),
         ("open-asqa", "datasets.features", " It comes with pip install 'falcon3-audio[train]'."),
         ("voice-instructions", "espeakng_loader", " It comes with pip install 'falcon3-audio[train]'."),
+        ("compose", "jinja2", ""),  # of no extra
         ("compose", "nowhere", ""),
     ],
 )
