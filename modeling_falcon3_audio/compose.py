@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .configuration_falcon3_audio import PRESETS, get_preset
 from .modeling_falcon3_audio import Falcon3AudioForConditionalGeneration
 from .processing import Falcon3AudioProcessor
-from .user_errors import one_line, user_errors
+from .user_errors import user_errors
 from .whole_files import check_new_folder, whole_folder
 
 
@@ -116,7 +116,7 @@ def _report(model: Falcon3AudioForConditionalGeneration, processor: Falcon3Audio
 
 def _as_typed(error: Exception, options: argparse.Namespace) -> str:
     """What an error says, with options as they are spelled on the command line."""
-    message = one_line(error)
+    message = str(error)
     for name in vars(options):
         message = message.replace(f"`{name}`", "--" + name.replace("_", "-"))
     return message

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 
 try:
@@ -36,18 +35,14 @@ class End:
     status: int = 0
 
 
-def one_line(said: Any) -> str:
-    """What an error says, or a text, its lines put together."""
-    return " ".join(line.strip() for line in str(said).splitlines() if line.strip())
-
-
 @contextmanager
 def user_errors(
     program: str,
     *others: type[Exception],
     breaks: tuple[type[Exception], ...] = (),
     goes_on: str = BEGINS_AGAIN,
-    explain: Callable[[Exception], str] = one_line,
+    explain: Callable[[Exception], str] = str,
+    join_lines: bool = True,
 ) -> Iterator[End]:
     """
     Ends the user's errors in here with `program: message` on stderr and the status 1, and Ctrl-C with a line and 130.
@@ -57,6 +52,7 @@ def user_errors(
         breaks: those among all of these that come from outside, after which the same command may go on.
         goes_on: how to go on after such a break, or after Ctrl-C; may be empty.
         explain: makes the message of an error.
+        join_lines: whether a message of several lines becomes one.
     """
     end = End()
     try:
@@ -67,6 +63,8 @@ def user_errors(
     except USER_ERRORS + others + breaks as error:
         end.status = 1
         message = explain(error)
+        if join_lines:
+            message = " ".join(line.strip() for line in message.splitlines() if line.strip())
         if isinstance(error, breaks):
             _say(program, message if message.endswith(".") else f"{message}.", goes_on)
         else:

@@ -20,7 +20,7 @@ from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditiona
 from falcon3_audio.model_cards.card import GIB, NF4_BITS
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND, WINDOW_SECONDS
-from falcon3_audio.user_errors import one_line, user_errors
+from falcon3_audio.user_errors import user_errors
 
 from .request_limits import MIB
 
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     known = f"{', '.join(given.models)}: presets are {', '.join(PRESETS)}."
-    with user_errors("memory", explain=lambda error: f"{known} {one_line(error)}") as end:
+    with user_errors("memory", explain=lambda error: f"{known} {error}") as end:
         print(make_table({name: compute_memory(load_config(name)) for name in given.models}))
     return end.status
 

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from transformers import AutoConfig, AutoProcessor
 
 from falcon3_audio import Falcon3AudioProcessor
-from falcon3_audio.user_errors import one_line, user_errors
+from falcon3_audio.user_errors import user_errors
 
 from .request_limits import LOOPBACK, Limits
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     # What is no folder is looked for on the Hub, and the Hub's client does not say what it was asked for.
     where = "" if os.path.exists(options.model) else f"{options.model} is no folder here. "
-    with user_errors("falcon3-audio serve", goes_on="", explain=lambda error: where + one_line(error)) as end:
+    with user_errors("falcon3-audio serve", goes_on="", explain=lambda error: f"{where}{error}") as end:
         return serve(options)
     return end.status
 

@@ -28,9 +28,11 @@ def test_errors_of_the_user_are_one_line(error, capsys):
     assert capsys.readouterr() == ("", "falcon3-audio sing: no such note\n")
 
 
-def test_spaces_within_a_line_stay(capsys):
+def test_spaces_within_a_line_stay_and_lines_may(capsys):
     assert ended(ValueError("got 'my  file'")) == 1
     assert capsys.readouterr().err == "falcon3-audio sing: got 'my  file'\n"
+    assert ended(ValueError("remove these:\n  rm a"), join_lines=False) == 1
+    assert capsys.readouterr().err == "falcon3-audio sing: remove these:\n  rm a\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), AttributeError("ours")])

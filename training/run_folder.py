@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from falcon3_audio.user_errors import one_line
 from falcon3_audio.whole_files import whole_file
 
 from .arguments import COMPOSED, DataSource
@@ -201,7 +200,6 @@ def explain(error: Exception) -> str:
     if message.startswith("Caught "):
         # From a worker of the data loader, with its whole traceback; what was said stands at the end of that.
         message = message.rpartition(f"{type(error).__name__}: ")[2]
-    message = one_line(message)
     if is_write_failure(error):
         return (
             f"A file could not be written: {message}. Checkpoints written before are whole; make room and start the same "

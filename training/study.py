@@ -261,8 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
-    # Messages as they are: lines of some are commands to copy.
-    with user_errors(parser.prog, goes_on=GOES_ON, explain=str) as end, ended_gently():
+    # Lines of some messages are commands to copy.
+    with user_errors(parser.prog, goes_on=GOES_ON, join_lines=False) as end, ended_gently():
         return _study(options)
     return end.status
 
