@@ -20,7 +20,7 @@ links:
 	ln -s $(CURDIR)/modeling_falcon3_audio/*.py $(CURDIR)/modeling_falcon3_audio/py.typed $(LINKS)/falcon3_audio
 	ln -s $(CURDIR)/processing $(CURDIR)/training $(CURDIR)/evaluation $(CURDIR)/model_cards $(CURDIR)/demo $(CURDIR)/serving \
 		$(LINKS)/falcon3_audio
-	ln -s $(CURDIR)/benchmarks $(LINKS)
+	ln -s $(CURDIR)/benchmarks $(CURDIR)/falcon3_audio_cli.py $(LINKS)
 
 # Sounds, a tiny model trained on them, and answers about clips it has not heard.
 demo: setup

@@ -8,7 +8,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ import torch
 from transformers.utils import logging
 
 from falcon3_audio.training.estimate import CARDS
+from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import write_json
 
 from .models import OURS
@@ -59,12 +59,9 @@ def positive(text: str) -> int:
 def run_script(name: str, run: Callable[[], Any]) -> int:
     """What a script's `main` does with its options read: errors of the user's are one line and the exit status 1."""
     logging.set_verbosity_error()
-    try:
+    with user_errors(name) as end:
         run()
-    except (ValueError, OSError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 def device() -> str:

@@ -35,6 +35,7 @@ from transformers.utils import logging
 
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_tokenizer
 from falcon3_audio.training.demo import BACKBONES
+from falcon3_audio.user_errors import user_errors
 from tests.vllm_server import MODEL, Server, chat_body, make_environment
 
 from .clips import FRAMES_PER_SECOND, open_asqa_step
@@ -169,12 +170,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     logging.set_verbosity_error()
-    try:
+    with user_errors("serving", RuntimeError) as end:
         measure(given)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"serving: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from falcon3_audio.user_errors import user_errors
+
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
@@ -24,7 +26,6 @@ except ImportError:
     spaces = None
 import gradio as gr
 import torch
-from safetensors import SafetensorError
 
 # Absolute: on a Space this file is run as a script.
 from falcon3_audio.demo.conversation import Assistant, ConversationError, Limits, Turn
@@ -186,7 +187,7 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    try:
+    with user_errors("falcon3-audio demo-app", goes_on="") as end:
         if not options.model:
             raise ValueError(f"there is no model: give a folder or Hub id, or set the variable {MODEL_VARIABLE}.")
         if options.concurrency < 1 or options.queue < 1:
@@ -212,10 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             print(f"{options.model} on {assistant.model.device} answers at {address}", flush=True)
             page.block_thread()
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"falcon3-audio demo-app: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import whole_file
 
 from .intervals import clip_numbers
@@ -366,7 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog) as end:
         comparison = compare(
             read_predictions(options.a),
             read_predictions(options.b),
@@ -380,12 +380,7 @@ def main(arguments: list[str] | None = None) -> int:
         show(comparison, console)
         if options.output:
             console.print("Written:", ", ".join(str(path) for path in write(comparison, options.output)))
-    except KeyboardInterrupt:
-        return stopped("falcon3-audio compare", "The same command begins again.")
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio compare: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import user_errors
 
 from . import score
 from .answerers import Answerer, RunStopped
@@ -123,15 +121,10 @@ def _positive(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    try:
+    goes_on = f"The same command goes on: what was answered is in {options.output_dir}."
+    with user_errors("falcon3-audio evaluate", EndpointError, RunStopped, goes_on=goes_on) as end:
         return evaluate(options)
-    except KeyboardInterrupt:
-        return stopped(
-            "falcon3-audio evaluate", f"The same command goes on: what was answered is in {options.output_dir}."
-        )
-    except (ValueError, OSError, ImportError, SafetensorError, EndpointError, RunStopped) as error:
-        print(f"falcon3-audio evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return end.status
 
 
 if __name__ == "__main__":

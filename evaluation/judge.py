@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import whole_file
 
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
@@ -366,7 +366,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="variable that holds the key")
     parser.add_argument("--allow-incomplete", action="store_true", help="exit status 0 also if answers have no score")
     options = parser.parse_args(arguments)
-    try:
+    goes_on = "Replies so far are kept; the same command goes on."
+    with user_errors(parser.prog, breaks=(EndpointUnavailable,), goes_on=goes_on) as end:
         if options.concurrency < 1 or len(set(options.judge)) < len(options.judge):
             raise ValueError(
                 f"got --concurrency {options.concurrency} and --judge {' '.join(options.judge)}; expected 1 or more "
@@ -379,20 +380,13 @@ def main(arguments: list[str] | None = None) -> int:
         output = Path(options.output_dir or path.with_name(f"{path.stem}.judge-{options.rubric}"))
         endpoints = [Endpoint(options.endpoint, name, options.api_key_env) for name in options.judge]
         result = judge(predictions, options.rubric, endpoints, output, options.concurrency)
-    except KeyboardInterrupt:
-        return stopped("falcon3-audio judge", "Replies so far are kept; the same command goes on.")
-    except EndpointUnavailable as error:
-        print(f"falcon3-audio judge: {error} Replies so far are kept; the same command goes on.", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio judge: {error}", file=sys.stderr)
-        return 1
-    print(report(result))
-    print(f"\nwritten to {output / RESULT} and {output / JUDGEMENTS}")
-    gaps = _gaps(result)
-    if gaps:
-        print(f"falcon3-audio judge: not every answer has a score. {gaps}.", file=sys.stderr)
-    return 1 if gaps and not options.allow_incomplete else 0
+        print(report(result))
+        print(f"\nwritten to {output / RESULT} and {output / JUDGEMENTS}")
+        gaps = _gaps(result)
+        if gaps:
+            print(f"falcon3-audio judge: not every answer has a score. {gaps}.", file=sys.stderr)
+        return 1 if gaps and not options.allow_incomplete else 0
+    return end.status
 
 
 if __name__ == "__main__":

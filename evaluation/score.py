@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS, title_of
@@ -285,13 +285,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--submission", metavar="FILE", help="write MMAU's submission file instead of scoring")
     parser.add_argument("--allow-incomplete", action="store_true", help="exit with 0 though replies are missing")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog) as end:
         return _run(options)
-    except KeyboardInterrupt:
-        return stopped("falcon3-audio score", "The same command begins again.")
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio score: {error}", file=sys.stderr)
-        return 1
+    return end.status
 
 
 if __name__ == "__main__":

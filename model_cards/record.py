@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from falcon3_audio.user_errors import user_errors
+
 from .results import RESULTS, add_result
 
 
@@ -20,13 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     add.add_argument("--model", required=True, metavar="ORG/NAME", help="the model on the Hub that was measured")
     add.add_argument("--file", type=Path, default=RESULTS, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog) as end:
         entry = add_result(options.score, options.model, options.file)
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio results: {error}", file=sys.stderr)
-        return 1
-    print(f"{entry['benchmark']} ({', '.join(entry['rules'])}) of {options.model} added to {options.file}")
-    return 0
+        print(f"{entry['benchmark']} ({', '.join(entry['rules'])}) of {options.model} added to {options.file}")
+    return end.status
 
 
 if __name__ == "__main__":

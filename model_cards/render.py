@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from falcon3_audio.user_errors import user_errors
+
 from .card import card_for_run, render_card
 from .results import results_of
 
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--base-model", metavar="ORG/BASE", help="of an adapter that does not name it itself")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog) as end:
         if options.source.is_dir():
             checkpoint = options.checkpoint or options.source
             card = card_for_run(options.source, checkpoint, options.repo_id, options.base_model)
@@ -35,10 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             card.save(options.output)
         else:
             print(card)
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio card: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from .configuration_falcon3_audio import PRESETS, get_preset
 from .modeling_falcon3_audio import Falcon3AudioForConditionalGeneration
 from .processing import Falcon3AudioProcessor
+from .user_errors import user_errors
 from .whole_files import check_new_folder, whole_folder
 
 
@@ -152,12 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not (audio and text):
         parser.error("give --audio and --text, or --preset")
     others = {name: value for name, value in vars(options).items() if name not in ("preset", "audio", "text")}
-    try:
+    with user_errors(parser.prog, TemplateError, explain=lambda error: _as_typed(error, options)) as end:
         compose(audio, text, **others)
-    except (ValueError, OSError, TemplateError) as error:
-        print(f"falcon3-audio compose: {_as_typed(error, options)}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

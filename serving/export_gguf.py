@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
 
 from falcon3_audio import Falcon3AudioConfig, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import check_new_folder, whole_folder
 
 
@@ -271,12 +271,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--llm-type", choices=LLM_TYPES, default="f16", help="of the language model (default: f16)")
     parser.add_argument("--converter", metavar="PATH", help=f"llama.cpp's folder or {CONVERTER} (default: looked for)")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog) as end:
         left = export_gguf(options.model, options.output, options.llm_type, find_converter(options.converter))
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        print(f"falcon3-audio export-gguf: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    for file in sorted(Path(options.output).glob("*.gguf")):
+        return _report(Path(options.output), left)
+    return end.status
+
+
+def _report(folder: Path, left: list[str] | None) -> int:
+    """Says what was written, and what is `left` to do: a command; returns the exit status."""
+    for file in sorted(folder.glob("*.gguf")):
         print(file)
     print(f"to run them, build llama.cpp with {PATCH}")
     if left:

@@ -20,6 +20,7 @@ from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditiona
 from falcon3_audio.model_cards.card import GIB, NF4_BITS
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND, WINDOW_SECONDS
+from falcon3_audio.user_errors import user_errors
 
 from .request_limits import MIB
 
@@ -94,13 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
         "models", metavar="MODEL", nargs="*", default=list(PRESETS), help="checkpoint or preset (default: all presets)"
     )
     given = parser.parse_args(arguments)
-    try:
+    known = f"{', '.join(given.models)}: presets are {', '.join(PRESETS)}."
+    with user_errors("memory", explain=lambda error: f"{known} {error}") as end:
         print(make_table({name: compute_memory(load_config(name)) for name in given.models}))
-    except (ValueError, OSError) as error:
-        known = f"{', '.join(given.models)}: presets are {', '.join(PRESETS)}."
-        print(f"memory: {known} {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

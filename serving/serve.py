@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from transformers import AutoConfig, AutoProcessor
 
 from falcon3_audio import Falcon3AudioProcessor
+from falcon3_audio.user_errors import user_errors
 
 from .request_limits import LOOPBACK, Limits
 
@@ -138,13 +139,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    try:
+    # What is no folder is looked for on the Hub, and the Hub's client does not say what it was asked for.
+    where = "" if os.path.exists(options.model) else f"{options.model} is no folder here. "
+    with user_errors("falcon3-audio serve", goes_on="", explain=lambda error: f"{where}{error}") as end:
         return serve(options)
-    except (ValueError, OSError) as error:
-        # What is no folder is looked for on the Hub, and the Hub's client does not say what it was asked for.
-        where = "" if os.path.exists(options.model) else f"{options.model} is no folder here. "
-        print(f"falcon3-audio serve: {where}{' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return end.status
 
 
 if __name__ == "__main__":

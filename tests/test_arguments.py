@@ -1,17 +1,12 @@
 """The options of a run: recipes, the command line over them, and options that check themselves."""
 
-import dataclasses
-
 import pytest
 from training_runs import parse, write_recipe
 
 from falcon3_audio.training import sft
 from falcon3_audio.training.arguments import (
     AudioSFTConfig,
-    DataArguments,
     DataSource,
-    LoraArguments,
-    ModelArguments,
 )
 from falcon3_audio.training.checks import check_together
 
@@ -175,16 +170,6 @@ def test_a_recipe_that_is_none(tmp_path, capsys, text, message):
     (tmp_path / "recipe.yaml").write_text(text)
     assert sft.main(["--config", str(tmp_path / "recipe.yaml")]) == 1
     assert message in capsys.readouterr().err
-
-
-def test_help_lists_the_options_of_all_groups(capsys):
-    with pytest.raises(SystemExit) as stop:
-        sft.main(["--help"])
-    said = capsys.readouterr().out
-    assert stop.value.code == 0
-    for group in (ModelArguments, LoraArguments, DataArguments, AudioSFTConfig):
-        names = [field.name for field in dataclasses.fields(group) if field.name in group.__annotations__]
-        assert names and all(f"--{name}" in said for name in names)
 
 
 def test_the_global_batch_sets_the_accumulation(read):

@@ -277,7 +277,10 @@ def test_errors(tmp_path, arguments, message):
 
 
 def test_command_line(tmp_path, capsys):
-    audio_world.main([str(tmp_path / "world"), "--train-clips", "3", "--test-clips", "3", "--seed", "5"])
+    assert audio_world.main([str(tmp_path / "world"), "--seed", "-1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("audio_world: ") and "seed" in said and said.count("\n") == 1
+    assert audio_world.main([str(tmp_path / "world"), "--train-clips", "3", "--test-clips", "3", "--seed", "5"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"train: 3 clips, 0\.00 hours, \d+ questions \(sound \d, music \d, speech \d\)", printed)
     assert "test: 3 clips, 0.00 hours, 3 questions (" in printed

@@ -5,8 +5,8 @@ import torch
 from tiny import make_llm, make_tokenizer, question, tone
 from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 
-from falcon3_audio.cli import main
 from falcon3_audio.compose import compose
+from falcon3_audio_cli import main
 
 
 def test_compose_makes_a_checkpoint_that_answers(backbone_folders, tmp_path, capsys):
@@ -90,10 +90,3 @@ def test_wrong_usage(arguments, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert "--preset" in capsys.readouterr().err
-
-
-def test_verbs(capsys):
-    assert main([]) == 0
-    assert "compose" in capsys.readouterr().out
-    assert main(["sing"]) == 2
-    assert "unknown verb 'sing'; choose one of compose" in capsys.readouterr().err

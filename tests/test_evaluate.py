@@ -13,7 +13,7 @@ from evaluation_runs import make_telling, rows_of, run_of
 from stub_endpoint import Answer, StubEndpoint
 from tiny import SAMPLING_RATE, tone
 
-from falcon3_audio import cli
+import falcon3_audio_cli as cli
 from falcon3_audio.evaluation.evaluate import main, parse
 from falcon3_audio.evaluation.generate import JOURNAL
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from falcon3_audio import cli
+import falcon3_audio_cli as cli
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,14 +18,15 @@ TRAVELLING = sorted(
 )
 
 
-def test_the_wheel_holds_one_top_level_name(tmp_path):
+def test_the_wheel_holds_the_package_and_the_command(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
         check=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"falcon3_audio"}
+    top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert top == {"falcon3_audio", "falcon3_audio_cli.py"}
     assert "falcon3_audio/processing/chat_template.jinja" in names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "training").rglob("*.py")}
     tables = {

@@ -10,9 +10,9 @@ import soundfile
 from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio import PRESETS
-from falcon3_audio.cli import VERBS, main
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data import load_training_data
+from falcon3_audio_cli import VERBS, main
 
 
 ROOT = Path(__file__).resolve().parent.parent

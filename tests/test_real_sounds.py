@@ -20,13 +20,13 @@ import soundfile
 from child import in_child
 from tiny_debs import install_apt, make_mirror
 
-from falcon3_audio.cli import main as cli
 from falcon3_audio.evaluation.load_mmau import load_mmau
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data import load_training_data
 from falcon3_audio.training.prepare.real_sounds import build, packages, writing
 from falcon3_audio.training.prepare.real_sounds.build import TRAINING_FILES, Wanted, main, make_real_sounds
 from falcon3_audio.training.prepare.real_sounds.tables import are_alike, read_packages
+from falcon3_audio_cli import main as cli
 
 
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="needs dpkg-deb")

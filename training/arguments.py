@@ -279,6 +279,9 @@ class AudioSFTConfig(SFTConfig):
     )
     save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints, or a share of the run."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Push what the run leaves, in one commit when it has ended."}
+    )
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay False."})
     # One clip at least is in every micro-batch (see the collator), so every trained weight gets a gradient.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed here."})

@@ -26,6 +26,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import write_json
 
 from .audio_world_sounds import (
@@ -322,14 +323,20 @@ def _world_in(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Generate a small audio world to train and test on.")
     parser.add_argument("out_dir", help="folder to write to")
     parser.add_argument("--train-clips", type=int, default=600, help="training clips (default: %(default)s)")
     parser.add_argument("--test-clips", type=int, default=120, help="test clips and questions (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    world = generate_world(**vars(parser.parse_args(arguments)), progress=sys.stderr.isatty())
+    options = parser.parse_args(arguments)
+    with user_errors("audio_world", goes_on=GOES_ON) as end:
+        _print_summary(generate_world(**vars(options), progress=sys.stderr.isatty()))
+    return end.status
+
+
+def _print_summary(world: dict[str, Any]):
     for split, summary in world["summary"].items():
         tasks = ", ".join(f"{task} {count}" for task, count in summary["questions_per_task"].items())
         print(
@@ -339,4 +346,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from falcon3_audio.processing import SAMPLING_RATE
 from falcon3_audio.processing.messages_falcon3_audio import load_item
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import user_errors
 
 from .arguments import DataSource
 from .data import load_training_data
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
     bad = False
-    try:
+    with user_errors(parser.prog) as end:
         for path in options.sets:
             found = check_data(DataSource(path, options.name, options.split), options.workers, sys.stderr.isatty())
             print(
@@ -128,12 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             for line in found.unread:
                 print(f"  {line}")
             bad = bad or bool(found.unread)
-    except KeyboardInterrupt:
-        return stopped("falcon3-audio check-data")
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio check-data: {error}", file=sys.stderr)
-        return 1
-    return 1 if bad else 0
+    return 1 if bad else end.status
 
 
 if __name__ == "__main__":

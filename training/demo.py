@@ -24,7 +24,7 @@ from typing import Any
 from falcon3_audio.evaluation.predictions import read_predictions
 from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.score import SCORE
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import GOES_ON, user_errors
 
 from .audio_world import generate_world
 from .open_asqa import prepare
@@ -151,18 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="only score another checkpoint on the held-out questions of OUT",
     )
     given, options = parser.parse_known_args(arguments)
-    if not given.score and not (BACKBONES / "whisper" / "config.json").exists():
-        print(f"demo: the pretrained tiny backbones are not in {BACKBONES}; run it from a clone.", file=sys.stderr)
-        return 1
-    try:
+    with user_errors("demo", goes_on=GOES_ON) as end:
         if given.score:
             return score(given.score, given.output / "world")
+        if not (BACKBONES / "whisper" / "config.json").exists():
+            raise ValueError(f"the pretrained tiny backbones are not in {BACKBONES}; run it from a clone.")
         return make_and_train(given.output, given.train_clips, given.test_clips, given.seed, options)
-    except KeyboardInterrupt:
-        return stopped("demo", "The same command goes on.")
-    except (ValueError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+    return end.status
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
+from falcon3_audio.user_errors import user_errors
 
 from .arguments import OF_COMPOSED, AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .model import PROJECTOR, choose_trained_weights, count_parameters
@@ -202,17 +203,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=8, help="cards (default: %(default)s)")
     parser.add_argument("--card", choices=CARDS, default="h100")
     given = parser.parse_args(arguments)
-    try:
+    with user_errors("estimate") as end:
         options = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
         # A machine without a GPU cannot compute in bfloat16, which the recipes ask for; here nothing is computed.
         recipe = parse_options(options, ["--config", str(given.recipe), "--bf16", "false"], prog=parser.prog)
         model, lora, data, training = recipe
         cost = estimate(model, lora, data, training, given.devices, given.card)
-    except (ValueError, OSError) as error:
-        print(f"estimate: {error}", file=sys.stderr)
-        return 1
-    print(describe(cost, given.devices, given.card, training))
-    return 0
+        print(describe(cost, given.devices, given.card, training))
+    return end.status
 
 
 if __name__ == "__main__":

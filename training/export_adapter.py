@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import check_new_folder, whole_folder, write_json
 
 from .adapter_base import BACKBONES, describe_backbones, find_base, recipe_of
@@ -67,12 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT", help="folder to create")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog, explain=explain) as end:
         print(f"adapter saved in {export_adapter(options.run, options.output, options.dtype)}")
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"falcon3-audio export-adapter: {explain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .audio_world import build_prompt, check_least
@@ -187,16 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors("long_clips", goes_on=GOES_ON) as end:
         generate_long_clips(**vars(options), progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"long_clips: {error}", file=sys.stderr)
-        return 1
-    seconds = sum(options.lengths) * options.test_clips
-    print(
-        f"{options.test_clips} clips of each of {len(options.lengths)} lengths ({seconds / 3600:.1f} h) in {options.out}"
-    )
-    return 0
+        seconds = sum(options.lengths) * options.test_clips
+        made = f"{options.test_clips} clips of each of {len(options.lengths)} lengths"
+        print(f"{made} ({seconds / 3600:.1f} h) in {options.out}")
+    return end.status
 
 
 if __name__ == "__main__":

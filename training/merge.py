@@ -23,6 +23,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing import Falcon3AudioProcessor
+from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import whole_folder
 
 from .adapter_base import compose_base, find_base
@@ -130,12 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--audio-model", help="of an exported adapter: Whisper, Hub id or folder")
     parser.add_argument("--text-model", help="of an exported adapter: language model, Hub id or folder")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog, explain=explain) as end:
         print(f"merged model saved in {merge(**vars(options))}")
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"falcon3-audio merge: {explain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
+from falcon3_audio.user_errors import CONTINUES, user_errors
 from falcon3_audio.whole_files import write_json
 
 from .open_asqa_files import Roots, find_audio, name_shared_files, numbers_of
@@ -347,20 +348,18 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     options = vars(parser.parse_args(arguments))
     options.pop("verb")
-    try:
+    with user_errors(parser.prog, breaks=(OSError, BrokenProcessPool), goes_on=CONTINUES) as end:
         report = prepare(**options, progress=sys.stderr.isatty())
-    except ValueError as error:
-        print(f"falcon3-audio open-asqa: {error}", file=sys.stderr)
-        return 1
-    except (OSError, BrokenProcessPool) as error:
-        print(f"falcon3-audio open-asqa: {error}. The same command continues where this one stopped.", file=sys.stderr)
-        return 1
+        _print_summary(report)
+    return end.status
+
+
+def _print_summary(report: dict[str, Any]):
     for name, counts in {**report["datasets"], "total": report["total"]}.items():
         print(
             f"{name or '(no name)':<20} {counts['clips']:>9} clips {counts['hours']:>9.2f} hours {counts['questions']:>10} "
             f"questions; {counts['missing']} missing, {counts['broken']} broken, {counts['malformed']} rows malformed"
         )
-    return 0
 
 
 if __name__ == "__main__":

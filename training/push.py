@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoProcessor
 
 from falcon3_audio.model_cards import card_for_run
+from falcon3_audio.user_errors import user_errors
 
 from .adapter_base import find_base
 from .arguments import OF_COMPOSED
@@ -336,12 +337,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--dtype is for merged weights; an adapter stays as it was trained")
     if options.base_model and not options.adapter_only:
         parser.error("--base-model goes with --adapter-only")
-    try:
+    with user_errors(parser.prog, explain=explain) as end:
         push(options)
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"falcon3-audio push: {' '.join(explain(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from falcon3_audio.evaluation.questions import file_sha256
 from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.score_tables import percent
 from falcon3_audio.evaluation.scored_rows import tidy
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import GOES_ON, user_errors
 
 from .merge import merge
 from .prepare.real_backbones import make_backbone
@@ -138,19 +138,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--audio-model", help="Whisper: Hub id or folder (default: made from a package)")
     parser.add_argument("--text-model", help="language model: Hub id or folder (default: made from a package)")
     given = parser.parse_args(arguments)
-    if not (given.adapter / ADAPTER[1]).exists():
-        print(
-            f"real: no adapter ({ADAPTER[1]}) in {given.adapter}; the nano adapter is only in a clone.",
-            file=sys.stderr,
-        )
-        return 1
-    try:
+    with user_errors("real", goes_on=GOES_ON) as end:
+        if not (given.adapter / ADAPTER[1]).exists():
+            raise ValueError(f"no adapter ({ADAPTER[1]}) in {given.adapter}; the nano adapter is only in a clone.")
         return run(given.output, given.cache, given.adapter, given.audio_model, given.text_model)
-    except KeyboardInterrupt:
-        return stopped("real", "The same command goes on.")
-    except (ValueError, OSError) as error:
-        print(f"real: {error}", file=sys.stderr)
-        return 1
+    return end.status
 
 
 if __name__ == "__main__":

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 from trl import TrlParser
 
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import user_errors
 
 from .callbacks import EXIT_CODE, Terminated
+from .recipe_help import help_text
 from .run_folder import explain, is_write_failure
 
 
 EXTENDS = "extends"
 # Options that say the same in different ways.
 ALTERNATIVES = (("model",), ("audio_model", "text_model"))
-HELP = "Options come from a recipe (--config) and from the command line, which overrides it."
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -91,18 +90,23 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     One instance of each dataclass in `options`, from `--config RECIPE` and what the command line says besides.
 
     Raises a `ValueError` for unknown options and what the dataclasses do not accept, and an `OSError` for a recipe that
-    cannot be read.
+    cannot be read. Exits after `--help` and `--help-all`.
     """
-    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False)
     config.add_argument("--config", metavar="RECIPE", help="YAML file of options; the command line overrides it")
-    parser = TrlParser(options, prog=prog, parents=[config], description=HELP)
+    config.add_argument("-h", "--help", action="store_true", help="list the options that most runs need")
+    config.add_argument("--help-all", action="store_true", help="list all options")
     given, rest = config.parse_known_args(arguments)
     recipe = read_recipe(given.config) if given.config else {}
-    check_keys(recipe, option_names(options), given.config, f" `{prog} --help` lists all.")
+    check_keys(recipe, option_names(options), given.config, f" `{prog} --help-all` lists all.")
+    if given.help or given.help_all:
+        print(help_text(options, recipe, config, given.help_all), end="")
+        config.exit()
+    parser = TrlParser(options, prog=prog, add_help=False)
     parser.set_defaults_with_config(**override(recipe, _alternatives(rest, prog)))
-    *parsed, _, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    *parsed, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if left:
-        raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help` lists all.")
+        raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help-all` lists all.")
     return tuple(parsed)
 
 
@@ -129,16 +133,15 @@ def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:
 
 def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: list[str] | None, prog: str) -> int:
     """`train` with the options of a recipe, and the exit code: what the user can mend is one line on stderr and a 1."""
-    try:
-        train(*parse_options(options, arguments, prog))
-    except KeyboardInterrupt:
-        return stopped(prog, "The same command goes on from the last checkpoint, if there is one.")
-    except Terminated as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return EXIT_CODE
-    except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not is_write_failure(error):
-            raise  # not a mistake in the options, and nothing we can explain
-        print(f"{prog}: {explain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    goes_on = "The same command goes on from the last checkpoint, if there is one."
+    with user_errors(prog, FloatingPointError, goes_on=goes_on, explain=explain) as end:
+        try:
+            train(*parse_options(options, arguments, prog))
+        except Terminated as error:
+            print(f"{prog}: {error}", file=sys.stderr)
+            return EXIT_CODE
+        except RuntimeError as error:  # others are no mistake in the options, and nothing we can explain
+            if not is_write_failure(error):
+                raise
+            raise OSError(explain(error)) from error
+    return end.status

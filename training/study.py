@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from falcon3_audio.stopped import stopped
+from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .shards import is_set
@@ -261,14 +261,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
-    try:
-        with ended_gently():
-            return _study(options)
-    except KeyboardInterrupt:
-        return stopped("falcon3-audio study", "The same command goes on.")
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio study: {error}", file=sys.stderr)
-        return 1
+    # Lines of some messages are commands to copy.
+    with user_errors(parser.prog, goes_on=GOES_ON, join_lines=False) as end, ended_gently():
+        return _study(options)
+    return end.status
 
 
 if __name__ == "__main__":

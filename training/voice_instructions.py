@@ -25,6 +25,7 @@ import torch
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
+from falcon3_audio.user_errors import CONTINUES, user_errors
 from falcon3_audio.whole_files import write_json
 
 from .shards import AUDIO, REPORT, begin_set, finish_set, write_shard
@@ -341,20 +342,12 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.pop("out")
     running = {name: options.pop(name) for name in ("workers", "device", "max_failed")}
     text, limits = ({f.name: options.pop(f.name) for f in fields(group)} for group in (TextSource, SpokenLimits))
-    try:
+    breaks = (BrokenProcessPool, torch.OutOfMemoryError)
+    with user_errors("falcon3-audio voice-instructions", breaks=breaks, goes_on=CONTINUES) as end:
         wanted = VoiceSet(TextSource(**text), SpokenLimits(**limits), **options)
         summary = make_voice_instructions(wanted, out, progress=sys.stderr.isatty(), **running)
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio voice-instructions: {error}", file=sys.stderr)
-        return 1
-    except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-        print(
-            f"falcon3-audio voice-instructions: {error} The same command continues where this one stopped.",
-            file=sys.stderr,
-        )
-        return 1
-    _print_summary(summary, out)
-    return 0
+        _print_summary(summary, out)
+    return end.status
 
 
 if __name__ == "__main__":

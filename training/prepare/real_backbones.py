@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from falcon3_audio.evaluation.questions import file_sha256
+from falcon3_audio.user_errors import user_errors
 
 from .under_way import one_at_a_time, remove_left_overs, temporary_prefix
 
@@ -147,13 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=WHEELS, default=list(WHEELS), help="make these alone")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of SmolLM2 (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors(parser.prog) as end:
         for name in options.only:
             print(make_backbone(name, options.out, options.dtype))
-    except (ValueError, OSError) as error:
-        print(f"falcon3-audio real-backbones: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return end.status
 
 
 if __name__ == "__main__":

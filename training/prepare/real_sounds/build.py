@@ -25,6 +25,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from falcon3_audio.user_errors import CONTINUES, user_errors
 from falcon3_audio.whole_files import write_json
 
 from ...shards import REPORT, begin_set
@@ -296,18 +297,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if out is None:
         parser.error("give the folder OUT of the set, or --sources")
-    try:
+    with user_errors(parser.prog, breaks=(OSError, subprocess.CalledProcessError), goes_on=CONTINUES) as end:
         report = make_real_sounds(out, cache, Wanted(**options), progress=sys.stderr.isatty())
-    except ValueError as error:
-        print(f"falcon3-audio real-sounds: {error}", file=sys.stderr)
-        return 1
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(
-            f"falcon3-audio real-sounds: {error}. The same command continues where this one stopped.", file=sys.stderr
-        )
-        return 1
-    print_summary(report, out)
-    return 0
+        print_summary(report, out)
+    return end.status
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
+# PYTHON_ARGCOMPLETE_OK
 """`falcon3-audio VERB ...`: hands over to the verb's own module, which also runs as `python -m`.
 
-Modules are imported only when their verb is called.
+It lies outside of the package, whose `__init__` loads torch and transformers to register the model; `--help` and completion are
+to be there at once. A verb's module is imported when the verb is called.
 """
 
 import importlib
-import logging
+import os
+import re
 import sys
-import warnings
-from importlib.metadata import version
-
-from .stopped import stopped
 
 
 # verb -> (module, what it does)
@@ -39,6 +38,8 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {name:<18} {purpose}")
         return 0
     if verb == "--version":
+        from importlib.metadata import version
+
         print(f"falcon3-audio {version('falcon3-audio')}")
         return 0
     if verb not in VERBS:
@@ -54,13 +57,56 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     _quieten()
     try:
-        return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
-    except KeyboardInterrupt:  # during imports, or by verbs that keep nothing to go on with
-        return stopped(f"falcon3-audio {verb}")
+        return _run(verb, arguments[1:])
+    except KeyboardInterrupt:  # before the verb has begun
+        print(f"falcon3-audio {verb}: stopped.", file=sys.stderr)
+        return 130
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    try:
+        module = importlib.import_module(VERBS[verb][0])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("falcon3_audio"):
+            raise  # a fault of ours
+        print(f"falcon3-audio {verb}: {error}.{_extra_with(error.name or '', VERBS[verb][0])}", file=sys.stderr)
+        return 1
+    return module.main(arguments)
+
+
+def complete():
+    """
+    Tells the shell the verbs, and files after them, and exits: what argcomplete starts this program for. Options of verbs are not
+    completed, since the modules that know them take seconds to import.
+    """
+    import argparse
+
+    import argcomplete  # an extra: whoever has set up completion has it
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("verb", choices=VERBS)
+    parser.add_argument("options", nargs=argparse.REMAINDER)
+    argcomplete.autocomplete(parser)
+
+
+def _extra_with(module: str, wanted_by: str) -> str:
+    """For the end of a message: which extra has a module that is missing, the one of the room that wants it first; empty if none."""
+    from importlib.metadata import requires
+
+    package = module.partition(".")[0].replace("_", "-")
+    extras = re.findall(
+        rf"^{re.escape(package)}\b[^;\n]*; extra == .(\w+).$", "\n".join(requires("falcon3-audio") or ()), re.M
+    )
+    extras.sort(key=lambda extra: not wanted_by.partition(".")[2].startswith(extra))
+    return f" It comes with pip install 'falcon3-audio[{extras[0]}]'." if extras else ""
 
 
 def _quieten():
     """Keeps from the user what other libraries tell each other at every start, and nobody who uses a verb can act on."""
+    import logging
+    import warnings
+
     # A kernel for 4-bit weights on CPUs is not installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # PEFT and TRL use transformers' old name.

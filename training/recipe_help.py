@@ -1,0 +1,103 @@
+"""What `--help` says of a recipe's options: this project's, and those of transformers and TRL that are changed most; `--help-all` has all.
+
+Text alone; recipe.py parses.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+DESCRIPTION = (
+    "Options come from a recipe (--config) and from the command line, which overrides it. A recipe's keys are these names. "
+    "Defaults are shown as a recipe has them, those of --config if it is given too."
+)
+# Of the trainers' options, in the order of the help.
+MOST_CHANGED = (
+    *(
+        "output_dir",
+        "max_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "num_train_epochs",
+        "max_grad_norm",
+    ),
+    *(
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "dataloader_num_workers",
+        "bf16",
+        "use_cpu",
+        "seed",
+    ),
+    *("num_generations", "max_completion_length", "temperature", "beta"),
+    *("logging_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit"),
+)
+# Ours, but nothing to set.
+FIXED = ("remove_unused_columns", "ddp_find_unused_parameters", "gradient_checkpointing")
+METAVARS = {bool: "true|false", int: "N", float: "X"}
+
+
+def help_text(
+    options: Sequence[Any], recipe: Mapping[str, Any], parent: argparse.ArgumentParser, everything: bool
+) -> str:
+    """
+    The help of a verb that reads recipes.
+
+    Args:
+        options: the dataclasses, as for `parse_options`.
+        recipe: values in the place of their defaults.
+        parent: has the program's name and the options that stand in no recipe.
+        everything: whether to list the options of transformers and TRL that are rarely changed.
+    """
+    known = {field.name: (field, kind) for group in options for field, kind in _fields(group)}
+    own = [name for group in options for name in group.__annotations__ if name in known and name not in FIXED]
+    often = [name for name in MOST_CHANGED if name in known and name not in own]
+    sections = {"options of this project": own, "options of transformers and TRL that are changed most": often}
+    if everything:
+        sections["all others of transformers and TRL"] = [name for name in known if name not in {*own, *often}]
+    parser = argparse.ArgumentParser(
+        parent.prog,
+        f"{parent.prog} --config RECIPE [--OPTION VALUE ...]",
+        DESCRIPTION,
+        parents=[parent],
+        add_help=False,
+        epilog=None
+        if everything
+        else f"`{parent.prog} --help-all` lists the other options of transformers and TRL too.",
+    )
+    for title, names in sections.items():
+        section = parser.add_argument_group(title)
+        for name in names:
+            field, kind = known[name]
+            said = _with_default(field.metadata.get("help", ""), recipe.get(name, _default(field)))
+            section.add_argument(f"--{name}", metavar=_metavar(kind), help=said)
+    return parser.format_help()
+
+
+def _fields(group: Any) -> list[tuple[dataclasses.Field, Any]]:
+    kinds = get_type_hints(group)
+    return [(field, kinds[field.name]) for field in dataclasses.fields(group) if field.init]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _with_default(said: str, value: Any) -> str:
+    value = getattr(value, "value", value)  # of an enum
+    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+    return said if "default" in said.lower() else f"{said} (default: {shown.replace('%', '%%') or 'empty'})".strip()
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is list:
+        return "SET ..."
+    kinds = [one for one in get_args(kind) or (kind,) if one is not NoneType]
+    return METAVARS.get(kinds[0], "VALUE") if len(kinds) == 1 else "VALUE"
