@@ -108,10 +108,16 @@ def check_sound_is_read(example: Mapping[str, Any], messages: Any):
                 raise ValueError(f"the key {key!r} looks like sound but is not read. {READ}")
 
 
-def check_no_sound(messages: Any, clips: Sequence[Any]):
-    """Raises a `ValueError` for a row with sound."""
-    if clips or audio_items(messages):
+def check_has_sound(messages: Sequence[dict[str, Any]], wanted: bool | str):
+    """Raises a `ValueError` for a chat, filled in, that has sound or none against what its set's entry says (`sound`)."""
+    heard = bool(audio_items(messages))
+    if heard and not wanted:
         raise ValueError("the row has sound, but its set's entry says `sound: false`; leave that out")
+    if wanted is True and not heard:
+        raise ValueError(
+            "the row has no sound: neither clips in `audio` or `audios` nor audio items in `messages`. If chats without sound "
+            "are meant to be in this set, write `sound: some` in its entry"
+        )
 
 
 def _check_chat(messages: Any):

@@ -9,6 +9,7 @@ other clips. `clip` is `None` for chats, which need not be about one clip alone.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from datasets import Audio, Dataset, LargeList, List
 
 from .arguments import DataSource
-from .chats import TAG, audio_items, check_no_sound, check_sound_is_read, clips_of, fill_in
+from .chats import TAG, audio_items, check_has_sound, check_sound_is_read, clips_of, fill_in
 from .open_dataset import open_dataset
 
 
@@ -29,7 +30,7 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
 
     Raises:
         `ValueError`: a set that cannot be found or read, is empty, has neither `messages` nor `questions`, or has no sound
-            and is not said to be of texts alone.
+            and is not said to be of texts alone. Rows that are wrong raise one when they are read.
     """
     sets = [(source, _open(source)) for source in sources]
     parts = [_index(source, rows) for source, rows in sets]
@@ -92,7 +93,7 @@ def _check_sound(source: DataSource, rows: Dataset):
     """Looks at rows until one has sound; a set whose every row has none is seldom what was meant."""
     if not source.sound or any(_may_have_sound(row) for row in rows):
         return
-    _Reader([(source, rows)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
+    _Reader([(replace(source, sound="some"), rows)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
     raise ValueError(
         f"No row of the training set {str(source)!r} has sound. Clips are read from `audio`, `audios` and the audio items of "
         "`messages`. To train on texts alone, set `sound: false` in the set's entry."
@@ -137,9 +138,8 @@ class _Reader:
             chat = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
             if source.sound:
                 check_sound_is_read(example, chat)
-            else:
-                check_no_sound(chat, clips_of(example))
-            messages = fill_in(chat, clips_of(example), folder, tags=source.sound)
+            messages = fill_in(chat, clips_of(example), folder, tags=bool(source.sound))
+            check_has_sound(messages, source.sound)
             return {"messages": messages, "origin": origin, "clip": clip}
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
