@@ -134,7 +134,9 @@ def _resolve(reply: str, choices: Sequence[str]) -> str | None:
     if option is not None:
         return option
     text = _unwrap(reply)
-    if text is None or (_NO_ANSWER.search(text.casefold()) and not any(_NO_ANSWER.search(c.casefold()) for c in choices)):
+    if text is None or (
+        _NO_ANSWER.search(text.casefold()) and not any(_NO_ANSWER.search(c.casefold()) for c in choices)
+    ):
         return None
     option = _same_beside_label(text, choices)
     if option is not None:

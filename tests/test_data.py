@@ -492,6 +492,14 @@ def test_the_tag_of_a_question_is_the_place_of_its_clip(read):
             "1 audio items .* 0 clips",
         ),
         ({"messages": [user("<audio>"), assistant("a")], "audio": "0.wav", "audios": ["1.wav"]}, "both `audio` and"),
+        # Tags of others.
+        *(
+            ({"messages": [user(f"{tag} What?"), assistant("a")], "audios": ["0.wav"]}, re.escape(f"the tag {seen} "))
+            for tag, seen in (
+                *(("<AUDIO>",) * 2, ("<|AUDIO|>",) * 2, ("<sound>",) * 2, ("Audio 1: <|audio_bos|>", "<|audio_bos|>")),
+                ("<audio>0.wav</audio>", "</audio>"),
+            )
+        ),
         # Sound under names that are not read.
         (
             {"messages": [user(TEXT), assistant("a")], "audio_path": "0.wav"},
@@ -541,7 +549,10 @@ def test_a_set_without_sound_says_so_or_is_an_error(folder):
         {"messages": [user("What is it?"), assistant("a")], "audio": None},
         {"messages": [user("What is it?"), assistant("a")], "audios": []},
         {"messages": [user("What is it?"), assistant("a")], "audio": ""},
-        {"messages": [user({**TEXT, "audio": None, "path": None}), assistant("a")], "audio": {"bytes": None, "path": None}},
+        {
+            "messages": [user({**TEXT, "audio": None, "path": None}), assistant("a")],
+            "audio": {"bytes": None, "path": None},
+        },
     ],
 )
 def test_a_row_without_sound_is_an_error_unless_some_are_meant(folder, row):
@@ -552,6 +563,35 @@ def test_a_row_without_sound_is_an_error_unless_some_are_meant(folder, row):
         list(load_training_data([DataSource(str(path))])[0])
     asked = load_training_data([DataSource(str(path), sound="some")])[0]
     assert [len(clips) for _, clips in (sources(example)[0] for example in asked)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"system": "Be brief."}, "the row has 'system', which is not read. Make it a message"),
+        ({"tools": [{"name": "f"}]}, "the row has 'tools'"),
+        ({"images": ["0.png"]}, "the row has 'images'"),
+        ({"questions": [{"instruction": "?", "output": "!"}]}, "the row has `messages` and `questions`"),
+        (
+            {"messages": [user(ITEM), {**assistant("a"), "loss": False}]},
+            "message 1 has `loss`: False, which is not read",
+        ),
+        ({"messages": [user(ITEM), {**assistant("a"), "weight": 0}]}, "message 1 has `weight`: 0"),
+        (
+            {"messages": None, "questions": [{"instruction": "?", "input": "Say it.", "output": "!"}]},
+            "`input` is not read",
+        ),
+    ],
+)
+def test_what_other_trainers_read_is_not_passed_over(folder, row, message):
+    good = {"audio": "0.wav", "messages": [user(ITEM), {**assistant("a"), "loss": True, "weight": 1}], "images": []}
+    rows = [good | row, good | {"system": "", "tools": None}]
+    if row.get("messages", ()) is None:
+        rows = [{"audio": "0.wav", **{name: row[name] for name in row if name != "messages"}}]
+    examples = load_training_data([DataSource(str(write_jsonl(folder / "set.jsonl", rows)))])[0]
+    with pytest.raises(ValueError, match=f"set.jsonl, row 0.*: .*{message}"):
+        examples[0]
+    assert len(examples) == 1 or sources(examples[1])[0][1] == [f"{folder}/0.wav"]
 
 
 def test_an_audiofolder_has_its_sounds(folder, tmp_path):

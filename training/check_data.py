@@ -117,7 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", help="configuration of a set on the Hub")
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument(
-        "--sound", choices=SOUND, default="true", help="which rows have it: `sound` of the sets' entries (default: true, all)"
+        "--sound",
+        choices=SOUND,
+        default="true",
+        help="which rows have it: `sound` of the sets' entries (default: true, all)",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one for each core")
     options = parser.parse_args(arguments)

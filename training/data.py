@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Audio, Dataset, LargeList, List
 
 from .arguments import DataSource
-from .chats import TAG, audio_items, check_has_sound, check_sound_is_read, clips_of, fill_in
+from .chats import TAG, audio_items, check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
 from .open_dataset import open_dataset
 
 
@@ -136,6 +136,7 @@ class _Reader:
         folder = folder if folder.is_dir() else folder.parent
         try:
             chat = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
+            check_all_is_read(example, chat)
             if source.sound:
                 check_sound_is_read(example, chat)
             messages = fill_in(chat, clips_of(example), folder, tags=bool(source.sound))
@@ -149,8 +150,10 @@ def _as_chat(question: Any) -> list[dict[str, Any]]:
     texts = [question.get(name) for name in ("instruction", "output")] if isinstance(question, dict) else [None]
     if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"a question needs the texts `instruction` and `output`, got {question}")
-    # The audio item is filled in; the clip's transcript (`input`) is not shown, it would give answers away.
+    # The audio item is filled in; the clip's transcript (the row's `input`) is not shown, it would give answers away.
     asked = question["instruction"]
+    if question.get("input"):
+        raise ValueError(f"a question's `input` is not read; write it into `instruction`, got {question}")
     return [
         {"role": "user", "content": asked if TAG in asked else [{"type": "audio"}, {"type": "text", "text": asked}]},
         {"role": "assistant", "content": question["output"]},
