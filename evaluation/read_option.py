@@ -47,7 +47,7 @@ _BOXED = re.compile(r".*\\boxed\s*\{\s*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?
 # '"answer": "B"' in JSON, also where it was cut off, and in Python's spelling.
 _FIELD = re.compile(
     r""".*(["'])(?:final[ _-]?|correct[ _-]?)?(?:answer|choice|option|prediction)\1\s*:\s*"""
-    r"""(?:\[\s*)?(?:(["'])(?P<text>.*?)(?<!\\)(?:\2|$)|(?P<bare>[^,}\]]*))""",
+    r"""(?:\[(?P<list>[^\]]*)|(["'])(?P<text>.*?)(?<!\\)(?:\3|$)|(?P<bare>[^,}\]]*))""",
     re.DOTALL | re.IGNORECASE,
 )
 _NOUN = (
@@ -58,7 +58,7 @@ _IS = r"(?:\s+(?:is|would be|should be|must be|est|es|é|è|ist)(?!\w)\s*:?|\s*[
 _CHOOSE = (
     r"\bI(?:'d|'ll|\s+will|\s+would|\s+have\s+to)?\s+(?:choose|chose|pick|select|go\s+with|go\s+for|vote\s+for)\b\s*:?"
 )
-_CHINESE = r"(?:答案|正确选项|正確選項|正解|答え|정답)\s*(?:应该是|應該是|是|为|為|は|은|는)?\s*:?|我?(?:选择|選擇|选|選)\s*:?"
+_CHINESE = r"(?:答案|正确选项|正確選項|正解|答え|정답)\s*(?:应该是|應該是|是|为|為|は|은|는)?\s*:?|我?(?:选择|選擇|选项|選項|选|選)\s*:?"
 # "The answer is ...", "Answer: ...", "I choose ..."; the last of them, since reasons come before it.
 _LEAD_IN = re.compile(
     rf".*(?:{_NOUN}{_IS}|{_CHOOSE}|{_CHINESE})\s*(?:(?:most\s+likely|likely|probably|clearly|definitely)\s+)?",
@@ -99,8 +99,10 @@ _STATED = re.compile(
 _FEWER = re.compile(r"\(([a-zA-Z])\)|\b(?:or|and|maybe)\s+([A-Z])\b|\b([A-Z])\W*$")
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot|without|except|unlike|rather|instead)\b|n't\b")
 _REJECTION = re.compile(
-    r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than)\b|不"
+    r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt\w*|less likely|least likely)\b|不"
 )
+# Which do not say no to a question.
+_NO_ANSWER = re.compile(r"\bno (?:idea|clue|answer|opinion|response|information|way (?:to|of)|one (?:can|could))\b")
 _WRONG_LEAD_IN = re.compile(
     r"\b(?:wrong|incorrect|false|worst|least likely|unlikely)\s+(?:answer|option|choice)|不|错误|錯誤"
 )
@@ -132,7 +134,9 @@ def _resolve(reply: str, choices: Sequence[str]) -> str | None:
     if option is not None:
         return option
     text = _unwrap(reply)
-    if text is None:
+    if text is None or (
+        _NO_ANSWER.search(text.casefold()) and not any(_NO_ANSWER.search(c.casefold()) for c in choices)
+    ):
         return None
     option = _same_beside_label(text, choices)
     if option is not None:
@@ -240,7 +244,7 @@ def _unwrap(reply: str) -> str | None:
         text = inside.group(1).strip() if inside else text
     field = _FIELD.match(text)
     if field:
-        text = (field["text"] if field["text"] is not None else field["bare"]).strip()
+        text = next(text for text in field.group("list", "text", "bare") if text is not None).strip()
     lead_in = _LEAD_IN.match(text)
     if lead_in is None or not text[lead_in.end() :].strip(_OUTER):
         return text

@@ -30,8 +30,13 @@ BLOCK = 2**18  # frames read at once
 UNKNOWN_BYTES = 2**31 - 2**16
 # How the files begin that can be told apart where they are joined: WAV, FLAC (its first block has 34 bytes), Ogg.
 _BEGINNING = re.compile(rb'RIFF....WAVEfmt |fLaC\x00\x00\x00"|OggS\x00\x02', re.DOTALL)
-# In these, other things than sound may stand behind the sound.
-_CHUNKED = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF"}
+# In these, other things than sound may stand behind the sound. Where a chunk has its size, and in which order of bytes.
+_CHUNKED: dict[str, tuple[slice, Any]] = {
+    **dict.fromkeys(("WAV", "WAVEX", "RF64"), (slice(4, 8), "little")),
+    "W64": (slice(16, 24), "little"),
+    "AIFF": (slice(4, 8), "big"),
+    "CAF": (slice(4, 12), "big"),
+}
 # By how much a container's duration may be over that of its sound: encoders' delay, and the end of a picture.
 DURATION_TOLERANCE = 0.5  # seconds
 
@@ -128,7 +133,7 @@ def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np
     if kind == "MP3":
         return samples, rate, rest[128:] if rest.startswith(b"TAG") else rest
     is_odd = (len(data) - len(rest)) % 2 == 1
-    if rest and not (kind in _CHUNKED and _is_chunk(rest, is_odd, "big" if kind == "AIFF" else "little")):
+    if rest and not (kind in _CHUNKED and _is_chunk(rest, is_odd, *_CHUNKED[kind])):
         raise ValueError(
             f"{name} goes on for at least {len(rest)} bytes behind the {len(samples) / rate:.1f} s that its header gives. Write it "
             "anew (ffmpeg -i in.ogg out.flac)."
@@ -142,6 +147,8 @@ def _as_libsndfile_sees_it(data: bytes, name: str) -> tuple[Any, int | None]:
         # The length is on the last page, which libsndfile looks for from the end.
         _check_last_page(data, name)
         return io.BytesIO(data), None
+    if data.startswith(b"riff"):
+        return io.BytesIO(_whole_w64(data, name)), None
     if data.startswith(b"fLaC") and len(data) > 26:
         # Without a number of samples, 36 bits of its first block (RFC 9639, 8.2), libFLAC decodes all there is.
         announced = int.from_bytes(data[21:26], "big") & 2**36 - 1
@@ -178,9 +185,9 @@ def _count_samples(data: bytes) -> int:
     return held
 
 
-def _is_chunk(rest: bytes, is_odd: bool, order: Any) -> bool:
+def _is_chunk(rest: bytes, is_odd: bool, size: slice, order: Any) -> bool:
     """
-    Whether a chunk (a name of 4 letters, its size), padding, a tag or a stray byte is behind the sound, not more sound.
+    Whether a chunk (a name of 4 letters, its `size`), padding, a tag or a stray byte is behind the sound, not more sound.
 
     Chunks begin at even places: where the sound ends at an odd one (`is_odd`), there is a byte of padding before them.
     """
@@ -189,7 +196,7 @@ def _is_chunk(rest: bytes, is_odd: bool, order: Any) -> bool:
     if not rest.strip(b"\0") or rest.startswith(b"TAG"):
         return True
     chunk = rest[is_odd:]
-    return re.match(rb"[ -~]{4}", chunk) is not None and int.from_bytes(chunk[4:8], order) <= len(chunk)
+    return re.match(rb"[ -~]{4}", chunk) is not None and int.from_bytes(chunk[size], order) <= len(chunk)
 
 
 def _is_unknown(promised: int, held: int, size: int) -> bool:
@@ -203,6 +210,16 @@ def _check_last_page(data: bytes, name: str):
     count = data[page + 26] if page + 26 < len(data) else 255
     if page + 27 + count + sum(data[page + 27 : page + 27 + count]) > len(data):
         raise ValueError(f"{name} is truncated: its last page is not complete.")
+
+
+def _whole_w64(data: bytes, name: str) -> bytes:
+    """libsndfile reckons the sound of a W64 file from its size, not from what the file says of that (8 bytes at 16)."""
+    size = int.from_bytes(data[16:24], "little")
+    if size > len(data):
+        raise ValueError(f"{name} is truncated: it announces {size} bytes and has {len(data)}.")
+    if data[size:].strip(b"\0"):
+        raise ValueError(f"{name} goes on for {len(data) - size} bytes behind the {size} that its header gives.")
+    return data[:size]
 
 
 def _check_seconds(seconds: float, most: float | None, name: str):

@@ -138,9 +138,9 @@ def recipe(backbone_folders, tmp_path_factory):
     finish_set(shards, report, {"0.arrow": 3})
     audio, text = backbone_folders
     data = [
-        {"path": str(write_chats(folder / "chats"))},
+        {"path": str(write_chats(folder / "chats", silent=True)), "sound": "some"},
         {"path": str(shards), "weight": 0.5},
-        {"path": str(write_chats(folder / "long", 1, seconds=4.0)), "weight": 0.25},
+        {"path": str(write_chats(folder / "long", 1, 4.0, silent=True)), "weight": 0.25, "sound": "some"},
     ]
     return write_recipe(folder / "recipe.yaml", audio_model=audio, text_model=text, train_data=data, **SETTINGS)
 

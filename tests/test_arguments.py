@@ -94,7 +94,12 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"train_data": [{"path": "a", "weight": 0}]}, "weight of a must be a number above 0, got 0"),
         ((), {"train_data": [{"path": "a", "weight": "2"}]}, "weight of a must be a number above 0, got '2'"),
         ((), {"train_data": [{"path": "a", "weight": float("nan")}]}, "weight of a must be a number above 0, got nan"),
-        ((), {"train_data": [{"path": "a", "sound": "no"}]}, "`sound` of a must be true, or false .* got 'no'"),
+        (
+            (),
+            {"train_data": [{"path": "a", "sound": "no"}]},
+            "`sound` of a must be true, some .* or false .* got 'no'",
+        ),
+        ((), {"train_data": [{"path": "a", "sound": 1}]}, "`sound` of a must be true, some .* got 1"),
         ((), {"train_data": [{"path": ""}]}, "needs a `path`"),
         ((), {"eval_data": [{"path": "a", "weight": 2}]}, "`eval_data` are scored once and whole"),
         ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),

@@ -185,6 +185,19 @@ def test_compressed_wav_that_was_cut_off(subtype):
         decode_file(data[: len(data) // 2], "clip 7")
 
 
+@pytest.mark.parametrize("format", ["W64", "CAF", "RF64"])
+def test_rarer_containers_are_whole_or_errors(format):
+    """Files of 64 bits: cut off, with other sound behind them, or with the padding that some programs leave."""
+    data = encode(NOISE[: RATE + 1], format, subtype="PCM_16")
+    np.testing.assert_array_equal(decode_file(data, "clip 7")[0], plain(data))
+    for cut in (2, 500):
+        with pytest.raises(ValueError, match="clip 7 is truncated"):
+            decode_file(data[:-cut], "clip 7")
+    with pytest.raises(ValueError, match="clip 7 (goes on for|holds several)"):
+        decode_file(data + data, "clip 7")
+    np.testing.assert_array_equal(decode_file(data + bytes(64), "clip 7")[0], plain(data))
+
+
 @pytest.mark.parametrize("format", ["MP3", "FLAC", "OGG", "WAV"])
 def test_no_more_is_decoded_than_allowed(format):
     data = encode(LONG, format)

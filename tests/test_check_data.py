@@ -13,8 +13,8 @@ from falcon3_audio.training.shards import begin_set, finish_set, write_shard
 
 
 def test_all_is_counted(tmp_path):
-    chats = write_chats(tmp_path / "chats", 3)  # three, one twice in two turns, two in one chat, and a chat without
-    found = check_data(DataSource(str(chats)), workers=2)
+    chats = write_chats(tmp_path / "chats", 3, silent=True)  # three, one in two turns, two in one chat, a chat without
+    found = check_data(DataSource(str(chats), sound="some"), workers=2)
     seconds = [soundfile.info(path).duration for path in sorted((tmp_path / "chats").glob("*.wav"))]
     assert (found.examples, found.clips, found.unread) == (6, 6, [])
     assert found.seconds == pytest.approx(sum(seconds) + 2 * seconds[0] + seconds[2], abs=1e-6)
@@ -36,13 +36,24 @@ def test_rows_that_would_end_a_run_are_listed(tmp_path, capsys):
         soundfile.write(path, tone(0.5), SAMPLING_RATE)
     cut.write_bytes(cut.read_bytes()[:5000])
     rows = [[user(heard(path), TEXT), assistant("a bell")] for path in (good, cut, good, gone)]
-    rows.append([{"role": "stranger", "content": "Hi"}, assistant("ho")])
+    rows += [[{"role": "stranger", "content": "Hi"}, assistant("ho")], [user("Hi"), assistant("ho")]]
     path = write_jsonl(tmp_path / "set.jsonl", [{"messages": row} for row in rows])
     assert main([str(path), "--workers", "2"]) == 1
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == f"{path}: 5 examples, 2 clips, 0.00 h"
-    assert [line.strip().split(": ")[0] for line in lines] == [f"{path}, row {number}" for number in (1, 3, 4)]
+    assert first == f"{path}: 6 examples, 2 clips, 0.00 h"
+    assert [line.strip().split(": ")[0] for line in lines] == [f"{path}, row {number}" for number in (1, 3, 4, 5)]
     assert "truncated" in lines[0] and "gone.wav" in lines[1] and "stranger" in lines[2]
+    assert "the row has no sound" in lines[3] and "`sound: some`" in lines[3]
+    assert main([str(path), "--workers", "1", "--sound", "some"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_set_of_texts_is_checked_where_it_is_said_to_be_one(tmp_path, capsys):
+    path = write_jsonl(tmp_path / "set.jsonl", [{"messages": [user("Hi"), assistant("ho")]}])
+    assert main([str(path), "--workers", "1"]) == 1
+    assert "No row of the training set" in capsys.readouterr().err
+    assert main([str(path), "--workers", "1", "--sound", "false"]) == 0
+    assert capsys.readouterr().out == f"{path}: 1 examples, 0 clips, 0.00 h\n"
 
 
 def test_several_sets_and_bad_input(tmp_path, capsys):

@@ -53,8 +53,9 @@ def folder(tmp_path):
 def read(folder):
     """The examples of rows that are stored as JSONL."""
 
-    def read(*rows):
-        return list(load_training_data([DataSource(str(write_jsonl(folder / "set.jsonl", list(rows))))])[0])
+    def read(*rows, **entry):
+        path = str(write_jsonl(folder / "set.jsonl", list(rows)))
+        return list(load_training_data([DataSource(path, **entry)])[0])
 
     return read
 
@@ -75,6 +76,7 @@ def test_strings_and_lists_mix_and_relative_paths_start_at_the_set(read, folder)
         {"messages": [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("ho")]},
         {"messages": [user(TEXT, heard(folder / "1.wav")), {"role": "assistant", "content": [{**TEXT, "text": "x"}]}]},
         {"messages": [user({"type": "audio", "url": "https://some.where/clip.wav"}), assistant("y")]},
+        sound="some",
     )
     assert [sources(example) for example in examples] == [
         [("What do you hear?", [f"{folder}/0.wav"]), ("a bell", [])],
@@ -91,6 +93,7 @@ def test_clips_of_the_row_fill_audio_items_in_order(read, folder):
         {"audios": ["2.wav"], "messages": [user(TEXT, ITEM), assistant("a")]},
         {"audios": ["0.wav", "1.wav"], "messages": [user("Compare."), assistant("a"), user("Sure?"), assistant("b")]},
         {"audios": None, "messages": [user("Hi"), assistant("a")]},
+        sound="some",
     )
     first, second, third = (f"{folder}/{number}.wav" for number in range(3))
     assert [clips for _, clips in sources(several)] == [[first], [], [second], []]
@@ -141,7 +144,7 @@ def test_all_questions_of_a_clip_are_examples_and_the_transcript_is_not_shown(fo
 
 
 def test_prepared_shards_and_mixed_sets_lie_end_to_end(folder):
-    shards, chats = folder / "shards", write_chats(folder / "chats", 2)
+    shards, chats = folder / "shards", write_chats(folder / "chats", 3)
     report = begin_set(shards, {})
     for name in ("0.arrow", "1.arrow"):
         write_shard(shards / name, [clip_row(folder / "0.wav", 2)], CLIP_FEATURES)
@@ -489,6 +492,14 @@ def test_the_tag_of_a_question_is_the_place_of_its_clip(read):
             "1 audio items .* 0 clips",
         ),
         ({"messages": [user("<audio>"), assistant("a")], "audio": "0.wav", "audios": ["1.wav"]}, "both `audio` and"),
+        # Tags of others.
+        *(
+            ({"messages": [user(f"{tag} What?"), assistant("a")], "audios": ["0.wav"]}, re.escape(f"the tag {seen} "))
+            for tag, seen in (
+                *(("<AUDIO>",) * 2, ("<|AUDIO|>",) * 2, ("<sound>",) * 2, ("Audio 1: <|audio_bos|>", "<|audio_bos|>")),
+                ("<audio>0.wav</audio>", "</audio>"),
+            )
+        ),
         # Sound under names that are not read.
         (
             {"messages": [user(TEXT), assistant("a")], "audio_path": "0.wav"},
@@ -516,6 +527,7 @@ def test_other_keys_of_rows_with_sound_may_have_any_name(read, folder):
     asked, alone = read(
         {"messages": [user(heard("0.wav")), assistant("a")], "audio_seconds": 0.3, "file_name": "original.mp3"},
         {"messages": [user("Hi"), assistant("a")], "audio_seconds": None, "file_name": None},
+        sound="some",
     )
     assert sources(asked)[0][1] == [f"{folder}/0.wav"] and sources(alone)[0][1] == []
 
@@ -528,6 +540,58 @@ def test_a_set_without_sound_says_so_or_is_an_error(folder):
     path = str(write_jsonl(folder / "set.jsonl", [{"messages": [user(heard("0.wav")), assistant("a")]}]))
     with pytest.raises(ValueError, match="row 0: the row has sound, but .*`sound: false`"):
         load_training_data([DataSource(path, sound=False)])[0][0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user("What is it?"), assistant("a")]},
+        {"messages": [user("What is it?"), assistant("a")], "audio": None},
+        {"messages": [user("What is it?"), assistant("a")], "audios": []},
+        {"messages": [user("What is it?"), assistant("a")], "audio": ""},
+        {
+            "messages": [user({**TEXT, "audio": None, "path": None}), assistant("a")],
+            "audio": {"bytes": None, "path": None},
+        },
+    ],
+)
+def test_a_row_without_sound_is_an_error_unless_some_are_meant(folder, row):
+    """A clip that was lost when the set was made: the model would learn to answer about what it does not hear."""
+    good = {"messages": [user(TEXT), assistant("a")], "audio": "0.wav"}
+    path = write_jsonl(folder / "set.jsonl", [good, row])
+    with pytest.raises(ValueError, match="set.jsonl, row 1: the row has no sound.*`sound: some`"):
+        list(load_training_data([DataSource(str(path))])[0])
+    asked = load_training_data([DataSource(str(path), sound="some")])[0]
+    assert [len(clips) for _, clips in (sources(example)[0] for example in asked)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"system": "Be brief."}, "the row has 'system', which is not read. Make it a message"),
+        ({"tools": [{"name": "f"}]}, "the row has 'tools'"),
+        ({"images": ["0.png"]}, "the row has 'images'"),
+        ({"questions": [{"instruction": "?", "output": "!"}]}, "the row has `messages` and `questions`"),
+        (
+            {"messages": [user(ITEM), {**assistant("a"), "loss": False}]},
+            "message 1 has `loss`: False, which is not read",
+        ),
+        ({"messages": [user(ITEM), {**assistant("a"), "weight": 0}]}, "message 1 has `weight`: 0"),
+        (
+            {"messages": None, "questions": [{"instruction": "?", "input": "Say it.", "output": "!"}]},
+            "`input` is not read",
+        ),
+    ],
+)
+def test_what_other_trainers_read_is_not_passed_over(folder, row, message):
+    good = {"audio": "0.wav", "messages": [user(ITEM), {**assistant("a"), "loss": True, "weight": 1}], "images": []}
+    rows = [good | row, good | {"system": "", "tools": None}]
+    if row.get("messages", ()) is None:
+        rows = [{"audio": "0.wav", **{name: row[name] for name in row if name != "messages"}}]
+    examples = load_training_data([DataSource(str(write_jsonl(folder / "set.jsonl", rows)))])[0]
+    with pytest.raises(ValueError, match=f"set.jsonl, row 0.*: .*{message}"):
+        examples[0]
+    assert len(examples) == 1 or sources(examples[1])[0][1] == [f"{folder}/0.wav"]
 
 
 def test_an_audiofolder_has_its_sounds(folder, tmp_path):

@@ -125,7 +125,7 @@ def sets(tmp_path):
 
 
 def load(paths):
-    return load_training_data([DataSource(path) for path in paths])[0]
+    return load_training_data([DataSource(path, sound="some") for path in paths])[0]
 
 
 def with_silence(messages, folder):

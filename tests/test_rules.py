@@ -177,6 +177,16 @@ def test_air_bench_official_with_fewer_options_and_an_option_twice():
         ("I do not think the correct answer is: B", VOICES, None),
         ("No, there isn't any", YES_NO, "No"),
         ("Not sure", (*YES_NO, "Not sure"), "Not sure"),
+        # Words that hold a "no" and do not say it.
+        ("No idea", YES_NO, None),
+        ("I have no idea.", YES_NO, None),
+        ("no answer", YES_NO, None),
+        ("There is no way to tell", YES_NO, None),
+        ("No idea", (*YES_NO, "No idea"), "No idea"),
+        ("No sound", YES_NO, "No"),
+        ('{"answer": ["B"]}', VOICES, "Woman"),
+        ('{"answer": ["Woman"]}', VOICES, "Woman"),
+        ("选项B", VOICES, "Woman"),
         # Options that are letters or look like labels.
         ("B", NOTES, "B"),
         ("(B) B", NOTES, "B"),
@@ -468,6 +478,7 @@ AMBIGUOUS = [
         '{"answer": "A or B"}',
         "B, maybe C",
     ),
+    *('{"answer": ["A", "B"]}', "I doubt it is B", "It is hardly a cat", "less likely a cat", "选项A或B"),
     *("The answer is a", "I hear a", "The answer is E", '{"answer": "E"}', '{"answer": ""}', "\\boxed{}"),
 ]
 

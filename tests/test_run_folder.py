@@ -101,7 +101,11 @@ def test_another_recipe_in_the_folder_of_a_run_names_what_changed(trained_with, 
 
 def test_fields_of_a_set_that_are_new_had_their_defaults(trained_with, run, recipe):
     """A run from before there was `sound`."""
-    before = [{name: source[name] for name in source if name != "sound"} for source in trained_with["train_data"]]
+    before = [
+        {name: source[name] for name in source if (name, source[name]) != ("sound", True)}
+        for source in trained_with["train_data"]
+    ]
+    assert any("sound" not in source for source in before)
     (run / RECIPE).write_text(yaml.safe_dump(trained_with | {"train_data": before}))
     options = parse("--config", recipe, "--output_dir", "anywhere")
     assert start_or_go_on(run, trained_with, options=options[:3]) == run / "checkpoint-6"

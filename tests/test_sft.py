@@ -444,7 +444,7 @@ def test_a_set_that_has_grown_is_another_run(launch, tmp_path, capsys):
     rows = data.read_text()
     data.write_text(rows + rows.splitlines()[0] + "\n")
     assert launch(*options) == 1
-    assert "was started with other options (examples: [6] -> [7])" in capsys.readouterr().err
+    assert "was started with other options (examples: [5] -> [6])" in capsys.readouterr().err
 
 
 def test_a_push_that_would_go_wrong_is_refused_before_training(launch, checkpoint, tmp_path, capsys, monkeypatch):

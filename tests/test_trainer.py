@@ -46,8 +46,9 @@ from falcon3_audio.training.trainer import AudioSFTTrainer
 def start(recipe, tmp_path):
     """Trains by the recipe with some options changed; returns the trainer."""
 
-    def start(*options):
-        return sft.train(*parse("--config", recipe, "--output_dir", str(tmp_path / "run"), *options))
+    def start(*options, **changed):
+        path = write_recipe(Path(recipe).with_name("changed.yaml"), extends=Path(recipe).name, **changed)
+        return sft.train(*parse("--config", path, "--output_dir", str(tmp_path / "run"), *options))
 
     return start
 
@@ -65,7 +66,7 @@ def test_a_log_line_says_what_a_step_took(start, tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": row} for row in rows])
     ticks = iter(range(0, 1000, 2))
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    trainer = start("--train_data", str(path), "--max_steps", "1", "--lora_dropout", "0")
+    trainer = start("--max_steps", "1", "--lora_dropout", "0", train_data=[{"path": str(path), "sound": "some"}])
     (entry,) = log_of(tmp_path / "run")
     processor = trainer.processing_class
     tokens = sum(len(processor.apply_chat_template(row, tokenize=True)[0]) for row in rows[:3])

@@ -75,13 +75,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_chats(folder: Path, count: int = 8, seconds: float = 0.3) -> Path:
-    """Chats about clips beside them, and one each of several turns, of several clips and of none: `count + 3` rows."""
+def write_chats(folder: Path, count: int = 8, seconds: float = 0.3, silent: bool = False) -> Path:
+    """
+    Chats about clips beside them, one of several turns and one of several clips: `count + 2` rows. With `silent` also one
+    without sound, for sets with `sound: some`.
+    """
     clips = [path.name for path in write_clips(folder, count, seconds)]
     rows = [[user(heard(clip), TEXT), assistant(ANSWERS[n % 2])] for n, clip in enumerate(clips)]
     rows.append([user(heard(clips[0]), TEXT), assistant("a bell"), user("Sure?"), assistant("yes")])
     rows.append([user(heard(clips[0]), heard(clips[-1]), TEXT), assistant("a bell, a dog")])
-    rows.append([user("Hi"), assistant("ho")])
+    rows += [[user("Hi"), assistant("ho")]] * silent
     return write_jsonl(folder / "chats.jsonl", [{"messages": row} for row in rows])
 
 

@@ -52,14 +52,15 @@ class DataSource:
     Args:
         path, name, split: see `open_dataset`.
         weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice.
-        sound: `False` for a set of texts alone. Otherwise a set in which no row has sound is an error.
+        sound: whether each row has sound (`True`), only some have (`"some"`), or none has (`False`, a set of texts alone).
+            A row, or a set, that is otherwise is an error.
     """
 
     path: str
     name: str | None = None
     split: str = "train"
     weight: float = 1.0
-    sound: bool = True
+    sound: bool | Literal["some"] = True
 
     def __post_init__(self):
         if not self.path or not isinstance(self.path, str):
@@ -69,8 +70,11 @@ class DataSource:
                 f"The weight of {self.path} must be a number above 0, got {self.weight!r}; to go without it, leave the "
                 "set out."
             )
-        if not isinstance(self.sound, bool):
-            raise ValueError(f"`sound` of {self.path} must be true, or false for texts alone, got {self.sound!r}.")
+        if not isinstance(self.sound, bool) and self.sound != "some":
+            raise ValueError(
+                f"`sound` of {self.path} must be true, some (chats without sound among others) or false (texts alone), got "
+                f"{self.sound!r}."
+            )
 
     def __str__(self) -> str:
         """What errors call the set: its path, and which part of it is meant where that is not the default."""

@@ -17,8 +17,18 @@ ROLES = ("system", "user", "assistant", "tool")
 SOURCE_KEYS = ("audio", "path", "url")
 COLUMNS = ("audio", "audios")
 TAG = "<audio>"
+# How others write it, or around a path: `<|AUDIO|>`, `<audio>a.wav</audio>`, `<sound>`.
+OTHER_TAG = re.compile(r"</?(?:audio|sound|speech)\w*>|<\|/?(?:audio|sound|speech)\w*\|>", re.IGNORECASE)
 SOUND_NAME = re.compile(r"audio|sound|wav|clip|file_?name", re.IGNORECASE)
 SOUND_FILE = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm)$", re.IGNORECASE)
+# What trainers and formats of others know, and is not read here: columns, and marks of answers that are not to be learned.
+NOT_READ = {
+    "system": "Make it a message with the role `system`",
+    "tools": "Tools of a chat are not learned here; write them into its system message",
+    "images": "Only sound and text are understood; leave the row out",
+    "videos": "Only sound and text are understood; leave the row out",
+}
+NOT_LEARNED = ("loss", "weight", "train")
 READ = (
     "Clips are read from the row's `audio` or `audios`, and from `audio`, `path` or `url` of audio items in `messages`; rename "
     "the key. In a set of texts alone, `sound: false` in the set's entry, it may stay"
@@ -108,10 +118,35 @@ def check_sound_is_read(example: Mapping[str, Any], messages: Any):
                 raise ValueError(f"the key {key!r} looks like sound but is not read. {READ}")
 
 
-def check_no_sound(messages: Any, clips: Sequence[Any]):
-    """Raises a `ValueError` for a row with sound."""
-    if clips or audio_items(messages):
+def check_all_is_read(example: Mapping[str, Any], messages: Any):
+    """
+    Raises a `ValueError` for what other trainers read of such a row and this one does not, and for a row that is a chat and
+    questions at once.
+    """
+    for key, advice in NOT_READ.items():
+        if _is_given(example.get(key)):
+            raise ValueError(f"the row has {key!r}, which is not read. {advice}")
+    if _is_given(example.get("messages")) and _is_given(example.get("questions")):
+        raise ValueError("the row has `messages` and `questions`; make it two rows, each with its clips")
+    for number, message in enumerate(messages if isinstance(messages, (list, tuple)) else []):
+        marks = [key for key in NOT_LEARNED if isinstance(message, dict) and message.get(key) not in (None, True)]
+        if marks:
+            raise ValueError(
+                f"message {number} has `{marks[0]}`: {message[marks[0]]!r}, which is not read: every answer of a chat is learned "
+                "alike. Make rows that end with the answers to learn, the others in the question's words"
+            )
+
+
+def check_has_sound(messages: Sequence[dict[str, Any]], wanted: bool | str):
+    """Raises a `ValueError` for a chat, filled in, that has sound or none against what its set's entry says (`sound`)."""
+    heard = bool(audio_items(messages))
+    if heard and not wanted:
         raise ValueError("the row has sound, but its set's entry says `sound: false`; leave that out")
+    if wanted is True and not heard:
+        raise ValueError(
+            "the row has no sound: neither clips in `audio` or `audios` nor audio items in `messages`. If chats without sound "
+            "are meant to be in this set, write `sound: some` in its entry"
+        )
 
 
 def _check_chat(messages: Any):
@@ -139,7 +174,14 @@ def _items(message: dict[str, Any], number: int, tags: bool) -> list[dict[str, A
 def _at_tags(item: dict[str, Any]) -> list[dict[str, Any]]:
     """An item, or, of a text with tags, the texts between them as they are and an audio item for each tag."""
     text = item.get("text")
-    if item.get("type") != "text" or not isinstance(text, str) or TAG not in text:
+    if item.get("type") != "text" or not isinstance(text, str):
+        return [dict(item)]
+    other = OTHER_TAG.search(text.replace(TAG, ""))
+    if other:
+        raise ValueError(
+            f"the tag {other.group()} in the text is not read: a clip's place is written {TAG}, without its path"
+        )
+    if TAG not in text:
         return [dict(item)]
     parts = re.split(f"({TAG})", text)
     return [{"type": "audio"} if part == TAG else {"type": "text", "text": part} for part in parts if part]

@@ -11,6 +11,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -25,6 +26,7 @@ from .data import load_training_data
 
 
 PARTS = 32  # for each worker, so that all are busy to the end
+SOUND: dict[str, Any] = {"true": True, "some": "some", "false": False}  # as a recipe has it
 
 
 @dataclass
@@ -114,6 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("sets", metavar="SET", nargs="+", help="training sets: paths or Hub ids")
     parser.add_argument("--name", help="configuration of a set on the Hub")
     parser.add_argument("--split", default="train", help="default: %(default)s")
+    parser.add_argument(
+        "--sound",
+        choices=SOUND,
+        default="true",
+        help="which rows have it: `sound` of the sets' entries (default: true, all)",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one for each core")
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -121,7 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     bad = False
     with user_errors(parser.prog) as end:
         for path in options.sets:
-            found = check_data(DataSource(path, options.name, options.split), options.workers, sys.stderr.isatty())
+            source = DataSource(path, options.name, options.split, sound=SOUND[options.sound])
+            found = check_data(source, options.workers, sys.stderr.isatty())
             print(
                 f"{path}: {found.examples:,} examples, {found.clips:,} clips, {found.seconds / 3600:.2f} h", flush=True
             )

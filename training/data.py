@@ -9,6 +9,7 @@ other clips. `clip` is `None` for chats, which need not be about one clip alone.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from datasets import Audio, Dataset, LargeList, List
 
 from .arguments import DataSource
-from .chats import TAG, audio_items, check_no_sound, check_sound_is_read, clips_of, fill_in
+from .chats import TAG, audio_items, check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
 from .open_dataset import open_dataset
 
 
@@ -29,7 +30,7 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
 
     Raises:
         `ValueError`: a set that cannot be found or read, is empty, has neither `messages` nor `questions`, or has no sound
-            and is not said to be of texts alone.
+            and is not said to be of texts alone. Rows that are wrong raise one when they are read.
     """
     sets = [(source, _open(source)) for source in sources]
     parts = [_index(source, rows) for source, rows in sets]
@@ -92,7 +93,7 @@ def _check_sound(source: DataSource, rows: Dataset):
     """Looks at rows until one has sound; a set whose every row has none is seldom what was meant."""
     if not source.sound or any(_may_have_sound(row) for row in rows):
         return
-    _Reader([(source, rows)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
+    _Reader([(replace(source, sound="some"), rows)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
     raise ValueError(
         f"No row of the training set {str(source)!r} has sound. Clips are read from `audio`, `audios` and the audio items of "
         "`messages`. To train on texts alone, set `sound: false` in the set's entry."
@@ -135,11 +136,11 @@ class _Reader:
         folder = folder if folder.is_dir() else folder.parent
         try:
             chat = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
+            check_all_is_read(example, chat)
             if source.sound:
                 check_sound_is_read(example, chat)
-            else:
-                check_no_sound(chat, clips_of(example))
-            messages = fill_in(chat, clips_of(example), folder, tags=source.sound)
+            messages = fill_in(chat, clips_of(example), folder, tags=bool(source.sound))
+            check_has_sound(messages, source.sound)
             return {"messages": messages, "origin": origin, "clip": clip}
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
@@ -149,8 +150,10 @@ def _as_chat(question: Any) -> list[dict[str, Any]]:
     texts = [question.get(name) for name in ("instruction", "output")] if isinstance(question, dict) else [None]
     if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"a question needs the texts `instruction` and `output`, got {question}")
-    # The audio item is filled in; the clip's transcript (`input`) is not shown, it would give answers away.
+    # The audio item is filled in; the clip's transcript (the row's `input`) is not shown, it would give answers away.
     asked = question["instruction"]
+    if question.get("input"):
+        raise ValueError(f"a question's `input` is not read; write it into `instruction`, got {question}")
     return [
         {"role": "user", "content": asked if TAG in asked else [{"type": "audio"}, {"type": "text", "text": asked}]},
         {"role": "assistant", "content": question["output"]},
