@@ -43,9 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print("usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one; --version)\n")
-        for name, (_, purpose) in VERBS.items():
-            print(f"  {name:<18} {purpose}")
+        usage = "usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one; --version)\n"
+        print("\n".join([usage, *(f"  {name:<18} {purpose}" for name, (_, purpose) in VERBS.items())]))
         return 0
     if verb == "--version":
         from importlib.metadata import version
