@@ -29,7 +29,7 @@ from transformers import pipeline
 from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.predictions import ANSWERED, read_predictions
 from falcon3_audio.serving import serve
-from falcon3_audio.serving.http_handler import CHAT
+from falcon3_audio.serving.chat_app import CHAT
 from falcon3_audio.serving.request_limits import Limits
 from falcon3_audio.training.audio_world import generate_world
 
@@ -177,6 +177,14 @@ def test_transcriptions_are_answers_to_a_request_for_one(server):
 
 def test_models_health_metrics_and_what_is_not_there(server):
     assert [model.id for model in server.client.models.list()] == ["tiny"]
+    assert server.client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="no model 'a/b' here") as error:
+        server.client.models.retrieve("a/b")
+    assert (error.value.param, error.value.code, error.value.type) == (
+        "model",
+        "model_not_found",
+        "invalid_request_error",
+    )
     assert json.loads(server.get("/health")) == {"status": "ok"}
     statuses = [f'requests_total{{status="{status}"}}' for status in (200, 404)]
     names = ["generated_tokens_total", "audio_seconds_total", *statuses]
@@ -215,7 +223,7 @@ def test_bad_input_is_refused_with_the_reason(server, expected, name):
 
 def test_large_bodies_are_refused_and_read_to_their_end(server, expected):
     status, answer = server.post(b"A" * 120_000_000)
-    assert status == 413 and "120000000 bytes, more than this server's limit, 64 MiB" in answer["error"]["message"]
+    assert status == 413 and "larger than this server's limit, 64 MiB" in answer["error"]["message"]
     assert server.text(CHATS["two"]) == expected["two"][0]
 
 
@@ -298,6 +306,7 @@ def test_the_end_answers_what_is_running(folder, expected):
         while (answer := server.post({}, connection=kept))[0] == 400:  # until it has begun to end
             pass
         assert answer[0] == 503 and "about to end" in answer[1]["error"]["message"] and not ended.done()
+        assert server.post({})[0] == 503 and "about to end" in server.get("/health")  # new connections too
         server.let.set()
         ended.result()
         assert first.result() == expected["turns"][0]
