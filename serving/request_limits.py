@@ -251,7 +251,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """Raises a `_ClientGone` where the client reads nothing."""
         if message["type"] == "http.response.start":
-            self._kind = dict(message["headers"]).get(b"content-type", b"")
+            self._kind = dict(message.get("headers", ())).get(b"content-type", b"")
         try:
             async with asyncio.timeout(IDLE) as idle:
                 await self._send(message)

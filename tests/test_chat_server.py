@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
+import httpx
 import openai
 import pytest
 from evaluation_runs import make_telling
@@ -328,7 +330,9 @@ def test_evaluation_gets_the_same_predictions_from_the_server(server, folder, tm
     assert len({row.reply for row in local}) > 3
 
 
-def test_the_command_serves_until_it_is_told_to_end(folder, expected):
+@contextmanager
+def started(folder):
+    """The command in a process of its own, its client, and what to ask it."""
     command = [sys.executable, "-m", "falcon3_audio.serving.serve", folder, "--port", "0"]
     command += ["--engine", "transformers", "--served-model-name", "tiny", "--api-key-env", "SERVER_KEY"]
     with subprocess.Popen(command, env=os.environ | {"SERVER_KEY": "k"}, stderr=subprocess.PIPE, text=True) as process:
@@ -336,17 +340,32 @@ def test_the_command_serves_until_it_is_told_to_end(folder, expected):
             line = next((line for line in process.stderr if "is served at" in line), None)
             assert line, process.wait()
             client = openai.OpenAI(base_url=line.split()[-1], api_key="k", max_retries=0)
-            chat = {"model": "tiny", "messages": openai_chat(CHATS["turns"])}
-            stream = client.chat.completions.create(**chat, max_tokens=300, stream=True)
-            words = words_of([next(stream)])
-            process.send_signal(signal.SIGTERM)
-            rest = list(stream)
-            assert (words + words_of(rest)).startswith(expected["turns"][0])
-            assert rest[-1].choices[0].finish_reason == "length"
-            process.stderr.read()
-            assert process.wait(60) == 0
+            yield process, client, {"model": "tiny", "messages": openai_chat(CHATS["turns"]), "stream": True}
         finally:
             process.kill()
+
+
+def test_the_command_serves_until_it_is_told_to_end(folder, expected):
+    with started(folder) as (process, client, chat):
+        stream = client.chat.completions.create(**chat, max_tokens=300)
+        words = words_of([next(stream)])
+        process.send_signal(signal.SIGTERM)
+        rest = list(stream)
+        assert (words + words_of(rest)).startswith(expected["turns"][0])
+        assert rest[-1].choices[0].finish_reason == "length"
+        process.stderr.read()
+        assert process.wait(60) == 0
+
+
+def test_a_second_signal_does_not_wait(folder):
+    with started(folder) as (process, client, chat):
+        stream = client.chat.completions.create(**chat, max_tokens=7000)
+        next(stream)
+        process.send_signal(signal.SIGINT)
+        while "about to end" not in httpx.get(f"{client.base_url}models").text:
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path, capsys, monkeypatch):
