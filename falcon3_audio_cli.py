@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        usage = "usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one; --version)\n"
+        usage = (
+            "usage: falcon3-audio VERB [options]    (falcon3-audio VERB --help for the options of one; --version)\n"
+        )
         print("\n".join([usage, *(f"  {name:<18} {purpose}" for name, (_, purpose) in VERBS.items())]))
         return 0
     if verb == "--version":

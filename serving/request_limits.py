@@ -1,28 +1,43 @@
-"""Limits of a server that takes uploads, as ASGI middleware for any engine: body size, requests at once, seconds.
+"""What stands before both engines, as ASGI middleware: who may ask, how much, how many at once, and for how long.
 
-A body is read whole before the engine sees the request: one that is too large, or does not arrive in time, costs the
-engine nothing. What is refused is answered in OpenAI's error format with 401, 413, 429, 408 or 504. Requests without a
-body, such as /health and /metrics, have no limits. vLLM imports the class by name, so it reads its settings from the
-environment, and there the key of vLLM (`VLLM_API_KEY`): who does not show it is not read.
+A body is read whole before the engine sees its request, and only then takes one of the places: slow clients take none. What
+arrived and is not answered yet is at most `max_bodies_mib`; joining one body takes it once more for a moment. Refused
+bodies are read on and thrown away, up to twice the largest, and by uvicorn then: a client that is cut off while it sends sees
+a broken connection, and not why. Errors are in OpenAI's format. Requests without a body, such as /health, have no limits, but their sender is looked
+at. vLLM imports the class by name, so it reads its settings from the environment, and there the key of vLLM (`VLLM_API_KEY`).
 """
 
 import asyncio
 import hmac
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
+
+from .request_audio import RefusedRequest
 
 
 Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PREFIX = "FALCON3_AUDIO_"
 MIB = 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses of this machine alone
+IDLE = 60  # seconds that a client may leave what it is sent unread
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")  # as browsers send it
+# OpenAI's names; other errors are an invalid_request_error below 500, and a server_error from there on.
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}} | dict.fromkeys(
+    (429, 503), {"retry-after": "1"}
+)
 
 
 @dataclass(frozen=True)
@@ -30,133 +45,243 @@ class Limits:
     """
     Attributes:
         max_body_mib: of one request, in MiB; audio in JSON is base64, 4/3 of its file.
+        max_bodies_mib: of all requests that arrive, wait or are answered, together.
         max_requests: at once, those that wait in the engine included.
         timeout: seconds from the first byte of a request to the last of its answer.
+        allowed_origins: of other sites' web pages that may ask, such as https://example.org; "*" is every site.
     """
 
     max_body_mib: float = 64
+    max_bodies_mib: float = 1024
     max_requests: int = 256
     timeout: float = 600
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not value > 0:
+            if name != "allowed_origins" and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}.")
+        if self.max_bodies_mib < self.max_body_mib:
+            raise ValueError(
+                f"max_bodies_mib must be max_body_mib ({self.max_body_mib:g}) or more, got {self.max_bodies_mib:g}."
+            )
+        for origin in self.allowed_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"allowed_origins must be like https://example.org, or *, got {origin!r}.")
 
     @classmethod
     def from_environment(cls) -> "Limits":
         """The settings of `as_environment`; defaults for what is not set. Raises a `ValueError` for no numbers."""
-        kinds: dict[str, type] = {"max_body_mib": float, "max_requests": int, "timeout": float}
+        kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("max_body_mib", "max_bodies_mib", "timeout"), float)
+        kinds |= {"max_requests": int, "allowed_origins": lambda text: tuple(text.split())}
         given = {name: os.environ.get(PREFIX + name.upper()) for name in kinds}
         return cls(**{name: kinds[name](value) for name, value in given.items() if value is not None})
 
     def as_environment(self) -> dict[str, str]:
-        return {PREFIX + name.upper(): str(value) for name, value in vars(self).items()}
+        values = vars(self) | {"allowed_origins": " ".join(self.allowed_origins)}
+        return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+
+def openai_error(refused: RefusedRequest) -> dict[str, Any]:
+    """The content of an answer, in OpenAI's format."""
+    status = refused.status
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    code = "model_not_found" if (status, refused.param) == (404, "model") else CODES.get(status)
+    return {"error": {"message": str(refused), "type": kind, "param": refused.param, "code": code}}
 
 
 class RequestLimits:
     """
+    Attributes:
+        draining: set where the server is about to end: nothing new is taken.
+        running: requests whose body has arrived, and that are not answered yet.
+
     Args:
         app: the ASGI application.
-        limits: by default those of the environment.
+        limits: `None` takes limits, key and host from the environment.
+        key: that clients must show for paths below /v1; `None` asks for none.
+        host: on which the server listens.
     """
 
-    def __init__(self, app: App, limits: Limits | None = None):
-        self.app = app
-        self.limits = limits or Limits.from_environment()
-        self._key = os.environ.get("VLLM_API_KEY")
-        self._running = 0
+    def __init__(self, app: App, limits: Limits | None = None, key: str | None = None, host: str | None = None):
+        if limits is None:
+            limits, key = Limits.from_environment(), os.environ.get("VLLM_API_KEY")
+            host = os.environ.get(PREFIX + "HOST")
+        self.app, self.limits, self._key = app, limits, (key or "").encode()
+        self._here_alone = host in LOOPBACK
+        self.draining, self.running, self._held = False, 0, 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = _Exchange(receive, send)
+        if scope["type"] != "http" or scope["method"] == "OPTIONS":  # browsers ask so whether they may ask
             await self.app(scope, receive, send)
-            return
-        if not self._knows_key(scope):
-            await _refuse(send, 401, "Unauthorized: this server wants its API key: Authorization: Bearer KEY.")
-            return
-        busy = self._running >= self.limits.max_requests
-        self._running += not busy
-        try:
-            await self._answer(scope, receive, send, busy)
-        except _ClientGone:
-            pass
-        finally:
-            self._running -= not busy
+        elif scope["method"] in ("POST", "PUT", "PATCH"):
+            try:
+                await self._limited(scope, exchange)
+            except _ClientGone:
+                pass
+            finally:
+                self._hold(exchange, 0)
+        elif refused := self._refusal(scope):
+            await exchange.refuse(refused)
+        else:
+            await self.app(scope, receive, send)
 
-    def _knows_key(self, scope: MutableMapping[str, Any]) -> bool:
-        """Or needs none: as in vLLM, only /v1 does."""
+    def _refusal(self, scope: Scope) -> RefusedRequest | None:
+        """Why the sender may not ask, if so."""
+        headers = dict(scope["headers"])
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if not self._key or not path.startswith("/v1"):
-            return True
-        scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._key.encode())
+        if self.draining and path != "/metrics":
+            return RefusedRequest("This server is about to end.", status=503)
+        if origin and not self._knows_origin(origin, host):
+            return RefusedRequest("Web pages of other sites may not ask this server.", status=403)
+        # A page's own name may lead to this machine as well (DNS rebinding).
+        if self._here_alone and not self._key and host and not _is_address(host):
+            why = f"Without an API key, ask this server as localhost or by its address, not as {host[:100]!r}."
+            return RefusedRequest(why, status=403)
+        # As in vLLM, only /v1 needs the key.
+        if self._key and path.startswith("/v1") and not self._knows_key(headers.get(b"authorization", b"")):
+            why = "Unauthorized: this server wants its API key: Authorization: Bearer KEY."
+            return RefusedRequest(why, status=401)
+        return None
 
-    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, busy: bool) -> None:
-        limits, body, begun = self.limits, None, False
+    def _knows_origin(self, origin: str, host: str) -> bool:
+        own = (f"http://{host}".lower(), f"https://{host}".lower())
+        return origin.lower() in own or not {"*", origin}.isdisjoint(self.limits.allowed_origins)
 
-        async def noting_send(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
+    def _knows_key(self, shown: bytes) -> bool:
+        scheme, _, key = shown.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
 
+    async def _limited(self, scope: Scope, exchange: "_Exchange") -> None:
+        limit = self.limits.timeout
         try:
-            async with asyncio.timeout(limits.timeout) as deadline:
-                body = await _read(scope, receive, 0 if busy else int(limits.max_body_mib * MIB))
-                if busy:
-                    why = f"This server answers {limits.max_requests} requests at once, and has as many. Try again."
-                    await _refuse(send, 429, why, ((b"retry-after", b"1"),))
-                elif body is None:
-                    await _refuse(
-                        send, 413, f"The body is larger than this server's limit, {limits.max_body_mib:g} MiB."
-                    )
+            async with asyncio.timeout(limit) as deadline:
+                refused = await self._read(scope, exchange) or self._refusal(scope) or self._no_place()
+                if refused:
+                    await exchange.refuse(refused)
                 else:
-                    await self.app(scope, _replay(body, receive), noting_send)
+                    await self._pass_on(scope, exchange)
         except TimeoutError:
-            if begun or not deadline.expired():
-                raise  # after the headers, the server closing the connection is all that can be told
-            status, what = (408, "body did not arrive") if body is None else (504, "answer was not ready")
-            await _refuse(send, status, f"The {what} within this server's limit, {limits.timeout:g} s.")
+            if not deadline.expired():
+                raise
+            status, what = (504, "answer was not ready") if exchange.whole else (408, "body did not arrive")
+            await exchange.refuse(
+                RefusedRequest(f"The {what} within this server's limit, {limit:g} s.", status=status)
+            )
+
+    async def _read(self, scope: Scope, exchange: "_Exchange") -> RefusedRequest | None:
+        """Why the body is refused, if so, when as much of it is read as is read of refused ones."""
+        refused, largest, read = self._refusal(scope), int(self.limits.max_body_mib * MIB), 0
+        announced = int(dict(scope["headers"]).get(b"content-length", 0))
+        async for block in exchange.blocks():
+            read += len(block)
+            refused = refused or self._no_room(max(read, announced), len(block))
+            if refused:
+                exchange.body.clear()
+            else:
+                exchange.body += block
+            self._hold(exchange, len(exchange.body))
+            if read > 2 * largest:
+                break
+        return refused
+
+    def _hold(self, exchange: "_Exchange", size: int) -> None:
+        self._held += size - exchange.held
+        exchange.held = size
+
+    def _no_room(self, size: int, more: int) -> RefusedRequest | None:
+        largest, most = self.limits.max_body_mib, self.limits.max_bodies_mib
+        if size > largest * MIB:
+            return RefusedRequest(f"The body is larger than this server's limit, {largest:g} MiB.", status=413)
+        if self._held + more > most * MIB:
+            why = f"This server holds {most:g} MiB of requests at once, and has as much. Try again."
+            return RefusedRequest(why, status=429)
+        return None
+
+    def _no_place(self) -> RefusedRequest | None:
+        most = self.limits.max_requests
+        why = f"This server answers {most} requests at once, and has as many. Try again."
+        return RefusedRequest(why, status=429) if self.running >= most else None
+
+    async def _pass_on(self, scope: Scope, exchange: "_Exchange") -> None:
+        self.running += 1
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        finally:
+            self.running -= 1
 
 
-class _ClientGone(Exception):
+class _ClientGone(ConnectionError):
     pass
 
 
-async def _read(scope: MutableMapping[str, Any], receive: Receive, limit: int) -> bytes | None:
+class _Exchange:
     """
-    The whole body; `None` if it is larger than `limit` bytes. That is read to its end as well, and thrown away: a
-    client that is cut off while it sends sees a broken connection, and not why.
+    A request and its answer, between server and application.
+
+    Attributes:
+        body: as far as it has arrived.
+        held: bytes that count until the answer has ended.
+        whole: whether the body has arrived.
     """
-    body = bytearray()
-    fits = int(dict(scope["headers"]).get(b"content-length", 0)) <= limit
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        if fits:
-            body += message.get("body", b"")
-        fits = fits and len(body) <= limit
-        more = message.get("more_body", False)
-    return bytes(body) if fits else None
+
+    def __init__(self, receive: Receive, send: Send):
+        self._receive, self._send = receive, send
+        self.body, self.held, self.whole = bytearray(), 0, False
+        self._passed_on = False
+        self._kind: bytes | None = None  # of the answer, once it has begun
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        while not self.whole:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            self.whole = not message.get("more_body", False)
+            yield message.get("body", b"")
+
+    async def receive(self) -> Message:
+        """The body in one piece, then whatever the server says: that the client has gone."""
+        if self._passed_on:
+            return await self._receive()
+        self._passed_on, body, self.body = True, bytes(self.body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Raises a `_ClientGone` where the client reads nothing."""
+        if message["type"] == "http.response.start":
+            self._kind = dict(message.get("headers", ())).get(b"content-type", b"")
+        try:
+            async with asyncio.timeout(IDLE) as idle:
+                await self._send(message)
+        except TimeoutError:
+            if idle.expired():
+                raise _ClientGone from None
+            raise
+
+    async def refuse(self, refused: RefusedRequest) -> None:
+        """Raises a `TimeoutError` where the server cutting the connection is all that can be told."""
+        content = json.dumps(openai_error(refused))
+        if self._kind is None:
+            fields = {"content-type": "application/json", "content-length": str(len(content))}
+            fields |= HEADERS.get(refused.status, {})
+            headers = [(name.encode(), value.encode()) for name, value in fields.items()]
+            await self.send({"type": "http.response.start", "status": refused.status, "headers": headers})
+        elif self._kind.startswith(b"text/event-stream"):
+            content = f"data: {content}\n\n"
+        else:
+            raise TimeoutError(str(refused))
+        await self.send({"type": "http.response.body", "body": content.encode()})
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body in one piece, then whatever the server says: that the client has gone."""
-    left = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return left.pop() if left else await receive()
-
-    return replayed
-
-
-async def _refuse(send: Send, status: int, why: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-    """An answer in OpenAI's format."""
-    content = json.dumps({"error": {"message": why, "type": "RequestLimit", "param": None, "code": status}}).encode()
-    fields = ((b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), *headers)
-    await send({"type": "http.response.start", "status": status, "headers": list(fields)})
-    await send({"type": "http.response.body", "body": content})
+def _is_address(host: str) -> bool:
+    """Whether a `Host` header, with or without a port, holds `localhost` or an IP address."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
-__all__ = ["Limits", "RequestLimits"]
+__all__ = ["HEADERS", "Limits", "RequestLimits", "openai_error"]

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 
 from transformers import AutoConfig, AutoProcessor
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoProcessor
 from falcon3_audio import Falcon3AudioProcessor
 from falcon3_audio.user_errors import user_errors
 
-from .request_limits import LOOPBACK, Limits
+from .request_limits import LOOPBACK, PREFIX, Limits
 
 
 # Files are 3/4 of their base64 in a body.
@@ -44,6 +45,7 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
     command += ["--max-model-len", str(config.text_config.max_position_embeddings)]
     command += ["--limit-mm-per-prompt", json.dumps({"audio": options.max_audios})]
     command += ["--allowed-media-domains", *(options.allowed_media_domains or [NOWHERE])]
+    command += ["--allowed-origins", json.dumps(options.allowed_origins)]
     command += ["--middleware", "falcon3_audio.serving.request_limits.RequestLimits"]
     return command + options.engine_options
 
@@ -51,7 +53,6 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
 def vllm_environment(options: argparse.Namespace, key: str | None = None) -> dict[str, str]:
     """What vLLM and the request limits read from the environment; what is set there already stays."""
     processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(options.model)
-    limits = Limits(options.max_body_mib, options.max_requests, options.timeout)
     defaults = {
         # The plug-in refuses chats with longer clips; transcriptions are cut into windows.
         "VLLM_MAX_AUDIO_DECODE_DURATION_S": str(math.ceil(processor.max_audio_seconds)),
@@ -59,10 +60,17 @@ def vllm_environment(options: argparse.Namespace, key: str | None = None) -> dic
         # Usage statistics go nowhere unless asked for.
         "VLLM_NO_USAGE_STATS": "1",
     }
-    environment = defaults | dict(os.environ) | limits.as_environment()
+    environment = defaults | dict(os.environ) | _limits(options).as_environment()
+    # What stands after -- wins, and may open the server to others.
+    if not any(option.partition("=")[0] == "--host" for option in options.engine_options):
+        environment[PREFIX + "HOST"] = options.host
     if key:
         environment["VLLM_API_KEY"] = key
     return environment
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    return Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
 
 
 def _key(options: argparse.Namespace) -> str | None:
@@ -78,9 +86,11 @@ def serve(options: argparse.Namespace) -> int:
         print(f"falcon3-audio serve: anybody who reaches {options.host} may ask; see --api-key-env", file=sys.stderr)
     key = _key(options)
     if options.engine == "transformers":
-        from . import transformers_server
-
-        return transformers_server.run(options, key)
+        try:
+            from . import chat_server
+        except ModuleNotFoundError as error:
+            raise ValueError(f'{error.name} is not installed here: pip install "falcon3-audio[serve]".') from error
+        return chat_server.run(options, _limits(options), key)
     if find_spec("vllm") is None:
         raise ValueError(
             "vLLM is not installed here. Install it, then this package beside it with `pip install --no-deps "
@@ -119,10 +129,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="from which audio may be fetched, and again for more (default: none, requests bring their audio along)",
     )
     parser.add_argument("--max-body-mib", type=float, default=defaults.max_body_mib, help="of a request (default: 64)")
+    parser.add_argument(
+        "--max-bodies-mib",
+        type=float,
+        default=defaults.max_bodies_mib,
+        help="of all requests together (default: 1024)",
+    )
+    parser.add_argument(
+        "--allowed-origin",
+        dest="allowed_origins",
+        action="append",
+        metavar="ORIGIN",
+        help="of other sites' web pages that may ask, such as https://example.org, and again for more (default: none)",
+    )
     parser.add_argument("--max-requests", type=int, default=defaults.max_requests, help="at once (default: 256)")
     parser.add_argument("--timeout", type=float, default=defaults.timeout, help="seconds for a request (default: 600)")
     options = parser.parse_args(ours)
     options.allowed_media_domains = tuple(options.allowed_media_domains or ())
+    options.allowed_origins = tuple(options.allowed_origins or ())
     options.engine_options = arguments[len(ours) + 1 :]
     if options.engine_options and options.engine != "vllm":
         parser.error(f"{options.engine_options[0]} does nothing: options after -- are for --engine vllm")

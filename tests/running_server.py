@@ -1,4 +1,4 @@
-"""A server of the transformers engine in this process, and what it is asked: for test_transformers_server.py and others."""
+"""A server of the transformers engine in this process, and what it is asked: for test_chat_server.py and others."""
 
 import base64
 import http.client
@@ -13,8 +13,8 @@ import openai
 import soundfile
 from tiny import tone
 
-from falcon3_audio.serving.http_handler import CHAT
-from falcon3_audio.serving.transformers_server import Server, Settings, load
+from falcon3_audio.serving.chat_app import CHAT
+from falcon3_audio.serving.chat_server import Server, Settings, load
 
 
 STEPS = 8  # tokens of an answer
@@ -56,7 +56,9 @@ def openai_chat(chat: list[dict]) -> list[dict]:
 
 def post_head(*lines: str) -> bytes:
     """Of a chat, for a socket."""
-    return "\r\n".join([f"POST {CHAT} HTTP/1.1", "Content-Type: application/json", *lines, "\r\n"]).encode()
+    return "\r\n".join(
+        [f"POST {CHAT} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines, "\r\n"]
+    ).encode()
 
 
 def answer_of(connection) -> http.client.HTTPResponse:
@@ -117,9 +119,10 @@ class Running(Server):
         return next((float(value) for found, value in lines if found == f"falcon3_audio_{name}"), 0)
 
     def wait(self, line: str):
-        """Until the metrics have a line."""
+        """Until a metric has a value."""
+        name, value = line.rsplit(" ", 1)
         end = time.monotonic() + 60
-        while f"falcon3_audio_{line}" not in self.get("/metrics").splitlines():
+        while self.metric(name) != float(value):
             assert time.monotonic() < end, self.get("/metrics")
             time.sleep(0.01)
 

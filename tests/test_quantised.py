@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
-from falcon3_audio.serving.transformers_server import load as load_to_serve
+from falcon3_audio.serving.chat_server import load as load_to_serve
 from falcon3_audio.training.audio_world import build_prompt, generate_world
 
 

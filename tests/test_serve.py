@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoProcessor
 
+import falcon3_audio.serving
 from falcon3_audio.serving import serve, vllm_plugin
 from falcon3_audio.serving.request_limits import Limits
 
@@ -33,13 +35,13 @@ def test_the_command_of_vllm(started, checkpoint):
     assert shlex.join(command[1:]) == (
         f"-m vllm.entrypoints.openai.api_server --model {checkpoint} --host 127.0.0.1 --port 8000 "
         f"--served-model-name {checkpoint} --max-model-len 8192 --limit-mm-per-prompt '{{\"audio\": 8}}' "
-        "--allowed-media-domains fetching-is-off.invalid "
+        "--allowed-media-domains fetching-is-off.invalid --allowed-origins '[]' "
         "--middleware falcon3_audio.serving.request_limits.RequestLimits"
     )
     assert environment["VLLM_MAX_AUDIO_DECODE_DURATION_S"] == "300"
     assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "48"
     assert environment["VLLM_NO_USAGE_STATS"] == "1" and environment["PATH"] == os.environ["PATH"]
-    assert "VLLM_API_KEY" not in environment
+    assert "VLLM_API_KEY" not in environment and environment["FALCON3_AUDIO_HOST"] == "127.0.0.1"
 
 
 def test_options_reach_the_server(started, checkpoint, tmp_path, monkeypatch):
@@ -49,21 +51,25 @@ def test_options_reach_the_server(started, checkpoint, tmp_path, monkeypatch):
     processor.save_pretrained(copy)
     monkeypatch.setenv("THE_KEY", "a secret")
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
-    limits = Limits(max_body_mib=10.0, max_requests=3, timeout=7.0)
+    limits = Limits(10.0, 30.0, 3, 7.0, ("https://a.example", "https://b.example"))
     ours = ["--port", "9", "--served-model-name", "ears", "--api-key-env", "THE_KEY", "--max-audios", "2"]
-    ours += ["--max-body-mib", "10", "--max-requests", "3", "--timeout", "7"]
+    ours += ["--max-body-mib", "10", "--max-bodies-mib", "30", "--max-requests", "3", "--timeout", "7"]
+    ours += ["--allowed-origin", "https://a.example", "--allowed-origin", "https://b.example"]
     ours += ["--allowed-media-domain", "a.org", "--allowed-media-domain", "b.org"]
     serve.main([str(copy), "--engine", "vllm", *ours, "--", "--max-model-len", "100", "--port", "10"])
     ((command, environment),) = started
     assert command[command.index("--served-model-name") + 1] == "ears"
     assert command[command.index("--limit-mm-per-prompt") + 1] == '{"audio": 2}'
-    assert shlex.join(command).count("--allowed-media-domains a.org b.org --middleware") == 1
+    assert shlex.join(command).count("--allowed-media-domains a.org b.org --allowed-origins") == 1
     assert command[-4:] == ["--max-model-len", "100", "--port", "10"]  # last, and so those that count
     assert environment["VLLM_API_KEY"] == "a secret" and "a secret" not in command
     assert environment["VLLM_MAX_AUDIO_DECODE_DURATION_S"] == "91"
     assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "8"
     assert environment["VLLM_NO_USAGE_STATS"] == "0"  # what is set stays
     assert limits.as_environment().items() <= environment.items()
+    assert json.loads(command[command.index("--allowed-origins") + 1]) == list(limits.allowed_origins)
+    serve.main([str(copy), "--engine", "vllm", "--", "--host", "0.0.0.0"])
+    assert "FALCON3_AUDIO_HOST" not in started[1][1]  # others reach it, by whatever name
 
 
 def test_an_open_door_is_announced(started, checkpoint, capsys, monkeypatch):
@@ -84,6 +90,8 @@ def test_an_open_door_is_announced(started, checkpoint, capsys, monkeypatch):
         (["--api-key-env", "NO_SUCH_VARIABLE"], "names the variable NO_SUCH_VARIABLE, which is not set"),
         (["--timeout", "0"], "timeout must be positive, got 0.0"),
         (["--max-body-mib", "-1"], "max_body_mib must be positive"),
+        (["--max-body-mib", "2000"], "max_bodies_mib must be max_body_mib (2000) or more, got 1024"),
+        (["--allowed-origin", "a.example"], "allowed_origins must be like https://example.org, or *, got 'a.example'"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(started, checkpoint, capsys, options, reason):
@@ -101,6 +109,30 @@ def test_other_models_and_missing_ones(started, backbone_folders, tmp_path, caps
     assert serve.main(["runs/no-such-run", "--engine", "vllm"]) == 1
     assert "serve: runs/no-such-run is no folder here. " in capsys.readouterr().err
     assert started == []
+
+
+@pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
+def test_without_the_extra(checkpoint, capsys, monkeypatch, name):
+    for module in [
+        module for module in sys.modules if f".{module}".startswith((f".{name}", ".falcon3_audio.serving."))
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(falcon3_audio.serving, "chat_server", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(name), *sys.meta_path])
+    assert serve.main([checkpoint]) == 1
+    error = capsys.readouterr().err
+    assert error == f'falcon3-audio serve: {name} is not installed here: pip install "falcon3-audio[serve]".\n'
+
+
+class Missing:
+    """Of `sys.meta_path`: a package that is not installed."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_without_vllm(checkpoint, capsys):

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
+import httpx
 import openai
 import pytest
 from evaluation_runs import make_telling
@@ -29,7 +31,7 @@ from transformers import pipeline
 from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.predictions import ANSWERED, read_predictions
 from falcon3_audio.serving import serve
-from falcon3_audio.serving.http_handler import CHAT
+from falcon3_audio.serving.chat_app import CHAT
 from falcon3_audio.serving.request_limits import Limits
 from falcon3_audio.training.audio_world import generate_world
 
@@ -177,6 +179,14 @@ def test_transcriptions_are_answers_to_a_request_for_one(server):
 
 def test_models_health_metrics_and_what_is_not_there(server):
     assert [model.id for model in server.client.models.list()] == ["tiny"]
+    assert server.client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="no model 'a/b' here") as error:
+        server.client.models.retrieve("a/b")
+    assert (error.value.param, error.value.code, error.value.type) == (
+        "model",
+        "model_not_found",
+        "invalid_request_error",
+    )
     assert json.loads(server.get("/health")) == {"status": "ok"}
     statuses = [f'requests_total{{status="{status}"}}' for status in (200, 404)]
     names = ["generated_tokens_total", "audio_seconds_total", *statuses]
@@ -215,7 +225,7 @@ def test_bad_input_is_refused_with_the_reason(server, expected, name):
 
 def test_large_bodies_are_refused_and_read_to_their_end(server, expected):
     status, answer = server.post(b"A" * 120_000_000)
-    assert status == 413 and "120000000 bytes, more than this server's limit, 64 MiB" in answer["error"]["message"]
+    assert status == 413 and "larger than this server's limit, 64 MiB" in answer["error"]["message"]
     assert server.text(CHATS["two"]) == expected["two"][0]
 
 
@@ -298,6 +308,7 @@ def test_the_end_answers_what_is_running(folder, expected):
         while (answer := server.post({}, connection=kept))[0] == 400:  # until it has begun to end
             pass
         assert answer[0] == 503 and "about to end" in answer[1]["error"]["message"] and not ended.done()
+        assert server.post({})[0] == 503 and "about to end" in server.get("/health")  # new connections too
         server.let.set()
         ended.result()
         assert first.result() == expected["turns"][0]
@@ -319,7 +330,9 @@ def test_evaluation_gets_the_same_predictions_from_the_server(server, folder, tm
     assert len({row.reply for row in local}) > 3
 
 
-def test_the_command_serves_until_it_is_told_to_end(folder, expected):
+@contextmanager
+def started(folder):
+    """The command in a process of its own, its client, and what to ask it."""
     command = [sys.executable, "-m", "falcon3_audio.serving.serve", folder, "--port", "0"]
     command += ["--engine", "transformers", "--served-model-name", "tiny", "--api-key-env", "SERVER_KEY"]
     with subprocess.Popen(command, env=os.environ | {"SERVER_KEY": "k"}, stderr=subprocess.PIPE, text=True) as process:
@@ -327,17 +340,32 @@ def test_the_command_serves_until_it_is_told_to_end(folder, expected):
             line = next((line for line in process.stderr if "is served at" in line), None)
             assert line, process.wait()
             client = openai.OpenAI(base_url=line.split()[-1], api_key="k", max_retries=0)
-            chat = {"model": "tiny", "messages": openai_chat(CHATS["turns"])}
-            stream = client.chat.completions.create(**chat, max_tokens=300, stream=True)
-            words = words_of([next(stream)])
-            process.send_signal(signal.SIGTERM)
-            rest = list(stream)
-            assert (words + words_of(rest)).startswith(expected["turns"][0])
-            assert rest[-1].choices[0].finish_reason == "length"
-            process.stderr.read()
-            assert process.wait(60) == 0
+            yield process, client, {"model": "tiny", "messages": openai_chat(CHATS["turns"]), "stream": True}
         finally:
             process.kill()
+
+
+def test_the_command_serves_until_it_is_told_to_end(folder, expected):
+    with started(folder) as (process, client, chat):
+        stream = client.chat.completions.create(**chat, max_tokens=300)
+        words = words_of([next(stream)])
+        process.send_signal(signal.SIGTERM)
+        rest = list(stream)
+        assert (words + words_of(rest)).startswith(expected["turns"][0])
+        assert rest[-1].choices[0].finish_reason == "length"
+        process.stderr.read()
+        assert process.wait(60) == 0
+
+
+def test_a_second_signal_does_not_wait(folder):
+    with started(folder) as (process, client, chat):
+        stream = client.chat.completions.create(**chat, max_tokens=7000)
+        next(stream)
+        process.send_signal(signal.SIGINT)
+        while "about to end" not in httpx.get(f"{client.base_url}models").text:
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path, capsys, monkeypatch):

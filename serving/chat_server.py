@@ -1,19 +1,17 @@
-"""An OpenAI-compatible server that needs nothing but this package: transformers generates, the standard library serves.
+"""The transformers engine: an OpenAI-compatible server that needs no vLLM.
 
     falcon3-audio serve MODEL --engine transformers
 
-POST /v1/chat/completions (streams as well) and /v1/audio/transcriptions, GET /v1/models, /health and /metrics. A thread
-per connection (http_handler.py) reads and checks requests (chat_requests.py), one thread owns the model
-(generation_queue.py). Greedy answers are those of `pipeline()`. SIGTERM and SIGINT let what is running end; a second one
-does not wait.
+POST /v1/chat/completions (streams as well) and /v1/audio/transcriptions, GET /v1/models, /health and /metrics. One event loop
+takes requests and answers them (http_server.py, request_limits.py, chat_app.py), threads read them (chat_requests.py), and
+one thread owns the model (generation_queue.py). Greedy answers are those of `pipeline()`. SIGTERM and SIGINT let what is
+running end; a second one does not wait.
 """
 
 import argparse
 import logging
 import signal
 import threading
-import time
-from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,16 +21,17 @@ from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioProcessor
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing import SAMPLING_RATE
 
-from .chat_requests import ChatReader, ChatRequest
+from .chat_app import ChatApp
+from .chat_requests import ChatReader
 from .generation_queue import GenerationQueue
-from .http_handler import HttpServer
-from .request_audio import AudioReader, RefusedRequest
+from .http_server import HttpServer
+from .request_audio import AudioReader
 from .request_limits import MIB, Limits
 
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "falcon3_audio_"  # of metrics
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,10 @@ class Server:
     def __init__(self, pipe: AudioTextToTextPipeline, settings: Settings):
         self.settings, limits = settings, settings.limits
         processor, config = pipe.processor, pipe.model.config.get_text_config()
-        max_bytes = int(limits.max_body_mib * MIB)
         longest = processor.max_audio_seconds
         counted = processor._get_num_multimodal_tokens(audio_lengths=[int(longest * SAMPLING_RATE)])
         held = longest * config.max_position_embeddings / counted["num_audio_tokens"][0]  # seconds in a context
-        audio = AudioReader(longest, settings.allowed_media_domains, max_bytes, held)
+        audio = AudioReader(longest, settings.allowed_media_domains, int(limits.max_body_mib * MIB), held)
         self.reader = ChatReader(
             settings.served_model_name,
             processor,
@@ -84,76 +82,18 @@ class Server:
             settings.max_audios,
             audio,
         )
-        self.started = int(time.time())
-        self._statuses: Counter[int] = Counter()
-        self._totals: Counter[str] = Counter()
-        self._changed = threading.Condition()
-        self._requests = 0
-        self._closing = False
-        try:
-            self._http = HttpServer((settings.host, settings.port), self)
-        except OSError as error:
-            raise OSError(
-                f"{settings.host}:{settings.port} is not to be had ({error.strerror}); see --port."
-            ) from error
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"http://{host}:{self._http.server_address[1]}"
         self.queue = GenerationQueue(pipe, settings.max_batch)
+        app = ChatApp(settings.served_model_name, self.reader, self.queue, limits, settings.key, settings.host)
+        self._http = HttpServer(app, app.limits, settings.host, settings.port)
+        self.url = self._http.url
 
     def __enter__(self) -> "Server":
-        threading.Thread(target=self._http.serve_forever, args=(0.05,), name="http", daemon=True).start()
+        self._http.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._http.shutdown()
-        with self._changed:
-            self._closing = True
-            self._changed.wait_for(lambda: self._requests == 0)
+        self._http.__exit__()
         self.queue.close()
-        self._http.server_close()
-
-    def begin(self) -> None:
-        """To be followed by `end`. Raises a `RefusedRequest` where there are too many requests."""
-        most = self.settings.limits.max_requests
-        with self._changed:
-            if self._closing:
-                raise RefusedRequest("This server is about to end.", status=503)
-            if self._requests >= most:
-                raise RefusedRequest(f"This server answers {most} requests at once, and has as many.", status=429)
-            self._requests += 1
-
-    def end(self) -> None:
-        with self._changed:
-            self._requests -= 1
-            self._changed.notify_all()
-
-    def count(self, status: int) -> None:
-        with self._changed:
-            self._statuses[status] += 1
-
-    def count_answer(self, request: ChatRequest, tokens: int) -> None:
-        with self._changed:
-            self._totals["prompt_tokens"] += request.prompt_tokens
-            self._totals["generated_tokens"] += tokens
-            self._totals["audio_milliseconds"] += round(1000 * request.audio_seconds)
-
-    def metrics(self) -> str:
-        """In Prometheus' text format."""
-        with self._changed:
-            statuses, totals = sorted(self._statuses.items()), self._totals.copy()
-        values: dict[str, list[tuple[str, float]]] = {
-            "requests_total counter": [(f'requests_total{{status="{status}"}}', n) for status, n in statuses],
-            "requests_running gauge": [("requests_running", self.queue.running)],
-            "requests_waiting gauge": [("requests_waiting", self.queue.waiting)],
-            "prompt_tokens_total counter": [("prompt_tokens_total", totals["prompt_tokens"])],
-            "generated_tokens_total counter": [("generated_tokens_total", totals["generated_tokens"])],
-            "audio_seconds_total counter": [("audio_seconds_total", totals["audio_milliseconds"] / 1000)],
-        }
-        lines: list[str] = []
-        for kind, samples in values.items():
-            lines.append(f"# TYPE {PREFIX}{kind}")
-            lines += [f"{PREFIX}{name} {value}" for name, value in samples]
-        return "\n".join(lines) + "\n"
 
 
 def load(model: str) -> AudioTextToTextPipeline:
@@ -174,7 +114,7 @@ def load(model: str) -> AudioTextToTextPipeline:
     return pipe
 
 
-def run(options: argparse.Namespace, key: str | None) -> int:
+def run(options: argparse.Namespace, limits: Limits, key: str | None) -> int:
     """
     Serves until SIGTERM or SIGINT; `options` are those of serve.py, and `key` is what clients must show, if anything.
 
@@ -183,7 +123,7 @@ def run(options: argparse.Namespace, key: str | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     given = vars(options) | {
         "served_model_name": options.served_model_name or options.model,
-        "limits": Limits(options.max_body_mib, options.max_requests, options.timeout),
+        "limits": limits,
         "key": key,
     }
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
@@ -191,10 +131,11 @@ def run(options: argparse.Namespace, key: str | None) -> int:
         ended = threading.Event()
 
         def end(number: int, frame: Any) -> None:
-            signal.signal(number, signal.SIG_DFL)
+            for known in ENDS:
+                signal.signal(known, signal.SIG_DFL)
             ended.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDS:
             signal.signal(number, end)
         logger.info("%s is served at %s/v1", settings.served_model_name, server.url)
         while not ended.wait(1) and not server.queue.broken.is_set():
