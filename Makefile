@@ -24,7 +24,7 @@ links:
 
 # Sounds, a tiny model trained on them, and answers about clips it has not heard.
 demo: setup
-	$(BIN)/python -m falcon3_audio.training.demo runs/demo
+	$(BIN)/python -m falcon3_audio.training.world.demo runs/demo
 
 # falcon3-audio-nano: its backbones and the recordings are fetched (2.1 GB, needs apt-get), and it is asked what it hears.
 real: setup
@@ -34,7 +34,7 @@ real: setup
 # The paper's questions on the audio world (training/studies/README.md): 15 arms, three seeds, some hours. It goes on after a stop.
 WORLD := runs/paper_world
 paper-world: setup
-	$(BIN)/python -m falcon3_audio.training.audio_world $(WORLD)/world --train-clips 900 --test-clips 600 --seed 0 --workers 2
+	$(BIN)/python -m falcon3_audio.training.world.audio_world $(WORLD)/world --train-clips 900 --test-clips 600 --seed 0 --workers 2
 	$(BIN)/falcon3-audio open-asqa prepare $(WORLD)/world/train.json $(WORLD)/data
 	test -e $(WORLD)/llm/tokenizer.json || $(BIN)/python -m falcon3_audio.training.tiny_backbones.make_llm $(WORLD)/llm \
 		--clips 10240 --seed 0 --without spoken_animal speaker_style word_count last_word sound_count last_sound sound_shape \
@@ -44,13 +44,13 @@ paper-world: setup
 # How far a model hears: clips of up to five minutes.
 LONG := runs/long_clips
 long-clips: setup
-	$(BIN)/python -m falcon3_audio.training.audio_world $(LONG)/world --train-clips 900 --test-clips 12 --seed 0 --workers 2
-	$(BIN)/python -m falcon3_audio.training.long_clips $(LONG)/clips --train-clips 300 --test-clips 40 --seed 0
+	$(BIN)/python -m falcon3_audio.training.world.audio_world $(LONG)/world --train-clips 900 --test-clips 12 --seed 0 --workers 2
+	$(BIN)/python -m falcon3_audio.training.world.long_clips $(LONG)/clips --train-clips 300 --test-clips 40 --seed 0
 	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/world/train.json $(LONG)/short
 	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/clips/train.json $(LONG)/long
 	$(BIN)/falcon3-audio study training/studies/long_clips.yaml $(LONG)/study --jobs 2
 
-# Two test files at a time; `.venv/bin/pytest tests/test_collator.py` runs one.
+# Two test files at a time; `.venv/bin/pytest tests/training/test_collator.py` runs one.
 test: check
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
@@ -76,7 +76,7 @@ test-latest:
 # vLLM in an environment of its own (4 GB in .cache/vllm), asked all that a server may be asked; quantised models with torchao.
 test-serving: setup
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target .cache/torchao --upgrade torchao
-	PYTHONPATH=.cache/torchao TEST_SERVING=1 $(BIN)/pytest tests/test_vllm.py tests/test_quantised.py
+	PYTHONPATH=.cache/torchao TEST_SERVING=1 $(BIN)/pytest tests/serving/test_vllm.py tests/serving/test_quantised.py
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from falcon3_audio.training.rows import IGNORED
+from falcon3_audio.training.data.packing import IGNORED
 
 from .batches import PaddingCollator, Step, our_collator, prompts
 from .clips import open_asqa_step

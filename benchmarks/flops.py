@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from falcon3_audio.training.rows import IGNORED
+from falcon3_audio.training.data.packing import IGNORED
 
 from .batches import MASKS, WINDOW
 from .models import OURS, QWEN

@@ -5,7 +5,7 @@
 
 Needs bitsandbytes and torchao (`pip install -e ".[quantised]"`). Only the language model's layers are quantised, the rest is
 bfloat16 (`FULL_PRECISION_MODULES`). For each precision: bytes of the weights per tower as they lie in memory, scales
-included; right answers of `pipeline()`, greedy, by the content rule as in training/demo.py; how many replies differ from those in
+included; right answers of `pipeline()`, greedy, by the content rule as in training/world/demo.py; how many replies differ from those in
 float32; and the mean loss of the tokens of the right answers, which moves before answers do. Speed is not in it.
 """
 
@@ -36,7 +36,7 @@ from falcon3_audio.evaluation.prompts import PROMPTS
 from falcon3_audio.evaluation.questions import Question
 from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
-from falcon3_audio.training.demo import ASKED
+from falcon3_audio.training.world.demo import ASKED
 
 from .measure import print_table, record, run_script
 

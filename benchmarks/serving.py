@@ -34,7 +34,7 @@ from transformers import (
 from transformers.utils import logging
 
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_tokenizer
-from falcon3_audio.training.demo import BACKBONES
+from falcon3_audio.training.world.demo import BACKBONES
 from falcon3_audio.user_errors import user_errors
 from tests.vllm_server import MODEL, Server, chat_body, make_environment
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from falcon3_audio.training.audio_world_sounds import (
+from falcon3_audio.training.prepare.espeak import speak
+from falcon3_audio.training.world.audio_world_sounds import (
     EVENT_GAP,
     NOTE_SHARE,
     SAMPLE_RATE,
@@ -20,7 +21,6 @@ from falcon3_audio.training.audio_world_sounds import (
     resample,
     sound_event,
 )
-from falcon3_audio.training.espeak import speak
 
 
 RISING = (0, 4, 7, 12)  # semitones above the melody's first note

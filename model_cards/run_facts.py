@@ -16,10 +16,10 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.training.data.shards import REPORT
 from falcon3_audio.training.hearing import hearing_names
 from falcon3_audio.training.model import count_parameters
 from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
-from falcon3_audio.training.shards import REPORT
 
 from .card_facts import describe_settings, describe_source, read_mapping
 from .sources import DATASETS, FALCON, FALCON_LANGUAGES, Dataset, is_english_encoder, is_hub_id, licence_of

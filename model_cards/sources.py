@@ -98,7 +98,7 @@ DATASETS = {
     "runs/demo/data": Dataset(
         "Audio world",
         "synthetic sounds with questions that have one right answer, made by "
-        "`python -m falcon3_audio.training.audio_world`: words spoken by espeak-ng, sound events and music.",
+        "`python -m falcon3_audio.training.world.audio_world`: words spoken by espeak-ng, sound events and music.",
     ),
     **{f"{REAL_SOUNDS}/train_{domain}.jsonl": _real_sounds(domain) for domain in ("speech", "sound", "music")},
 }

@@ -25,9 +25,9 @@ from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProc
 ROOT = Path(__file__).resolve().parent.parent
 # fmt: off
 PACKAGE_TESTS = [
-    "tests/test_modeling.py", "tests/test_modeling_encoder.py", "tests/test_shared_prefix.py", "tests/test_processing.py",
-    "tests/test_messages.py", "tests/test_pipeline.py", "tests/test_prompt_cache.py", "tests/test_common_beginnings.py",
-    "tests/test_generation_settings.py", "tests/test_releases.py", "tests/test_trainer.py", "tests/test_merge.py",
+    "tests/modeling/test_modeling.py", "tests/modeling/test_modeling_encoder.py", "tests/modeling/test_shared_prefix.py", "tests/processing/test_processing.py",
+    "tests/processing/test_messages.py", "tests/modeling/test_pipeline.py", "tests/modeling/test_prompt_cache.py", "tests/modeling/test_common_beginnings.py",
+    "tests/modeling/test_generation_settings.py", "tests/modeling/test_releases.py", "tests/training/test_trainer.py", "tests/training/test_merge.py",
 ]
 # fmt: on
 

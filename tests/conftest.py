@@ -128,7 +128,7 @@ def recipe(backbone_folders, tmp_path_factory):
     """A recipe for tiny runs on a mix: chats, clips with all their questions, and a clip that is too long."""
     from training_runs import CLIP_FEATURES, SETTINGS, clip_row, write_chats, write_clips, write_recipe
 
-    from falcon3_audio.training.shards import begin_set, finish_set, write_shard
+    from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
 
     folder = tmp_path_factory.mktemp("training")
     clips = write_clips(folder / "clips", 3, seconds=0.5)

@@ -15,8 +15,8 @@ from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SchedulerType
 
+from .data.sampler import MixtureSampler
 from .run_folder import STATE
-from .sampler import MixtureSampler
 
 
 EXIT_CODE = 128 + signal.SIGTERM  # as a shell says of a program that was ended by it

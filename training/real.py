@@ -27,15 +27,15 @@ from falcon3_audio.evaluation.score_tables import percent
 from falcon3_audio.evaluation.scored_rows import tidy
 from falcon3_audio.user_errors import GOES_ON, user_errors
 
-from .merge import merge
 from .prepare.real_backbones import make_backbone
 from .prepare.real_sounds.build import make_real_sounds
 from .prepare.real_sounds.tables import read_packages
-from .push import ADAPTER
-from .study import ask
-from .study_report import accuracy
-from .study_runs import Run, scores_of
-from .study_tables import table
+from .publishing.merge import merge
+from .publishing.push import ADAPTER
+from .studies.study import ask
+from .studies.study_report import accuracy
+from .studies.study_runs import Run, scores_of
+from .studies.study_tables import table
 
 
 ROOT = Path(__file__).resolve().parent

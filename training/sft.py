@@ -21,14 +21,14 @@ from transformers import TrainerCallback, TrainerState
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_push, check_together
-from .collator import AudioChatCollator
-from .data import load_training_data, questions_per_clip
+from .data.collator import AudioChatCollator
+from .data.training_sets import load_training_data, questions_per_clip
+from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
 from .loss_curve import plot_loss
 from .model import check_precision, choose_trained_weights, load_model
 from .plan import describe_plan
-from .processes import begin_run, check_same_strategy, leave_group, whole_weights
-from .push import check_token, push_finished, whole_repo_id
+from .publishing.push import check_token, push_finished, whole_repo_id
 from .recipe import run_recipe
 from .run_folder import STATE, describe_recipe
 from .trainer import AudioSFTTrainer

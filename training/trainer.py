@@ -30,7 +30,8 @@ from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
-from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
+from .data.collator import ASKED, COUNTERS, IGNORED, QUESTIONS
+from .data.sampler import MixtureSampler
 from .hearing import (
     HEARING,
     Numbered,
@@ -44,7 +45,6 @@ from .hearing import (
     summarise,
 )
 from .model import compile_layers, train_in_float32
-from .sampler import MixtureSampler
 
 
 logger = logging.get_logger(__name__)

@@ -27,7 +27,7 @@ from transformers import (
 
 from falcon3_audio.processing.tokenizer_falcon3_audio import FALCON3_CHAT_TEMPLATE
 
-from ..audio_world import QUESTION_TYPES, draw_train
+from ..world.audio_world import QUESTION_TYPES, draw_train
 from .world_texts import END, ENOUGH_CLIPS, PAD, UNUSED, describe, make_tokenizer
 
 

@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import sinusoids
 
-from ..audio_world import draw_train
-from ..audio_world_sounds import SAMPLE_RATE, render
+from ..world.audio_world import draw_train
+from ..world.audio_world_sounds import SAMPLE_RATE, render
 from .world_texts import END, ENOUGH_CLIPS, PAD, START, describe, make_tokenizer
 
 

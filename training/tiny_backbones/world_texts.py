@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..audio_world_sounds import Clip
+from ..world.audio_world_sounds import Clip
 
 
 END, PAD, START = "<|endoftext|>", "<|pad|>", "<|startoftranscript|>"

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from falcon3_audio.user_errors import CONTINUES, user_errors
 from falcon3_audio.whole_files import write_json
 
-from ...shards import REPORT, begin_set
+from ...data.shards import REPORT, begin_set
 from .benchmark import DOMAINS, benchmark_rows, trained_answers
 from .clips import MIXED, TEST, TRAIN, VALIDATION, Clip
 from .composites import COMPOSITE, Composer

@@ -1,0 +1,95 @@
+"""Sets from wherever they are, and exactly the split that was asked for."""
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset_builder
+from training_runs import write_jsonl
+
+from falcon3_audio.training.data.open_dataset import open_dataset
+from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files as in a copy of a set on the Hub, between sounds whose names say nothing about them."""
+    folder = tmp_path / "testing ground" / "set"
+    (folder / "data").mkdir(parents=True)
+    for name in ("train-00000", "train-00001", "test-00000", "my_dev", "contest"):
+        write_jsonl(folder / "data" / f"{name}.jsonl", [{"text": name}, {"text": name}])
+    for sound in ("train_0.wav", "test.wav"):
+        (folder / sound).write_bytes(b"")
+    return folder
+
+
+def texts(*arguments):
+    return [row["text"] for row in open_dataset(*map(str, arguments))]
+
+
+def test_files_that_are_named_after_a_split_are_in_no_other(folder):
+    """What does not say is training data: `contest` is no test, nor is all that lies in the folder `testing ground`."""
+    assert texts(folder) == 2 * ["contest"] + 2 * ["train-00000"] + 2 * ["train-00001"]
+    assert [row["text"] for row in open_dataset(str(folder), split="test")] == 2 * ["test-00000"]
+    assert [row["text"] for row in open_dataset(str(folder), split="validation[:1]")] == ["my_dev"]
+    with pytest.raises(ValueError, match="set' cannot be read: .*dev"):
+        open_dataset(str(folder), split="dev")
+    # A file that is named is meant.
+    assert texts(folder / "data" / "test-00000.jsonl") == 2 * ["test-00000"]
+
+
+def test_saved_sets_have_the_splits_they_were_saved_with(tmp_path):
+    rows = Dataset.from_list([{"text": "a"}])
+    DatasetDict(train=rows, test=Dataset.from_list([{"text": "b"}])).save_to_disk(tmp_path / "splits")
+    assert [row["text"] for row in open_dataset(str(tmp_path / "splits"), split="test")] == ["b"]
+    with pytest.raises(ValueError, match="got the split 'dev'; expected one of train, test"):
+        open_dataset(str(tmp_path / "splits"), split="dev")
+    Dataset.from_list([{"text": "b"}], split="test").save_to_disk(tmp_path / "one")
+    for split in ("test", "train"):  # there is but one
+        assert [row["text"] for row in open_dataset(str(tmp_path / "one"), split=split)] == ["b"]
+    with pytest.raises(ValueError, match="got the split 'dev'; expected one of test, train"):
+        open_dataset(str(tmp_path / "one"), split="dev")
+
+
+def test_what_has_no_splits_or_configurations_says_so(tmp_path):
+    shards = tmp_path / "shards"
+    report = begin_set(shards, {})
+    write_shard(shards / "0.arrow", [{"text": "a"}], Features({"text": Value("string")}))
+    finish_set(shards, report, {"0.arrow": 1})
+    assert texts(shards) == ["a"]
+    with pytest.raises(ValueError, match="shards' cannot be read: got the split 'test'; expected one of train"):
+        open_dataset(str(shards), split="test")
+    with pytest.raises(ValueError, match="got the configuration 'main', which only sets on the Hub have"):
+        open_dataset(str(shards), "main")
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match="rows.jsonl' cannot be read: .*test"):
+        open_dataset(str(file), split="test")
+
+
+def test_what_is_no_set(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\n")
+    with pytest.raises(ValueError, match=r"rows.csv' cannot be read: expected files of one kind that end in \.jsonl"):
+        open_dataset(str(tmp_path / "rows.csv"))
+    Dataset.from_list([{"text": "a"}]).select([]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="saved' is empty"):
+        open_dataset(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("path", ["mine/nothing.jsonl", "nothing.json", "/nowhere/at all", "a/b/c", "./nothing"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(path, monkeypatch):
+    monkeypatch.setattr(
+        "falcon3_audio.training.data.open_dataset.load_dataset", lambda *args, **kwargs: pytest.fail("asked")
+    )
+    with pytest.raises(ValueError, match=f"The set '{path}' cannot be read: there is no such file"):
+        open_dataset(path)
+
+
+def test_json_on_the_hub_says_what_it_says(folder, monkeypatch):
+    """`datasets` finds the files; what is in them is read here."""
+    rows = [{"text": text, "same": ["a"] if text == "b" else text} for text in ("0", "null", "2024-01-31", "b")]
+    file = str(write_jsonl(folder / "rows.jsonl", rows))
+
+    def found(path, name):
+        assert (path, name) == ("owner/texts", "main")
+        return load_dataset_builder("json", data_files={"test": [file]})
+
+    monkeypatch.setattr("falcon3_audio.training.data.open_dataset.load_dataset_builder", found)
+    assert list(open_dataset("owner/texts", "main", "test")) == rows
+    assert open_dataset("owner/texts", "main", "test[1:2]")[0] == rows[1]

@@ -1,0 +1,67 @@
+"""training/studies/README.md says what the reports beside it say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from falcon3_audio.evaluation.paired import interval_text, points
+from falcon3_audio.evaluation.score_tables import percent
+from falcon3_audio.training.studies import study
+from falcon3_audio.training.studies.study_tables import as_markdown
+from falcon3_audio.training.world.audio_world import QUESTION_TYPES
+
+
+STUDIES = Path(study.__file__).parent
+REPORTS = sorted(STUDIES.glob("*/report.json"))
+PAGE = (STUDIES / "README.md").read_text(encoding="utf-8")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_a_reports_text_is_that_of_its_numbers(path):
+    assert path.with_name("report.md").read_text(encoding="utf-8") == as_markdown(read(path))
+    assert (STUDIES / f"{path.parent.name}.yaml").exists() and f"({path.parent.name}/report.md)" in PAGE
+
+
+def test_the_table_of_the_papers_questions_has_the_numbers_of_the_report():
+    """Each row names an arm, what the paper says of it, and what was found."""
+    arms = read(STUDIES / "paper_world" / "report.json")["benchmarks"]["mmau"]["arms"]
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \| (.*) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(arms)
+    for name, _, accuracy, difference in rows:
+        arm = arms[name]
+        assert accuracy == f"{percent(arm['accuracy'])} {interval_text(arm['interval'])}"
+        found = arm["difference"]
+        said = f"{points(found['difference'])} {interval_text(found['interval'])}, {found['verdict']}" if found else ""
+        assert difference == said
+
+
+def test_what_a_frozen_language_model_answers_of_types_that_it_had_not_met():
+    """The types are those that `make paper-world` leaves out."""
+    command = (
+        (STUDIES.parent.parent / "Makefile")
+        .read_text(encoding="utf-8")
+        .partition("--without")[2]
+        .partition("study")[0]
+    )
+    left_out = [name for name in QUESTION_TYPES if name in command.split()]
+    assert len(left_out) == 9
+    arms = read(STUDIES / "paper_world" / "report.json")["benchmarks"]["mmau"]["arms"]
+
+    def right(arm, new):
+        groups = arms[arm]["groups"]["sub-category"]
+        parts = [group for name, group in groups.items() if (name.lower().replace(" ", "_") in left_out) == new]
+        counted = sum(part["questions"] for part in parts)
+        return f"{sum(part['accuracy'] * part['questions'] for part in parts) / counted:.0%}".replace("%", " %")
+
+    frozen, trained = ([right(arm, new) for new in (False, True)] for arm in ("frozen-language-model", "single-stage"))
+    said = " ".join(PAGE.split())
+    assert (
+        f"frozen, it answers {frozen[0]} of the questions of types that it had met and {frozen[1]} of those of" in said
+    )
+    assert f"trained {trained[0]} and {trained[1]}." in said

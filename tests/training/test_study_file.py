@@ -1,0 +1,126 @@
+"""What a study file says, as the options that its runs get: nothing is trained here."""
+
+import pytest
+import yaml
+from training_runs import write_recipe
+
+from falcon3_audio.training.arguments import AudioSFTConfig
+from falcon3_audio.training.studies.study_file import Study, make_study, read_study
+from falcon3_audio.training.studies.study_runs import runs_of, steps_of
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of a recipe that composes its model of two."""
+    given = {"audio_model": "a/whisper", "text_model": "an/llm", "train_data": ["some.jsonl"], "bf16": False}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **given)
+    return lambda **content: make_study("mine", recipe, content, "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("common", "arm", "composed"),
+    [
+        ({}, {"model": "a/base"}, {"model": "a/base"}),
+        ({}, [{"model": "a/base"}], {"model": "a/base"}),
+        ({"model": "a/base"}, {}, {"model": "a/base"}),
+        (
+            {"model": "a/base"},
+            {"audio_model": "b/whisper", "text_model": "b/llm"},
+            {"audio_model": "b/whisper", "text_model": "b/llm"},
+        ),
+    ],
+    ids=["arm", "stage", "overrides", "back"],
+)
+def test_what_names_the_model_takes_the_place_of_what_named_it_otherwise(study, common, arm, composed):
+    """As on the command line of `falcon3-audio train`."""
+    (mine,) = study(overrides=common, arms={"mine": arm}).arms
+    (stage,) = mine.stages[0]
+    names = ("model", "audio_model", "text_model")
+    assert {name: stage.options[name] for name in names if name in stage.options} == composed
+    assert {name: stage.settings[name] for name in names if stage.settings[name]} == composed
+
+
+def test_several_gpus_do_not_hide_what_would_silently_not_happen(study, monkeypatch):
+    monkeypatch.setattr(AudioSFTConfig, "n_gpu", 2)
+    assert study(arms={"mine": None}).arms  # of which each run gets one
+    with pytest.raises(ValueError, match="arm 'mine': `eval_data` would never be scored"):
+        study(arms={"mine": {"eval_data": ["other.jsonl"]}})
+
+
+def test_a_study_that_extends_another(tmp_path):
+    """Its arms are added to the other's or take their places; `false` leaves one out."""
+    given = {"audio_model": "a/whisper", "text_model": "an/llm", "train_data": ["some.jsonl"], "bf16": False}
+    write_recipe(tmp_path / "large.yaml", **given)
+    write_recipe(tmp_path / "small.yaml", **(given | {"text_model": "a/small-llm"}))
+    arms = {"as-is": None, "rank-4": {"lora_r": 4}, "linear": {"projector_type": "linear"}}
+    parent = {"recipe": "large.yaml", "seeds": [3], "overrides": {"max_steps": 50}, "arms": arms}
+    (tmp_path / "parent.yaml").write_text(yaml.safe_dump(parent, sort_keys=False))
+    own = {"as-is": {"lora_alpha": 4}, "linear": False, "high": {"learning_rate": 0.1}}
+    child = {"extends": "parent.yaml", "recipe": "small.yaml", "arms": own}
+    (tmp_path / "child.yaml").write_text(yaml.safe_dump(child, sort_keys=False))
+    found = {arm.name: arm for arm in read_study(tmp_path / "child.yaml").arms}
+    assert list(found) == ["as-is", "rank-4", "high"]
+    stages = {name: arm.stages[3][0].options for name, arm in found.items()}
+    assert {options["text_model"] for options in stages.values()} == {"a/small-llm"}
+    assert {options["max_steps"] for options in stages.values()} == {50}
+    assert (stages["as-is"]["lora_alpha"], stages["rank-4"]["lora_r"], stages["high"]["learning_rate"]) == (4, 4, 0.1)
+    (tmp_path / "child.yaml").write_text("extends: nowhere.yaml")
+    with pytest.raises(OSError, match="nowhere.yaml"):
+        read_study(tmp_path / "child.yaml")
+    none = "extends: parent.yaml\narms: {as-is: false, rank-4: false, linear: false}"
+    for wrong in (
+        "extends: parent.yaml\narms: [high]",
+        none,
+        "extends: listed.yaml\nrecipe: small.yaml\narms: {high: }",
+    ):
+        (tmp_path / "listed.yaml").write_text("arms: [as-is]")
+        (tmp_path / "child.yaml").write_text(wrong)
+        with pytest.raises(ValueError, match="`arms`, a mapping of names to options"):
+            read_study(tmp_path / "child.yaml")
+
+
+def test_a_stage_that_goes_on_with_grpo(study, tmp_path):
+    """It has the options of its own recipe and of the stage, none of those of the study's; the path starts at the study."""
+    write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)
+    grpo = {"grpo": "grpo.yaml", "num_generations": 2, "per_device_train_batch_size": 4}
+    given = {"evaluate": [], "overrides": {"lora_r": 4, "max_steps": 7}, "arms": {"a": [{}, grpo]}, "seeds": [3]}
+    (arm,) = make_study("mine", tmp_path / "recipe.yaml", given, "mine.yaml", tmp_path).arms
+    assert arm.overrides == [{}, grpo]
+    (run,) = runs_of(Study("mine", [arm], []), tmp_path / "out")
+    first, _, second, merged = steps_of(run)
+    assert (first.module, second.module) == ("training.sft", "training.grpo")
+    written = yaml.safe_load(yaml.safe_dump(second.options))
+    assert written.pop("output_dir") == str(run.folder / "stage-2" / "run")
+    assert written.pop("model") == str(run.folder / "stage-1" / "model")
+    assert written["seed"] == 3 and written["num_generations"] == 2 and written["train_data"] == ["asked.jsonl"]
+    assert not written.keys() & {"grpo", "lora_r", "max_steps", "text_model"}
+    assert second.settings["num_generations"] == 2 and second.settings["lora_r"] == 8
+    assert merged.arguments == [str(run.folder / "stage-2" / "run"), str(run.folder / "stage-2" / "model")]
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (
+            [{"grpo": "grpo.yaml"}],
+            "arm 'a': GRPO goes on with what a stage before it has trained, and this is the first",
+        ),
+        ([{}, {"grpo": "grpo.yaml", "beeta": 1}], r"stage 2 has options that do not exist: --beeta \(nearest: beta\)"),
+        ([{}, {"grpo": "grpo.yaml", "max_length": 8}], "stage 2 has options that do not exist: --max_length"),
+        (
+            [{}, {"grpo": "grpo.yaml", "pooling_window": 1}],
+            "stage 2 sets pooling_window, but it goes on with the model",
+        ),
+        (
+            [{}, {"grpo": "grpo.yaml", "output_dir": "x"}],
+            "stage 2 sets output_dir, which a study gives each run itself",
+        ),
+        ([{}, {"grpo": None}], "stage 2: `grpo` must be the path of a recipe for GRPO, got None"),
+        ([{}, {"grpo": "sft.yaml"}], "sft.yaml has options that do not exist: --questions_per_row"),
+    ],
+)
+def test_what_a_stage_of_grpo_may_not_say(study, tmp_path, stages, said):
+    write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False)
+    write_recipe(tmp_path / "sft.yaml", train_data=["asked.jsonl"], questions_per_row=1)
+    with pytest.raises(ValueError, match=said):
+        make_study("mine", tmp_path / "recipe.yaml", {"arms": {"a": stages}}, "mine.yaml", tmp_path)

@@ -1,0 +1,290 @@
+"""The numbers of a study's report, from replies that are known, against what is counted and redrawn by hand here."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from tiny import SAMPLING_RATE, tone
+
+from falcon3_audio.evaluation import evaluate, score
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.predictions import Prediction
+from falcon3_audio.evaluation.wilson import wilson
+from falcon3_audio.training.studies import study as module
+from falcon3_audio.training.studies.study import main
+from falcon3_audio.training.studies.study_report import accuracy, difference, without_paths
+from falcon3_audio.training.studies.study_tables import as_markdown
+from falcon3_audio.whole_files import write_json
+
+
+CLIPS, SEEDS = 20, (0, 1, 2)
+QUESTIONS = 2 * CLIPS  # two about each clip, of one task
+TASKS = ("sound", "music")
+LOSSES = (4.0, 3.0)
+EVALUATED = {"eval_loss": 3.5, "eval_hearing": 0.456, "eval_hearing_low": -0.1, "eval_hearing_high": 1.0}
+
+
+def redrawn(matrix, clip_of, resamples=4000):
+    """The ends of the middle 95 % of the means of `matrix` (seeds, questions) with two of three seeds and all clips redrawn."""
+    draw = random.Random(7)
+    members = {clip: [n for n, other in enumerate(clip_of) if other == clip] for clip in set(clip_of)}
+    means = []
+    for _ in range(resamples):
+        seeds = draw.choices(range(len(matrix)), k=max(1, len(matrix) - 1))
+        questions = [n for clip in draw.choices(sorted(members), k=len(members)) for n in members[clip]]
+        means.append(sum(matrix[seed][n] for seed in seeds for n in questions) / (len(seeds) * len(questions)))
+    means.sort()
+    return means[round(0.025 * resamples)], means[round(0.975 * resamples)]
+
+
+def mean(matrix):
+    return sum(map(sum, matrix)) / sum(map(len, matrix))
+
+
+def make_right():
+    """Whether the reply to each question is right, by (arm, seed, control): b is better than a in sound, and only there."""
+    draw, right = random.Random(0), {}
+    for seed in SEEDS:
+        clips = [draw.random() for _ in range(CLIPS)]
+        for arm, better in (("a", 0.0), ("b", 0.5)):
+            shares = [share / 2 + better * (clip % 2 == 0) for clip, share in enumerate(clips)]
+            right[arm, seed, "none"] = [draw.random() < shares[n // 2] for n in range(QUESTIONS)]
+            right[arm, seed, "silence"] = [draw.random() < 0.25 for _ in range(QUESTIONS)]
+    return right
+
+
+@pytest.fixture
+def world(recipe, tmp_path, monkeypatch):
+    """A study whose processes write what is known; returns its path, and the replies."""
+    right = make_right()
+    for clip in range(CLIPS):
+        soundfile.write(tmp_path / f"{clip}.wav", tone(0.1), SAMPLING_RATE)
+    rows = [
+        {"id": f"q{n}", "audio_id": f"{n // 2}.wav", "question": f"What, {n}?", "choices": ["a dog", "a bell"]}
+        | {"answer": "a dog", "task": TASKS[n // 2 % 2], "category": "c", "difficulty": "easy"}
+        for n in range(QUESTIONS)
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    asked = {"benchmark": "mmau", "data": str(tmp_path / "questions.json"), "controls": ["silence"]}
+    study = {"recipe": os.path.relpath(recipe, tmp_path), "seeds": list(SEEDS), "evaluate": [asked]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"arms": {"a": None, "b": {"lora_r": 4}}}))
+
+    def run(command, log, *others):
+        name, *arguments = command
+        if name.endswith("sft"):
+            write_run(yaml.safe_load(Path(arguments[1]).read_text()))
+        elif name.endswith("merge"):
+            Path(arguments[1]).mkdir()
+            write_json(Path(arguments[1]) / "config.json", {})
+        else:
+            options = evaluate.parse(arguments)
+            arm, seed = options.output_dir.relative_to(tmp_path / "out").parts[:2]
+            write_replies(options, right[arm, int(seed.removeprefix("seed-")), options.control])
+        return 0
+
+    monkeypatch.setattr(module, "_run_process", run)
+    return tmp_path / "study.yaml", right
+
+
+def write_run(options):
+    """A log of two lines, what was evaluated, and the end."""
+    folder = Path(options["output_dir"])
+    folder.mkdir()
+    lines = [
+        {
+            "step": step,
+            "loss": loss + options["seed"],
+            "peak_memory_gib": 3 - step / 4,
+            "training_seconds": 10.0 * step,
+        }
+        for step, loss in enumerate(LOSSES, 1)
+    ]
+    ends = [{"step": 2, **EVALUATED}, {"step": 2, "train_runtime": 9.0, "training_seconds": 21.5}]
+    write_json(folder / "trainer_state.json", {"global_step": 2, "epoch": 0.5, "log_history": [*lines, *ends]})
+
+
+def write_replies(options, right):
+    asked = BENCHMARKS["mmau"].load(options.data)
+    options.output_dir.mkdir(parents=True)
+    with open(options.output_dir / "predictions.jsonl", "w") as file:
+        for question, good in zip(asked.questions, right, strict=True):
+            shared = {name: getattr(question, name) for name in ("id", "question", "choices", "answer", "groups")}
+            row = Prediction(status="answered", reply="a dog" if good else "a bell", **shared)
+            file.write(json.dumps(asdict(replace(row, audio=(question.audio[0].name,)))) + "\n")
+    run = {"benchmark": "mmau", "prompt": "plain", "control": options.control, "data_sha256": asked.sha256}
+    run |= {
+        "peak_memory_gib": 3.0 + 0.25 * (options.control == "none")
+    }  # what is shown is of the questions with sound
+    write_json(options.output_dir / "run.json", run | {"decoding": {}, "left_out": {}, "model": "/home/me/model"})
+    assert score.main([str(options.output_dir)]) == 0
+
+
+def test_every_number_is_what_is_counted_by_hand(world, tmp_path):
+    path, right = world
+    assert main([str(path), str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = report["benchmarks"]["mmau"]
+    assert (found["questions"], found["clips"], report["missing"]) == (QUESTIONS, CLIPS, [])
+    clip_of = [n // 2 for n in range(QUESTIONS)]
+    of_task = {task: [n for n in range(QUESTIONS) if TASKS[n // 2 % 2] == task] for task in TASKS}
+    matrices = {}
+    for arm in ("a", "b"):
+        matrix = matrices[arm] = [right[arm, seed, "none"] for seed in SEEDS]
+        entry = found["arms"][arm]
+        assert entry["accuracy"] == pytest.approx(mean(matrix))
+        assert entry["interval"] == pytest.approx(redrawn(matrix, clip_of), abs=0.03)
+        assert entry["by_seed"] == pytest.approx({str(seed): mean([matrix[seed]]) for seed in SEEDS})
+        deaf = [right[arm, seed, "silence"] for seed in SEEDS]
+        assert entry["controls"]["silence"]["accuracy"] == pytest.approx(mean(deaf))
+        for task, rows in of_task.items():
+            part = [[row[n] for n in rows] for row in matrix]
+            assert entry["groups"]["task"][task]["accuracy"] == pytest.approx(mean(part))
+            assert entry["groups"]["task"][task]["questions"] == len(rows)
+    assert found["arms"]["a"]["difference"] is None
+    differ = [[int(b) - int(a) for a, b in zip(*rows)] for rows in zip(matrices["a"], matrices["b"])]
+    entry = found["arms"]["b"]["difference"]
+    assert entry["difference"] == pytest.approx(mean(differ)) and entry["verdict"] == "better"
+    assert entry["interval"] == pytest.approx(redrawn(differ, clip_of), abs=0.03)
+    verdicts = {task: part["verdict"] for task, part in entry["groups"]["task"].items()}
+    assert verdicts == {"sound": "better", "music": "within noise"}
+    for task, rows in of_task.items():
+        part = [[row[n] for n in rows] for row in differ]
+        assert entry["groups"]["task"][task]["difference"] == pytest.approx(mean(part))
+        expected = redrawn(part, [clip_of[n] for n in rows])
+        assert entry["groups"]["task"][task]["interval"] == pytest.approx(expected, abs=0.04)
+    for run in report["training"]:
+        assert (run["seconds"], run["peak_memory_gib"]) == (21.5, 2.75)
+        assert run["final_loss"] == LOSSES[-1] + run["seed"]
+        assert run["stages"][0]["evaluated"] == EVALUATED
+    check_tables(tmp_path / "out", report)
+
+
+def check_tables(output, report):
+    """The tables say what the numbers say; nothing has a path of this machine; the figure shows something."""
+    text = (output / "report.md").read_text()
+    assert text == as_markdown(report)
+    arms = report["benchmarks"]["mmau"]["arms"]
+    (line,) = [line for line in text.splitlines() if line.startswith("| b | 0, 1, 2 |")]
+    assert f"| {100 * arms['b']['accuracy']:.1f} [" in line and line.endswith("| better | 3.25 |")
+    assert f"{100 * arms['b']['difference']['difference']:.1f} [" in line
+    assert f"{100 * arms['b']['controls']['silence']['accuracy']:.1f} [" in line
+    assert "| run | steps | training seconds | peak memory (GiB) | final loss (nats) | hearing (nats) |" in text
+    assert "| a, seed 0 | 2 | 22 | 2.75 | 3 | 0.46 [-0.10, 1.00] |" in text
+    assert "## mmau" in text and "### By task" in text and "questions.json (sha256 " in text
+    for name in ("report.json", "report.md"):
+        assert str(output.parent) not in (output / name).read_text() and "/home" not in (output / name).read_text()
+    assert matplotlib.image.imread(output / "report.png").std() > 0.05
+
+
+def test_the_report_of_a_study_that_is_not_finished(world, tmp_path, monkeypatch, capsys):
+    """Stopped in its fourth run: the first seed of both arms and one more are there, and are compared as far as they go."""
+    path, right = world
+    run, count = module._run_process, iter(range(100))
+
+    def stopped(command, log, environment, lock, stop, echo):
+        if next(count) == 13:  # of four processes each, three runs are done
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.wait(60)
+            raise module.Stopped
+        return run(command, log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_run_process", stopped)
+        assert main([str(path), str(tmp_path / "out")]) == 130
+    assert "stopped. The same command goes on." in capsys.readouterr().err
+    assert main([str(path), str(tmp_path / "out"), "--report"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    states = {(run["arm"], run["seed"]): run["state"] for run in report["missing"]}
+    assert states == {("b", 1): "unfinished: merge", ("a", 2): "not begun", ("b", 2): "not begun"}
+    entry = report["benchmarks"]["mmau"]["arms"]["b"]["difference"]
+    assert entry["seeds"] == [0]
+    assert entry["difference"] == pytest.approx(mean([right["b", 0, "none"]]) - mean([right["a", 0, "none"]]))
+    assert "| b, seed 1 | unfinished: merge |" in capsys.readouterr().out
+
+
+def test_replies_that_are_missing_are_told(world, tmp_path, monkeypatch, capsys):
+    """With the sound and with a control; the folder that is named is the one to remove."""
+    path, right = world
+    output = tmp_path / "out"
+    assert main([str(path), str(output)]) == 0
+    report = json.loads((output / "report.json").read_text())
+    assert report["benchmarks"]["mmau"]["without_reply"] == [] and "without a reply" not in capsys.readouterr().out
+    for folder, missing in (("a/seed-0/scores/mmau/none", 2), ("b/seed-1/scores/mmau/silence", 3)):
+        file = output / folder / "predictions.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows[:missing] = [row | {"status": "failed", "reply": None, "error": "broken"} for row in rows[:missing]]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(path), str(output), "--report"]) == 0
+    text = (output / "report.md").read_text()
+    assert "- a, seed 0: 2 in `a/seed-0/scores/mmau/none`" in text
+    assert "- b, seed 1, silence: 3 in `b/seed-1/scores/mmau/silence`" in text
+    arms = json.loads((output / "report.json").read_text())["benchmarks"]["mmau"]["arms"]
+    assert [arms[arm]["without_reply"] for arm in "ab"] == [2, 0]
+    assert [arms[arm]["controls"]["silence"]["without_reply"] for arm in "ab"] == [0, 3]
+    for folder in ("a/seed-0/scores/mmau/none", "b/seed-1/scores/mmau/silence"):
+        shutil.rmtree(output / folder)
+    assert main([str(path), str(output)]) == 0
+    assert "without a reply" not in (output / "report.md").read_text()
+
+
+def test_data_that_changed_is_refused(world, tmp_path, capsys):
+    path, _ = world
+    assert main([str(path), str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "questions.json").read_text())
+    (tmp_path / "questions.json").write_text(json.dumps(rows[::-1]))
+    assert main([str(path), str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "a, seed 0: questions.json: " in said and f"rm -r {tmp_path / 'out/a/seed-0/scores/mmau/none'}" in said
+
+
+def test_one_seed_and_one_question_a_clip_have_the_interval_of_the_score():
+    right = np.array([[1, 0, 1, 1, 0, 1, 0, 1]])
+    assert accuracy(right, np.arange(8))["interval"] == wilson(5, 8)
+    assert accuracy(right[:, :1], np.arange(1))["interval"] == wilson(1, 1)
+
+
+def test_where_there_is_nothing_to_redraw_clips_are_counted():
+    """The same share of each clip's questions: a bootstrap's interval would be empty. Ten clips say less than 20 questions."""
+    clips = np.arange(20) // 2
+    assert accuracy(np.ones((2, 20), int), clips)["interval"] == wilson(10, 10)
+    assert accuracy(np.arange(20)[None] % 2, clips)["interval"] == wilson(5, 10)
+    assert accuracy(np.tile(np.arange(20) % 2, (3, 1)), clips)["interval"] == wilson(5, 10)
+    found = difference(np.ones((2, 20), int), clips)
+    assert found["interval"] == (2 * wilson(10, 10)[0] - 1, 1) and found["verdict"] == "better"
+    assert difference(-np.ones((2, 20), int), clips)["interval"] == (-1, 1 - 2 * wilson(10, 10)[0])
+
+
+def test_a_few_clips_have_no_interval():
+    right = np.random.default_rng(0).integers(0, 2, (2, 20))
+    for clips in (1, 2, 5):
+        assert accuracy(right, np.arange(20) % clips)["interval"] is None
+    low, high = accuracy(right, np.arange(20) % 6)["interval"]
+    assert low < right.mean() < high
+
+
+def test_too_few_clips_that_differ_say_nothing():
+    differ = np.zeros((2, 40), int)
+    differ[:, :10] = 1
+    assert difference(differ, np.arange(40))["verdict"] == "better"
+    found = difference(differ, np.arange(40) // 2)  # the same questions about five clips
+    assert found == {"questions": 40, "difference": 0.25, "interval": None, "verdict": "within noise"}
+
+
+def test_paths_keep_their_last_name_alone():
+    apart = {"/a/train.jsonl": "/a/train.jsonl", "/b/train.jsonl": ["/b/train.jsonl", "/b/train.jsonl is gone"]}
+    assert without_paths(apart) == {
+        "train.jsonl": "train.jsonl",
+        "train.jsonl (2)": ["train.jsonl (2)", "train.jsonl is gone"],
+    }
+    assert without_paths(["/data/set/"]) == ["set"]
+    content = {"/srv/data/set.jsonl": ["no /tmp/a b/c: 'x'", "http://host/a/b", "1/2", "runs/a", 3, None]}
+    assert without_paths(content) == {"set.jsonl": ["no a b/c: 'x'", "http://host/a/b", "1/2", "runs/a", 3, None]}

@@ -1,0 +1,321 @@
+"""From conversations with sounds to a training batch, through the processor.
+
+The loss is on the assistant's answers and their end tokens only (labels come from the chat template's generation
+markers). Audio is never cut: an example over `max_length` loses the end of its text, or is left out where its audio and
+question alone are too long or a clip exceeds the processor's `max_audio_seconds`; both are counted in the batch. So are examples whose
+clip cannot be read, where these are to be skipped. A batch always holds a clip, so that encoder and projector get a gradient on every device; one without any gets a hundredth of
+a second of silence that nothing is learned from.
+
+Questions about one clip that come together share its audio: it is decoded and encoded once, and stands once in a row, with
+each question and answer behind it as a branch of its own (rows.py). Losses are those of separate rows.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from torch.nn.utils.rnn import pad_sequence
+from transformers.utils import logging
+
+from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
+
+from .chats import check_answers
+from .packing import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
+
+
+logger = logging.get_logger(__name__)
+
+# What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
+COUNTERS = ("num_shortened", "num_dropped", "num_bad_audio")
+QUESTIONS = "num_questions"
+# In examples that are evaluated, their number, and in their batches what was asked: see hearing.py.
+NUMBER = "number"
+ASKED = "asked"
+SILENCE = np.zeros(SAMPLING_RATE // 100, dtype=np.float32)
+Chat = dict[str, torch.Tensor]
+
+
+@dataclass
+class AudioChatCollator:
+    """
+    Data collator for TRL's `SFTTrainer` (with `remove_unused_columns=False` and
+    `dataset_kwargs={"skip_prepare_dataset": True}`, since the processor does all preparation here).
+
+    Args:
+        processor (`Falcon3AudioProcessor`): The one that belongs to the model.
+        max_length (`int`, *optional*): Longest example in tokens, audio included. `None`: no limit.
+        questions_per_row (`int`, *optional*): The most examples with the same `clip` that share a row and its audio; 1 for
+            none, `None` for all.
+        skip_bad_audio (`bool`): Leave out examples whose clip cannot be read, with a warning that names them, instead of
+            raising an error.
+    """
+
+    processor: Falcon3AudioProcessor
+    max_length: int | None = None
+    questions_per_row: int | None = 1
+    skip_bad_audio: bool = False
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            examples: Rows with `messages`, chats as `Falcon3AudioProcessor.apply_chat_template` takes them, and
+                *optionally* `origin`, what errors call them, and `clip`, alike in chats that differ only in what comes
+                after their one clip.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels` of shape `(rows, tokens)`, padded on the right;
+            `input_features` `(audios, mel bands, frames)` and `input_features_mask` `(audios, frames)`; and the
+            scalars `num_questions`, `num_shortened`, `num_dropped` and `num_bad_audio`. If a clip is shared also `position_ids`,
+            `segment_ids` and `prefix_ids`, see rows.py. If examples have a `number` also `asked` `(questions, 3)`: for each
+            question, in the order of the answers in the rows, its number, that of its clip, and 1 if there is a clip.
+
+        Raises:
+            `ValueError`: for an example that has no answer or one without text, that the chat template refuses or whose
+                audio cannot be used, by its `origin`.
+        """
+        groups, counts = self._read(examples)
+        batch = self._batches(groups, None)[0] | counts
+        if any(NUMBER in example for example in examples):
+            batch.setdefault(ASKED, torch.zeros(0, 3, dtype=torch.int64))
+        return batch
+
+    def micro_batches(self, examples: Sequence[dict[str, Any]], tokens: int) -> list[dict[str, torch.Tensor]]:
+        """
+        The same examples as batches of at most `tokens` places (rows times tokens) each, so many as that takes. A single
+        example that is longer has a batch of its own; silence in a batch without sound may be a row more. The counts are in
+        the first one.
+        """
+        groups, counts = self._read(examples)
+        first, *others = self._batches(groups, tokens)
+        return [first | counts, *others]
+
+    def _read(self, examples: Sequence[dict[str, Any]]) -> tuple[list[list[Chat]], dict[str, torch.Tensor]]:
+        """The chats that fit, by clip, and what was counted."""
+        read = [(clip, self._encode_readable(clip)) for clip in self._by_clip(examples)]
+        unread = sum(len(clip) for clip, chats in read if chats is None)
+        groups = [
+            [_numbered(chat, example) for chat, example in zip(chats, clip)]
+            for clip, chats in read
+            if chats is not None
+        ]
+        fitting = [[self._fit(chat) for chat in group] for group in groups]
+        kept = [[chat for chat in group if chat is not None] for group in fitting]
+        counts = {
+            QUESTIONS: sum(map(len, kept)),
+            COUNTERS[0]: sum(
+                chat is not None and chat is not whole
+                for group, wholes in zip(fitting, groups)
+                for chat, whole in zip(group, wholes)
+            ),
+            COUNTERS[1]: len(examples) - unread - sum(map(len, kept)),
+            COUNTERS[2]: unread,
+        }
+        return [group for group in kept if group], {name: torch.tensor(count) for name, count in counts.items()}
+
+    def _batches(self, groups: Sequence[Sequence[Chat]], tokens: int | None) -> list[dict[str, torch.Tensor]]:
+        if self.questions_per_row != 1 and (tokens is not None or any(len(group) > 1 for group in groups)):
+            units = [unit for group in groups for unit in self._join(group, tokens)]
+            return [self._share(rows) for rows in pack_units(units, tokens)]
+        rows = split_rows([chat for group in groups for chat in group], _length, tokens)
+        return [self._pad(some) for some in rows]
+
+    def _join(self, group: Sequence[Chat], tokens: int | None) -> list[Unit]:
+        """Chats about one clip as a unit, or as several where that would have over `tokens`."""
+        unit = join_branches(group, self.processor.audio_token_id)
+        if len(group) == 1 or tokens is None or len(unit) <= tokens:
+            return [unit]
+        half = len(group) // 2
+        return [*self._join(group[:half], tokens), *self._join(group[half:], tokens)]
+
+    def _by_clip(self, examples: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        if self.questions_per_row == 1:
+            return [[example] for example in examples]
+        clips: dict[Any, list[dict[str, Any]]] = {}
+        for number, example in enumerate(examples):
+            clip = example.get("clip")
+            clips.setdefault(number if clip is None else clip, []).append(example)
+        limit = self.questions_per_row or len(examples)
+        return [group[start : start + limit] for group in clips.values() for start in range(0, len(group), limit)]
+
+    def _encode_readable(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None] | None:
+        """As `_encode_clip`; `None` for a clip that cannot be read, where these are skipped."""
+        try:
+            return self._encode_clip(examples)
+        except UnreadableAudioError as error:
+            if not self.skip_bad_audio:
+                raise
+            logger.warning_once(f"Left out: {error}")
+            return None
+
+    def _encode_clip(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None]:
+        """Examples about one clip, which is decoded for the first of them alone; the others have its tokens."""
+        first = self._encode(examples[0])
+        if first is None:
+            return [None] * len(examples)
+        return [first, *(self._encode_words(example, first) for example in examples[1:])]
+
+    def _encode_words(self, example: dict[str, Any], first: Chat) -> Chat:
+        """An example with silence instead of its clip, which gets as many audio tokens as the clip has in `first`."""
+        silent = self._encode(example | {"messages": _silenced(example["messages"])})
+        if silent is None:
+            raise ValueError(f"{example.get('origin')}: a hundredth of a second exceeds the processor's limit.")
+        token = self.processor.audio_token_id
+        counts = [end - start for start, end in _stretches(first["input_ids"] == token)]
+        places = _stretches(silent["input_ids"] == token)
+        if len(places) != len(counts):
+            raise ValueError(
+                f"{example.get('origin')}: the sounds of chats that share their clip stand at other places. Set "
+                "questions_per_row: 1."
+            )
+        return first | {
+            name: _refill(silent[name], places, counts, value)
+            for name, value in (("input_ids", token), ("labels", IGNORED))
+        }
+
+    def _encode(self, example: dict[str, Any]) -> Chat | None:
+        """One example: 1-D `input_ids` and `labels`, and the features of its audios; `None` if a clip is too long."""
+        if not any(message["role"] == "assistant" for message in example["messages"]):
+            raise ValueError(f"{example.get('origin', 'A training example')}: no assistant message to learn from.")
+        options = {"return_labels": True, "truncation": False}
+        try:
+            check_answers(example["messages"])
+            row = self.processor.apply_chat_template(
+                example["messages"], tokenize=True, return_dict=True, processor_kwargs=options
+            )
+        except AudioTooLongError:
+            return None
+        except UnreadableAudioError as error:
+            raise UnreadableAudioError(f"{example.get('origin', 'A training example')}: {error}") from error
+        except (ValueError, TypeError, TemplateError) as error:
+            raise ValueError(f"{example.get('origin', 'A training example')}: {error}") from error
+        return {name: value[0] if name in ("input_ids", "labels") else value for name, value in row.items()}
+
+    def _fit(self, row: Chat | None) -> Chat | None:
+        """The row within `max_length`: as it is, without the end of its text, or `None` where that is not enough."""
+        if row is None or self.max_length is None or len(row["input_ids"]) <= self.max_length:
+            return row
+        kept = row["labels"][: self.max_length] != IGNORED
+        cut_audio = row["input_ids"][self.max_length :] == self.processor.audio_token_id
+        if cut_audio.any() or not kept.any():
+            return None
+        return row | {name: row[name][: self.max_length] for name in ("input_ids", "labels")}
+
+    def _silence(self) -> Chat:
+        row = self.processor(text=self.processor.audio_token, audio=SILENCE, sampling_rate=SAMPLING_RATE)
+        ids = row["input_ids"][0]
+        return dict(row) | {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
+
+    def _share(self, rows: Sequence[Sequence[Unit]]) -> dict[str, torch.Tensor]:
+        if not any(unit.audio for row in rows for unit in row):
+            silence = join_branches([self._silence()], self.processor.audio_token_id)
+            rows = _add_row(rows, [silence], lambda row: sum(map(len, row)), lambda row, last: [*row, *last])
+        audio = [audio for row in rows for unit in row for audio in unit.audio]
+        asked = [question for row in rows for unit in row for question in unit.asked]
+        return pad_rows(rows, self.processor.tokenizer.pad_token_id) | _join_audio(audio) | _join_asked(asked)
+
+    def _pad(self, rows: Sequence[Chat]) -> dict[str, torch.Tensor]:
+        asked = [row[ASKED] for row in rows if ASKED in row]
+        if not any("input_features" in row for row in rows):
+            rows = _add_row(rows, self._silence(), _length, _behind)
+        ids = [row["input_ids"] for row in rows]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
+        } | (_join_audio([row for row in rows if "input_features" in row]) | _join_asked(asked))
+
+
+def _stretches(mask: torch.Tensor) -> list[tuple[int, int]]:
+    """Begin and end of each unbroken stretch of `True`."""
+    steps = torch.diff(mask.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
+    begins, ends = ((steps == step).nonzero().flatten().tolist() for step in (1, -1))
+    return list(zip(begins, ends))
+
+
+def _refill(
+    values: torch.Tensor, places: Sequence[tuple[int, int]], counts: Sequence[int], value: int
+) -> torch.Tensor:
+    """The values with `counts[i]` times `value` instead of what is at `places[i]`."""
+    parts, done = [], 0
+    for (start, end), count in zip(places, counts):
+        parts += [values[done:start], torch.full((count,), value)]
+        done = end
+    return torch.cat([*parts, values[done:]])
+
+
+def _length(chat: Chat) -> int:
+    return len(chat["input_ids"])
+
+
+def _behind(chat: Chat, silence: Chat) -> Chat:
+    """Silence behind a chat's end, where nothing looks at it."""
+    return silence | {name: torch.cat([chat[name], silence[name]]) for name in ("input_ids", "labels")}
+
+
+def _add_row(
+    rows: Sequence[Row], more: Row, length: Callable[[Row], int], join: Callable[[Row, Row], Row]
+) -> list[Row]:
+    """Rows with one more, which goes behind the shortest if that has the room beside the longest."""
+    lengths = [length(row) for row in rows]
+    if not rows or min(lengths) + length(more) > max(lengths):
+        return [*rows, more]
+    place = lengths.index(min(lengths))
+    return [*rows[:place], join(rows[place], more), *rows[place + 1 :]]
+
+
+def _numbered(chat: Chat | None, example: dict[str, Any]) -> Chat | None:
+    """The chat with what `asked` says about its question, if the example has a number."""
+    if chat is None or NUMBER not in example:
+        return chat
+    number, clip = example[NUMBER], example.get("clip")
+    clip = _only_source(example["messages"]) if clip is None else clip
+    # A chat of no one clip is a clip of its own.
+    clip = -1 - number if clip is None else clip_number(clip)
+    return chat | {ASKED: torch.tensor([number, clip, int("input_features" in chat)])}
+
+
+def _only_source(messages: Sequence[dict[str, Any]]) -> str | bytes | None:
+    """Path, URL or bytes of a chat's clip, which other chats may be about as well; `None` without one, or with several."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    clips = [item for content in contents for item in content or [] if item["type"] == "audio"]
+    if len(clips) != 1:
+        return None
+    source = next((clips[0][key] for key in ("audio", "path", "url") if clips[0].get(key) is not None), None)
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    return source if isinstance(source, (str, bytes)) else None
+
+
+def clip_number(clip: str | bytes) -> int:
+    """A number for a clip's name, path or bytes, the same in every process."""
+    return int.from_bytes(hashlib.sha256(clip if isinstance(clip, bytes) else clip.encode()).digest()[:7])
+
+
+def _join_asked(asked: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {ASKED: torch.stack(list(asked))} if asked else {}
+
+
+def _join_audio(chats: Sequence[Chat]) -> dict[str, torch.Tensor]:
+    names = ("input_features", "input_features_mask")
+    return {name: join_on_time([chat[name] for chat in chats]) for name in names}
+
+
+def _silenced(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat with a hundredth of a second of silence instead of each clip."""
+    silent = {"type": "audio", "audio": SILENCE, "sampling_rate": SAMPLING_RATE}
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message | {"content": [silent if item["type"] == "audio" else item for item in message["content"]]}
+        for message in messages
+    ]
+
+
+def join_on_time(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Batches of different lengths on the last axis, as one batch padded with zeros."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])

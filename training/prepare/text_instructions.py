@@ -1,0 +1,74 @@
+"""Text instruction datasets of the two usual layouts, read as exchanges: an instruction and its answer.
+
+Rows are an instruction, perhaps an input, and an output in columns of their own (as Alpaca's), or chats under
+`messages`, of which the first user turn and the answer right after it count. What a row does not hold becomes `None`
+for the rules of speakable.py to name. Rows stay memory-mapped.
+Run: `rows, read = open_text(TextSource("yahma/alpaca-cleaned")); exchange = read(rows[0])`
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+
+from ..data.open_dataset import open_dataset
+from .speakable import Exchange
+
+
+ReadExchange = Callable[[Mapping[str, Any]], Exchange]
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """
+    Args:
+        source, config, split: see `open_dataset`.
+        messages_column: column of chats, which is read where it is there.
+        instruction_column, input_column, output_column: otherwise; a set without inputs may lack the column `input`.
+    """
+
+    source: str
+    config: str | None = None
+    split: str = "train"
+    messages_column: str = "messages"
+    instruction_column: str = "instruction"
+    input_column: str = "input"
+    output_column: str = "output"
+
+
+def open_text(text: TextSource) -> tuple[Dataset, ReadExchange]:
+    """
+    The columns that are needed of a dataset, and what reads an exchange from one of its rows.
+
+    Raises:
+        `ValueError`: a dataset that cannot be opened, see `open_dataset`, or lacks the columns.
+    """
+    rows = open_dataset(text.source, text.config, text.split)
+    if text.messages_column in rows.column_names:
+        return rows.select_columns(text.messages_column), partial(_first_of_chat, column=text.messages_column)
+    columns = [text.instruction_column, text.output_column]
+    if text.input_column in rows.column_names or text.input_column != TextSource.input_column:
+        columns.append(text.input_column)
+    if not set(columns) <= set(rows.column_names):
+        raise ValueError(
+            f"{text.source} has the columns {rows.column_names}; expected {text.messages_column!r} (chats), or "
+            f"{columns}. Name them with --messages-column, or --instruction-column, --output-column and --input-column"
+        )
+    return rows.select_columns(columns), partial(_of_columns, columns=columns)
+
+
+def _of_columns(row: Mapping[str, Any], columns: list[str]) -> Exchange:
+    instruction, answer, *accompanying = (row[column] for column in columns)
+    return Exchange(instruction, accompanying[0] if accompanying else None, answer)
+
+
+def _first_of_chat(row: Mapping[str, Any], column: str) -> Exchange:
+    turns = row[column] if isinstance(row[column], list) else []
+    # A system prompt is a text that the answer depends on.
+    system = turns[0].get("content") if turns and turns[0].get("role") == "system" else None
+    asked, answered = [*(turns[1:] if system is not None else turns), {}, {}][:2]
+    instruction = asked.get("content") if asked.get("role") == "user" else None
+    answer = answered.get("content") if answered.get("role") == "assistant" else None
+    return Exchange(instruction, system, answer)

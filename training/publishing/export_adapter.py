@@ -1,0 +1,76 @@
+"""An adapter to pass on without its base model: a few megabytes from which anyone with the backbones makes the checkpoint.
+
+    falcon3-audio export-adapter RUN OUT
+    falcon3-audio merge OUT MODEL --audio-model openai/whisper-base --text-model HuggingFaceTB/SmolLM2-135M-Instruct
+
+OUT holds the adapter with the projector, the recipe, the log and the loss curve of the run, and `backbones.json`: what the base
+model was composed of, with digests of its weights. So `merge` composes the same base again, and says whether the backbones
+are those that the adapter was trained on; others of the same shape fit as well and would answer without a word.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from falcon3_audio.user_errors import user_errors
+from falcon3_audio.whole_files import check_new_folder, whole_folder, write_json
+
+from ..run_folder import explain, root_of
+from .adapter_base import BACKBONES, describe_backbones, find_base, recipe_of
+from .push import ADAPTER, check_whole, copy_records, name_base, without_folders
+
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def export_adapter(run: str | Path, output: str | Path, dtype: str = "bfloat16") -> Path:
+    """
+    Writes what is needed to make the model of `run` again, but for the backbones, into `output`; returns that path.
+
+    Args:
+        run: the folder of a finished run that composed its model, or one of its checkpoints.
+        dtype: of the adapter's weights.
+
+    Raises:
+        `FileExistsError`: if `output` holds anything already.
+        `ValueError`: if `run` holds no adapter, or was not composed in it, or is damaged.
+        `OSError`, `SafetensorError`: if something cannot be read or written.
+    """
+    run, output = Path(run), Path(output)
+    check_new_folder(output)
+    check_whole(run)
+    root = root_of(run)
+    if not (run / ADAPTER[0]).exists():
+        raise ValueError(f"{run} holds no adapter ({ADAPTER[0]}): no tower had LoRA. Pass on the model itself.")
+    recipe = recipe_of(root)
+    backbones = describe_backbones(Path(find_base(run)))
+    weights = load_file(run / ADAPTER[1])
+    with whole_folder(output) as folder:
+        save_file({name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}, folder / ADAPTER[1])
+        shutil.copyfile(run / ADAPTER[0], folder / ADAPTER[0])
+        name_base(folder, "")
+        copy_records(run, root, folder)
+        write_json(
+            folder / BACKBONES,
+            {option: {"name": without_folders(recipe[option])} | found for option, found in backbones.items()},
+        )
+    return output
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio export-adapter", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run, or one of its checkpoints")
+    parser.add_argument("output", metavar="OUT", help="folder to create")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    with user_errors(parser.prog, explain=explain) as end:
+        print(f"adapter saved in {export_adapter(options.run, options.output, options.dtype)}")
+    return end.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

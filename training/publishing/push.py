@@ -1,0 +1,346 @@
+"""Puts a trained model on the Hugging Face Hub, so that it loads where only transformers is installed.
+
+    falcon3-audio push RUN ORG/NAME                   # RUN: a run, one of its checkpoint-N, or a plain checkpoint
+    falcon3-audio push RUN ORG/NAME --adapter-only --base-model ORG/BASE
+    falcon3-audio push RUN ORG/NAME --dry-run         # lists what would go there, sends nothing
+
+Weights (the adapter merged into them), processor, code, card, recipe and loss curve are made ready in a temporary folder
+(TMPDIR says where) and go up in one commit, which also removes the weights of an earlier push. After a cut connection
+the same command goes on: large files that arrived are not sent again. --verify asks the result a question.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+import yaml
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftConfig
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoProcessor
+
+from falcon3_audio.model_cards import card_for_run
+from falcon3_audio.user_errors import user_errors
+
+from ..arguments import OF_COMPOSED
+from ..run_folder import RECIPE, STATE, explain, find_checkpoint, root_of
+from .adapter_base import find_base
+from .merge import ADAPTER_CONFIG, forget_folders, load_merged
+from .verify_push import ask
+
+
+ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors")
+RECORDS = (STATE, "loss_curve.png")  # of a run, where it has them, besides the recipe
+SHARD_SIZE = "5GB"  # what is sent again, at most, after a cut connection
+# Files of an earlier push that would be loaded beside, or instead of, those of this one.
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*config.json")
+# Fields of the configuration that must be those an adapter was trained with.
+OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", *OF_COMPOSED)
+AGAIN = "Start the same command again; large files that arrived are not sent again."
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, dtype: str = "auto"):
+    """
+    Writes everything that goes to `repo_id` into `folder`.
+
+    Args:
+        run: a run's folder, one of its checkpoints, or a plain checkpoint, which passed `check_whole`.
+        folder: an empty folder.
+        adapter_of: Hub id of the base model, if only the adapter is to be there. Its configuration still names the base
+            that the run has here (see `name_base`).
+        dtype: of merged weights ("auto": as they are).
+
+    Raises:
+        `ValueError`: if the base model of an adapter is gone, or facts for the card are missing.
+        `OSError`, `SafetensorError`: if something cannot be read or written.
+    """
+    if adapter_of:
+        for name in ADAPTER:
+            shutil.copyfile(run / name, folder / name)
+        name_base(folder, find_base(run))
+    else:
+        model = load_merged(run)
+        if dtype != "auto":
+            model = model.to(getattr(torch, dtype))
+        forget_folders(model)
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    AutoProcessor.from_pretrained(run).save_pretrained(folder)
+    root = root_of(run)
+    copy_records(run, root, folder)
+    card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
+
+
+def copy_records(run: Path, root: Path, folder: Path):
+    """Log, loss curve and recipe of a run, where it has them, without the folders of this machine."""
+    for path in (run / name for name in RECORDS):
+        if path.exists() and path.name == STATE:  # may name the best checkpoint's folder
+            state = without_folders(json.loads(path.read_text(encoding="utf-8")))
+            (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        elif path.exists():
+            shutil.copyfile(path, folder / path.name)
+    if (root / RECIPE).exists():
+        recipe = without_folders(yaml.safe_load((root / RECIPE).read_text(encoding="utf-8")))
+        (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def without_folders(value: Any) -> Any:
+    """A record's values, in which absolute paths have become their last part: where things lie here is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def check_whole(run: Path):
+    """Raises a `ValueError` if `run` holds no model, or one that was interrupted while it was written, or damaged."""
+    if not any((run / name).exists() for name in (ADAPTER[0], "config.json")):
+        last = find_checkpoint(run)
+        if last:
+            raise ValueError(f"The training in {run} has not ended. Start it again, or push {last}.")
+        raise ValueError(
+            f"{run} holds no model (adapter_config.json or config.json). Give the folder of a finished run, one of its "
+            "checkpoints, or a folder from `falcon3-audio merge`."
+        )
+    trained = any((run / name).exists() for name in (ADAPTER[0], RECIPE)) or root_of(run) != run
+    if trained:
+        try:
+            json.loads((run / STATE).read_text(encoding="utf-8"))  # written last
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{run} was interrupted while it was written: it has no readable {STATE}. Start the training again, or "
+                "push a whole checkpoint."
+            ) from error
+    weights = sorted(run.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"{run} holds no weights (*.safetensors).")
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt"):  # compares the header with the file's length
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read: {error}. Push another checkpoint, or train again.") from error
+
+
+def name_base(folder: Path, base: str):
+    """Has the adapter in `folder` name `base` as its base model."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path = base
+    config.save_pretrained(str(folder))
+
+
+def choose_base(run: Path, given: str | None) -> str:
+    """
+    The Hub id that an adapter is to name: `given`, or the one that the run was trained from.
+
+    Raises a `ValueError` if there is no adapter, or no Hub id for its base.
+    """
+    if not (run / ADAPTER[0]).exists():
+        raise ValueError(f"{run} holds no adapter; push it without --adapter-only.")
+    trained_from = find_base(run)
+    base = given or trained_from
+    if given is None and Path(trained_from).exists():
+        raise ValueError(
+            f"The adapter's base model is the folder {trained_from}, which nobody else could load. Push that first, and "
+            "give its Hub id as --base-model; or push without --adapter-only."
+        )
+    if Path(base).exists():
+        raise ValueError(f"--base-model must be a Hub id (ORG/NAME), but {base} is a folder here.")
+    validate_repo_id(base)
+    return base
+
+
+def check_base(run: Path, base: str):
+    """Raises a `ValueError` if the model `base` on the Hub is not there, or not built as the adapter's own base is."""
+    trained_from = find_base(run)
+    if trained_from == base:
+        return
+    theirs, ours = (AutoConfig.from_pretrained(name).to_dict() for name in (base, trained_from))
+    differing = [name for name in OF_THE_BASE if _shape(theirs.get(name)) != _shape(ours[name])]
+    if differing:
+        raise ValueError(
+            f"The adapter was trained on {trained_from}, from which {base} differs in {', '.join(differing)}. Push "
+            "that model first and give its Hub id, or push without --adapter-only."
+        )
+
+
+def _shape(value: Any) -> Any:
+    """A configuration without what says nothing of how a model is built."""
+    drop = ("dtype", "transformers_version", "_name_or_path")
+    return {key: item for key, item in value.items() if key not in drop} if isinstance(value, dict) else value
+
+
+def upload(
+    folder: Path, repo_id: str, message: str, private: bool = False, revision: str | None = None, pr: bool = False
+) -> CommitInfo:
+    """
+    All of `folder` as one commit on `repo_id`, which is made if it is not there. What is there unchanged is not sent.
+
+    Raises a `ValueError` that says in one line what the Hub or the connection refused.
+    """
+    api = HfApi()
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    with hub_errors(repo_id):
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(f"{repo_id} is there already and public: nothing was sent. Make it private on its page.")
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision)
+        old = [name for name in there if name not in names and "/" not in name]
+        old = [name for name in old if any(fnmatch(name, pattern) for pattern in REPLACED)]
+        # Not `upload_folder`, which makes a commit every few minutes: half a model could be seen in between.
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in old]
+        operations += [CommitOperationAdd(name, folder / name) for name in names]
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=pr)
+        missing = set(names) - set(api.list_repo_files(repo_id, revision=commit.oid))
+    if missing:
+        raise ValueError(
+            f"{commit.commit_url} lacks {', '.join(sorted(missing))}: the repository's .gitignore leaves them out. "
+            "Remove that file there, and push again."
+        )
+    return commit
+
+
+def check_token():
+    """Raises a `ValueError` if there is no token, or the Hub does not know it."""
+    if get_token() is None:
+        raise ValueError(f"There is no token for the Hub. {LOG_IN}")
+    with hub_errors("the Hub"):
+        HfApi().whoami()
+
+
+@contextmanager
+def hub_errors(target: str) -> Iterator[None]:
+    """Turns what the Hub's client raises into a `ValueError` of one line; `target` is what was to be read or written."""
+    try:
+        yield
+    except RuntimeError as error:  # an upload; what went wrong is its cause
+        raise ValueError(f"{error} {_said(error.__cause__ or error)}. {AGAIN}") from error
+    except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
+        raise ValueError(_explain_hub(error, target)) from error
+
+
+def _explain_hub(error: Exception, target: str) -> str:
+    response = getattr(error, "response", None)
+    status = response.status_code if response is not None else None
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{target} is not on {constants.ENDPOINT}, or the token may not see it: {_said(error)}."
+    if status == 401:
+        return f"The Hub refused the token: {_said(error)}. {LOG_IN}"
+    if status == 403:
+        return (
+            f"The token may not write to {target}: {_said(error)}. Choose another name, or --create-pr if it is there."
+        )
+    if status is not None:
+        return f"The Hub refused with status {status}: {_said(error)}."
+    return f"{constants.ENDPOINT} cannot be reached, or the connection was cut: {_said(error)}. {AGAIN}"
+
+
+def _said(error: BaseException) -> str:
+    return (getattr(error, "server_message", None) or str(error) or type(error).__name__).rstrip(".")
+
+
+def push_finished(run: Path, repo_id: str, private: bool = False, revision: str | None = None) -> CommitInfo:
+    """
+    What a training that has ended leaves: the adapter where its base model is on the Hub, else the merged model. Neither
+    TensorBoard's files nor training_args.bin go along: they name the machine. Errors as of `stage` and `upload`.
+    """
+    base = find_base(run) if (run / ADAPTER[0]).exists() else None
+    base = None if base and Path(base).exists() else base
+    with tempfile.TemporaryDirectory(prefix="falcon3-audio-push-") as name:
+        stage(run, Path(name), repo_id, base)
+        if base:
+            name_base(Path(name), base)
+        return upload(Path(name), repo_id, "End of training", private, revision)
+
+
+def whole_repo_id(name: str | None, output_dir: str) -> str:
+    """ORG/NAME of a training: `name`, with the user before it where it names no owner; `output_dir`'s by default."""
+    name = name or Path(output_dir).resolve().name
+    with hub_errors("the Hub"):
+        repo_id = name if "/" in name else f"{HfApi().whoami()['name']}/{name}"
+    validate_repo_id(repo_id)
+    return repo_id
+
+
+def push(options: argparse.Namespace):
+    """What the command does; see `main` for its options, and the functions here for the errors."""
+    validate_repo_id(options.repo_id)
+    if "/" not in options.repo_id:
+        raise ValueError(f"{options.repo_id!r} names no owner: give ORG/NAME or USER/NAME.")
+    run = options.run.resolve()
+    check_whole(run)
+    base = choose_base(run, options.base_model) if options.adapter_only else None
+    if not options.dry_run:
+        check_token()  # before minutes of merging
+        if base:
+            check_base(run, base)
+    with tempfile.TemporaryDirectory(prefix="falcon3-audio-push-") as name:
+        folder = Path(name)
+        stage(run, folder, options.repo_id, base, options.dtype)
+        expected = ask(name) if options.verify else None  # nothing is sent that does not load
+        if base:
+            name_base(folder, base)
+        print_files(folder)
+        if options.dry_run:
+            print(f"dry run: nothing was sent to {options.repo_id}")
+            return
+        commit = upload(folder, options.repo_id, options.message, options.private, options.revision, options.create_pr)
+    print(f"pushed: {commit.pr_url or commit.commit_url}", flush=True)
+    if options.verify:
+        answer = ask(options.repo_id, commit.oid, get_token())
+        if answer != expected:
+            raise ValueError(
+                f"It is on the Hub, but answers {answer!r} about a tone, where what was pushed answered {expected!r}."
+            )
+        print(f"verified: loaded from the Hub without falcon3_audio, it says about a tone: {answer!r}")
+
+
+def print_files(folder: Path):
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    for name, size in sorted(sizes.items()):
+        print(f"{size:>16,}  {name}")
+    print(f"{sum(sizes.values()):>16,}  bytes in {len(sizes)} files", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio push", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run, one of its checkpoints, or a plain checkpoint")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub; made if it is not there")
+    parser.add_argument("--adapter-only", action="store_true", help="only the adapter, not merged")
+    parser.add_argument("--base-model", metavar="ORG/BASE", help="base model that the adapter is to name")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--revision", metavar="BRANCH", help="push to this branch; made if it is not there")
+    place.add_argument("--create-pr", action="store_true", help="open a pull request instead of pushing to main")
+    parser.add_argument("--message", default="Upload model", help="of the commit (default: %(default)s)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="list files and sizes, and send nothing")
+    what.add_argument("--verify", action="store_true", help="load it again without falcon3_audio, and ask a question")
+    options = parser.parse_args(arguments)
+    if options.adapter_only and options.dtype != "auto":
+        parser.error("--dtype is for merged weights; an adapter stays as it was trained")
+    if options.base_model and not options.adapter_only:
+        parser.error("--base-model goes with --adapter-only")
+    with user_errors(parser.prog, explain=explain) as end:
+        push(options)
+    return end.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""A study: arms (a recipe with some options changed, or stages one after the other) times seeds, trained and compared.
+
+    falcon3-audio study STUDY.yaml OUT [--only ARM ...] [--jobs 2]
+    falcon3-audio study STUDY.yaml OUT --report      # of what is there already
+
+Each arm and seed is trained, merged and asked the benchmarks, with the sound and with each control, in processes of its
+own under OUT/ARM/seed-N, with a log of each. The first seed of all arms comes first. What is finished is not done again: a
+study that was stopped goes on with the same command. An arm that fails does not stop the others. At the end there are
+report.json, report.md and report.png (see study_report.py). What STUDY.yaml may say is in studies/README.md.
+"""
+
+import argparse
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+import yaml
+
+from falcon3_audio.user_errors import GOES_ON, user_errors
+from falcon3_audio.whole_files import whole_file, write_json
+
+from ..data.shards import is_set
+from .study_file import make_study, read_study
+from .study_report import write_report
+from .study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
+
+
+LOCK = "study.lock"
+POLL = 0.2  # seconds
+
+
+class Stopped(Exception):
+    """The study is to end, and may go on later."""
+
+
+def perform(run: Run, environment: dict[str, str], stop: threading.Event, echo: bool = False) -> str | None:
+    """
+    Does what is not done of a run. Returns `None`, or what failed, which is also in failed.json in its folder.
+
+    Args:
+        environment: of the processes.
+        stop: ends them when it is set; `Stopped` is raised.
+        echo: print the logs of trainings as they are written.
+
+    Raises a `ValueError` where there are results of other settings in its folder.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run.folder / LOCK, stop) as lock:
+        check_unchanged([run])  # again: another process may have worked on it since, which was waited for
+        (run.folder / FAILED).unlink(missing_ok=True)
+        steps = steps_of(run)
+        for number, step in enumerate(steps):
+            if step.product.exists():
+                continue
+            said = _stale(step, steps[number + 1 :]) or _do(run, step, environment, lock, stop, echo and step.trains)
+            if said:
+                write_json(run.folder / FAILED, {"step": step.name, "said": said})
+                print(f"{run}: {step.name} failed: {said}", file=sys.stderr, flush=True)
+                return f"{step.name}: {said}"
+    return None
+
+
+def _stale(step: Step, later: Sequence[Step]) -> str | None:
+    left = [str(other.folder) for other in later if other.folder.exists() and not step.evaluates]
+    return f"{', '.join(left)} came from something that is gone; remove it to make it again" if left else None
+
+
+def _do(run: Run, step: Step, environment: dict[str, str], lock: int, stop: threading.Event, echo: bool) -> str | None:
+    step.log.parent.mkdir(parents=True, exist_ok=True)
+    if step.trains:
+        with whole_file(step.log.with_name("options.yaml")) as file:
+            file.write(yaml.safe_dump(step.options, sort_keys=False).encode())
+    write_record(step)
+    print(f"{run}: {step.name} (log: {step.log})", flush=True)
+    code = _run_process([f"falcon3_audio.{step.module}", *step.arguments], step.log, environment, lock, stop, echo)
+    # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report counts them.
+    if step.product.exists() and (code == 0 or step.evaluates):
+        return None
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{last_line(step.log)} ({ended})"
+
+
+def _run_process(
+    command: list[str], log: Path, environment: dict[str, str], lock: int, stop: threading.Event, echo: bool
+) -> int:
+    with open(log, "ab") as file:
+        file.write(f"$ python -m {' '.join(command)}\n".encode())
+        file.flush()
+        place = file.tell()
+        # The lock goes with it: if this process is killed, nobody else works on the run until that one has ended.
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment | {"PYTHONUNBUFFERED": "1"},  # so that the log is complete, whatever ends it
+            pass_fds=(lock,),
+        )
+    try:
+        while (code := process.poll()) is None:
+            if stop.wait(POLL):
+                raise Stopped
+            place = _print_from(log, place) if echo else place
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if echo:
+        _print_from(log, place)
+    return code
+
+
+def _print_from(log: Path, place: int) -> int:
+    with open(log, "rb") as file:
+        file.seek(place)
+        sys.stdout.write(file.read().decode(errors="replace"))
+        sys.stdout.flush()
+        return file.tell()
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no word")
+
+
+@contextmanager
+def _locked(path: Path, stop: threading.Event) -> Iterator[int]:
+    """Waits until no other process works on the run."""
+    with open(path, "ab") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    print(f"Another process works on {path.parent}; waiting for it to end.", flush=True)
+                told = True
+            if stop.wait(POLL):
+                raise Stopped
+        yield file.fileno()
+
+
+def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
+    """
+    Does what is not done, `jobs` runs side by side, each with its share of the cores and, where there are several GPUs, one
+    of them. Returns what failed. On an interrupt the processes are ended, and `KeyboardInterrupt` goes on.
+    """
+    threads = max(1, _cores() // jobs)
+    stop = threading.Event()
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+
+    def work(run: Run) -> str | None:
+        slot = slots.get()
+        try:
+            said = perform(run, _environment(threads, slot), stop)
+        except (OSError, ValueError) as error:
+            said = str(error)
+        finally:
+            slots.put(slot)
+        return said and f"{run}: {said}"
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, run) for run in runs]
+        try:
+            return [said for future in as_completed(futures) if (said := future.result())]
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def ask(model: Path, asked: dict[str, Any], folder: Path, recipe: Path) -> Run | None:
+    """
+    Asks one checkpoint, in an arm without training.
+
+    Args:
+        asked: an entry of a study's `evaluate`.
+        folder: for the replies, and what they were scored.
+
+    Returns the run whose scores those are; `None` if asking failed, which has been said. Raises a `ValueError` for a
+    benchmark that cannot be read, and if `folder` has scores of other questions.
+    """
+    study = make_study("asked", recipe, {"arms": {"asked": None}, "evaluate": [asked]}, "the evaluation")
+    run = Run("asked", 0, folder, [], study.evaluations, read_data(study), model)
+    return None if perform(run, dict(os.environ), threading.Event()) else run
+
+
+def _cores() -> int:
+    """That this process may use; not every system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _environment(threads: int, slot: int) -> dict[str, str]:
+    """With that many threads, unless the user has said how many, and one GPU: a training run that sees several refuses."""
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    if torch.cuda.device_count() > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return environment
+
+
+def _selected(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+    unknown = sorted(set(only) - {run.arm for run in runs})
+    if unknown:
+        names = ", ".join(dict.fromkeys(run.arm for run in runs))
+        raise ValueError(f"--only names {', '.join(unknown)}, but the arms are {names}.")
+    return [run for run in runs if not only or run.arm in only]
+
+
+@contextmanager
+def ended_gently() -> Iterator[None]:
+    """A SIGTERM is as an interrupt: the processes of the runs end with this one. For the main thread."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _study(options: argparse.Namespace) -> int:
+    study = read_study(options.study)
+    output = options.output.resolve()
+    failed: list[str] = []
+    if is_set(output):
+        raise ValueError(f"{output} is a prepared set, whose report the study's would replace; give another OUT.")
+    if not options.report:
+        runs = _selected(runs_of(study, output, read_data(study)), options.only)
+        check_unchanged(runs, "give another OUT, or choose other arms with --only")
+        failed = perform_all(runs, options.jobs)
+    print(write_report(study, output))
+    for said in failed:
+        print(f"falcon3-audio study: {said}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="falcon3-audio study", description=__doc__.split("\n\n")[0])
+    parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file, see training/studies/README.md")
+    parser.add_argument("output", metavar="OUT", type=Path, help="folder for the runs and the report")
+    parser.add_argument("--only", metavar="ARM", nargs="+", default=[], help="train and evaluate these arms only")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="only make the report, of what is there")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    # Lines of some messages are commands to copy.
+    with user_errors(parser.prog, goes_on=GOES_ON, join_lines=False) as end, ended_gently():
+        return _study(options)
+    return end.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""The report of a study: report.json with all of its numbers, report.md (study_tables.py), report.png (study_figure.py).
+
+Accuracies are means over the seeds that have ended. Intervals are those of evaluation/clip_intervals.py, for one seed the same
+as in `falcon3-audio score`; none where so few clips say too little. Differences are to the first arm, over the seeds that both have, on the same questions. No reply is ever left
+out: what is missing or unresolved is wrong, and where replies are missing the report says so. Of paths only the names are kept.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.clip_intervals import RESAMPLES, accuracy_interval, by_clip, difference_interval
+from falcon3_audio.evaluation.compare import clips_of, grouped
+from falcon3_audio.evaluation.predictions import ANSWERED, Prediction, read_predictions
+from falcon3_audio.evaluation.rules import is_right
+from falcon3_audio.evaluation.scored_rows import tidy
+from falcon3_audio.whole_files import whole_file, write_json
+
+from ..run_folder import STATE
+from .study_figure import draw
+from .study_file import SOUND, Evaluation, Study
+from .study_runs import FAILED, Run, Step, changes, package, runs_of, scores_of, steps_of
+from .study_tables import as_markdown
+
+
+FORMAT = 1  # of report.json; goes up when a key changes its meaning
+NOISE = "within noise"
+# Absolute paths: of a machine, and of nobody else's.
+PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\",:]+/)+")
+ONLY_PATH = re.compile(rf"{PATH.pattern}[^\s/'\",:]*")
+
+
+def write_report(study: Study, output: Path) -> str:
+    """Writes the three files into `output`, and returns the text of report.md."""
+    report = make_report(study, output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "report.json", report)
+    text = as_markdown(report)
+    with whole_file(output / "report.md") as file:
+        file.write(text.encode())
+    draw(report, output / "report.png")
+    return text
+
+
+def make_report(study: Study, output: Path) -> dict[str, Any]:
+    """
+    All numbers, ready to be written as JSON: shares from 0 to 1, differences from -1 to 1, `null` where there is none.
+
+    Raises a `ValueError` where runs were asked other questions.
+    """
+    runs = runs_of(study, output)
+    states = {str(run): _state(run) for run in runs}
+    ended = [run for run in runs if states[str(run)] is None]
+    missing = [{"arm": run.arm, "seed": run.seed} | state for run in runs if (state := states[str(run)])]
+    report = {
+        "format": FORMAT,
+        "study": study.name,
+        "arms": {arm.name: {"seeds": list(arm.stages), "overrides": arm.overrides} for arm in study.arms},
+        "reference": study.arms[0].name,
+        "missing": missing,
+        "benchmarks": {one.name: _benchmark(one, study, ended) for one in study.evaluations} if ended else {},
+        "training": [_training(run) for run in ended],
+        "data": _training_data(ended),
+        "bootstrap": {"resamples": RESAMPLES, "seed": 0},
+        "made_with": {"report": package(), "runs": _made_with(ended)},
+    }
+    return without_paths(json.loads(json.dumps(report)))
+
+
+def _state(run: Run) -> dict[str, Any] | None:
+    """Why a run is not in the tables; `None` for one that has ended."""
+    changed, _ = changes(run)
+    if changed:
+        return {"state": "begun with other settings", "said": "; ".join(changed)}
+    left = [step for step in steps_of(run) if not step.product.exists()]
+    if not left:
+        return None
+    if (run.folder / FAILED).exists():
+        failure = json.loads((run.folder / FAILED).read_text(encoding="utf-8"))
+        return {"state": f"failed: {failure['step']}", "said": failure["said"]}
+    return {"state": f"unfinished: {left[0].name}" if run.folder.exists() else "not begun", "said": None}
+
+
+################
+# Scores
+################
+def _benchmark(evaluation: Evaluation, study: Study, runs: Sequence[Run]) -> dict[str, Any]:
+    rows = _rows(runs[0], evaluation, SOUND)
+    clips = clips_of([(row, row) for row in rows])
+    right = {
+        control: {str(run): _right(run, evaluation, control, rows) for run in runs} for control in evaluation.controls
+    }
+    names = BENCHMARKS[evaluation.options["benchmark"]].breakdowns or sorted(
+        {name for row in rows for name in row.groups}
+    )
+    known = [name for name in names if any(name in row.groups for row in rows)]
+    parts = grouped([(row, row) for row in rows], known)
+    first = [run for run in runs if run.arm == study.arms[0].name]
+    arms = {}
+    for arm in study.arms:
+        own = [run for run in runs if run.arm == arm.name]
+        if own:
+            memory = [_provenance(run, evaluation).get("peak_memory_gib") or 0 for run in own]
+            arms[arm.name] = _arm(own, first, right, clips, parts) | {"peak_memory_gib": max(memory) or None}
+    provenance = _provenance(runs[0], evaluation)
+    return {
+        "benchmark": evaluation.options["benchmark"],
+        "rule": evaluation.rule,
+        "controls": list(evaluation.controls[1:]),
+        "questions": len(rows),
+        "clips": len(np.unique(clips)),
+        "data_sha256": provenance["data_sha256"],
+        "prompt": provenance["prompt"],
+        "decoding": provenance["decoding"],
+        "left_out": {reason: len(ids) for reason, ids in provenance["left_out"].items()},
+        "without_reply": _without_reply(evaluation, runs, right),
+        "arms": arms,
+    }
+
+
+def _provenance(run: Run, evaluation: Evaluation) -> dict[str, Any]:
+    return json.loads((scores_of(run, evaluation, SOUND) / "run.json").read_text(encoding="utf-8"))
+
+
+def _without_reply(evaluation: Evaluation, runs: Sequence[Run], right) -> list[dict[str, Any]]:
+    """Where questions have no reply: in which folder (below OUT), and how many."""
+    found = [(run, control, right[control][str(run)][1]) for run in runs for control in evaluation.controls]
+    return [
+        {
+            "arm": run.arm,
+            "seed": run.seed,
+            "control": control,
+            "questions": count,
+            "folder": str(scores_of(run, evaluation, control).relative_to(run.folder.parents[1])),
+        }
+        for run, control, count in found
+        if count
+    ]
+
+
+def _rows(run: Run, evaluation: Evaluation, control: str) -> list[Prediction]:
+    return [tidy(row) for row in read_predictions(scores_of(run, evaluation, control)).rows]
+
+
+def _right(run: Run, evaluation: Evaluation, control: str, asked: Sequence[Prediction]) -> tuple[np.ndarray, int]:
+    """Bool `(questions,)`: whether each is right; and how many have no reply."""
+    rows = _rows(run, evaluation, control)
+    if [(row.id, row.choices, row.answer) for row in rows] != [(row.id, row.choices, row.answer) for row in asked]:
+        raise ValueError(
+            f"{scores_of(run, evaluation, control)} has other questions than the first run of the study. Remove it to ask "
+            "again."
+        )
+    return np.array([is_right(row, evaluation.rule) for row in rows]), sum(row.status != ANSWERED for row in rows)
+
+
+def _arm(own, first, right, clips, parts) -> dict[str, Any]:
+    sound = _matrix(own, right[SOUND])
+    without_reply = {control: sum(found[str(run)][1] for run in own) for control, found in right.items()}
+    both = [(run, other) for run in own for other in first if run.seed == other.seed]
+    result = {
+        "seeds": [run.seed for run in own],
+        **accuracy(sound, clips),
+        "by_seed": {str(run.seed): float(right[SOUND][str(run)][0].mean()) for run in own},
+        "without_reply": without_reply[SOUND],
+        "groups": _by_group(parts, lambda rows: accuracy(sound[:, rows], clips[rows])),
+        "controls": {
+            control: accuracy(_matrix(own, found), clips) | {"without_reply": without_reply[control]}
+            for control, found in right.items()
+            if control != SOUND
+        },
+        "difference": None,
+    }
+    if own != first and both:
+        differ = _matrix([run for run, _ in both], right[SOUND]) - _matrix([run for _, run in both], right[SOUND])
+        result["difference"] = {
+            "seeds": [run.seed for run, _ in both],
+            **difference(differ, clips),
+            "groups": _by_group(parts, lambda rows: difference(differ[:, rows], clips[rows])),
+        }
+    return result
+
+
+def _matrix(runs: Sequence[Run], right: dict[str, tuple[np.ndarray, int]]) -> np.ndarray:
+    """Int `(seeds, questions)`."""
+    return np.stack([right[str(run)][0] for run in runs]).astype(int)
+
+
+def _by_group(parts, count) -> dict[str, dict[str, Any]]:
+    return {name: {value: count(rows) for value, rows in members.items()} for name, members in parts.items()}
+
+
+def accuracy(right: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
+    """
+    The share of right answers, with its interval.
+
+    Args:
+        right: int `(seeds, questions)`, 0 or 1.
+        clips: int `(questions,)`: which clip each question is about, by any numbering.
+    """
+    return {
+        "questions": right.shape[1],
+        "accuracy": float(right.mean()),
+        "interval": accuracy_interval(right, clips),
+    }
+
+
+def difference(differ: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
+    """
+    The mean of differences, int `(seeds, questions)` from -1 to 1, with its interval (`None` where too few clips differ),
+    and the verdict. `clips` as in `accuracy`.
+    """
+    mean, interval = float(differ.mean()), difference_interval(*by_clip(differ.T, clips))
+    verdict = NOISE if interval is None or interval[0] <= 0 <= interval[1] else "better" if mean > 0 else "worse"
+    return {"questions": differ.shape[1], "difference": mean, "interval": interval, "verdict": verdict}
+
+
+################
+# Training
+################
+def _trainings(run: Run) -> list[Step]:
+    return [step for step in steps_of(run) if step.trains]
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Of the stages together the seconds and the most memory; loss and what was evaluated are the last of the last stage."""
+    stages = [_log(step) for step in _trainings(run)]
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "peak_memory_gib": max(
+            (stage["peak_memory_gib"] for stage in stages if stage["peak_memory_gib"]), default=None
+        ),
+        "final_loss": stages[-1]["final_loss"],
+        "stages": stages,
+    }
+
+
+def _log(step: Step) -> dict[str, Any]:
+    state = json.loads((step.folder / STATE).read_text(encoding="utf-8"))
+    history = state["log_history"]
+    logged = [entry for entry in history if "loss" in entry]
+    evaluated: dict[str, Any] = next(
+        (entry for entry in reversed(history) if any(key.startswith("eval_") for key in entry)), {}
+    )
+    return {
+        "steps": state["global_step"],
+        "epochs": state["epoch"],
+        "seconds": _seconds(history),
+        "peak_memory_gib": max(
+            (entry["peak_memory_gib"] for entry in logged if "peak_memory_gib" in entry), default=None
+        ),
+        "final_loss": logged[-1]["loss"] if logged else None,
+        "loss": [[entry["step"], entry["loss"]] for entry in logged],
+        "evaluated": {key: value for key, value in evaluated.items() if key.startswith("eval_")},
+    }
+
+
+def _seconds(history: Sequence[dict[str, Any]]) -> float:
+    """Of the whole training; of GRPO, which logs neither that nor its memory, since it was last started."""
+    for name in ("training_seconds", "train_runtime"):
+        found = [entry[name] for entry in history if name in entry]
+        if found:
+            return max(found)
+    return 0.0
+
+
+def _records(runs: Sequence[Run], training: bool) -> list[dict[str, Any]]:
+    steps = [step for run in runs for step in steps_of(run) if step.trains or step.evaluates and not training]
+    return [json.loads(step.record.read_text(encoding="utf-8")) for step in steps]
+
+
+def _training_data(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Digests of the training sets, see `study_runs.set_digests`: more than one where a set changed between runs."""
+    found: dict[str, list[str]] = {}
+    for record in _records(runs, training=True):
+        for name, sha256 in record["data"].items():
+            if sha256 not in found.setdefault(name, []):
+                found[name].append(sha256)
+    return found
+
+
+def _made_with(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for record in _records(runs, training=False):
+        found += [made for made in record["made_with"] if made not in found]
+    return found
+
+
+def without_paths(content: Any) -> Any:
+    """
+    The content with only the last name of every absolute path in it. Texts that are a path and nothing else stay different:
+    of paths with the same name the second is "name (2)", and so on.
+    """
+    named: dict[str, str] = {}
+
+    def name(path: str) -> str:
+        if path not in named:
+            last = Path(path).name
+            others = sum(Path(other).name == last for other in named)
+            named[path] = f"{last} ({others + 1})" if others else last
+        return named[path]
+
+    def clean(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {clean(key): clean(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [clean(value) for value in part]
+        if not isinstance(part, str):
+            return part
+        return name(part) if ONLY_PATH.fullmatch(part) else PATH.sub("", part)
+
+    return clean(content)

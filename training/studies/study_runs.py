@@ -1,0 +1,304 @@
+"""What a study consists of on the disk: its runs, the processes of each, and what they were begun with.
+
+OUT/ARM/seed-N/                 of stages: OUT/ARM/seed-N/stage-K/
+  options.yaml, train.log       what is trained, and what the training says
+  train.json                    what decides the result, digests of the data, versions: compared when a study goes on
+  run/, model/                  the run's folder, and the merged model
+  scores/NAME/CONTROL/          predictions and score; beside it CONTROL.log and CONTROL.json, as above
+
+The digests are of the files with the questions, and of those beside them that describe a set. Audio files are not covered.
+"""
+
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.generate import differences
+from falcon3_audio.evaluation.questions import file_sha256
+from falcon3_audio.evaluation.score import SCORE
+from falcon3_audio.whole_files import write_json
+
+from ..data.shards import REPORT, is_set, read_report
+from ..run_folder import STATE, with_defaults
+from .study_file import FORMER, SOUND, Evaluation, Method, Stage, Study
+
+
+CLIPS = "clips.jsonl"  # beside a set's questions: what is in each clip
+FAILED = "failed.json"  # in the folder of a run: which step, and what it said
+PACKAGES = ("falcon3-audio", "accelerate", "datasets", "peft", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True)
+class Digests:
+    """
+    Of what a study reads.
+
+    Attributes:
+        sets: of each training set, by its path: the digests of what it consists of, by path.
+        evaluations: of each evaluation, by its name: the digests of its files, by theirs.
+    """
+
+    sets: dict[str, dict[str, str]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    An arm with one seed.
+
+    Attributes:
+        folder: of everything that it leaves.
+        stages: in their order.
+        digests: of what is read, where that is known.
+        model: which is asked where there are no stages.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    stages: list[Stage]
+    evaluations: list[Evaluation]
+    digests: Digests = field(default_factory=Digests)
+    model: Path = Path()
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    One process of a run.
+
+    Attributes:
+        name: for the user.
+        module: what runs, with `arguments`.
+        folder: which it makes.
+        product: a file that is there when it has ended.
+        log: where it writes what it says; beside it is `record`.
+        settings, data: what decides the product, and the digests of the files that it reads.
+        method, options: of a training: how, and its recipe.
+    """
+
+    name: str
+    module: str
+    arguments: list[str]
+    folder: Path
+    product: Path
+    log: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    method: Method | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trains(self) -> bool:
+        return self.method is not None
+
+    @property
+    def evaluates(self) -> bool:
+        return self.module.startswith("evaluation.")
+
+    @property
+    def record(self) -> Path:
+        return self.log.with_suffix(".json")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything that other settings would not have made."""
+        if not self.trains:
+            return self.folder.exists()
+        return self.product.exists() or any(self.folder.glob("checkpoint-*"))
+
+
+def runs_of(study: Study, output: Path, digests: Digests | None = None) -> list[Run]:
+    """All runs: the first seed of each arm, then the second, so that a study is balanced whenever it is stopped."""
+    rounds = range(max(len(arm.stages) for arm in study.arms))
+    seeds = [(arm, seed) for number in rounds for arm in study.arms for seed in list(arm.stages)[number : number + 1]]
+    return [
+        Run(
+            arm.name,
+            seed,
+            output / arm.name / f"seed-{seed}",
+            arm.stages[seed],
+            study.evaluations,
+            digests or Digests(),
+        )
+        for arm, seed in seeds
+    ]
+
+
+def steps_of(run: Run) -> list[Step]:
+    """The processes of a run, in their order."""
+    steps: list[Step] = []
+    model = run.model
+    for number, stage in enumerate(run.stages, 1):
+        place = run.folder / f"stage-{number}" if len(run.stages) > 1 else run.folder
+        which = f" stage {number}" if len(run.stages) > 1 else ""
+        steps.append(_training(stage, place, model, f"train{which}", run.digests.sets))
+        arguments, model = [str(place / "run"), str(place / "model")], place / "model"
+        product = model / "config.json"
+        steps.append(Step(f"merge{which}", "training.merge", arguments, model, product, place / "merge.log"))
+    for evaluation in run.evaluations:
+        for control in evaluation.controls:
+            steps.append(_asking(run, evaluation, control, model))
+    return steps
+
+
+def _training(stage: Stage, place: Path, former: Path, name: str, sets: dict[str, dict[str, str]]) -> Step:
+    options = stage.options | {"output_dir": str(place / "run")}
+    if options.get("model") == FORMER:
+        options["model"] = str(former)
+    data = {name: sha256 for path in stage.data for name, sha256 in sets.get(path, {}).items()}
+    arguments = ["--config", str(place / "options.yaml")]
+    product = place / "run" / STATE
+    log, method = place / "train.log", stage.method
+    return Step(name, method.module, arguments, place / "run", product, log, stage.settings, data, method, options)
+
+
+def scores_of(run: Run, evaluation: Evaluation, control: str) -> Path:
+    """The folder of the predictions."""
+    return run.folder / "scores" / evaluation.name / control
+
+
+def _asking(run: Run, evaluation: Evaluation, control: str, model: Path) -> Step:
+    output = scores_of(run, evaluation, control)
+    name = f"evaluate {evaluation.name}" + (f", {control}" if control != SOUND else "")
+    arguments = evaluation.arguments(model, output, control)
+    log = output.with_name(f"{control}.log")
+    settings = evaluation.options | {"control": control}
+    data = run.digests.evaluations.get(evaluation.name, {})
+    return Step(name, "evaluation.evaluate", arguments, output, output / SCORE, log, settings, data)
+
+
+def changes(run: Run) -> tuple[list[str], list[Path]]:
+    """
+    Whether there is anything that was begun with other settings than it would be begun with now: what differs, in words, and
+    what to remove, which is what that step made and, where it trains, the steps after it. Nothing else that lies beside.
+    """
+    words: list[str] = []
+    made: list[Path] = []
+    anew = False
+    for step in steps_of(run):
+        found = _differences(step) if step.begun and (step.trains or step.evaluates) else []
+        words += found
+        if anew and step.evaluates:
+            made.append(step.folder.parent)  # with all of its controls
+        elif anew or found:
+            made += [step.folder, step.log]
+        anew = anew or bool(found) and step.trains
+    return words, [path for path in dict.fromkeys(made) if path.exists()]
+
+
+def _differences(step: Step) -> list[str]:
+    if not step.record.exists():
+        return [f"{step.folder} was made by something else"]
+    before = json.loads(step.record.read_text(encoding="utf-8"))
+    read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
+    read_before = {name: before["data"][name] for name in read}
+    now = json.loads(json.dumps(step.settings))
+    settings = with_defaults(before["settings"], now, step.method.options) if step.method else before["settings"]
+    return differences(settings, now) + differences(read_before, read)
+
+
+def check_unchanged(runs: Sequence[Run], otherwise: str = "give another OUT"):
+    """
+    Raises a `ValueError` that names the runs in whose folders there are results of other settings, with what to remove.
+
+    Args:
+        otherwise: what the user may do instead.
+    """
+    lines = []
+    for run in runs:
+        found, made = changes(run)
+        if found:
+            lines.append(f"  {run}: {'; '.join(found)}\n    rm -r {shlex.join(map(str, made))}")
+    if lines:
+        raise ValueError(
+            "\n".join(["some runs were begun with other settings (before -> now):", *lines])
+            + f"\nRemove that to make it again, or {otherwise}."
+        )
+
+
+def read_data(study: Study) -> Digests:
+    """
+    Reads the benchmarks, and returns the digests of their files and of the training sets that are on this machine.
+
+    Raises a `ValueError` for a benchmark that cannot be read, or that keeps its answers to itself.
+    """
+    sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
+    digests = Digests({path: set_digests(Path(path)) for path in sorted(sets) if Path(path).exists()})
+    for evaluation in study.evaluations:
+        given = evaluation.options
+        data, root = Path(given["data"]), given.get("audio_root")
+        questions = BENCHMARKS[given["benchmark"]].load(data, root and Path(root), given.get("on_error", "raise"))
+        if any(question.answer is None for question in questions.questions):
+            raise ValueError(f"{given['data']} keeps its answers to itself: there is nothing to compare.")
+        described = {file.name: data_sha256(file) for file in _described_by(data)}
+        digests.evaluations[evaluation.name] = questions.sha256 | described
+    return digests
+
+
+def set_digests(path: Path) -> dict[str, str]:
+    """Of a set, and of the files beside it that say how it was made and what is in its clips, by path. No audio is read."""
+    return {str(one): data_sha256(one) for one in (path, *_described_by(path))}
+
+
+def _described_by(file: Path) -> list[Path]:
+    """Of a set that was made with others in one folder, as that of real-sounds."""
+    if not file.is_file() or not is_set(file.parent):
+        return []
+    return [path for path in (file.with_name(REPORT), file.with_name(CLIPS)) if path.exists()]
+
+
+@cache
+def data_sha256(path: Path) -> str:
+    """
+    Of a file its digest; of a prepared set that of its report; of another folder, of its files' names and sizes.
+
+    Raises a `ValueError` for a folder with a report that is not a set's.
+    """
+    if path.is_file():
+        return file_sha256(path)
+    if (path / REPORT).exists():
+        read_report(path)
+        return file_sha256(path / REPORT)
+    files = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def package() -> dict[str, Any]:
+    """Versions, and the commit of this package where it is a clone (with "+" where files differ from it)."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", here.name) else None
+    if commit and git("status", "--porcelain", "--untracked-files=no"):
+        commit += "+"
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"commit": commit, "versions": versions}
+
+
+def write_record(step: Step):
+    """The settings beside the run, with each package that worked on it."""
+    before = json.loads(step.record.read_text(encoding="utf-8")) if step.record.exists() and step.begun else {}
+    made_with, now = before.get("made_with", []), package()
+    made_with += [now] if now not in made_with else []
+    write_json(step.record, {"settings": step.settings, "data": step.data, "made_with": made_with})

@@ -1,0 +1,200 @@
+"""Long clips of the audio world: a sound at the beginning, in the middle and at the end, with music and speech in between.
+
+How far a model hears: each clip of a given length is asked which of four sounds is heard in each of the three places. The
+test has the world's test settings, and a file of questions for each length (`falcon3-audio evaluate --benchmark jsonl`); the
+training clips have the training settings and lengths drawn evenly from a range, in Open-ASQA's format. One seed gives the
+same bytes, always.
+Run: `python -m falcon3_audio.training.world.long_clips OUT --test-clips 40 --seed 0`
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from tqdm.auto import tqdm
+
+from falcon3_audio.user_errors import GOES_ON, user_errors
+from falcon3_audio.whole_files import whole_file, write_json
+
+from .audio_world import build_prompt, check_least
+from .audio_world_sounds import PLANNERS, SAMPLE_RATE, SOUNDS, TEST, TRAIN, Clip, Settings, deck, pick, render
+
+
+PLACES = ("at the beginning", "in the middle", "at the end")
+QUESTION = "Which sound is heard {place}?"
+LENGTHS = (10, 30, 60, 120, 300)  # seconds
+TRAIN_SECONDS = (5, 30)
+SHORTEST = 5  # three sounds, and something in between
+RECORD = "long_clips.json"
+
+
+@dataclass(frozen=True)
+class LongClip:
+    """
+    Attributes:
+        path: of the file, from the folder.
+        seconds: its length.
+        sounds: what is heard in each of `PLACES`.
+        absent: a sound that is not heard.
+    """
+
+    path: str
+    seconds: int
+    sounds: tuple[str, ...]
+    absent: str
+
+
+def generate_long_clips(
+    out: Path,
+    train_clips: int = 300,
+    test_clips: int = 40,
+    lengths: Sequence[int] = LENGTHS,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """
+    Writes `train.json` with `train-audios/*.wav`, for each length `test-SECONDS.jsonl` with `test-audios/*.wav`, and the
+    parameters, which are returned, into `long_clips.json`. A folder that has all of it is left as it is, and one that was left
+    half-written is completed.
+
+    Args:
+        test_clips: of each length.
+        lengths: of the test's clips, in seconds, `SHORTEST` or more.
+
+    Raises:
+        ValueError: for a length or a number that is too small, and for a folder that holds other clips.
+    """
+    for name, got, least in [("train_clips", train_clips, 0), ("test_clips", test_clips, 1), ("seed", seed, 0)]:
+        check_least(name, got, least)
+    if not lengths or min(lengths) < SHORTEST or len(set(lengths)) < len(lengths):
+        raise ValueError(f"got the lengths {list(lengths)}; expected different ones of {SHORTEST} seconds or more")
+    parameters = {"train_clips": train_clips, "test_clips": test_clips, "lengths": list(lengths), "seed": seed}
+    record = out / RECORD
+    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"parameters": parameters}
+    if before["parameters"] != parameters:
+        raise ValueError(
+            f"{out} holds long clips of {before['parameters']}, but {parameters} were asked for; give another folder."
+        )
+    if before.get("finished"):
+        return parameters
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(record, {"parameters": parameters, "finished": False})
+    rng = np.random.default_rng(seed)
+    seconds = rng.integers(TRAIN_SECONDS[0], TRAIN_SECONDS[1] + 1, train_clips).tolist()
+    train = _plan("train", seconds, rng)
+    tests = {length: _plan("test", [length] * test_clips, rng) for length in lengths}
+    _write_audios(out, train, TRAIN, seed, progress)
+    for length, clips in tests.items():
+        _write_audios(out, clips, TEST, seed, progress)
+        with whole_file(out / f"test-{length}.jsonl") as file:
+            file.writelines(f"{json.dumps(row)}\n".encode() for row in _test_rows(clips, rng))
+    write_json(out / "train.json", _train_rows(train, rng))
+    write_json(record, {"parameters": parameters, "finished": True})
+    return parameters
+
+
+def _plan(split: str, seconds: Sequence[int], rng: np.random.Generator) -> list[LongClip]:
+    clips = []
+    for number, (length, first) in enumerate(zip(seconds, deck(SOUNDS, len(seconds), rng))):
+        others = deck([sound for sound in SOUNDS if sound != first], len(PLACES), rng)
+        path = f"{split}-audios/{length:03d}s-{number:05d}.wav"
+        clips.append(LongClip(path, length, (first, *others[:-1]), others[-1]))
+    return clips
+
+
+def _options(clip: LongClip, rng: np.random.Generator) -> list[str]:
+    """The sounds of the clip, and one that is not heard: presence alone does not give the answer."""
+    return deck([*clip.sounds, clip.absent], len(PLACES) + 1, rng)
+
+
+def _train_rows(clips: Iterable[LongClip], rng: np.random.Generator) -> list[dict[str, str]]:
+    return [
+        {
+            "instruction": build_prompt(QUESTION.format(place=place), _options(clip, rng)),
+            "input": "",
+            "audio_id": clip.path,
+            "dataset": "long-clips",
+            "task": place,
+            "output": sound,
+        }
+        for clip in clips
+        for place, sound in zip(PLACES, clip.sounds)
+    ]
+
+
+def _test_rows(clips: Iterable[LongClip], rng: np.random.Generator) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{Path(clip.path).stem}-{number}",
+            "audio": clip.path,
+            "question": QUESTION.format(place=place),
+            "choices": _options(clip, rng),
+            "answer": sound,
+            "task": place,
+        }
+        for clip in clips
+        for number, (place, sound) in enumerate(zip(PLACES, clip.sounds))
+    ]
+
+
+def _write_audios(out: Path, clips: Iterable[LongClip], settings: Settings, seed: int, progress: bool):
+    """Those that are missing; every clip has a random generator of its own."""
+    missing = [clip for clip in clips if not (out / clip.path).exists()]
+    for clip in tqdm(missing, unit="clip", disable=not progress):
+        (out / clip.path).parent.mkdir(exist_ok=True)
+        rng = np.random.default_rng([seed, *clip.path.encode()])
+        with whole_file(out / clip.path) as file:
+            soundfile.write(file, _render(clip, settings, rng), SAMPLE_RATE, "PCM_16", format="WAV")
+
+
+def _render(clip: LongClip, settings: Settings, rng: np.random.Generator) -> np.ndarray:
+    """Float32 `(samples,)`: the sounds in their places, what is in between cut to fit."""
+    total = clip.seconds * SAMPLE_RATE
+    begin, middle, end = (_sound(sound, settings, rng) for sound in clip.sounds)
+    half = (total - len(middle)) // 2
+    parts = [begin, _between(half - len(begin), settings, rng), middle]
+    parts.append(_between(total - sum(map(len, parts)) - len(end), settings, rng))
+    return np.concatenate([*parts, end])
+
+
+def _sound(sound: str, settings: Settings, rng: np.random.Generator) -> np.ndarray:
+    how = {"pitch": pick(settings.sound_pitches, rng), "seconds": pick(settings.event_seconds, rng)}
+    return render(Clip("repeat", {"events": [sound], "loudness": "steady", **how}, {}), rng)
+
+
+def _between(samples: int, settings: Settings, rng: np.random.Generator) -> np.ndarray:
+    """Music and speech of the world in turn."""
+    planners = cycle([*PLANNERS["music"].values(), *PLANNERS["speech"].values()])
+    parts = [np.zeros(0, np.float32)]
+    while sum(map(len, parts)) < samples:
+        parts += [render(clip, rng) for clip in next(planners)(1, settings, rng)]
+    return np.concatenate(parts)[:samples]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
+    parser.add_argument("--train-clips", type=int, default=300, help="default: %(default)s")
+    parser.add_argument("--test-clips", type=int, default=40, help="of each length (default: %(default)s)")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", metavar="SECONDS", default=list(LENGTHS), help="default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    with user_errors("long_clips", goes_on=GOES_ON) as end:
+        generate_long_clips(**vars(options), progress=sys.stderr.isatty())
+        seconds = sum(options.lengths) * options.test_clips
+        made = f"{options.test_clips} clips of each of {len(options.lengths)} lengths"
+        print(f"{made} ({seconds / 3600:.1f} h) in {options.out}")
+    return end.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
