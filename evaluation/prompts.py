@@ -65,7 +65,7 @@ def alone(question: Question) -> str:
 
 
 def audio_world(question: Question) -> str:
-    """As models of the audio world are trained, see `training.audio_world.build_prompt`."""
+    """As models of the audio world are trained, see `training.world.audio_world.build_prompt`."""
     return f"{question.question} Choose one: {', '.join(question.choices)}." if question.choices else question.question
 
 
