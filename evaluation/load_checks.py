@@ -7,11 +7,12 @@ they name can be sent to an endpoint; links inside that folder are the user's ow
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from falcon3_audio.strict_json import parse_json
 
 from .questions import Clip, Question, QuestionSet
 
@@ -53,12 +54,12 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
     try:
         text = content.decode("utf-8-sig")
         if text.lstrip().startswith("["):
-            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)], sha256
+            return [(f"row {number}", row) for number, row in enumerate(parse_json(text), 1)], sha256
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
             where = f" in line {number}"
             if line.strip():
-                rows.append((f"line {number}", json.loads(line)))
+                rows.append((f"line {number}", parse_json(line)))
         return rows, sha256
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or of lists within lists without end
         raise ValueError(f"{path} is neither a JSON list nor JSON lines{where}: {error}") from None

@@ -96,6 +96,7 @@ def test_published_air_bench_rows(tmp_path):
         ('[{"id": 1}, 5]', "row 2: expected a JSON object, got int"),
         ('{"name": 1}', r"line 1: no id \(looked for 'id' and 'uniq_id' among \['name'\]\)"),
         ('{"id": 1, "prediction": ["B"]}', r"line 1: 'prediction' is \['B'\]; expected the reply's text"),
+        ('{"id": 1, "reply": "A", "reply": "B"}', "in line 1: the key 'reply' stands twice in one object"),
         ('{"id": 1}\n{"id"', "neither a JSON list nor JSON lines in line 2"),
     ],
 )

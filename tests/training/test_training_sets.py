@@ -238,6 +238,8 @@ def test_sets_that_cannot_be_read_are_named(tmp_path):
 
     (tmp_path / "broken.jsonl").write_text('{"messages": [}\n')
     assert re.search("JSON parse error in .*broken.jsonl.*: Expecting value", said("broken.jsonl"))
+    (tmp_path / "twice.jsonl").write_text('{"messages": []}\n{"audio": "a.wav", "messages": [], "audio": "b.wav"}\n')
+    assert "twice.jsonl, line 2: the key 'audio' stands twice in one object" in said("twice.jsonl")
     (tmp_path / "numbers.jsonl").write_text('{"messages": []}\n\n7\n')
     assert "numbers.jsonl, line 3: expected an object, got 7" in said("numbers.jsonl")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")

@@ -16,6 +16,8 @@ from typing import Any
 from datasets import Dataset, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Value
 from datasets.data_files import DataFilesDict
 
+from falcon3_audio.strict_json import parse_json
+
 
 FORMAT = "1"  # of what is stored; another one is converted anew
 METADATA = "metadata.jsonl"
@@ -112,7 +114,7 @@ def _is_json(text: bytes) -> bool:
 
 def _parse(text: bytes, place: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"))
+        return parse_json(text.decode("utf-8-sig"))
     except ValueError as error:  # of the encoding too
         raise ValueError(f"JSON parse error in {place}: {error}") from error
 

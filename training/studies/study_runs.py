@@ -148,7 +148,9 @@ def steps_of(run: Run) -> list[Step]:
         steps.append(_training(stage, place, model, f"train{which}", run.digests.sets))
         arguments, model = [str(place / "run"), str(place / "model")], place / "model"
         product = model / "config.json"
-        steps.append(Step(f"merge{which}", "training.publishing.merge", arguments, model, product, place / "merge.log"))
+        steps.append(
+            Step(f"merge{which}", "training.publishing.merge", arguments, model, product, place / "merge.log")
+        )
     for evaluation in run.evaluations:
         for control in evaluation.controls:
             steps.append(_asking(run, evaluation, control, model))
