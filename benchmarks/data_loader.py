@@ -2,7 +2,7 @@
 
     python -m benchmarks.data_loader
 
-Ours: shards as `open_asqa prepare` writes them, in the sampler's order, through `AudioChatCollator`: a clip is decoded once for the
+Ours: shards as `falcon3-audio open-asqa prepare` writes them, in the sampler's order, through `AudioChatCollator`: a clip is decoded once for the
 questions about it, and features are made of what is heard. A peer: the same questions in the same order from the same
 shards, each with its clip decoded and given to the peer's own processor, which makes features of 30 s. All with the tokenizer of
 `training/tiny_backbones`, in one process on one thread.

@@ -99,9 +99,9 @@ _STATED = re.compile(
 _FEWER = re.compile(r"\(([a-zA-Z])\)|\b(?:or|and|maybe)\s+([A-Z])\b|\b([A-Z])\W*$")
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot|without|except|unlike|rather|instead)\b|n't\b")
 _REJECTION = re.compile(
-    r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt\w*|less likely|least likely)\b|不"
+    r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt(?:s|ed|ful)?|less likely|least likely)\b|不"
 )
-# Which do not say no to a question.
+# These give no answer; their "no" is not one to a yes-no question.
 _NO_ANSWER = re.compile(r"\bno (?:idea|clue|answer|opinion|response|information|way (?:to|of)|one (?:can|could))\b")
 _WRONG_LEAD_IN = re.compile(
     r"\b(?:wrong|incorrect|false|worst|least likely|unlikely)\s+(?:answer|option|choice)|不|错误|錯誤"
@@ -134,10 +134,19 @@ def _resolve(reply: str, choices: Sequence[str]) -> str | None:
     if option is not None:
         return option
     text = _unwrap(reply)
-    if text is None or (
-        _NO_ANSWER.search(text.casefold()) and not any(_NO_ANSWER.search(c.casefold()) for c in choices)
-    ):
-        return None
+    option = None if text is None else _meant(text, choices)
+    return None if option is not None and _says_no_answer(text or "", option, choices) else option
+
+
+def _says_no_answer(text: str, option: str, choices: Sequence[str]) -> bool:
+    """Whether a text is read as the option "no" for words like "no idea" alone."""
+    if _fold(option) != "no" or _letters(_MENTIONED, text, choices):
+        return False
+    rest, found = _NO_ANSWER.subn(" ", text.casefold())
+    return bool(found) and not re.search(r"\bno\b", rest)
+
+
+def _meant(text: str, choices: Sequence[str]) -> str | None:
     option = _same_beside_label(text, choices)
     if option is not None:
         return option

@@ -61,6 +61,8 @@ def user_errors(
         end.status = INTERRUPTED
         _say(program, "stopped.", goes_on)
     except USER_ERRORS + others + breaks as error:
+        if isinstance(error, ImportError) and (error.name or "").startswith("falcon3_audio"):
+            raise
         end.status = 1
         message = explain(error)
         if join_lines:

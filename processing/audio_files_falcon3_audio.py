@@ -215,10 +215,15 @@ def _check_last_page(data: bytes, name: str):
 def _whole_w64(data: bytes, name: str) -> bytes:
     """libsndfile reckons the sound of a W64 file from its size, not from what the file says of that (8 bytes at 16)."""
     size = int.from_bytes(data[16:24], "little")
+    if size >= 2**63:  # -1, as programs write it that do not know it yet
+        return data
     if size > len(data):
         raise ValueError(f"{name} is truncated: it announces {size} bytes and has {len(data)}.")
     if data[size:].strip(b"\0"):
-        raise ValueError(f"{name} goes on for {len(data) - size} bytes behind the {size} that its header gives.")
+        raise ValueError(
+            f"{name} goes on for {len(data) - size} bytes behind the {size} that its header gives. Write it anew (ffmpeg -i "
+            "in.w64 out.flac)."
+        )
     return data[:size]
 
 

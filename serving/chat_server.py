@@ -84,15 +84,15 @@ class Server:
         )
         self.queue = GenerationQueue(pipe, settings.max_batch)
         app = ChatApp(settings.served_model_name, self.reader, self.queue, limits, settings.key, settings.host)
-        self._http = HttpServer(app, app.limits, settings.host, settings.port)
-        self.url = self._http.url
+        self.http = HttpServer(app, app.limits, settings.host, settings.port)
+        self.url = self.http.url
 
     def __enter__(self) -> "Server":
-        self._http.__enter__()
+        self.http.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._http.__exit__()
+        self.http.__exit__()
         self.queue.close()
 
 
@@ -139,7 +139,8 @@ def run(options: argparse.Namespace, limits: Limits, key: str | None) -> int:
             signal.signal(number, end)
         logger.info("%s is served at %s/v1", settings.served_model_name, server.url)
         while not ended.wait(1) and not server.queue.broken.is_set():
-            pass
+            if not server.http.is_serving:
+                raise OSError("the HTTP server has ended by itself; what it said is above")
     return int(server.queue.broken.is_set())
 
 

@@ -27,19 +27,19 @@ FLUSH = 5  # seconds at the end, for answers on their way and bodies that have n
 class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._look_again((None, False))
+        self._look_again(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._next_look.cancel()
         super().connection_lost(exc)
 
-    def _look_again(self, seen: tuple[Any, bool]) -> None:
+    def _look_again(self, seen: Any) -> None:
         self._next_look = self.loop.call_later(IDLE, self._look, seen)
 
-    def _look(self, before: tuple[Any, bool]) -> None:
-        """Cuts the connection if no request has come, or nothing gone out at its end, since the look before."""
-        now = (self.cycle, self.transport.is_closing())
+    def _look(self, before: Any) -> None:
+        """Cuts the connection if no request has come, and nothing of the last answer gone out, since the look before."""
         waits = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+        now = (self.cycle, waits, self.transport.is_closing(), self.transport.get_write_buffer_size())
         if waits and now == before:
             self.transport.abort()
         else:
@@ -88,6 +88,10 @@ class HttpServer(uvicorn.Server):
     def __exit__(self, *exception: Any) -> None:
         self.should_exit = True
         self._thread.join()
+
+    @property
+    def is_serving(self) -> bool:
+        return self._thread.is_alive()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what is running; meanwhile what is new is told that it comes too late."""

@@ -10,6 +10,7 @@ at. vLLM imports the class by name, so it reads its settings from the environmen
 import asyncio
 import hmac
 import json
+import math
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -30,6 +31,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 PREFIX = "FALCON3_AUDIO_"
 MIB = 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses of this machine alone
+POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 IDLE = 60  # seconds that a client may leave what it is sent unread
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")  # as browsers send it
 # OpenAI's names; other errors are an invalid_request_error below 500, and a server_error from there on.
@@ -59,8 +61,8 @@ class Limits:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if name != "allowed_origins" and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
+            if name != "allowed_origins" and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}.")
         if self.max_bodies_mib < self.max_body_mib:
             raise ValueError(
                 f"max_bodies_mib must be max_body_mib ({self.max_body_mib:g}) or more, got {self.max_bodies_mib:g}."
@@ -113,8 +115,13 @@ class RequestLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(receive, send)
-        if scope["type"] != "http" or scope["method"] == "OPTIONS":  # browsers ask so whether they may ask
+        if scope["type"] == "lifespan" or scope.get("method") == "OPTIONS":  # browsers ask so whether they may ask
             await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":  # a browser opens these across sites without asking
+            if self._refusal(scope):
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            else:
+                await self.app(scope, receive, send)
         elif scope["method"] in ("POST", "PUT", "PATCH"):
             try:
                 await self._limited(scope, exchange)

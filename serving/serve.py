@@ -89,6 +89,8 @@ def serve(options: argparse.Namespace) -> int:
         try:
             from . import chat_server
         except ModuleNotFoundError as error:
+            if error.name not in ("anyio", "prometheus_client", "starlette", "uvicorn"):
+                raise
             raise ValueError(f'{error.name} is not installed here: pip install "falcon3-audio[serve]".') from error
         return chat_server.run(options, _limits(options), key)
     if find_spec("vllm") is None:

@@ -8,7 +8,10 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What `datasets` converts.
-os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="falcon3-audio-tests-"))
+if "falcon3-audio-tests-" in os.environ.get(
+    "HF_DATASETS_CACHE", "falcon3-audio-tests-"
+):  # each worker has a folder of its own
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="falcon3-audio-tests-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Models this small are faster on one thread, by far where other programs run beside the tests: here, and in the processes
 # that tests start.

@@ -89,7 +89,7 @@ def write_chats(folder: Path, count: int = 8, seconds: float = 0.3, silent: bool
 
 
 def clip_row(path: Path, questions: int) -> dict[str, Any]:
-    """All questions of a clip in one row, as `open_asqa prepare` stores them."""
+    """All questions of a clip in one row, as `falcon3-audio open-asqa prepare` stores them."""
     asked = [{"instruction": f"Question {n}?", "output": f"answer {n}", "task": "event"} for n in range(questions)]
     audio = {"bytes": path.read_bytes(), "path": None}
     return {"audio_id": path.name, "audio": audio, "input": "the secret", "seconds": 1.0, "questions": asked}

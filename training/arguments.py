@@ -305,7 +305,7 @@ class AudioSFTConfig(SFTConfig):
             )
         if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"train_sampling_strategy must stay `random`, got {self.train_sampling_strategy!r}: see sampler.py."
+                f"train_sampling_strategy must stay `random`, got {self.train_sampling_strategy!r}: see data/sampler.py."
             )
         if self.save_only_model:
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")

@@ -74,7 +74,7 @@ def help_text(
         section = parser.add_argument_group(title)
         for name in names:
             field, kind = known[name]
-            said = _with_default(field.metadata.get("help", ""), recipe.get(name, _default(field)))
+            said = _with_default(field.metadata.get("help", ""), recipe.get(name, _default(field)), name in recipe)
             section.add_argument(f"--{name}", metavar=_metavar(kind), help=said)
     return parser.format_help()
 
@@ -88,10 +88,14 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _with_default(said: str, value: Any) -> str:
+def _with_default(said: str, value: Any, is_given: bool) -> str:
     value = getattr(value, "value", value)  # of an enum
     shown = value if isinstance(value, str) else json.dumps(value, default=str)
-    return said if "default" in said.lower() else f"{said} (default: {shown.replace('%', '%%') or 'empty'})".strip()
+    return (
+        said
+        if "default" in said.lower() and not is_given
+        else f"{said} (default: {shown.replace('%', '%%') or 'empty'})".strip()
+    )
 
 
 def _metavar(kind: Any) -> str:

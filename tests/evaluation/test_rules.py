@@ -183,6 +183,16 @@ def test_air_bench_official_with_fewer_options_and_an_option_twice():
         ("no answer", YES_NO, None),
         ("There is no way to tell", YES_NO, None),
         ("No idea", (*YES_NO, "No idea"), "No idea"),
+        ("No, there is no information about it", YES_NO, "No"),
+        *(
+            (reply, ("Man", "Woman"), "Woman")
+            for reply in (
+                "B. Woman. There is no response from the man.",
+                "Woman, because there is no answer from the man",
+                "(B), since there is no information about a man",
+                "B, because no one can speak so high",
+            )
+        ),
         ("No sound", YES_NO, "No"),
         ('{"answer": ["B"]}', VOICES, "Woman"),
         ('{"answer": ["Woman"]}', VOICES, "Woman"),

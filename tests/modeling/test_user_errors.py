@@ -35,7 +35,10 @@ def test_spaces_within_a_line_stay_and_lines_may(capsys):
     assert capsys.readouterr().err == "falcon3-audio sing: remove these:\n  rm a\n"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), AttributeError("ours")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("ours"), KeyError("ours"), AttributeError("ours"), ImportError("ours", name="falcon3_audio.x")],
+)
 def test_faults_of_ours_keep_their_traceback(error, capsys):
     with pytest.raises(type(error)) as raised:
         ended(error)

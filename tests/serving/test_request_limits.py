@@ -285,6 +285,13 @@ def test_what_is_no_request_passes():
     assert echo.types == ["lifespan"]
 
 
+def test_a_websocket_of_another_site_is_closed():
+    echo, client = Echo(), Client(kind="websocket")
+    client.scope["headers"] = [(b"host", b"here"), (b"origin", b"https://other.example")]
+    run(client.ask(RequestLimits(echo, Limits())))
+    assert echo.types == [] and client.sent == [{"type": "websocket.close", "code": 1008}]
+
+
 @pytest.mark.parametrize("parts", [(None,), (b"a", None)])
 def test_a_client_that_goes_while_it_sends_is_forgotten(parts):
     async def check():
@@ -363,9 +370,9 @@ def test_settings_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["max_body_mib", "max_bodies_mib", "max_requests", "timeout"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_limits_are_positive(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be positive, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {value}"):
         Limits(**{name: value})
 
 

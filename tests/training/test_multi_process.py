@@ -83,7 +83,11 @@ def recipe(backbone_folders, tmp_path_factory):
     data = str(write_jsonl(folder / "chats.jsonl", rows))
     options = {"per_device_train_batch_size": 1, "global_batch_size": BATCH, "max_steps": STEPS, "lora_dropout": 0.0}
     return write_recipe(
-        folder / "recipe.yaml", audio_model=audio, text_model=text, train_data=data, **(SETTINGS | options)
+        folder / "recipe.yaml",
+        audio_model=audio,
+        text_model=text,
+        train_data=[{"path": data, "sound": "some"}],
+        **(SETTINGS | options),
     )
 
 

@@ -282,6 +282,14 @@ def test_a_finished_set_is_left_alone(made, mirror, asked, tmp_path, monkeypatch
         )
 
 
+def test_a_file_of_a_finished_set_that_is_gone_is_written_again(made, mirror, asked, tmp_path):
+    out, before = tmp_path / "set", digests(made[0])
+    shutil.copytree(made[0], out, ignore=shutil.ignore_patterns("packages"))
+    (out / "test.json").unlink()
+    make_real_sounds(out, made[0] / "packages", WANTED, mirror[1])
+    assert digests(out) == before
+
+
 def die_at(monkeypatch, module, name, number):
     """Kill the process at its so-many-th call of a function."""
     function, calls = getattr(module, name), count(1)

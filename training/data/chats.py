@@ -127,13 +127,16 @@ def check_all_is_read(example: Mapping[str, Any], messages: Any):
         if _is_given(example.get(key)):
             raise ValueError(f"the row has {key!r}, which is not read. {advice}")
     if _is_given(example.get("messages")) and _is_given(example.get("questions")):
-        raise ValueError("the row has `messages` and `questions`; make it two rows, each with its clips")
+        raise ValueError(
+            "the row has `messages` and `questions`; make it two rows, in a set of chats and a set of clips with their questions"
+        )
     for number, message in enumerate(messages if isinstance(messages, (list, tuple)) else []):
-        marks = [key for key in NOT_LEARNED if isinstance(message, dict) and message.get(key) not in (None, True)]
+        is_answer = isinstance(message, dict) and message.get("role") == "assistant"
+        marks = [key for key in NOT_LEARNED if is_answer and message.get(key) not in (None, True)]
         if marks:
             raise ValueError(
                 f"message {number} has `{marks[0]}`: {message[marks[0]]!r}, which is not read: every answer of a chat is learned "
-                "alike. Make rows that end with the answers to learn, the others in the question's words"
+                "alike. Leave the mark out to learn this answer, or put it into the text of the question that follows it"
             )
 
 

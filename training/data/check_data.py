@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
             for line in found.unread:
                 print(f"  {line}")
             bad = bad or bool(found.unread)
-    return 1 if bad else end.status
+    return end.status or int(bad)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from datasets.data_files import DataFilesDict
 from falcon3_audio.strict_json import parse_json
 
 
-FORMAT = "1"  # of what is stored; another one is converted anew
+FORMAT = "2"  # of what is stored; another one is converted anew
 METADATA = "metadata.jsonl"
 # What an audiofolder's metadata calls a row's clips, and the columns that `datasets` makes of them.
 FOLDER_KEYS = {

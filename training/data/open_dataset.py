@@ -1,6 +1,6 @@
 """Data sets from wherever they are: one function that opens what `datasets` can read, and our own prepared shards.
 
-Training (data.py) and voice instructions (text_instructions.py) open their sets here. Rows stay memory-mapped and are
+Training (training_sets.py) and voice instructions (../prepare/text_instructions.py) open their sets here. Rows stay memory-mapped and are
 not looked at. Which set and which split was meant is never guessed in silence: files whose names say `test` are not
 part of `train`, and a split that a set does not have is an error.
 Run: `rows = open_dataset("chats.jsonl")`

@@ -4,7 +4,7 @@ A set is a folder of Arrow (or parquet) files and a report.json, which says how 
 to it with how many rows each, and whether it is finished. Arrow shards are memory-mapped, so a set may be far larger
 than memory and any row is reached at once. Audio is stored as FLAC bytes and stays bytes here: decoding is the
 reader's, through `falcon3_audio.processing.load_audio`. A file gets its name only when it is complete, so a killed run
-leaves no half of one. Makers: open_asqa.py and voice_instructions.py; readers call `read_shards(folder)`.
+leaves no half of one. Makers: open_asqa.py and voice_instructions.py in ../prepare; readers call `read_shards(folder)`.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Training data of any kind as chats with sound: one `datasets.Dataset` of small index rows, read when asked for.
 
-A set holds chats (`messages`) or clips with all their questions in one row (`questions`, as `open_asqa prepare` writes
+A set holds chats (`messages`) or clips with all their questions in one row (`questions`, as `falcon3-audio open-asqa prepare` writes
 them); each question becomes an example of its own. Only (set, row, question) is held in memory; rows are looked up in the
 memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
 `{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, every audio item with its source in it. The
@@ -78,7 +78,7 @@ def _index(source: DataSource, rows: Dataset) -> np.ndarray:
         hint = " ShareGPT's `conversations` of `from` and `value` are not read: make them `messages`." if other else ""
         raise ValueError(
             f"The training set {str(source)!r} has the columns {rows.column_names}; expected `messages` (chats) or "
-            f"`questions` (clips with their questions, as `open_asqa prepare` writes them).{hint}"
+            f"`questions` (clips with their questions, as `falcon3-audio open-asqa prepare` writes them).{hint}"
         )
     counts = np.array(list(_question_counts(rows)))
     if counts.sum() == 0:

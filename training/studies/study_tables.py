@@ -126,7 +126,7 @@ def _memory(gib: float | None) -> str:
 
 
 def _hearing(evaluated: dict[str, float]) -> str:
-    """What silence in the place of the clips costs, as it was logged last (see hearing.py); with several sets, of each."""
+    """What silence in the place of the clips costs, as it was logged last (see ../hearing.py); with several sets, of each."""
     lines = []
     names = hearing_names([evaluated])
     for name in names:

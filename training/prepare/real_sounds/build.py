@@ -94,7 +94,7 @@ def make_real_sounds(
 ) -> dict[str, Any]:
     """
     Write a set into the folder `out`; returns what is in its report.json. A finished one is left alone while the same
-    packages are to be had and its clips have the number and bytes that they had; else what differs is written again.
+    packages are to be had and its files have the bytes that they had; else what differs is written again.
 
     Args:
         cache: folder of the packages, by default `out/packages`; another set may share it.
@@ -113,7 +113,7 @@ def make_real_sounds(
     report = begin_set(out, {"source": "real-sounds", "format": FORMAT, **asdict(wanted)})
     obtained = obtain(packages, cache, progress)
     same = report["finished"] and report["packages"] == sorted(obtained.folders)
-    if same and report.get("audio") == audio_size(out / "audio"):
+    if same and report.get("files") == sizes(out):
         return report
     if not same:
         _withdraw_questions(out, report)
@@ -124,7 +124,7 @@ def make_real_sounds(
     write_jsonl(out / "clips.jsonl", map(clip_row, clips))
     write_json(out / "sources.json", [source_row(package, obtained, clips, refused) for package in packages])
     remove_others(out / "audio", clips)
-    report |= {"finished": True, **summary(clips, questions, obtained), "audio": audio_size(out / "audio")}
+    report |= {"finished": True, **summary(clips, questions, obtained), "files": sizes(out)}
     write_json(out / REPORT, report)
     return report
 
@@ -141,10 +141,12 @@ def _withdraw_questions(out: Path, report: dict[str, Any]) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def audio_size(folder: Path) -> dict[str, int]:
-    """Number and bytes of the files below a folder; a finished set that still has those of its report is not made again."""
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return {"files": len(sizes), "bytes": sum(sizes)}
+def sizes(out: Path) -> dict[str, int]:
+    """Bytes of each file about clips, of sources.json, and of all clips together, and their number; 0 for what is not there."""
+    clips = [path.stat().st_size for path in (out / "audio").rglob("*") if path.is_file()]
+    files = {name: out / name for name in (*ABOUT_CLIPS, "sources.json")}
+    found = {name: path.stat().st_size if path.exists() else 0 for name, path in files.items()}
+    return found | {"audio": sum(clips), "clips": len(clips)}
 
 
 def make_clips(
