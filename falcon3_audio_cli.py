@@ -23,7 +23,7 @@ VERBS = {
     "real-backbones": ("falcon3_audio.training.prepare.real_backbones", "make real backbones without the Hub"),
     "check-data": ("falcon3_audio.training.data.check_data", "decode a training set, and list what cannot be read"),
     "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
-    "study": ("falcon3_audio.training.studies.study", "train and compare arms of a recipe, several seeds of each"),
+    "study": ("falcon3_audio.training.study", "train and compare arms of a recipe, several seeds of each"),
     "grpo": ("falcon3_audio.training.grpo", "reinforce right answers after training: GRPO with TRL"),
     "merge": ("falcon3_audio.training.publishing.merge", "merge a trained adapter into a plain checkpoint"),
     "export-adapter": (

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from falcon3_audio.training.data.collator import AudioChatCollator, join_on_time
+from falcon3_audio.training.collator import AudioChatCollator, join_on_time
 from falcon3_audio.training.data.packing import IGNORED
 
 from .clips import FRAMES_PER_SECOND, HEAD_TOKENS, LONGEST, Question

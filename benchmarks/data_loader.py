@@ -22,7 +22,7 @@ from transformers import AudioFlamingo3Processor, AutoTokenizer, Qwen2AudioProce
 
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
 from falcon3_audio.training.arguments import DataSource
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data.sampler import MixtureSampler
 from falcon3_audio.training.data.shards import AUDIO, begin_set, encode_flac, finish_set, write_shard
 from falcon3_audio.training.data.training_sets import load_training_data, questions_per_clip

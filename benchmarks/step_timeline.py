@@ -24,7 +24,7 @@ from transformers import WhisperFeatureExtractor
 from falcon3_audio.processing import Falcon3AudioProcessor
 from falcon3_audio.training import estimate
 from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, DataSource, LoraArguments, ModelArguments
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data.sampler import MixtureSampler
 from falcon3_audio.training.data.training_sets import load_training_data, questions_per_clip
 from falcon3_audio.training.recipe import parse_options

@@ -24,14 +24,14 @@ MAY_IMPORT = {
 # The same inside of training, whose own modules are the run; `real` puts a checkpoint together out of all of it. The run and the
 # reading of its data import both ways: data reads the entries of a recipe (arguments), a run reads data.
 MAY_IMPORT_IN_TRAINING = {
-    "run": {"data", "publishing"},
+    "run": {"data", "publishing", "studies"},
     "data": {"run"},
     "prepare": {"data"},
     "publishing": {"run"},
     "studies": {"run", "data"},
     "world": {"run", "prepare", "studies"},
     "tiny_backbones": {"world"},
-    "real": {"prepare", "publishing", "studies"},
+    "real": {"run", "prepare", "publishing", "studies"},
 }
 
 

@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
+from .collator import IGNORED, join_on_time
 from .data.chats import audio_items, check_answers, clips_of, fill_in
-from .data.collator import IGNORED, join_on_time
 
 
 @dataclass

@@ -27,7 +27,7 @@ from falcon3_audio.evaluation.clip_intervals import FEWEST_DIFFERING, TAIL, stan
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor
 
 from .arguments import AudioSFTConfig
-from .data.collator import NUMBER, SILENCE
+from .collator import NUMBER, SILENCE
 from .data.packing import IGNORED
 
 

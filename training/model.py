@@ -34,7 +34,7 @@ from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import COMPOSED, LoraArguments, ModelArguments
-from .data.collator import AudioChatCollator
+from .collator import AudioChatCollator
 from .projector_start import fit_projector
 from .run_folder import BASE
 

@@ -6,7 +6,7 @@ import math
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .arguments import LoraArguments
-from .data.collator import QUESTIONS
+from .collator import QUESTIONS
 from .hearing import TRAINING_QUESTIONS
 from .model import PROJECTOR, count_parameters
 from .trainer import AudioSFTTrainer

@@ -32,10 +32,10 @@ from .prepare.real_sounds.build import make_real_sounds
 from .prepare.real_sounds.tables import read_packages
 from .publishing.merge import merge
 from .publishing.push import ADAPTER
-from .studies.study import ask
 from .studies.study_report import accuracy
 from .studies.study_runs import Run, scores_of
 from .studies.study_tables import table
+from .study import ask
 
 
 ROOT = Path(__file__).resolve().parent

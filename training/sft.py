@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerState
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_push, check_together
-from .data.collator import AudioChatCollator
+from .collator import AudioChatCollator
 from .data.training_sets import load_training_data, questions_per_clip
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness

@@ -30,7 +30,7 @@ from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
-from .data.collator import ASKED, COUNTERS, IGNORED, QUESTIONS
+from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
 from .data.sampler import MixtureSampler
 from .hearing import (
     HEARING,

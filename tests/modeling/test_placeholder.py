@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig
 
 from falcon3_audio import LORA_TARGET_MODULES, AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing import choose_audio_token
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.dpo import AudioPreferenceCollator
 from falcon3_audio.training.grpo import AudioGRPOTrainer
 

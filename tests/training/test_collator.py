@@ -10,7 +10,7 @@ from tiny import SAMPLING_RATE, audio_tokens, question, tone
 from training_runs import assistant, heard, user
 
 from falcon3_audio.processing import TOKENS_PER_SECOND, Falcon3AudioProcessor, UnreadableAudioError
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 
 
 TENSORS = ("input_ids", "attention_mask", "labels", "input_features", "input_features_mask")

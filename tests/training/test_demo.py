@@ -6,7 +6,7 @@ import pytest
 from training_runs import run_here
 from transformers import pipeline
 
-from falcon3_audio.training.studies import study
+from falcon3_audio.training import study
 from falcon3_audio.training.world import demo
 
 

@@ -13,7 +13,7 @@ from training_runs import assistant, user
 
 from falcon3_audio.modeling_falcon3_audio_encoder import Falcon3AudioAttention
 from falcon3_audio.training.arguments import LoraArguments, ModelArguments
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.model import choose_trained_weights, count_parameters, load_model
 
 

@@ -9,7 +9,7 @@ from tiny import tone
 from torch.nn.functional import cross_entropy
 from training_runs import assistant, user
 
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data.packing import IGNORED, Unit, join_branches, pack_units, pad_rows, split_rows
 from falcon3_audio.training.data.sampler import MixtureSampler
 

@@ -8,7 +8,7 @@ from training_runs import assistant, parse, user, weights_of, write_recipe
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.training import sft
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.projector_start import fit_projector
 
 

@@ -14,10 +14,9 @@ from tiny import SAMPLING_RATE, tone
 from training_runs import run_here
 
 from falcon3_audio.evaluation.wilson import wilson
-from falcon3_audio.training import real
+from falcon3_audio.training import real, study
 from falcon3_audio.training.publishing.export_adapter import export_adapter
 from falcon3_audio.training.real import main
-from falcon3_audio.training.studies import study
 
 
 CHOICES = ["a bell", "a dog", "a cat", "rain"]

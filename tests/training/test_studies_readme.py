@@ -8,12 +8,12 @@ import pytest
 
 from falcon3_audio.evaluation.paired import interval_text, points
 from falcon3_audio.evaluation.score_tables import percent
-from falcon3_audio.training.studies import study
+from falcon3_audio.training import study
 from falcon3_audio.training.studies.study_tables import as_markdown
 from falcon3_audio.training.world.audio_world import QUESTION_TYPES
 
 
-STUDIES = Path(study.__file__).parent
+STUDIES = Path(study.__file__).parent / "studies"
 REPORTS = sorted(STUDIES.glob("*/report.json"))
 PAGE = (STUDIES / "README.md").read_text(encoding="utf-8")
 

@@ -17,11 +17,11 @@ from training_runs import farthest, log_of, run_here, weights_of
 from transformers import TrainerState
 
 from falcon3_audio.evaluation.score import SCORE
+from falcon3_audio.training import study as module
 from falcon3_audio.training.recipe import read_recipe
-from falcon3_audio.training.studies import study as module
 from falcon3_audio.training.studies import study_file
-from falcon3_audio.training.studies.study import main
 from falcon3_audio.training.studies.study_file import KEYS, read_study
+from falcon3_audio.training.study import main
 
 
 FEW_STEPS = {"max_steps": 2, "save_steps": 1}
@@ -208,7 +208,7 @@ def test_two_runs_side_by_side_in_processes_of_their_own(write, tmp_path, monkey
     assert {run["arm"] for run in report_of(output)["training"]} == {"a", "b"}
 
 
-STUDIES = sorted(Path(module.__file__).parent.glob("*.yaml"))
+STUDIES = sorted((Path(module.__file__).parent / "studies").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

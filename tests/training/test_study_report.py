@@ -19,10 +19,10 @@ from falcon3_audio.evaluation import evaluate, score
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.predictions import Prediction
 from falcon3_audio.evaluation.wilson import wilson
-from falcon3_audio.training.studies import study as module
-from falcon3_audio.training.studies.study import main
+from falcon3_audio.training import study as module
 from falcon3_audio.training.studies.study_report import accuracy, difference, without_paths
 from falcon3_audio.training.studies.study_tables import as_markdown
+from falcon3_audio.training.study import main
 from falcon3_audio.whole_files import write_json
 
 

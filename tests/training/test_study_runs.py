@@ -10,7 +10,6 @@ from training_runs import write_jsonl, write_recipe
 
 from falcon3_audio.training.run_folder import RECIPE, start_or_go_on
 from falcon3_audio.training.studies import study_runs as module
-from falcon3_audio.training.studies.study import main, perform, perform_all
 from falcon3_audio.training.studies.study_file import SFT, make_study
 from falcon3_audio.training.studies.study_runs import (
     changes,
@@ -20,6 +19,7 @@ from falcon3_audio.training.studies.study_runs import (
     steps_of,
     write_record,
 )
+from falcon3_audio.training.study import main, perform, perform_all
 from falcon3_audio.whole_files import write_json
 
 

@@ -34,7 +34,7 @@ from falcon3_audio.training import sft
 from falcon3_audio.training import trainer as module
 from falcon3_audio.training.arguments import DataSource, LoraArguments
 from falcon3_audio.training.callbacks import EpochOrder
-from falcon3_audio.training.data.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data.sampler import MixtureSampler
 from falcon3_audio.training.data.training_sets import load_training_data
 from falcon3_audio.training.loss_curve import plot_loss

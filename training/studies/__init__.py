@@ -1,1 +1,1 @@
-"""Studies: arms of a recipe trained, asked and compared. The YAML files here are those that the project runs."""
+"""Parts of the study (../study.py): its file, its runs, its report. The YAML files here are those that the project runs."""

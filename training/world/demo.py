@@ -1,7 +1,7 @@
 """The real recipe in small, on a CPU, in minutes: from a world of sounds to answers about clips nobody has heard.
 
 Generates the audio world (spoken words, sound events and music as wav files, questions in Open-ASQA's format), prepares it
-as Open-ASQA is prepared, and makes a study of one arm of it (studies/study.py): recipes/audio_world.yaml is trained (pretrained
+as Open-ASQA is prepared, and makes a study of one arm of it (../study.py): recipes/audio_world.yaml is trained (pretrained
 tiny backbones, LoRA of rank 8 on both, a new projector, one stage), merged, and asked about held-out voices, pitches and
 durations, with the sound and with silence in its place. Started again after it was stopped, it goes on where it was.
 
@@ -28,9 +28,9 @@ from falcon3_audio.user_errors import GOES_ON, user_errors
 
 from ..prepare.open_asqa import prepare
 from ..recipe import override
-from ..studies.study import ask, perform
 from ..studies.study_file import make_study
 from ..studies.study_runs import Run, read_data, runs_of, scores_of
+from ..study import ask, perform
 from .audio_world import generate_world
 
 

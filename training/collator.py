@@ -7,7 +7,7 @@ clip cannot be read, where these are to be skipped. A batch always holds a clip,
 a second of silence that nothing is learned from.
 
 Questions about one clip that come together share its audio: it is decoded and encoded once, and stands once in a row, with
-each question and answer behind it as a branch of its own (packing.py). Losses are those of separate rows.
+each question and answer behind it as a branch of its own (data/packing.py). Losses are those of separate rows.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
-from .chats import check_answers
-from .packing import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
+from .data.chats import check_answers
+from .data.packing import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 # What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
 COUNTERS = ("num_shortened", "num_dropped", "num_bad_audio")
 QUESTIONS = "num_questions"
-# In examples that are evaluated, their number, and in their batches what was asked: see ../hearing.py.
+# In examples that are evaluated, their number, and in their batches what was asked: see hearing.py.
 NUMBER = "number"
 ASKED = "asked"
 SILENCE = np.zeros(SAMPLING_RATE // 100, dtype=np.float32)
@@ -70,7 +70,7 @@ class AudioChatCollator:
             `input_ids`, `attention_mask` and `labels` of shape `(rows, tokens)`, padded on the right;
             `input_features` `(audios, mel bands, frames)` and `input_features_mask` `(audios, frames)`; and the
             scalars `num_questions`, `num_shortened`, `num_dropped` and `num_bad_audio`. If a clip is shared also `position_ids`,
-            `segment_ids` and `prefix_ids`, see packing.py. If examples have a `number` also `asked` `(questions, 3)`: for each
+            `segment_ids` and `prefix_ids`, see data/packing.py. If examples have a `number` also `asked` `(questions, 3)`: for each
             question, in the order of the answers in the rows, its number, that of its clip, and 1 if there is a clip.
 
         Raises:

@@ -29,10 +29,10 @@ import yaml
 from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import whole_file, write_json
 
-from ..data.shards import is_set
-from .study_file import make_study, read_study
-from .study_report import write_report
-from .study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
+from .data.shards import is_set
+from .studies.study_file import make_study, read_study
+from .studies.study_report import write_report
+from .studies.study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
 
 
 LOCK = "study.lock"
