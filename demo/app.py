@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from falcon3_audio.user_errors import user_errors
-
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
@@ -31,6 +29,7 @@ import torch
 from falcon3_audio.demo.conversation import Assistant, ConversationError, Limits, Turn
 from falcon3_audio.demo.examples import write_examples
 from falcon3_audio.demo.spectrogram import draw
+from falcon3_audio.user_errors import user_errors
 
 
 logger = logging.getLogger(__name__)

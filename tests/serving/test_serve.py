@@ -88,7 +88,7 @@ def test_an_open_door_is_announced(started, checkpoint, capsys, monkeypatch):
     ("options", "reason"),
     [
         (["--api-key-env", "NO_SUCH_VARIABLE"], "names the variable NO_SUCH_VARIABLE, which is not set"),
-        (["--timeout", "0"], "timeout must be positive, got 0.0"),
+        (["--timeout", "0"], "timeout must be positive and finite, got 0.0"),
         (["--max-body-mib", "-1"], "max_body_mib must be positive"),
         (["--max-body-mib", "2000"], "max_bodies_mib must be max_body_mib (2000) or more, got 1024"),
         (["--allowed-origin", "a.example"], "allowed_origins must be like https://example.org, or *, got 'a.example'"),

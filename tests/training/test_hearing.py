@@ -47,8 +47,12 @@ ANSWERS = ("a", "a long answer that has many more tokens", "yes", "no it is not"
 def start(recipe, tmp_path):
     """Trains by the recipe with some options changed; returns the trainer."""
 
-    def start(*options):
-        return sft.train(*parse("--config", recipe, "--output_dir", str(tmp_path / "run"), *options))
+    def start(*options, eval_data=()):
+        with_sets = recipe
+        if eval_data:
+            entries = [{"path": path, "sound": "some"} for path in eval_data]
+            with_sets = write_recipe(tmp_path / "with_sets.yaml", extends=recipe, eval_data=entries)
+        return sft.train(*parse("--config", with_sets, "--output_dir", str(tmp_path / "run"), *options))
 
     return start
 
@@ -257,13 +261,13 @@ def test_chats_about_a_clip_are_one_clip(processor, tmp_path):
 def test_a_deaf_run_says_so_once(start, deaf, sets, tmp_path, monkeypatch, caplog, capsys):
     """The second evaluation judges first, the third one repeats it, and so does a run that goes on from there."""
     monkeypatch.setattr(hearing, "PATIENCE", 1)
-    options = ("--eval_data", *sets, "--eval_strategy", "steps", "--eval_steps", "1", "--max_length", "200")
+    options = ("--eval_strategy", "steps", "--eval_steps", "1", "--max_length", "200")
     options += (
         "--warmup_steps",
         "1",
     )
     with caplog.at_level(logging.WARNING):
-        start(*options)
+        start(*options, eval_data=sets)
     entries = evaluations(tmp_path / "run")
     assert len(entries) == 6
     for entry in entries:
@@ -273,7 +277,7 @@ def test_a_deaf_run_says_so_once(start, deaf, sets, tmp_path, monkeypatch, caplo
     assert "--control silence" in line and "\n" not in line
     assert "NOTE" not in capsys.readouterr().out
     caplog.clear()
-    start(*options, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4"))
+    start(*options, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4"), eval_data=sets)
     assert not said(caplog.records)
     assert "NOTE                   After 4 steps no hearing can be shown" in capsys.readouterr().out
 
@@ -311,7 +315,7 @@ def test_text_alone(recipe, tmp_path, caplog):
 
 def test_evaluation_leaves_training_as_it_is(finished_run, start, sets, tmp_path):
     """Not even dropout draws other numbers."""
-    start("--eval_data", *sets, "--eval_strategy", "steps", "--eval_steps", "1")
+    start("--eval_strategy", "steps", "--eval_steps", "1", eval_data=sets)
     expected = Path(finished_run.args.output_dir)
     assert farthest(weights_of(tmp_path / "run"), weights_of(expected)) <= 1e-6
     assert [e["loss"] for e in log_of(tmp_path / "run")] == pytest.approx([e["loss"] for e in log_of(expected)])

@@ -29,7 +29,8 @@ from falcon3_audio.training.publishing.merge import load_adapted, merge
 WORKER = """
 import contextlib, io, json, os, sys
 from huggingface_hub import constants
-from falcon3_audio.training import push, sft
+from falcon3_audio.training import sft
+from falcon3_audio.training.publishing import push
 for line in sys.stdin:
     call = json.loads(line)
     os.environ["HF_TOKEN"], push.SHARD_SIZE, constants.ENDPOINT = call["token"], call["shard_size"], call["endpoint"]

@@ -205,8 +205,7 @@ def test_sigterm_in_the_last_step_ends_nothing(launch, tmp_path, monkeypatch):
 
 def test_an_evaluation_that_fails_costs_no_step(recipe, launch, finished_run, tmp_path, monkeypatch, capsys):
     """It comes after saving; and what the evaluations before it found is in the checkpoint."""
-    data = yaml.safe_load(Path(recipe).read_text())["train_data"][0]["path"]
-    options = ("--eval_data", data, "--eval_strategy", "steps", "--eval_steps", "2")
+    options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps", "--eval_steps", "2")
     evaluation_loop = AudioSFTTrainer.evaluation_loop
 
     def broken(self, *args, **kwargs):
@@ -317,7 +316,7 @@ def test_epochs_and_held_out_losses(launch, recipe, tmp_path, capsys):
     sets = [entry["path"] for entry in yaml.safe_load(Path(recipe).read_text())["train_data"]]
     options = ("--max_steps", "-1", "--num_train_epochs", "2", "--eval_strategy", "epoch", "--eval_data", sets[1])
     options += ("--per_device_train_batch_size", "1", "--global_batch_size", "5", "--save_strategy", "no")
-    assert launch(*options, "--train_data", sets[0]) == 0
+    assert launch(*options, "--train_data", str(write_chats(tmp_path / "chats", 9))) == 0
     # 11 questions, 5 a step: three steps an epoch, the last of them a single question.
     assert "6 to go of 6, 11 questions per epoch" in capsys.readouterr().out
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
