@@ -3,6 +3,8 @@
 import json
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -621,3 +623,9 @@ def test_sharegpt_is_not_read_and_says_so(folder):
     path = write_jsonl(folder / "set.jsonl", [{"conversations": [{"from": "human", "value": "Hi"}]}])
     with pytest.raises(ValueError, match="ShareGPT's `conversations` .* make them `messages`"):
         load_training_data([DataSource(str(path))])
+
+
+def test_making_sets_loads_nothing_that_trains():
+    code = "import sys, falcon3_audio.training.prepare.real_sounds.build; print('trl' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
