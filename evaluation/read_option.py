@@ -134,8 +134,10 @@ def _resolve(reply: str, choices: Sequence[str]) -> str | None:
     if option is not None:
         return option
     text = _unwrap(reply)
-    option = None if text is None else _meant(text, choices)
-    return None if option is not None and _says_no_answer(text or "", option, choices) else option
+    if text is None:
+        return None
+    option = _meant(text, choices)
+    return None if option is None or _says_no_answer(text, option, choices) else option
 
 
 def _says_no_answer(text: str, option: str, choices: Sequence[str]) -> bool:

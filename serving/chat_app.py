@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
@@ -36,14 +35,14 @@ CHAT, TRANSCRIPTION = "/v1/chat/completions", "/v1/audio/transcriptions"
 T = TypeVar("T")
 
 
-class Parts(SimpleQueue[Part | GenerationFailed]):
+class LoopParts:
     """Of one answer, from the thread that generates into the event loop."""
 
     def __init__(self):
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[Part | GenerationFailed] = asyncio.Queue()
 
-    def put(self, item: Part | GenerationFailed, block: bool = True, timeout: float | None = None) -> None:
+    def put(self, item: Part | GenerationFailed) -> None:
         with suppress(RuntimeError):  # the loop has ended, and nobody waits
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
 
@@ -73,7 +72,7 @@ class Answers:
         request = await run_sync(
             self.read, b"".join([block async for block in asked.stream()]), kind, limiter=self.threads
         )
-        generation = Generation(request.messages, request.sampling, request.stream, parts := Parts())
+        generation = Generation(request.messages, request.sampling, request.stream, parts := LoopParts())
         self.queue.submit(generation)
         try:
             first = await _unless_gone(parts.next(), receive)
@@ -81,7 +80,7 @@ class Answers:
         finally:
             generation.cancelled.set()
 
-    async def _response(self, request: ChatRequest, part: Part, parts: Parts) -> Response:
+    async def _response(self, request: ChatRequest, part: Part, parts: LoopParts) -> Response:
         answer = ChatAnswer(self.model, self.reader, request)
         if request.stream:
             events = self._events(request, answer, part, parts)
@@ -93,7 +92,9 @@ class Answers:
             return JSONResponse({"text": part.text})
         return JSONResponse(await self._written(answer.whole, request, part))
 
-    async def _events(self, request: ChatRequest, answer: ChatAnswer, part: Part, parts: Parts) -> AsyncIterator[str]:
+    async def _events(
+        self, request: ChatRequest, answer: ChatAnswer, part: Part, parts: LoopParts
+    ) -> AsyncIterator[str]:
         try:
             while True:
                 if part.finish_reason:

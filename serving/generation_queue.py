@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
@@ -81,6 +81,12 @@ class GenerationFailed(Exception):
     """The model raised an error, which the log has, or made no whole answer."""
 
 
+class Parts(Protocol):
+    """Where the parts of an answer are put, from the thread that generates."""
+
+    def put(self, item: Part | GenerationFailed) -> None: ...
+
+
 @dataclass(eq=False)
 class Generation:
     """
@@ -97,7 +103,7 @@ class Generation:
     messages: list[dict[str, Any]]
     sampling: Sampling
     stream: bool = False
-    parts: SimpleQueue[Part | GenerationFailed] = field(default_factory=SimpleQueue)
+    parts: Parts = field(default_factory=SimpleQueue[Part | GenerationFailed])
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 

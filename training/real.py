@@ -115,7 +115,7 @@ def run(out: Path, cache: Path | None, adapter: Path, audio_model: str | None, t
         f"recordings from {len(packages)} packages ({size:.1f} GB): fetched where they are not in the cache",
         flush=True,
     )
-    report = make_real_sounds(out / "sounds", cache, progress=True)
+    report = make_real_sounds(out / "sounds", cache, packages=packages, progress=True)
     for package, why in report["missing"].items():
         print(f"NOTE: without {package}: {why}", file=sys.stderr)
     print(f"recordings and questions are in {out / 'sounds'} ({time.monotonic() - ready:.0f} s)", flush=True)

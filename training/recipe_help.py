@@ -17,25 +17,28 @@ DESCRIPTION = (
 )
 # Of the trainers' options, in the order of the help.
 MOST_CHANGED = (
-    *(
-        "output_dir",
-        "max_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "num_train_epochs",
-        "max_grad_norm",
-    ),
-    *(
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "dataloader_num_workers",
-        "bf16",
-        "use_cpu",
-        "seed",
-    ),
-    *("num_generations", "max_completion_length", "temperature", "beta"),
-    *("logging_steps", "eval_strategy", "eval_steps", "save_steps", "save_total_limit"),
+    "output_dir",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "dataloader_num_workers",
+    "bf16",
+    "use_cpu",
+    "seed",
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "beta",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
 )
 # Ours, but nothing to set.
 FIXED = ("remove_unused_columns", "ddp_find_unused_parameters", "gradient_checkpointing")

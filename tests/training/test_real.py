@@ -43,7 +43,7 @@ def options(run, adapter):
 def maker(missing):
     """What stands in for the recordings: nine questions, with the given number of packages missing."""
 
-    def make(out, cache, progress):
+    def make(out, cache, packages, progress):
         rows = []
         (out / "audio").mkdir(parents=True, exist_ok=True)
         for number in range(9 - len(missing)):
