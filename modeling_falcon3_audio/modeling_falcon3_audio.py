@@ -185,7 +185,7 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
 
         Raises:
             `ValueError`: if audio and audio tokens do not match, one is there without the other, or both or neither
-            of `input_ids` and `inputs_embeds` are given.
+                of `input_ids` and `inputs_embeds` are given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Specify exactly one of `input_ids` and `inputs_embeds`.")
@@ -269,15 +269,16 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
                 `Falcon3AudioProcessor.from_backbones(audio, text, audio_token)` chooses; needed where `text` is a model
                 without a tokenizer beside it. Weights keep their shape also where it is beyond the vocabulary.
             audio_token (`str`, *optional*): The placeholder itself, as for the processor.
-            pooling_window, projector_type, use_weighted_layer_sum, pad_to_window, trailing_silence,
-                read_trailing_silence: see [`Falcon3AudioConfig`].
+            pooling_window, projector_type, use_weighted_layer_sum, pad_to_window: see [`Falcon3AudioConfig`].
+            trailing_silence, read_trailing_silence: see there.
             dtype (`torch.dtype` or `str`, defaults to `"auto"`): `"auto"` is the language model's.
             **kwargs: to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
 
         Raises:
             `ValueError`: if `audio` is no Whisper; if one of the two is quantised; if `text` is a model without an end
-            token, or one that base model and head, fed with embeddings, do not reproduce (scaled or soft-capped logits,
-            states instead of a key-value cache, several modalities); and those of the processor about the placeholder.
+                token, or one that base model and head, fed with embeddings, do not reproduce (scaled or soft-capped
+                logits, states instead of a key-value cache, several modalities); and those of the processor about the
+                placeholder.
         """
         backbones = combine_backbones(audio, text, audio_token, audio_token_id, dtype)
         config = Falcon3AudioConfig(
