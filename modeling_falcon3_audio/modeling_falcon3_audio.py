@@ -277,8 +277,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
         Raises:
             `ValueError`: if `audio` is no Whisper; if one of the two is quantised; if `text` is a model without an end
                 token, or one that base model and head, fed with embeddings, do not reproduce (scaled or soft-capped
-                logits, states instead of a key-value cache, several modalities); and those of the processor about the
-                placeholder.
+                logits, states for a cache, several modalities); and those of the processor about the placeholder.
         """
         backbones = combine_backbones(audio, text, audio_token, audio_token_id, dtype)
         config = Falcon3AudioConfig(
