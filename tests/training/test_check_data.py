@@ -64,6 +64,6 @@ def test_several_sets_and_bad_input(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("falcon3-audio check-data: ")
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "Hi"}) + "\n")
     assert main([str(tmp_path / "other.jsonl")]) == 1
-    assert "`messages` (chats) or" in capsys.readouterr().err
+    assert "The nearest is transcripts" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*sets, "--workers", "0"])
