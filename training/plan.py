@@ -7,6 +7,7 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECON
 
 from .arguments import LoraArguments
 from .collator import QUESTIONS
+from .data.training_sets import describe_sets
 from .hearing import TRAINING_QUESTIONS
 from .model import PROJECTOR, count_parameters
 from .trainer import AudioSFTTrainer
@@ -27,7 +28,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     """
     arguments = trainer.args
     choices = {"audio_tower": lora.lora_audio_tower, "language_model": lora.lora_language_model}
-    lines = []
+    lines = [("data", line) for line in describe_sets(trainer.train_dataset)]
     counts = count_parameters(trainer.model)
     for part, (total, trained) in counts.items():
         how = "in full" if part == PROJECTOR else f"LoRA of rank {lora.lora_r} on: {choices[part]}"

@@ -10,11 +10,16 @@ from training_runs import CLIP_FEATURES, TEXT, assistant, clip_row, heard, user,
 from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data.check_data import check_data, main
 from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
+from falcon3_audio.training.data.training_sets import load_training_data
+
+
+def check(source):
+    return check_data(load_training_data([source])[0], workers=2)
 
 
 def test_all_is_counted(tmp_path):
     chats = write_chats(tmp_path / "chats", 3, silent=True)  # three, one in two turns, two in one chat, a chat without
-    found = check_data(DataSource(str(chats), sound="some"), workers=2)
+    found = check(DataSource(str(chats), sound="some"))
     seconds = [soundfile.info(path).duration for path in sorted((tmp_path / "chats").glob("*.wav"))]
     assert (found.examples, found.clips, found.unread) == (6, 6, [])
     assert found.seconds == pytest.approx(sum(seconds) + 2 * seconds[0] + seconds[2], abs=1e-6)
@@ -25,7 +30,7 @@ def test_a_clip_is_decoded_once_for_all_of_its_questions(tmp_path):
     report = begin_set(tmp_path / "set", {})
     write_shard(tmp_path / "set" / "0.arrow", [clip_row(path, 4) for path in clips], CLIP_FEATURES)
     finish_set(tmp_path / "set", report, {"0.arrow": 5})
-    found = check_data(DataSource(str(tmp_path / "set")), workers=2)
+    found = check(DataSource(str(tmp_path / "set")))
     assert (found.examples, found.clips, found.unread) == (20, 5, [])
     assert found.seconds == pytest.approx(sum(soundfile.info(path).duration for path in clips), abs=1e-6)
 
@@ -39,13 +44,23 @@ def test_rows_that_would_end_a_run_are_listed(tmp_path, capsys):
     rows += [[{"role": "stranger", "content": "Hi"}, assistant("ho")], [user("Hi"), assistant("ho")]]
     path = write_jsonl(tmp_path / "set.jsonl", [{"messages": row} for row in rows])
     assert main([str(path), "--workers", "2"]) == 1
-    first, *lines = capsys.readouterr().out.splitlines()
-    assert first == f"{path}: 6 examples, 2 clips, 0.00 h"
+    first, counts, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{path}: 6 rows, read as chats (messages)"
+    assert counts == "  6 questions, 2 clips, 0.00 h, the longest 0.5 s"
+    assert lines[:4] == [
+        "  three examples, what is learned of them behind >",
+        f"  {path}, row 0",
+        "      user       [0.50 s of sound] 'What do you hear?'",
+        "    > assistant  'a bell'",
+    ]
+    lines = lines[4:]  # the examples in the middle and at the end cannot be read
     assert [line.strip().split(": ")[0] for line in lines] == [f"{path}, row {number}" for number in (1, 3, 4, 5)]
     assert "truncated" in lines[0] and "gone.wav" in lines[1] and "stranger" in lines[2]
     assert "the row has no sound" in lines[3] and "`sound: some`" in lines[3]
     assert main([str(path), "--workers", "1", "--sound", "some"]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip().split(": ")[0] for line in lines[-3:]] == [f"{path}, row {number}" for number in (1, 3, 4)]
+    assert lines[-4] == "    > assistant  'ho'"  # the chat without sound is shown, and not listed
 
 
 def test_a_set_of_texts_is_checked_where_it_is_said_to_be_one(tmp_path, capsys):
@@ -53,13 +68,14 @@ def test_a_set_of_texts_is_checked_where_it_is_said_to_be_one(tmp_path, capsys):
     assert main([str(path), "--workers", "1"]) == 1
     assert "No row of the training set" in capsys.readouterr().err
     assert main([str(path), "--workers", "1", "--sound", "false"]) == 0
-    assert capsys.readouterr().out == f"{path}: 1 examples, 0 clips, 0.00 h\n"
+    assert capsys.readouterr().out.splitlines()[1] == "  1 questions, 0 clips, 0.00 h"
 
 
 def test_several_sets_and_bad_input(tmp_path, capsys):
     sets = [str(write_chats(tmp_path / name, 2)) for name in ("one", "two")]
     assert main([*sets, "--workers", "1"]) == 0
-    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == sets
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines if not line.startswith(" ")] == sets
     assert main([str(tmp_path / "none.jsonl")]) == 1
     assert capsys.readouterr().err.startswith("falcon3-audio check-data: ")
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "Hi"}) + "\n")

@@ -64,9 +64,9 @@ def test_what_has_no_splits_or_configurations_says_so(tmp_path):
 
 
 def test_what_is_no_set(tmp_path):
-    (tmp_path / "rows.csv").write_text("text\n")
-    with pytest.raises(ValueError, match=r"rows.csv' cannot be read: expected files of one kind that end in \.jsonl"):
-        open_dataset(str(tmp_path / "rows.csv"))
+    (tmp_path / "rows.xlsx").write_text("text\n")
+    with pytest.raises(ValueError, match=r"rows.xlsx' cannot be read: expected files of one kind that end in \.jsonl"):
+        open_dataset(str(tmp_path / "rows.xlsx"))
     Dataset.from_list([{"text": "a"}]).select([]).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="saved' is empty"):
         open_dataset(str(tmp_path / "saved"))

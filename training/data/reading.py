@@ -87,8 +87,8 @@ class Reading:
         what = f"{self.format.name} ({', '.join(self.read)})"
         if not self.prompts:
             return what
-        others = f" or {len(self.prompts) - 1} other prompts" if len(self.prompts) > 1 else ""
-        return f"{what}, asked {self.prompts[0]!r}{others}{' (the default of `prompt`)' if self.is_default else ''}"
+        one = f"one of {len(self.prompts)} prompts, such as " if len(self.prompts) > 1 else ""
+        return f"{what}, asked {one}{self.prompts[0]!r}{' (the default of `prompt`)' if self.is_default else ''}"
 
     def _part(self, parts: Any, part: int) -> Any:
         if not parts:

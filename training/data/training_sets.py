@@ -46,8 +46,17 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
 
 def describe_sets(examples: Dataset) -> list[str]:
     """How each set of some training data is read, a line for each, in the order of the sets."""
-    sets = examples.format["format_kwargs"]["transform"].sets
-    return [f"{source}: {len(rows):,} rows of {reading}" for source, rows, reading in sets]
+    return [f"{source}: {len(rows):,} rows, read as {reading}" for source, rows, reading in _sets(examples)]
+
+
+def set_of(examples: Dataset) -> "_Set":
+    """The one set of some training data: its entry, its rows as they are stored, and how it is read."""
+    (only,) = _sets(examples)
+    return only
+
+
+def _sets(examples: Dataset) -> list["_Set"]:
+    return examples.format["format_kwargs"]["transform"].sets
 
 
 def questions_per_clip(examples: Dataset, sizes: Sequence[int]) -> list[np.ndarray]:

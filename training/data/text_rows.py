@@ -1,26 +1,29 @@
-"""JSONL and JSON files as memory-mapped rows that hold what the files say.
+"""JSONL, JSON, CSV and TSV files as memory-mapped rows that hold what the files say.
 
 `datasets` guesses a type for each column and so changes texts: `"2024-01-01"` becomes a date, and where content is a string in
 one row and a list in another, `"0"` becomes a number and `"null"` nothing. Here each value is stored as its JSON text and
-decoded when its row is read. In a `metadata.jsonl`, `file_name` is the row's clip, as in an audiofolder of `datasets`.
-Run: `rows = open_json({"train": ["chats.jsonl"]}, "train")`
+decoded when its row is read. In a file called `metadata`, `file_name` is the row's clip, as in an audiofolder of `datasets`.
+Run: `rows = open_rows({"train": ["chats.jsonl"]}, "train")`
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Value
+from datasets import BuilderConfig, Dataset, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Value
 from datasets.data_files import DataFilesDict
 
 from falcon3_audio.strict_json import parse_json
 
+from .tables import read_table
+
 
 FORMAT = "2"  # of what is stored; another one is converted anew
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 # What an audiofolder's metadata calls a row's clips, and the columns that `datasets` makes of them.
 FOLDER_KEYS = {
     **{"file_name": "audio", "audio_file_name": "audio"},
@@ -28,22 +31,28 @@ FOLDER_KEYS = {
 }
 
 
-def open_json(files: Mapping[str, list[str]] | DataFilesDict, split: str, config: str | None = None) -> Dataset:
+def open_rows(
+    files: Mapping[str, list[str]] | DataFilesDict,
+    split: str,
+    config: str | None = None,
+    delimiter: str | None = None,
+) -> Dataset:
     """
     The rows of some files.
 
     Args:
-        files: paths, or what `datasets` found on the Hub, by split. A file holds an object per line, a list of objects, or
-            one object.
+        files: paths, or what `datasets` found on the Hub, by split. A file of JSON holds an object per line, a list of
+            objects, or one object.
         split: as `datasets` knows it, `"train[:1000]"` included.
         config: name of the configuration of a Hub set.
+        delimiter: of the fields of tables; `None` for JSON.
 
     Raises:
         `IndexError`: for files without rows.
-        `DatasetGenerationError` (whose cause names file and line) or `ValueError`: for a file that is no JSON, a row that
-            is no object, and a split that is not there.
+        `DatasetGenerationError` (whose cause names file and line) or `ValueError`: for a file that is no JSON or no table, a
+            row that is no object, and a split that is not there.
     """
-    builder = JsonRows(data_files=files, config_name=config, hash=FORMAT)
+    builder = TextRows(data_files=files, config_name=config, hash=FORMAT, delimiter=delimiter)
     builder.download_and_prepare()
     return builder.as_dataset(split=split).with_transform(decode)
 
@@ -53,8 +62,17 @@ def decode(batch: Mapping[str, list[str | None]]) -> dict[str, list[Any]]:
     return {name: [None if text is None else json.loads(text) for text in texts] for name, texts in batch.items()}
 
 
-class JsonRows(GeneratorBasedBuilder):
-    """Made by `open_json`."""
+@dataclass
+class TextRowsConfig(BuilderConfig):
+    """A set's files; `delimiter` as of `open_rows`."""
+
+    delimiter: str | None = None
+
+
+class TextRows(GeneratorBasedBuilder):
+    """Made by `open_rows`."""
+
+    BUILDER_CONFIG_CLASS = TextRowsConfig
 
     def _info(self) -> DatasetInfo:
         return DatasetInfo()  # the columns are known when the files are read
@@ -64,7 +82,7 @@ class JsonRows(GeneratorBasedBuilder):
             str(part): list(chain.from_iterable(dl_manager.iter_files(path) for path in paths))
             for part, paths in dl_manager.download_and_extract(self.config.data_files).items()
         }
-        names = dict.fromkeys(chain.from_iterable(row for files in parts.values() for row in _rows(files)))
+        names = dict.fromkeys(chain.from_iterable(row for files in parts.values() for row in self._rows(files)))
         if not names:
             raise IndexError("no rows")
         self.info.features = Features({name: Value("string") for name in names})
@@ -74,23 +92,26 @@ class JsonRows(GeneratorBasedBuilder):
         yield from files
 
     def _generate_examples(self, files: list[str]) -> Iterator[tuple[int, dict[str, str | None]]]:
-        for number, row in enumerate(_rows(files)):
+        for number, row in enumerate(self._rows(files)):
             yield number, {name: _encode(row.get(name)) for name in self.info.features}
+
+    def _rows(self, files: list[str]) -> Iterator[dict[str, Any]]:
+        for file in map(Path, files):
+            for place, row in self._values(file):
+                if not isinstance(row, dict):
+                    raise ValueError(f"{file}, {place}: expected an object, got {json.dumps(row):.100}")
+                yield _with_clips(row, file.parent) if file.name in METADATA else row
+
+    def _values(self, file: Path) -> Iterator[tuple[str, Any]]:
+        delimiter = self.config.delimiter
+        return _json_values(file) if delimiter is None else read_table(file, delimiter)
 
 
 def _encode(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-def _rows(files: list[str]) -> Iterator[dict[str, Any]]:
-    for file in files:
-        for place, row in _values(Path(file)):
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}, {place}: expected an object, got {json.dumps(row):.100}")
-            yield _with_clips(row, Path(file).parent) if Path(file).name == METADATA else row
-
-
-def _values(file: Path) -> Iterator[tuple[str, Any]]:
+def _json_values(file: Path) -> Iterator[tuple[str, Any]]:
     """What a file holds and where: the elements of a list, an object over several lines, or what each line holds."""
     with file.open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
