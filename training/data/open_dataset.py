@@ -10,30 +10,21 @@ import os
 import re
 from pathlib import Path
 
-from datasets import (
-    Audio,
-    Dataset,
-    DatasetDict,
-    concatenate_datasets,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetsError
 
 from .shards import REPORT, read_shards
 from .tables import DELIMITERS
-from .text_rows import FOLDER_KEYS, open_rows
+from .text_rows import FOLDER_KEYS, JSON, TAR, open_rows
 
 
-WEBDATASET = "webdataset"
-# File endings and the builders of `datasets` that read them, but for JSON and tables, see text_rows.py.
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+# File endings and how they are read: builders of `datasets`, or the kinds of text_rows.py.
+KINDS = {".jsonl": JSON, ".json": JSON, ".parquet": "parquet", ".arrow": "arrow"}
 # Files that often lie beside a set without being part of it. They are one where a folder has none of those before.
-BESIDE = ({".csv": "csv", ".tsv": "tsv"}, {".tar": WEBDATASET})
-ALL = BUILDERS | BESIDE[0] | BESIDE[1]
-TABLES = {kind: DELIMITERS[ending] for ending, kind in BESIDE[0].items()}
+BESIDE: tuple[dict[str, str], ...] = (DELIMITERS, {".tar": TAR})
+ALL = KINDS | BESIDE[0] | BESIDE[1]
+BY_DATASETS = ("parquet", "arrow")
 SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wrote
 METADATA = "metadata.parquet"  # of an audiofolder; its other kinds are read in text_rows.py
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
@@ -71,12 +62,11 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
 
 def _open_hub(path: str, name: str | None, split: str) -> Dataset:
     builder = load_dataset_builder(path, name)
-    if builder.name in ("json", "csv"):
-        delimiter = None if builder.name == "json" else builder.config.sep
-        return open_rows(builder.config.data_files, split, builder.config.name, delimiter)
+    kinds = {"json": JSON, "csv": getattr(builder.config, "sep", ""), "webdataset": TAR}
+    if builder.name in kinds:
+        return open_rows(builder.config.data_files, split, builder.config.name, kinds[builder.name])
     builder.download_and_prepare()
-    rows = builder.as_dataset(split=split)
-    return _of_tar(rows) if builder.name == WEBDATASET else rows
+    return builder.as_dataset(split=split)
 
 
 def _open_local(path: Path, name: str | None, split: str) -> Dataset:
@@ -91,15 +81,13 @@ def _open_local(path: Path, name: str | None, split: str) -> Dataset:
         )
     files = {WHOLE: [path]} if path.is_file() else _files_of(path)
     kinds = {ALL.get(file.suffix) for parts in files.values() for file in parts}
-    builder = kinds.pop() if len(kinds) == 1 else None
-    if builder is None:
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None:
         raise ValueError(f"expected files of one kind that end in {', '.join(ALL)}")
     data_files = {part: [os.fspath(file) for file in files[part]] for part in files}
-    if builder == "json" or builder in TABLES:
-        return open_rows(data_files, split, delimiter=TABLES.get(builder))
-    rows = load_dataset(builder, data_files=data_files, split=split)
-    if builder == WEBDATASET:
-        return _of_tar(rows)
+    if kind not in BY_DATASETS:
+        return open_rows(data_files, split, kind=kind)
+    rows = load_dataset(kind, data_files=data_files, split=split)
     return _with_clips(rows, path, {file for parts in files.values() for file in parts if file.name == METADATA})
 
 
@@ -112,21 +100,6 @@ def _with_clips(rows: Dataset, path: Path, metadata: set[Path]) -> Dataset:
     return rows.rename_columns(given)
 
 
-def _of_tar(rows: Dataset) -> Dataset:
-    """Rows of a WebDataset with their clip as `audio`, and what their `.json` holds as columns."""
-    clips = [name for name, feature in rows.features.items() if isinstance(feature, Audio)]
-    if len(clips) == 1:
-        rows = rows.rename_columns({clips[0]: "audio"})
-    if not isinstance(rows.features.get("json"), dict):
-        return rows
-    told = rows.select_columns("json").flatten()
-    told = told.rename_columns({name: name.removeprefix("json.") for name in told.column_names})
-    rows = rows.remove_columns("json")
-    return concatenate_datasets(
-        [rows, told.remove_columns([n for n in told.column_names if n in rows.column_names])], axis=1
-    )
-
-
 def _split(parts: dict[str, Dataset] | DatasetDict, split: str) -> Dataset:
     if split not in parts:
         raise ValueError(f"got the split {split!r}; expected one of {', '.join(parts)}")
@@ -136,7 +109,7 @@ def _split(parts: dict[str, Dataset] | DatasetDict, split: str) -> Dataset:
 def _files_of(folder: Path) -> dict[str, list[Path]]:
     """The data files in a folder by split, told by the words that `datasets` goes by on the Hub."""
     found = [path for path in folder.rglob("*") if path.suffix in ALL]
-    endings = next((kinds for kinds in (BUILDERS, *BESIDE) if any(path.suffix in kinds for path in found)), {})
+    endings = next((kinds for kinds in (KINDS, *BESIDE) if any(path.suffix in kinds for path in found)), {})
     files: dict[str, list[Path]] = {}
     for file in sorted(path for path in found if path.suffix in endings):
         words = set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower()))

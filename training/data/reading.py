@@ -21,6 +21,10 @@ from .segments import Segment
 
 Found = dict[str, tuple[str, ...]]  # what rows hold -> the columns that may hold it
 SHOWN = 3  # labels, in an error
+NO_NAMES = (
+    "the set has no names for such numbers, as a `ClassLabel` of `datasets` has. Write the names into a column, and that into the "
+    "set's entry: `columns: {label: COLUMN}`"
+)
 UNKNOWN = "COLUMN"  # what the error's advice says where no column comes to mind
 
 
@@ -100,13 +104,10 @@ class Reading:
         return random.Random(f"{number} {part or 0}").choice(self.prompts) if self.prompts else ""
 
     def _label_name(self, value: Any) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not _is_number(value):
             return value
         if self.labels is None:
-            raise ValueError(
-                f"its `{self.columns['label']}` is {value}, and the set has no names for its numbers. Write the names into a column, "
-                "and that into the set's entry: `columns: {label: COLUMN}`"
-            )
+            raise ValueError(f"its `{self.columns['label']}` is {value}; {NO_NAMES}")
         if not 0 <= value < len(self.labels):
             raise ValueError(
                 f"its `{self.columns['label']}` is {value}; the set has names for 0 to {len(self.labels) - 1}"
@@ -192,9 +193,10 @@ def _reading(rows: Dataset, layout: Format, found: Found, prompt: str | Sequence
         raise ValueError(f"has the columns {' and '.join(found[twice])}. Write into its entry which to read: {ways}")
     feature = rows.features.get(columns.get("label", ""))
     labels = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+    some = _some_labels(rows, columns["label"]) if labels is None and "label" in columns else labels or ()
     clips = found.get(AUDIO, ())
     others = tuple(name for name in rows.column_names if name not in (*clips, *columns.values()))
-    prompts = _prompts(layout, prompt, labels or _first(rows, columns.get("label")))
+    prompts = _prompts(layout, prompt, some)
     return Reading(layout, columns, clips, prompts, layout.answers and prompt is None, labels, others)
 
 
@@ -213,11 +215,17 @@ def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequenc
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _first(rows: Dataset, column: str | None) -> tuple[str, ...]:
-    """The first labels of a set whose labels are texts."""
-    return (
-        tuple(dict.fromkeys(str(row[column]) for row in rows.select(range(min(SHOWN, len(rows)))))) if column else ()
-    )
+def _some_labels(rows: Dataset, column: str) -> tuple[str, ...]:
+    """The first labels of a set; a `ValueError` for numbers."""
+    labels = [row[column] for row in rows.select(range(min(SHOWN, len(rows))))]
+    numbers = [label for label in labels if _is_number(label)]
+    if numbers:
+        raise ValueError(f"has the label {numbers[0]} in `{column}`; {NO_NAMES}")
+    return tuple(dict.fromkeys(map(str, labels)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str], sound: bool | str) -> str:

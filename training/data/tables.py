@@ -35,8 +35,8 @@ def _is_right(file: Path, delimiter: str, quoted: bool) -> bool:
 
 def _read(file: Path, delimiter: str, quoted: bool) -> Iterator[tuple[str, dict[str, str]]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+        dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, "strict": True}
+        reader = csv.reader(lines, **dialect)  # type: ignore[arg-type]  # which knows the numbers as literals alone
         try:
             names = _names(next(reader, []), delimiter)
             for fields in reader:

@@ -1,7 +1,7 @@
-"""JSONL, JSON, CSV and TSV files as memory-mapped rows that hold what the files say.
+"""JSONL, JSON, CSV, TSV and tar files as memory-mapped rows that hold what the files say.
 
 `datasets` guesses a type for each column and so changes texts: `"2024-01-01"` becomes a date, and where content is a string in
-one row and a list in another, `"0"` becomes a number and `"null"` nothing. Here each value is stored as its JSON text and
+one row and a list in another, `"0"` becomes a number and `"null"` nothing. Here each value but the bytes of a sound is stored as its JSON text and
 decoded when its row is read. In a file called `metadata`, `file_name` is the row's clip, as in an audiofolder of `datasets`.
 Run: `rows = open_rows({"train": ["chats.jsonl"]}, "train")`
 """
@@ -20,9 +20,15 @@ from datasets.data_files import DataFilesDict
 from falcon3_audio.strict_json import parse_json
 
 from .tables import read_table
+from .tars import read_tar
 
 
-FORMAT = "2"  # of what is stored; another one is converted anew
+FORMAT = "3"  # of what is stored; another one is converted anew
+JSON, TAR = "json", "tar"
+ROWS = (
+    None,
+    100,
+)  # that are written at once: `datasets`' own number, and, as it does itself, fewer where rows hold sounds
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 # What an audiofolder's metadata calls a row's clips, and the columns that `datasets` makes of them.
 FOLDER_KEYS = {
@@ -35,7 +41,7 @@ def open_rows(
     files: Mapping[str, list[str]] | DataFilesDict,
     split: str,
     config: str | None = None,
-    delimiter: str | None = None,
+    kind: str = JSON,
 ) -> Dataset:
     """
     The rows of some files.
@@ -45,28 +51,33 @@ def open_rows(
             objects, or one object.
         split: as `datasets` knows it, `"train[:1000]"` included.
         config: name of the configuration of a Hub set.
-        delimiter: of the fields of tables; `None` for JSON.
+        kind: of the files: `JSON`, `TAR`, or what stands between the fields of tables.
 
     Raises:
         `IndexError`: for files without rows.
-        `DatasetGenerationError` (whose cause names file and line) or `ValueError`: for a file that is no JSON or no table, a
-            row that is no object, and a split that is not there.
+        `DatasetGenerationError` (whose cause names file and line) or `ValueError`: for a file that is not of its kind, a row
+            that is no object, and a split that is not there.
     """
-    builder = TextRows(data_files=files, config_name=config, hash=FORMAT, delimiter=delimiter)
+    builder = TextRows(
+        data_files=files, config_name=config, hash=FORMAT, kind=kind, writer_batch_size=ROWS[kind == TAR]
+    )
     builder.download_and_prepare()
     return builder.as_dataset(split=split).with_transform(decode)
 
 
-def decode(batch: Mapping[str, list[str | None]]) -> dict[str, list[Any]]:
+def decode(batch: Mapping[str, list[str | bytes | None]]) -> dict[str, list[Any]]:
     """The values of stored rows."""
-    return {name: [None if text is None else json.loads(text) for text in texts] for name, texts in batch.items()}
+    return {
+        name: [json.loads(value) if isinstance(value, str) else value for value in values]
+        for name, values in batch.items()
+    }
 
 
 @dataclass
 class TextRowsConfig(BuilderConfig):
-    """A set's files; `delimiter` as of `open_rows`."""
+    """A set's files; `kind` as of `open_rows`."""
 
-    delimiter: str | None = None
+    kind: str = JSON
 
 
 class TextRows(GeneratorBasedBuilder):
@@ -78,22 +89,25 @@ class TextRows(GeneratorBasedBuilder):
         return DatasetInfo()  # the columns are known when the files are read
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
+        get = dl_manager.download if self.config.kind == TAR else dl_manager.download_and_extract
         parts = {
             str(part): list(chain.from_iterable(dl_manager.iter_files(path) for path in paths))
-            for part, paths in dl_manager.download_and_extract(self.config.data_files).items()
+            for part, paths in get(self.config.data_files).items()
         }
-        names = dict.fromkeys(chain.from_iterable(row for files in parts.values() for row in self._rows(files)))
-        if not names:
+        columns: dict[str, bool] = {}  # and whether it holds bytes
+        for row in chain.from_iterable(self._rows(files) for files in parts.values()):
+            columns |= {name: columns.get(name, False) or isinstance(value, bytes) for name, value in row.items()}
+        if not columns:
             raise IndexError("no rows")
-        self.info.features = Features({name: Value("string") for name in names})
+        self.info.features = Features({name: Value("binary" if columns[name] else "string") for name in columns})
         return [SplitGenerator(part, gen_kwargs={"files": files}) for part, files in parts.items()]
 
     def _generate_shards(self, files: list[str]) -> Iterator[str]:
         yield from files
 
-    def _generate_examples(self, files: list[str]) -> Iterator[tuple[int, dict[str, str | None]]]:
+    def _generate_examples(self, files: list[str]) -> Iterator[tuple[int, dict[str, str | bytes | None]]]:
         for number, row in enumerate(self._rows(files)):
-            yield number, {name: _encode(row.get(name)) for name in self.info.features}
+            yield number, {name: _encode(row.get(name), name, kind) for name, kind in self.info.features.items()}
 
     def _rows(self, files: list[str]) -> Iterator[dict[str, Any]]:
         for file in map(Path, files):
@@ -103,12 +117,17 @@ class TextRows(GeneratorBasedBuilder):
                 yield _with_clips(row, file.parent) if file.name in METADATA else row
 
     def _values(self, file: Path) -> Iterator[tuple[str, Any]]:
-        delimiter = self.config.delimiter
-        return _json_values(file) if delimiter is None else read_table(file, delimiter)
+        if self.config.kind == JSON:
+            return _json_values(file)
+        return read_tar(file) if self.config.kind == TAR else read_table(file, self.config.kind)
 
 
-def _encode(value: Any) -> str | None:
-    return None if value is None else json.dumps(value)
+def _encode(value: Any, name: str, stored_as: Value) -> str | bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if stored_as.dtype == "binary":
+        raise ValueError(f"{name!r} is the sound of some rows, and {value!r:.100} in another")
+    return json.dumps(value)
 
 
 def _json_values(file: Path) -> Iterator[tuple[str, Any]]:
