@@ -48,6 +48,7 @@ class Format:
         chat: from what a row holds, and what is asked where the row does not say, to messages.
         takes: what rows may hold besides.
         clips: the columns of clips.
+        not_read: columns that belong to the question, where rows have any, and are not read.
         inside: whether sources of sound may also be inside of what rows hold.
         several: that of `needs` whose lists hold an example each.
         part: what errors call one of these.
@@ -61,6 +62,7 @@ class Format:
     chat: Callable[[Mapping[str, Any], str], list[dict[str, Any]]]
     takes: tuple[str, ...] = ()
     clips: tuple[str, ...] = (*COLUMNS, MANIFEST)
+    not_read: tuple[str, ...] = ()
     inside: bool = False
     several: str | None = None
     part: str = ""
@@ -81,10 +83,14 @@ FORMATS = (
     ),
     Format(
         *("conversations", ("conversations",), chat_of.conversations, ("system",)),
-        clips=(*COLUMNS, "sound", MANIFEST),
+        clips=(*COLUMNS, chat_of.SOUND, MANIFEST),
         inside=True,
     ),
-    Format("queries and responses", ("query", "response"), chat_of.query, ("history", "system"), inside=True),
+    Format(
+        *("queries and responses", ("query", "response"), chat_of.query, ("history", "system")),
+        not_read=("choices", "options"),
+        inside=True,
+    ),
     Format(
         *("instructions and outputs", ("instruction", "output"), chat_of.instruction, ("input", "history", "system")),
         inside=True,

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from datasets import ClassLabel, Dataset
 
-from .chats import clips_of, looks_like_sound
+from .chats import clips_of, is_given, looks_like_sound
 from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
 from .segments import Segment
 
@@ -72,7 +73,8 @@ class Reading:
 
         Raises a `ValueError` for what is not as the format has it.
         """
-        held = {name: row.get(column) for name, column in self.columns.items()}
+        self._check_all_is_read(row)
+        held = {AUDIO: self.clips} | {name: row.get(column) for name, column in self.columns.items()}
         if self.format.several and part is not None:
             held[self.format.several] = self._part(held[self.format.several], part)
         if "label" in held:
@@ -93,6 +95,13 @@ class Reading:
             return what
         one = f"one of {len(self.prompts)} prompts, such as " if len(self.prompts) > 1 else ""
         return f"{what}, asked {one}{self.prompts[0]!r}{' (the default of `prompt`)' if self.is_default else ''}"
+
+    def _check_all_is_read(self, row: Mapping[str, Any]):
+        left = next((name for name in self.format.not_read if name not in self.read and is_given(row.get(name))), None)
+        if left:
+            raise ValueError(
+                f"the row has {left!r}, which is not read. Write it into the question, or leave the column out"
+            )
 
     def _part(self, parts: Any, part: int) -> Any:
         if not parts:
@@ -209,8 +218,8 @@ def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequenc
     if given is None:
         some = ", ".join(repr(label) for label in labels[:SHOWN])
         raise ValueError(
-            f"has labels ({some}, ...), which do not say what is asked. Write it into its entry, such as `prompt: Which animal is "
-            "heard?` (`check-data --prompt '...'`)"
+            f'has labels ({some}, ...), which do not say what is asked. Write it into its entry, such as `prompt: "Which animal is '
+            "heard?\"` (`check-data --prompt '...'`)"
         )
     return (given,) if isinstance(given, str) else tuple(given)
 
@@ -277,7 +286,10 @@ def _near(name: str, columns: Sequence[str]) -> list[str]:
 
 
 def _as_entry(columns: Mapping[str, str]) -> str:
-    return "`columns: {" + ", ".join(f"{name}: {column}" for name, column in columns.items()) + "}`"
+    as_yaml = yaml.safe_dump(
+        dict(columns), default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
+    )
+    return f"`columns: {as_yaml.strip()}`"
 
 
 def _segment(clip: Any, offset: float, duration: float | None) -> Segment:

@@ -1,7 +1,7 @@
 """What a row of each format says, as messages: the functions of the table in formats.py.
 
-Each takes what the row holds, by the names of that table, and what is asked where the row does not say. Clips of columns
-find their places later (chats.py); a source that stands in a text, `<audio>dog.wav</audio>`, is an audio item here.
+Each takes what the row holds, by the names of that table (under `audio` the columns of its clips), and what is asked where the
+row does not say. Clips of columns find their places later (chats.py); a source that stands in a text, `<audio>dog.wav</audio>`, is an audio item here.
 Run: `query({"query": "What is it?", "response": "A dog."}, "")`
 """
 
@@ -19,6 +19,8 @@ SPEAKERS = {
     **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt"), "assistant"),
     "system": "system",
 }
+SOUND = "sound"  # a column of clips that goes with a tag of that name
+_TURN_KEYS = (("from", "role"), ("value", "content"))
 # A source in its place, as Qwen-Audio and ms-swift write it.
 ENCLOSED = re.compile(r"<audio>([^<>\n]+)</audio>")
 
@@ -40,11 +42,15 @@ def question(held: Held, asked: str) -> Messages:
 
 
 def conversations(held: Held, asked: str) -> Messages:
-    """Turns `{"from": "human", "value": ...}`, or with `role` and `content`. Other keys of a turn stay, to be checked."""
+    """
+    Turns `{"from": "human", "value": ...}`, or with `role` and `content`. Other keys of a turn stay, to be checked. Where the
+    clips' column is `sound`, so is their tag.
+    """
     turns = held["conversations"]
     if not isinstance(turns, (list, tuple)) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"`conversations` must be a list of turns with `from` and `value`, got {turns!r:.200}")
-    return [*_system(held), *(_turn(turn) for turn in turns)]
+    tag = "<sound>" if SOUND in held["audio"] else TAG
+    return [*_system(held), *(_turn(turn, tag) for turn in turns)]
 
 
 def query(held: Held, asked: str) -> Messages:
@@ -90,19 +96,17 @@ def _history(turns: Any) -> Messages:
     return [message for asked, answer in pairs for message in (_user(asked), _said(answer))]
 
 
-def _turn(turn: dict[str, Any]) -> dict[str, Any]:
+def _turn(turn: dict[str, Any], tag: str) -> dict[str, Any]:
     speaker, content = (next((turn[key] for key in keys if turn.get(key) is not None), None) for keys in _TURN_KEYS)
     role = SPEAKERS.get(str(speaker).lower())
     if role is None:
         raise ValueError(f"got a turn of {speaker!r}; expected one of {', '.join(SPEAKERS)}. Leave the row out")
-    content = _user(content)["content"] if role == "user" and isinstance(content, str) else content
+    if role == "user" and isinstance(content, str):
+        content = _user(content.replace(tag, TAG))["content"]
     return {key: value for key, value in turn.items() if key not in sum(_TURN_KEYS, ())} | {
         "role": role,
         "content": content,
     }
-
-
-_TURN_KEYS = (("from", "role"), ("value", "content"))
 
 
 def _user(text: str) -> dict[str, Any]:

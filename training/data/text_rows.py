@@ -169,4 +169,4 @@ def _with_clips(row: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _inside(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_inside(part, folder) for part in value]
-    return os.path.abspath(folder / value) if isinstance(value, str) else value
+    return os.path.abspath(folder / value) if isinstance(value, str) and value else value
