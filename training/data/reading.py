@@ -84,9 +84,15 @@ class Reading:
         return self.format.chat(held, self._asked(number, part))
 
     def clips_of(self, row: Mapping[str, Any]) -> list[Any]:
-        """The clips of a row's columns, or the segments of them that it names. Raises a `ValueError`, see `chats.clips_of`."""
+        """
+        The clips of a row's columns, or the segments of them that it names.
+
+        Raises a `ValueError` for clips in two columns, none where there must be one, and times that are none.
+        """
         offset, duration = (_seconds(row, self.columns.get(name)) for name in SEGMENT)
         clips = clips_of(row, self.clips)
+        if not clips and self.format.answers:
+            raise ValueError(f"the row has no sound: {' and '.join(self.clips)} is empty. Leave the row out")
         return clips if offset is duration is None else [_segment(clip, offset or 0.0, duration) for clip in clips]
 
     def __str__(self) -> str:

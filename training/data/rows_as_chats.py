@@ -25,12 +25,12 @@ _TURN_KEYS = (("from", "role"), ("value", "content"))
 ENCLOSED = re.compile(r"<audio>([^<>\n]+)</audio>")
 
 
-def messages(held: Held, asked: str) -> Messages:
+def messages(held: Held, _: str) -> Messages:
     """`messages`, as they are."""
     return held["messages"]
 
 
-def question(held: Held, asked: str) -> Messages:
+def question(held: Held, _: str) -> Messages:
     """One of a clip's `questions`. The clip's transcript (Open-ASQA's `input` of the row) is not shown, it would give answers away."""
     one = held["questions"]
     texts = [one.get(name) for name in ("instruction", "output")] if isinstance(one, dict) else [None]
@@ -38,10 +38,12 @@ def question(held: Held, asked: str) -> Messages:
         raise ValueError(f"a question needs the texts `instruction` and `output`, got {one}")
     if one.get("input"):
         raise ValueError(f"a question's `input` is not read; write it into `instruction`, got {one}")
-    return [_heard(one["instruction"]), _said(one["output"])]
+    asked = one["instruction"]
+    content = asked if TAG in asked else [{"type": "audio"}, {"type": "text", "text": asked}]
+    return [{"role": "user", "content": content}, _said(one["output"])]
 
 
-def conversations(held: Held, asked: str) -> Messages:
+def conversations(held: Held, _: str) -> Messages:
     """
     Turns `{"from": "human", "value": ...}`, or with `role` and `content`. Other keys of a turn stay, to be checked. Where the
     clips' column is `sound`, so is their tag.
@@ -53,12 +55,12 @@ def conversations(held: Held, asked: str) -> Messages:
     return [*_system(held), *(_turn(turn, tag) for turn in turns)]
 
 
-def query(held: Held, asked: str) -> Messages:
+def query(held: Held, _: str) -> Messages:
     """`query` and `response`, with turns before them in `history`."""
     return _exchange(held, _text(held, "query"), "response")
 
 
-def instruction(held: Held, asked: str) -> Messages:
+def instruction(held: Held, _: str) -> Messages:
     """`instruction` with `input` in a line of its own, and `output`; turns before them in `history`."""
     texts = (_text(held, "instruction"), _text(held, "input", needed=False))
     return _exchange(held, "\n".join(filter(None, texts)), "output")
@@ -66,17 +68,17 @@ def instruction(held: Held, asked: str) -> Messages:
 
 def transcript(held: Held, asked: str) -> Messages:
     """`text` answers what the set's entry asks."""
-    return [_heard(asked), _said(_text(held, "text"))]
+    return [{"role": "user", "content": asked}, _said(_text(held, "text"))]
 
 
 def caption(held: Held, asked: str) -> Messages:
     """`caption` answers what the set's entry asks."""
-    return [_heard(asked), _said(_text(held, "caption"))]
+    return [{"role": "user", "content": asked}, _said(_text(held, "caption"))]
 
 
 def label(held: Held, asked: str) -> Messages:
     """`label`, the name of one, answers what the set's entry asks."""
-    return [_heard(asked), _said(_text(held, "label"))]
+    return [{"role": "user", "content": asked}, _said(_text(held, "label"))]
 
 
 def _exchange(held: Held, asked: str, answer: str) -> Messages:
@@ -120,11 +122,6 @@ def _user(text: str) -> dict[str, Any]:
         if part
     ]
     return {"role": "user", "content": items}
-
-
-def _heard(asked: str) -> dict[str, Any]:
-    """A question about a clip that opens it, unless a tag says where it is."""
-    return {"role": "user", "content": asked if TAG in asked else [{"type": "audio"}, {"type": "text", "text": asked}]}
 
 
 def _said(answer: str) -> dict[str, Any]:
