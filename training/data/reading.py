@@ -8,6 +8,7 @@ Run: `reading = choose(rows, columns={"text": "utterance"})`
 import difflib
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ NO_NAMES = (
     "the set has no names for such numbers, as a `ClassLabel` of `datasets` has. Write the names into a column, and that into the "
     "set's entry: `columns: {label: COLUMN}`"
 )
+OF_LISTS = ("messages", "questions", "conversations")
 UNKNOWN = "COLUMN"  # what the error's advice says where no column comes to mind
 
 
@@ -250,19 +252,22 @@ def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str]
     layout = max(FORMATS, key=lambda layout: _nearness(layout, found[layout.name], given, names, sounds, sound))
     own = found[layout.name]
     lacking = _lacking(layout, own, sound)
-    free = [name for name in names if name not in sum(own.values(), ())]
+    if AUDIO not in (*own, *lacking) and sounds:
+        lacking = [AUDIO, *lacking]
+    free = [name for name in names if name not in (*sum(own.values(), ()), *sounds)]
     advice = dict(given)
     for name in lacking:
-        near = sounds if name == AUDIO else _near(name, free) or [one for one in free if one not in sounds]
+        others = [one for one in free if isinstance(row[one], list if name in OF_LISTS else str)]
+        near = sounds if name == AUDIO else _near(name, free) or others
         advice[name] = next((one for one in near if one not in advice.values()), UNKNOWN)
     needs = " and ".join(f"`{name}`" for name in (*([AUDIO] if AUDIO in (*own, *lacking) else []), *layout.needs))
     no_place = [name for name in given if not _has_place(layout, {name: given[name]})]
-    wrong = f"it has no `{no_place[0]}`" if no_place else f"lacking is {' and '.join(f'`{name}`' for name in lacking)}"
+    wrong = f"has no `{no_place[0]}`" if no_place else f"lacks {' and '.join(f'`{name}`' for name in lacking)}"
     option = ",".join(f"{name}={column}" for name, column in advice.items())
     return (
-        f"has the columns {', '.join(names)}, which fit no format. The nearest is {layout.name} ({needs}); {wrong}. What a column "
-        f"holds can be written into the set's entry, such as {_as_entry(advice)} (`check-data --columns {option}`). All formats are "
-        "in training/data/README.md"
+        f"has the columns {', '.join(names)}, which fit no format. The nearest is {layout.name} ({needs}); the set {wrong}. What a "
+        f"column holds can be written into the set's entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All "
+        "formats are in training/data/README.md"
     )
 
 
@@ -274,21 +279,22 @@ def _nearness(
     sounds: Sequence[str],
     sound: bool | str,
 ) -> tuple[float, ...]:
-    """What there is of a format, less what is lacking; then similar names; then one that needs no questions."""
+    """What is there of a format, and, half as much, under a name like it, less what is lacking; in doubt, answers alone."""
     lacking = [name for name in _lacking(layout, found, sound) if not (name == AUDIO and sounds)]
-    has_clips = AUDIO in found or bool(sounds)
-    there = has_clips + sum(name in found for name in layout.needs)
-    similar = any(_near(name, names) for name in lacking if name != AUDIO)
-    return _has_place(layout, given), there - len(lacking), similar, layout.answers
+    similar = sum(bool(_near(name, names)) for name in lacking if name != AUDIO)
+    there = sum(name in found for name in layout.needs)
+    return _has_place(layout, given), there + 1.5 * similar - len(lacking), layout.answers
 
 
 def _near(name: str, columns: Sequence[str]) -> list[str]:
-    """The columns whose names are like those that are known, the most similar first."""
-    ratios = {
-        column: max(difflib.SequenceMatcher(None, column.lower(), known).ratio() for known in KNOWN.get(name, (name,)))
+    """The columns that are called almost like one that is known, or that have its name in theirs."""
+    known = KNOWN.get(name, ())
+    return [
+        column
         for column in columns
-    }
-    return [column for column in sorted(columns, key=lambda column: -ratios[column]) if ratios[column] > 0.6]
+        if difflib.get_close_matches(column.lower(), known, cutoff=0.8)
+        or set(re.split(r"[\W_]+", column.lower())) & {*known}
+    ]
 
 
 def _as_entry(columns: Mapping[str, str]) -> str:
