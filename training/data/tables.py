@@ -2,7 +2,7 @@
 
 The first line names the columns; one without a name (an index that pandas wrote) is left out. UTF-8, with or without a byte
 order mark. Fields may be quoted, and then hold delimiters, lines and doubled quotes. Some write TSV without quoting, so that quotes are
-part of its texts (Common Voice): a TSV that is wrong when read with quoting, and right without, is read without.
+part of its texts (Common Voice): a TSV that is wrong, or has fewer rows, when read with quoting is read without, if that is right.
 Run: `for place, row in read_table(Path("clips.csv"), ","): ...`
 """
 
@@ -22,15 +22,16 @@ def read_table(file: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str]
     Raises a `ValueError` that names file and line for a row that has not a field for each column, for quotes that do not end or
     do not enclose a field, for columns of the same name, and for what is no UTF-8.
     """
-    only_unquoted = delimiter == "\t" and _is_right(file, delimiter, False) and not _is_right(file, delimiter, True)
-    return _read(file, delimiter, not only_unquoted)
+    unquoted = _count(file, delimiter, False) if delimiter == "\t" else 0
+    return _read(file, delimiter, quoted=not unquoted or _count(file, delimiter, True) == unquoted)
 
 
-def _is_right(file: Path, delimiter: str, quoted: bool) -> bool:
+def _count(file: Path, delimiter: str, quoted: bool) -> int:
+    """The rows of a table; 0 for one that is wrong when it is read so."""
     try:
-        return all(True for _ in _read(file, delimiter, quoted))
+        return sum(1 for _ in _read(file, delimiter, quoted))
     except ValueError:
-        return False
+        return 0
 
 
 def _read(file: Path, delimiter: str, quoted: bool) -> Iterator[tuple[str, dict[str, str]]]:
