@@ -83,3 +83,53 @@ def test_several_sets_and_bad_input(tmp_path, capsys):
     assert "The nearest is transcripts" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*sets, "--workers", "0"])
+
+
+def test_what_was_understood_is_printed(tmp_path, capsys):
+    """Before anything is trained: the format, what is passed over and left out, and examples as a model is asked."""
+    for name, seconds in (("a", 0.25), ("b", 301), ("c", 0.5)):
+        soundfile.write(tmp_path / f"{name}.wav", tone(seconds), SAMPLING_RATE)
+    table = tmp_path / "set.csv"
+    table.write_text("path,words,speaker\na.wav,007,1\nb.wav,hello,2\nc.wav,two words,3\n", encoding="utf-8-sig")
+    assert main([str(table), "--workers", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "`columns: {audio: path, text: words}` (`check-data --columns 'audio=path,text=words'`)" in said
+    assert main([str(table), "--workers", "1", "--columns", "audio=path,text=words"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{table}: 3 rows, read as transcripts (path, words), asked 'Transcribe the speech.' (the default of `prompt`)",
+        "  3 questions, 3 clips, 0.08 h, the longest 301.0 s",
+        "  not read: the columns speaker",
+        "  left out: 1 questions about clips over 300 s",
+        "  three examples, what is learned of them behind >",
+        f"  {table}, row 0",
+        "      user       [0.25 s of sound] 'Transcribe the speech.'",
+        "    > assistant  '007'",
+        f"  {table}, row 1",
+        "      user       [301.00 s of sound] 'Transcribe the speech.'",
+        "    > assistant  'hello'",
+        f"  {table}, row 2",
+        "      user       [0.50 s of sound] 'Transcribe the speech.'",
+        "    > assistant  'two words'",
+    ]
+    prompts = ["--prompt", "What is said?", "--prompt", "<audio>Write it down."]
+    assert main([str(table), "--workers", "1", "--columns", "audio=path,text=words", *prompts]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("asked one of 2 prompts, such as 'What is said?'")
+    asked = {line.rpartition("] ")[2] for line in lines if " user " in line}
+    assert asked <= {"'What is said?'", "'Write it down.'"}
+    for wrong in ("audio", "audio=", "=path"):
+        with pytest.raises(SystemExit):
+            main([str(table), "--columns", wrong])
+    assert "must be like audio=path,text=sentence" in capsys.readouterr().err
+    assert main([str(table), "--columns", "sound=path"]) == 1
+    assert "`columns` of" in capsys.readouterr().err
+
+
+def test_rows_without_questions_are_counted(tmp_path, capsys):
+    (clip,) = write_clips(tmp_path, 1)
+    rows = [{"audio": clip.name, "questions": [{"instruction": "?", "output": "x" * 301}] * n} for n in (2, 0)]
+    path = write_jsonl(tmp_path / "set.jsonl", rows)
+    assert main([str(path), "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  left out: 1 rows without questions" in lines
+    assert f"    > assistant  '{'x' * 300}'... (301 characters)" in lines
