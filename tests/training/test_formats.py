@@ -407,8 +407,9 @@ def test_a_table_says_what_it_says(folder):
 
 
 def test_an_audiofolder_with_a_table(folder):
-    (folder / "metadata.csv").write_text("file_name,caption,id\nsounds/dog.wav,A dog.,1\n")
-    assert said(folder) == [["user: (dog)Describe what you hear.", "assistant: A dog."]]
+    for path in ("sounds/dog.wav", "sounds\\dog.wav"):
+        (folder / "metadata.csv").write_text(f"file_name,caption,id\n{path},A dog.,1\n")
+        assert said(folder) == [["user: (dog)Describe what you hear.", "assistant: A dog."]]
     (folder / "metadata.csv").write_text("file_name,caption\n,A dog.\n")
     with pytest.raises(ValueError, match="row 0: the row has no sound: audio is empty"):
         said(folder)

@@ -497,14 +497,20 @@ def test_a_table_of_transcripts_trains_as_it_is(backbone_folders, tmp_path, caps
     }
     audio, text = backbone_folders
     options = SETTINGS | {"train_data": [table, str(tmp_path / "manifest.json")], "max_steps": 3}
+    options |= {"eval_data": [str(tmp_path / "manifest.json")], "eval_strategy": "epoch"}
 
     def train(**more):
         recipe = write_recipe(tmp_path / "recipe.yaml", audio_model=audio, text_model=text, **options | more)
         return sft.main(["--config", recipe, "--output_dir", str(tmp_path / "run")])
 
     assert train() == 0
-    plan = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("data ")]
-    assert plan == [
+    lines = capsys.readouterr().out.splitlines()
+    data, held_out = (
+        [line.removeprefix(name).strip() for line in lines if line.startswith(f"{name} ")]
+        for name in ("data", "eval data")
+    )
+    assert held_out == data[1:]
+    assert data == [
         f"{tmp_path}/set.csv: 4 rows, read as transcripts (path, words), asked one of 2 prompts, such as 'Write.'",
         f"{tmp_path}/manifest.json: 3 rows, read as transcripts (audio_filepath, text, offset, duration), asked 'Transcribe the "
         "speech.' (the default of `prompt`)",

@@ -205,8 +205,14 @@ def main(arguments: list[str] | None = None) -> int:
     bad = False
     with user_errors(parser.prog) as end:
         for path in options.sets:
-            sound = SOUND[options.sound]
-            source = DataSource(path, options.name, options.split, 1.0, sound, options.prompt, options.columns)
+            source = DataSource(
+                path,
+                options.name,
+                options.split,
+                sound=SOUND[options.sound],
+                prompt=options.prompt,
+                columns=options.columns,
+            )
             bad = _report(source, options.workers) or bad
     return end.status or int(bad)
 
