@@ -25,7 +25,9 @@ def describe_environment() -> list[tuple[str, str]]:
 
 def _packages() -> list[str]:
     """Those that the package asks for, with or without extras, but for those of developers."""
-    wanted = [line for line in requires("falcon3-audio") or () if not re.search(r"extra == .(dev|docs|completion).", line)]
+    wanted = [
+        line for line in requires("falcon3-audio") or () if not re.search(r"extra == .(dev|docs|completion).", line)
+    ]
     names = (re.match(r"[\w.-]+", line) for line in wanted)
     return sorted({name.group() for name in names if name} - {"falcon3-audio"} | {"vllm", "torchcodec"})
 

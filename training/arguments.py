@@ -16,6 +16,8 @@ from trl import SFTConfig
 from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
 from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS
 
+from .data.formats import ROLES
+
 
 # `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
 LoraTargets = Literal["all", "attention", "qv", "none"]
@@ -54,6 +56,9 @@ class DataSource:
         weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice.
         sound: whether each row has sound (`True`), only some have (`"some"`), or none has (`False`, a set of texts alone).
             A row, or a set, that is otherwise is an error.
+        prompt: what is asked about each clip, for sets of transcripts, captions or labels alone. Of several, one is drawn for
+            each row, the same in each epoch.
+        columns: which column holds what (`{audio: path, text: utterance}`), where that is not told by its name; see formats.py.
     """
 
     path: str
@@ -61,6 +66,8 @@ class DataSource:
     split: str = "train"
     weight: float = 1.0
     sound: bool | Literal["some"] = True
+    prompt: str | list[str] | None = None
+    columns: dict[str, str] | None = None
 
     def __post_init__(self):
         if not self.path or not isinstance(self.path, str):
@@ -74,6 +81,31 @@ class DataSource:
             raise ValueError(
                 f"`sound` of {self.path} must be true, some (chats without sound among others) or false (texts alone), got "
                 f"{self.sound!r}."
+            )
+        self._check_prompt()
+        self._check_columns()
+
+    def _check_prompt(self):
+        prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        if self.prompt is not None and not (
+            prompts and all(isinstance(text, str) and text.strip() for text in prompts)
+        ):
+            raise ValueError(f"`prompt` of {self.path} must be a text or a list of texts, got {self.prompt!r}.")
+
+    def _check_columns(self):
+        columns = {} if self.columns is None else self.columns
+        if not isinstance(columns, dict) or not all(
+            isinstance(name, str) and name for pair in columns.items() for name in pair
+        ):
+            raise ValueError(
+                f"`columns` of {self.path} must say which column is what, such as {{audio: path, text: sentence}}; got "
+                f"{self.columns!r}."
+            )
+        unknown = columns.keys() - set(ROLES)
+        if unknown:
+            raise ValueError(
+                f"`columns` of {self.path} has {', '.join(sorted(unknown))}; a column can be {', '.join(ROLES)}. The column's own name "
+                "comes second: {text: sentence}."
             )
 
     def __str__(self) -> str:
@@ -94,7 +126,7 @@ def _sources(given: Any, option: str) -> list[DataSource]:
             unknown = set(entry) - set(DataSource.__dataclass_fields__)
             if unknown or "path" not in entry:
                 raise ValueError(
-                    f"An entry of `{option}` takes path, name, split, weight and sound, and needs the path; got {entry}."
+                    f"An entry of `{option}` takes {', '.join(DataSource.__dataclass_fields__)}, and needs the path; got {entry}."
                 )
             sources.append(DataSource(**entry))
         else:
@@ -106,7 +138,9 @@ def _sources(given: Any, option: str) -> list[DataSource]:
 class DataArguments:
     train_data: list[DataSource] = field(
         default_factory=list,
-        metadata={"help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight, sound}."},
+        metadata={
+            "help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight, sound, prompt, columns}."
+        },
     )
     eval_data: list[DataSource] = field(
         default_factory=list, metadata={"help": "Sets for the evaluation loss and hearing (see hearing.py)."}

@@ -3,10 +3,13 @@
 import itertools
 import math
 
+from datasets import Dataset
+
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .arguments import LoraArguments
 from .collator import QUESTIONS
+from .data.training_sets import describe_sets
 from .hearing import TRAINING_QUESTIONS
 from .model import PROJECTOR, count_parameters
 from .trainer import AudioSFTTrainer
@@ -27,7 +30,9 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     """
     arguments = trainer.args
     choices = {"audio_tower": lora.lora_audio_tower, "language_model": lora.lora_language_model}
-    lines = []
+    lines = [("data", line) for line in describe_sets(trainer.train_dataset)]
+    if isinstance(trainer.eval_dataset, Dataset):
+        lines += [("eval data", line) for line in describe_sets(trainer.eval_dataset)]
     counts = count_parameters(trainer.model)
     for part, (total, trained) in counts.items():
         how = "in full" if part == PROJECTOR else f"LoRA of rank {lora.lora_r} on: {choices[part]}"

@@ -70,6 +70,12 @@ def test_sets_are_paths_or_mappings(read):
     assert read(train_data={"path": "alone", "weight": 0.5})[2].train_data == [DataSource("alone", weight=0.5)]
 
 
+def test_a_set_says_what_is_asked_and_which_column_is_what(read):
+    entry = {"path": "a", "prompt": ["What?", "Which?"], "columns": {"audio": "path", "text": "words"}}
+    (source,) = read(train_data=[entry])[2].train_data
+    assert source == DataSource("a", prompt=["What?", "Which?"], columns={"audio": "path", "text": "words"})
+
+
 def test_a_recipe_extends_another(read, tmp_path):
     write_recipe(tmp_path / "parent.yaml", lora_r=4, lora_alpha=7, **NEEDED)
     lora = read(extends="parent.yaml", lora_r=2)[1]
@@ -86,7 +92,7 @@ def test_a_recipe_extends_another(read, tmp_path):
         (("--lora_rank", "4"), {}, "There are no such options: --lora_rank 4"),
         ((), {"extends": "gone.yaml"}, "gone.yaml"),
         ((), {"train_data": []}, "nothing to train on"),
-        ((), {"train_data": [{"path": "a", "wieght": 2}]}, "takes path, name, split, weight and sound"),
+        ((), {"train_data": [{"path": "a", "wieght": 2}]}, "takes path, name, split, weight, sound, prompt, columns"),
         ((), {"train_data": [7]}, "a path or a mapping with a path, got 7"),
         ((), {"train_data": [{"path": "a", "weight": 0}]}, "weight of a must be a number above 0, got 0"),
         ((), {"train_data": [{"path": "a", "weight": "2"}]}, "weight of a must be a number above 0, got '2'"),
@@ -97,6 +103,23 @@ def test_a_recipe_extends_another(read, tmp_path):
             "`sound` of a must be true, some .* or false .* got 'no'",
         ),
         ((), {"train_data": [{"path": "a", "sound": 1}]}, "`sound` of a must be true, some .* got 1"),
+        *(
+            (
+                (),
+                {"train_data": [{"path": "a", "prompt": prompt}]},
+                "`prompt` of a must be a text or a list of texts, got",
+            )
+            for prompt in ("", " ", [], ["What?", ""], ["What?", None], 7, {"a": "b"})
+        ),
+        *(
+            ((), {"train_data": [{"path": "a", "columns": columns}]}, "`columns` of a must say which column is what")
+            for columns in ("text", ["text"], {"text": None}, {"text": 1}, {"text": ""}, {"text": ["a", "b"]})
+        ),
+        (
+            (),
+            {"train_data": [{"path": "a", "columns": {"sentence": "text"}}]},
+            "`columns` of a has sentence; a column can be audio, messages, .*duration. The column's own name comes second",
+        ),
         ((), {"train_data": [{"path": ""}]}, "needs a `path`"),
         ((), {"eval_data": [{"path": "a", "weight": 2}]}, "`eval_data` are scored once and whole"),
         ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),

@@ -64,9 +64,9 @@ def test_what_has_no_splits_or_configurations_says_so(tmp_path):
 
 
 def test_what_is_no_set(tmp_path):
-    (tmp_path / "rows.csv").write_text("text\n")
-    with pytest.raises(ValueError, match=r"rows.csv' cannot be read: expected files of one kind that end in \.jsonl"):
-        open_dataset(str(tmp_path / "rows.csv"))
+    (tmp_path / "rows.xlsx").write_text("text\n")
+    with pytest.raises(ValueError, match=r"rows.xlsx' cannot be read: expected files of one kind that end in \.jsonl"):
+        open_dataset(str(tmp_path / "rows.xlsx"))
     Dataset.from_list([{"text": "a"}]).select([]).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="saved' is empty"):
         open_dataset(str(tmp_path / "saved"))
@@ -93,3 +93,28 @@ def test_json_on_the_hub_says_what_it_says(folder, monkeypatch):
     monkeypatch.setattr("falcon3_audio.training.data.open_dataset.load_dataset_builder", found)
     assert list(open_dataset("owner/texts", "main", "test")) == rows
     assert open_dataset("owner/texts", "main", "test[1:2]")[0] == rows[1]
+
+
+def test_tables_and_tars_beside_a_set_are_no_part_of_it(tmp_path):
+    """Sets on the Hub come with the recordings in a tar, and with statistics."""
+    (tmp_path / "counts.csv").write_text("text,count\na,1\n")
+    (tmp_path / "sounds.tar").write_bytes(b"no tar")
+    assert texts(tmp_path) == ["a"]
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "b"}])
+    assert texts(tmp_path) == ["b"]
+    (tmp_path / "rows.tsv").write_text("text\tcount\nc\t1\n")
+    assert texts(tmp_path) == ["b"] and texts(tmp_path / "rows.tsv") == ["c"]
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(ValueError, match="expected files of one kind"):
+        open_dataset(str(tmp_path))
+
+
+def test_tables_on_the_hub_say_what_they_say(tmp_path, monkeypatch):
+    """`datasets` finds the files and knows the delimiter; pandas would take the texts for numbers and for nothing."""
+    (tmp_path / "rows.tsv").write_text("text;n\n007;1\nNA;2\n")
+    files = {"test": [str(tmp_path / "rows.tsv")]}
+    monkeypatch.setattr(
+        "falcon3_audio.training.data.open_dataset.load_dataset_builder",
+        lambda path, name: load_dataset_builder("csv", data_files=files, sep=";"),
+    )
+    assert list(open_dataset("owner/texts", None, "test")) == [{"text": "007", "n": "1"}, {"text": "NA", "n": "2"}]

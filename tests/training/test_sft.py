@@ -25,6 +25,7 @@ from training_runs import (
     user,
     weights_of,
     write_chats,
+    write_clips,
     write_jsonl,
     write_recipe,
 )
@@ -479,3 +480,45 @@ def test_errors_that_nobody_expected_are_not_swallowed(launch, monkeypatch):
     monkeypatch.setattr(sft, "describe_plan", broken)
     with pytest.raises(RuntimeError, match="a fault in the program"):
         launch()
+
+
+def test_a_table_of_transcripts_trains_as_it_is(backbone_folders, tmp_path, capsys):
+    """A CSV with column names of its own, and a manifest whose segments are parts of one recording."""
+    write_clips(tmp_path / "sounds", 4)
+    (tmp_path / "set.csv").write_text("path,words\n" + "".join(f"sounds\\{n}.wav,word {n}\n" for n in range(4)))
+    segments = [
+        {"audio_filepath": "sounds/3.wav", "offset": n / 10, "duration": 0.1, "text": f"part {n}"} for n in range(3)
+    ]
+    write_jsonl(tmp_path / "manifest.json", segments)
+    table = {
+        "path": str(tmp_path / "set.csv"),
+        "columns": {"audio": "path", "text": "words"},
+        "prompt": ["Write.", "What?"],
+    }
+    audio, text = backbone_folders
+    options = SETTINGS | {"train_data": [table, str(tmp_path / "manifest.json")], "max_steps": 3}
+    options |= {"eval_data": [str(tmp_path / "manifest.json")], "eval_strategy": "epoch"}
+
+    def train(**more):
+        recipe = write_recipe(tmp_path / "recipe.yaml", audio_model=audio, text_model=text, **options | more)
+        return sft.main(["--config", recipe, "--output_dir", str(tmp_path / "run")])
+
+    assert train() == 0
+    lines = capsys.readouterr().out.splitlines()
+    data, held_out = (
+        [line.removeprefix(name).strip() for line in lines if line.startswith(f"{name} ")]
+        for name in ("data", "eval data")
+    )
+    assert held_out == data[1:]
+    assert data == [
+        f"{tmp_path}/set.csv: 4 rows, read as transcripts (path, words), asked one of 2 prompts, such as 'Write.'",
+        f"{tmp_path}/manifest.json: 3 rows, read as transcripts (audio_filepath, text, offset, duration), asked 'Transcribe the "
+        "speech.' (the default of `prompt`)",
+    ]
+    entries = log_of(tmp_path / "run")
+    assert len(entries) == 3 and all(math.isfinite(entry["loss"]) and entry["num_dropped"] == 0 for entry in entries)
+    recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train_data"]
+    assert recorded[0] | table == recorded[0] and recorded[1]["prompt"] is None
+    # Another question makes another run.
+    assert train(train_data=[table | {"prompt": "Other?"}, str(tmp_path / "manifest.json")]) == 1
+    assert "started with other options (train_data" in capsys.readouterr().err

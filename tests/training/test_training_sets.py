@@ -249,7 +249,7 @@ def test_sets_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     assert "is empty" in said("empty.jsonl")
     write_jsonl(tmp_path / "columns.jsonl", [{"text": "a"}])
-    assert "has the columns ['text']; expected `messages`" in said("columns.jsonl")
+    assert "has the columns text, which fit no format. The nearest is transcripts" in said("columns.jsonl")
     write_jsonl(tmp_path / "questions.jsonl", [{"audio": "a.wav", "questions": []}])
     assert "holds no questions" in said("questions.jsonl")
     assert "cannot be read" in said("gone.jsonl")
@@ -265,7 +265,7 @@ def test_the_index_is_small_integers(folder):
     examples = load_training_data([DataSource(str(path), sound=False)])[0]
     assert examples.data.nbytes == 300 * (2 + 8 + 4)
     # Rows are looked up where they lie, one at a time.
-    (_, rows), *_ = examples.format["format_kwargs"]["transform"].sets
+    (_, rows, _), *_ = examples.format["format_kwargs"]["transform"].sets
     assert rows.cache_files
 
 
@@ -515,7 +515,7 @@ def test_the_tag_of_a_question_is_the_place_of_its_clip(read):
         ({"messages": [{**user("Hi"), "audio": "0.wav"}, assistant("a")]}, "the key 'audio'"),
         ({"messages": [user({"type": "audio", "audio_url": "0.wav"}), assistant("a")]}, "the key 'audio_url'"),
         ({"messages": [user({"type": "input_audio", "input_audio": {"data": "x"}}), assistant("a")]}, "'input_audio'"),
-        ({"questions": [{"instruction": "?", "output": "!"}], "audio_path": "0.wav"}, "the key 'audio_path'"),
+        ({"questions": [{"instruction": "?", "output": "!"}], "audio_path": "0.wav", "audio": None}, "'audio_path'"),
     ],
 )
 def test_clips_without_a_place_or_under_other_names_are_errors(read, row, message):
@@ -617,12 +617,6 @@ def test_an_audiofolder_has_its_sounds(folder, tmp_path):
     (folder / "metadata.parquet").rename(tmp_path / "above" / "it" / "metadata.parquet")
     with pytest.raises(ValueError, match="sounds lie beside their metadata.parquet in .*above/it; give that folder"):
         load_training_data([DataSource(str(tmp_path / "above"))])
-
-
-def test_sharegpt_is_not_read_and_says_so(folder):
-    path = write_jsonl(folder / "set.jsonl", [{"conversations": [{"from": "human", "value": "Hi"}]}])
-    with pytest.raises(ValueError, match="ShareGPT's `conversations` .* make them `messages`"):
-        load_training_data([DataSource(str(path))])
 
 
 def test_making_sets_loads_nothing_that_trains():

@@ -8,9 +8,11 @@ Run: `messages = fill_in(row["messages"], clips_of(row), Path("my_set"))`
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from .segments import Segment
 
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -25,25 +27,27 @@ SOUND_FILE = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm)$", re.IGNORECAS
 NOT_READ = {
     "system": "Make it a message with the role `system`",
     "tools": "Tools of a chat are not learned here; write them into its system message",
-    "images": "Only sound and text are understood; leave the row out",
-    "videos": "Only sound and text are understood; leave the row out",
+    **dict.fromkeys(("image", "images", "video", "videos"), "Only sound and text are understood; leave the row out"),
 }
 NOT_LEARNED = ("loss", "weight", "train")
 READ = (
     "Clips are read from the row's `audio` or `audios`, and from `audio`, `path` or `url` of audio items in `messages`; rename "
-    "the key. In a set of texts alone, `sound: false` in the set's entry, it may stay"
+    "the key, or name a column of clips in the set's entry, `columns: {audio: NAME}`. In a set of texts alone, `sound: false` in "
+    "the entry, it may stay"
 )
 
 
-def clips_of(example: Mapping[str, Any]) -> list[Any]:
+def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> list[Any]:
     """
     The clips of a row's own columns, `audios` (several) or `audio` (one); a list under `audio` is several too.
 
-    Raises a `ValueError` for a row with both.
+    Raises a `ValueError` for a row with clips in two of the columns.
     """
-    given = {name: example[name] for name in COLUMNS if _is_given(example.get(name))}
+    given = {name: example[name] for name in columns if is_given(example.get(name))}
     if len(given) > 1:
-        raise ValueError("the row has clips in both `audio` and `audios`; put them all in one of the two")
+        raise ValueError(
+            f"the row has clips in both {' and '.join(f'`{name}`' for name in given)}; put them all in one"
+        )
     # A list of numbers is a clip.
     return [
         clip
@@ -108,25 +112,33 @@ def check_answers(messages: Iterable[dict[str, Any]]):
             )
 
 
-def check_sound_is_read(example: Mapping[str, Any], messages: Any):
-    """Raises a `ValueError` for a key that looks like sound and is not read, in a message or in a row without sound."""
-    heard = clips_of(example) or any(_has_source(item) for item in audio_items(messages))
-    columns = {} if heard else {k: v for k, v in example.items() if k not in (*COLUMNS, "messages", "questions")}
+def check_sound_is_read(example: Mapping[str, Any], messages: Any, clips: Sequence[Any], read: Collection[str]):
+    """
+    Raises a `ValueError` for a key that looks like sound and is not read, in a message or in a row without sound.
+
+    Args:
+        example: the row.
+        messages: its chat.
+        clips: those of its columns.
+        read: the columns that are read.
+    """
+    heard = clips or any(_has_source(item) for item in audio_items(messages))
+    columns = {} if heard else {name: value for name, value in example.items() if name not in read}
     for place in [columns, *_beside_the_content(messages)]:
         for key, value in place.items():
-            if _looks_like_sound(key, value):
+            if looks_like_sound(key, value):
                 raise ValueError(f"the key {key!r} looks like sound but is not read. {READ}")
 
 
-def check_all_is_read(example: Mapping[str, Any], messages: Any):
+def check_all_is_read(example: Mapping[str, Any], messages: Any, read: Collection[str]):
     """
     Raises a `ValueError` for what other trainers read of such a row and this one does not, and for a row that is a chat and
-    questions at once.
+    questions at once. `read` are the columns that are read.
     """
     for key, advice in NOT_READ.items():
-        if _is_given(example.get(key)):
+        if key not in read and is_given(example.get(key)):
             raise ValueError(f"the row has {key!r}, which is not read. {advice}")
-    if _is_given(example.get("messages")) and _is_given(example.get("questions")):
+    if is_given(example.get("messages")) and is_given(example.get("questions")):
         raise ValueError(
             "the row has `messages` and `questions`; make it two rows, in a set of chats and a set of clips with their questions"
         )
@@ -225,17 +237,17 @@ def _beside_the_content(messages: Any) -> Iterator[dict[str, Any]]:
             yield {key: value for key, value in item.items() if key not in ("type", *SOURCE_KEYS)}
 
 
-def _looks_like_sound(key: str, value: Any) -> bool:
+def looks_like_sound(key: str, value: Any) -> bool:
     if isinstance(value, (list, tuple)) and value:
-        return _looks_like_sound(key, value[0])
+        return looks_like_sound(key, value[0])
     by_value = isinstance(value, str) and SOUND_FILE.search(value)
-    return _is_given(value) and bool(SOUND_NAME.search(key) or by_value)
+    return is_given(value) and bool(SOUND_NAME.search(key) or by_value)
 
 
-def _is_given(value: Any) -> bool:
+def is_given(value: Any) -> bool:
     """Whether there is something; Arrow gives a struct without anything in it for what another row has."""
     if isinstance(value, dict):
-        return any(_is_given(part) for part in value.values())
+        return any(is_given(part) for part in value.values())
     return bool(len(value)) if hasattr(value, "__len__") else value is not None and value is not False
 
 
@@ -249,9 +261,13 @@ def _resolve(item: dict[str, Any], folder: Path):
     clip = item["audio"]
     if isinstance(clip, dict) and clip.get("bytes") is None and clip.get("path"):
         item["audio"] = _from_folder(clip["path"], folder)
+    if isinstance(clip, Segment):
+        item["audio"] = Segment(_from_folder(clip.source, folder), clip.offset, clip.duration)
 
 
 def _from_folder(source: Any, folder: Path) -> Any:
     if not isinstance(source, str) or "://" in source or source.startswith("data:"):
         return source
-    return os.fspath(folder / source)  # an absolute path stays as it is
+    path = os.fspath(folder / source)  # an absolute path stays as it is
+    # Written on Windows, as `sounds\\a.wav`; elsewhere that is a name that a file may have.
+    return os.fspath(folder / source.replace("\\", "/")) if "\\" in source and not os.path.exists(path) else path

@@ -1,9 +1,11 @@
 """Listens to a training set before a run does: which rows cannot be read or heard, and why.
 
     falcon3-audio check-data data/train.jsonl data/more --workers 8
+    falcon3-audio check-data clips.csv --columns audio=path,text=sentence --prompt "Write down what is said."
 
-Takes what `train_data` takes. Every chat is put together and every clip decoded, once, in parallel; nothing is written. Rows that
-would end a run are listed, one in a line, and the exit code is then 1.
+Takes what `train_data` takes. Says how each set is read, what there is of it and what a run would leave out, and shows three of
+its examples. Every chat is put together and every clip decoded, once, in parallel; nothing is written. Rows that would
+end a run are listed, one in a line, and the exit code is then 1.
 """
 
 import argparse
@@ -19,13 +21,16 @@ from tqdm.auto import tqdm
 
 from falcon3_audio.processing import SAMPLING_RATE
 from falcon3_audio.processing.messages_falcon3_audio import load_item
+from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS
 from falcon3_audio.user_errors import user_errors
 
 from ..arguments import DataSource
-from .training_sets import load_training_data
+from .training_sets import describe_sets, load_training_data, set_of
 
 
 PARTS = 32  # for each worker, so that all are busy to the end
+SHOWN = 300  # characters of a text that is shown
+LEARNED = ">"
 SOUND: dict[str, Any] = {"true": True, "some": "some", "false": False}  # as a recipe has it
 
 
@@ -36,29 +41,30 @@ class Found:
 
     Attributes:
         examples: questions, or chats.
+        too_long: those of them that a run leaves out, for a clip that is longer than processors take.
         clips, seconds: that were decoded.
+        longest: of these clips, in seconds.
         unread: for each example or clip that cannot be read, what is wrong, with its place.
     """
 
     examples: int = 0
+    too_long: int = 0
     clips: int = 0
     seconds: float = 0.0
+    longest: float = 0.0
     unread: list[str] = field(default_factory=list)
 
     def add(self, other: "Found"):
         self.examples += other.examples
+        self.too_long += other.too_long
         self.clips += other.clips
         self.seconds += other.seconds
+        self.longest = max(self.longest, other.longest)
         self.unread += other.unread
 
 
-def check_data(source: DataSource, workers: int = 1, progress: bool = False) -> Found:
-    """
-    Reads all of a set.
-
-    Raises a `ValueError` for a set that cannot be opened, is empty, or is none.
-    """
-    examples, _ = load_training_data([source])
+def check_data(examples: Dataset, workers: int = 1, progress: bool = False) -> Found:
+    """Reads all of a set, which `load_training_data` has opened."""
     parts = _parts(examples, PARTS * workers)
     found = Found()
     with ProcessPoolExecutor(workers, initializer=_begin, initargs=(examples,)) as pool:
@@ -83,7 +89,7 @@ def _begin(examples: Dataset):
 
 
 def _check(part: range) -> Found:
-    found, heard = Found(), None
+    found, heard, longest = Found(), None, 0.0
     for index in part:
         found.examples += 1
         try:
@@ -93,11 +99,14 @@ def _check(part: range) -> Found:
             continue
         if example["clip"] is None or example["clip"] != heard:
             heard = example["clip"]
-            _listen(example, found)
+            longest = _listen(example, found)
+        found.too_long += longest > MAX_AUDIO_SECONDS
     return found
 
 
-def _listen(example: dict, found: Found):
+def _listen(example: dict, found: Found) -> float:
+    """Decodes an example's clips, and returns the seconds of the longest."""
+    longest = 0.0
     for number, message in enumerate(example["messages"]):
         for item in message["content"]:
             if item["type"] != "audio":
@@ -109,6 +118,63 @@ def _listen(example: dict, found: Found):
             else:
                 found.clips += 1
                 found.seconds += len(samples) / SAMPLING_RATE
+                longest = max(longest, len(samples) / SAMPLING_RATE)
+    found.longest = max(found.longest, longest)
+    return longest
+
+
+def describe(found: Found, examples: Dataset) -> list[str]:
+    """What there is of a set and what a run leaves out, a line each; `examples` are all of it."""
+    counts = f"{found.examples:,} questions, {found.clips:,} clips, {found.seconds / 3600:.2f} h"
+    longest = f", the longest {found.longest:.1f} s" if found.clips else ""
+    _, rows, reading = set_of(examples)
+    without = len(rows) - len(np.unique(examples.with_format("numpy")["row"][:]))
+    return [
+        f"{counts}{longest}",
+        *([f"not read: the columns {', '.join(reading.others)}"] if reading.others else []),
+        *([f"left out: {without:,} rows without questions"] if without else []),
+        *(
+            [f"left out: {found.too_long:,} questions about clips over {MAX_AUDIO_SECONDS:g} s"]
+            if found.too_long
+            else []
+        ),
+    ]
+
+
+def show_examples(examples: Dataset) -> list[str]:
+    """The first, the middle and the last example as a model is asked; those that cannot be read are not there."""
+    lines = []
+    for index in sorted({0, len(examples) // 2, len(examples) - 1}):
+        try:
+            example = examples[index]
+            shown = [_show(message, number) for number, message in enumerate(example["messages"])]
+        except (ValueError, OSError, TypeError):
+            continue  # and is listed
+        lines += [example["origin"], *shown]
+    return [f"three examples, what is learned of them behind {LEARNED}", *lines] if lines else []
+
+
+def _show(message: dict[str, Any], number: int) -> str:
+    parts = [_show_item(item, number) for item in message["content"]] + [
+        str(c) for c in message.get("tool_calls") or []
+    ]
+    mark = LEARNED if message["role"] == "assistant" else " "
+    return f"  {mark} {message['role']:<10} {' '.join(parts)}"
+
+
+def _show_item(item: dict[str, Any], number: int) -> str:
+    if item["type"] == "audio":
+        return f"[{len(load_item(item, None, number)['audio']) / SAMPLING_RATE:.2f} s of sound]"
+    text = str(item.get("text"))
+    return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}... ({len(text):,} characters)"
+
+
+def _columns(given: str) -> dict[str, str]:
+    """`audio=path,text=sentence` as a mapping."""
+    pairs = [pair.partition("=") for pair in given.split(",")]
+    if not all(name and column for name, _, column in pairs):
+        raise argparse.ArgumentTypeError(f"must be like audio=path,text=sentence, got {given!r}")
+    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,6 +188,16 @@ def main(arguments: list[str] | None = None) -> int:
         default="true",
         help="which rows have it: `sound` of the sets' entries (default: true, all)",
     )
+    parser.add_argument(
+        "--columns",
+        type=_columns,
+        help="which column is what, as audio=path,text=sentence: `columns` of the sets' entries (default: told by their names)",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        help="what is asked about each clip of sets with answers alone: `prompt` of the sets' entries; may be given several times",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one for each core")
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -129,15 +205,26 @@ def main(arguments: list[str] | None = None) -> int:
     bad = False
     with user_errors(parser.prog) as end:
         for path in options.sets:
-            source = DataSource(path, options.name, options.split, sound=SOUND[options.sound])
-            found = check_data(source, options.workers, sys.stderr.isatty())
-            print(
-                f"{path}: {found.examples:,} examples, {found.clips:,} clips, {found.seconds / 3600:.2f} h", flush=True
+            source = DataSource(
+                path,
+                options.name,
+                options.split,
+                sound=SOUND[options.sound],
+                prompt=options.prompt,
+                columns=options.columns,
             )
-            for line in found.unread:
-                print(f"  {line}")
-            bad = bad or bool(found.unread)
+            bad = _report(source, options.workers) or bad
     return end.status or int(bad)
+
+
+def _report(source: DataSource, workers: int) -> bool:
+    """Prints what there is to say about a set; whether something of it cannot be read."""
+    examples, _ = load_training_data([source])
+    print(*describe_sets(examples), flush=True)
+    found = check_data(examples, workers, sys.stderr.isatty())
+    for line in [*describe(found, examples), *show_examples(examples), *found.unread]:
+        print(f"  {line}", flush=True)
+    return bool(found.unread)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,19 @@ from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, l
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetsError
 
-from .json_rows import FOLDER_KEYS, open_json
 from .shards import REPORT, read_shards
+from .tables import DELIMITERS
+from .text_rows import FOLDER_KEYS, JSON, TAR, open_rows
 
 
-# File endings and the builders of `datasets` that read them.
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+# File endings and how they are read: builders of `datasets`, or the kinds of text_rows.py.
+KINDS = {".jsonl": JSON, ".json": JSON, ".parquet": "parquet", ".arrow": "arrow"}
+# Files that often lie beside a set without being part of it. They are one where a folder has none of those before.
+BESIDE: tuple[dict[str, str], ...] = (DELIMITERS, {".tar": TAR})
+ALL = KINDS | BESIDE[0] | BESIDE[1]
+BY_DATASETS = ("parquet", "arrow")
 SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wrote
-METADATA = "metadata.parquet"  # of an audiofolder; its other kind, .jsonl, is read in json_rows.py
+METADATA = "metadata.parquet"  # of an audiofolder; its other kinds are read in text_rows.py
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
 WHOLE = "train"  # the split of what has no splits
 
@@ -31,8 +36,8 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
     A set as it is stored.
 
     Args:
-        path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow file, folder of
-            such files, folder of sounds with `metadata.jsonl` or `.parquet` (audiofolder), or Hub id.
+        path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow/.csv/.tsv file, .tar of
+            WebDataset, folder of such files, folder of sounds with `metadata.jsonl`, `.csv` or `.parquet` (audiofolder), or Hub id.
         name: configuration of a Hub set.
         split: as `datasets` knows it, `"train[:1000]"` included; sets without splits are `"train"`, and of folders
             that were prepared or saved there are no parts. Files of a folder are divided by the words in their names.
@@ -41,7 +46,7 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
         `ValueError`: for a set that is not there, cannot be read, is empty, or lacks the split.
     """
     here = Path(path).exists()
-    if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix in BUILDERS):
+    if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix in ALL):
         raise ValueError(f"The set {path!r} cannot be read: there is no such file or folder here.")
     try:
         rows = _open_local(Path(path), name, split) if here else _open_hub(path, name, split)
@@ -57,8 +62,9 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
 
 def _open_hub(path: str, name: str | None, split: str) -> Dataset:
     builder = load_dataset_builder(path, name)
-    if builder.name == "json":
-        return open_json(builder.config.data_files, split, builder.config.name)
+    kinds = {"json": JSON, "csv": getattr(builder.config, "sep", ""), "webdataset": TAR}
+    if builder.name in kinds:
+        return open_rows(builder.config.data_files, split, builder.config.name, kinds[builder.name])
     builder.download_and_prepare()
     return builder.as_dataset(split=split)
 
@@ -74,14 +80,14 @@ def _open_local(path: Path, name: str | None, split: str) -> Dataset:
             saved if isinstance(saved, DatasetDict) else {str(saved.split or WHOLE): saved, WHOLE: saved}, split
         )
     files = {WHOLE: [path]} if path.is_file() else _files_of(path)
-    kinds = {BUILDERS.get(file.suffix) for parts in files.values() for file in parts}
-    builder = kinds.pop() if len(kinds) == 1 else None
-    if builder is None:
-        raise ValueError(f"expected files of one kind that end in {', '.join(BUILDERS)}")
+    kinds = {ALL.get(file.suffix) for parts in files.values() for file in parts}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None:
+        raise ValueError(f"expected files of one kind that end in {', '.join(ALL)}")
     data_files = {part: [os.fspath(file) for file in files[part]] for part in files}
-    if builder == "json":
-        return open_json(data_files, split)
-    rows = load_dataset(builder, data_files=data_files, split=split)
+    if kind not in BY_DATASETS:
+        return open_rows(data_files, split, kind=kind)
+    rows = load_dataset(kind, data_files=data_files, split=split)
     return _with_clips(rows, path, {file for parts in files.values() for file in parts if file.name == METADATA})
 
 
@@ -102,8 +108,10 @@ def _split(parts: dict[str, Dataset] | DatasetDict, split: str) -> Dataset:
 
 def _files_of(folder: Path) -> dict[str, list[Path]]:
     """The data files in a folder by split, told by the words that `datasets` goes by on the Hub."""
+    found = [path for path in folder.rglob("*") if path.suffix in ALL]
+    endings = next((kinds for kinds in (KINDS, *BESIDE) if any(path.suffix in kinds for path in found)), {})
     files: dict[str, list[Path]] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.suffix in BUILDERS):
+    for file in sorted(path for path in found if path.suffix in endings):
         words = set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower()))
         part = next((str(split) for split, known in SPLIT_KEYWORDS.items() if words & set(known)), WHOLE)
         files.setdefault(part, []).append(file)

@@ -1,7 +1,7 @@
 """Training data of any kind as chats with sound: one `datasets.Dataset` of small index rows, read when asked for.
 
-A set holds chats (`messages`) or clips with all their questions in one row (`questions`, as `falcon3-audio open-asqa prepare` writes
-them); each question becomes an example of its own. Only (set, row, question) is held in memory; rows are looked up in the
+A set is in one of the formats of formats.py. Where a row holds several questions (as `falcon3-audio open-asqa prepare` writes
+them) or captions, each becomes an example of its own. Only (set, row, question) is held in memory; rows are looked up in the
 memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
 `{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, every audio item with its source in it. The
 set is called by its path, and by its configuration and split where the recipe names them: rows of another split are
@@ -17,8 +17,9 @@ import numpy as np
 from datasets import Audio, Dataset, LargeList, List
 
 from ..arguments import DataSource
-from .chats import TAG, audio_items, check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
+from .chats import audio_items, check_all_is_read, check_has_sound, check_sound_is_read, fill_in
 from .open_dataset import open_dataset
+from .reading import Reading, choose
 
 
 WHOLE_ROW = -1  # in the place of a question's number, where the row itself is the chat
@@ -29,11 +30,11 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
     All examples of some sets, end to end in the order given, and how many each set has (for the sampler).
 
     Raises:
-        `ValueError`: a set that cannot be found or read, is empty, has neither `messages` nor `questions`, or has no sound
-            and is not said to be of texts alone. Rows that are wrong raise one when they are read.
+        `ValueError`: a set that cannot be found or read, is empty, is in no format that is known, or has no sound and is not
+            said to be of texts alone. Rows that are wrong raise one when they are read.
     """
-    sets = [(source, _open(source)) for source in sources]
-    parts = [_index(source, rows) for source, rows in sets]
+    sets = [_open(source) for source in sources]
+    parts = [_index(*opened) for opened in sets]
     columns = {
         "set": np.repeat(np.arange(len(parts), dtype=np.int16), [len(part) for part in parts]),
         "row": np.concatenate([part[:, 0] for part in parts]),
@@ -43,6 +44,21 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
     return examples, [len(part) for part in parts]
 
 
+def describe_sets(examples: Dataset) -> list[str]:
+    """How each set of some training data is read, a line for each, in the order of the sets."""
+    return [f"{source}: {len(rows):,} rows, read as {reading}" for source, rows, reading in _sets(examples)]
+
+
+def set_of(examples: Dataset) -> "_Set":
+    """The one set of some training data: its entry, its rows as they are stored, and how it is read."""
+    (only,) = _sets(examples)
+    return only
+
+
+def _sets(examples: Dataset) -> list["_Set"]:
+    return examples.format["format_kwargs"]["transform"].sets
+
+
 def questions_per_clip(examples: Dataset, sizes: Sequence[int]) -> list[np.ndarray]:
     """How many examples each row of each set has, `(rows with any,)` for each set, in the order of the set."""
     rows = examples.with_format("numpy")["row"][:]
@@ -50,11 +66,14 @@ def questions_per_clip(examples: Dataset, sizes: Sequence[int]) -> list[np.ndarr
     return [np.diff(np.flatnonzero(np.diff(part, prepend=-1, append=-1))) for part in parts]
 
 
-def _open(source: DataSource) -> Dataset:
-    """The set as it is stored, memory-mapped, with its audio left encoded."""
+def _open(source: DataSource) -> "_Set":
+    """The set as it is stored, memory-mapped, with its audio left encoded, and how it is read."""
     rows = open_dataset(source.path, source.name, source.split)
     _leave_encoded(rows.info.features)
-    return rows
+    try:
+        return source, rows, choose(rows, source.columns, source.prompt, source.sound)
+    except ValueError as error:
+        raise ValueError(f"The training set {str(source)!r} {error}.") from error
 
 
 def _leave_encoded(feature: Any):
@@ -68,59 +87,61 @@ def _leave_encoded(feature: Any):
             _leave_encoded(part)
 
 
-def _index(source: DataSource, rows: Dataset) -> np.ndarray:
+def _index(source: DataSource, rows: Dataset, reading: Reading) -> np.ndarray:
     """(row, question) of every example of a set, `(examples, 2)`."""
-    if "messages" in rows.column_names:
-        _check_sound(source, rows)
+    if reading.several is None:
+        _check_sound(source, rows, reading)
         return np.stack([np.arange(len(rows)), np.full(len(rows), WHOLE_ROW)], axis=1)
-    if "questions" not in rows.column_names:
-        other = "conversations" in rows.column_names
-        hint = " ShareGPT's `conversations` of `from` and `value` are not read: make them `messages`." if other else ""
-        raise ValueError(
-            f"The training set {str(source)!r} has the columns {rows.column_names}; expected `messages` (chats) or "
-            f"`questions` (clips with their questions, as `falcon3-audio open-asqa prepare` writes them).{hint}"
-        )
-    counts = np.array(list(_question_counts(rows)))
+    lengths = np.array(list(_lengths(rows, reading.several)))
+    if not reading.format.may_be_empty:
+        lengths[lengths == 0] = 1  # an error when it is read
+    counts = np.where(lengths == WHOLE_ROW, 1, lengths)
     if counts.sum() == 0:
         raise ValueError(f"The training set {str(source)!r} holds no questions.")
-    first = np.cumsum(counts) - counts
-    return np.stack(
-        [np.repeat(np.arange(len(rows)), counts), np.arange(counts.sum()) - np.repeat(first, counts)], axis=1
-    )
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    whole = np.repeat(lengths == WHOLE_ROW, counts)
+    return np.stack([np.repeat(np.arange(len(rows)), counts), np.where(whole, WHOLE_ROW, number)], axis=1)
 
 
-def _check_sound(source: DataSource, rows: Dataset):
+def _check_sound(source: DataSource, rows: Dataset, reading: Reading):
     """Looks at rows until one has sound; a set whose every row has none is seldom what was meant."""
-    if not source.sound or any(_may_have_sound(row) for row in rows):
+    if not source.sound or any(_may_have_sound(row, reading) for row in rows):
         return
-    _Reader([(replace(source, sound="some"), rows)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
+    _Reader([(replace(source, sound="some"), rows, reading)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
     raise ValueError(
         f"No row of the training set {str(source)!r} has sound. Clips are read from `audio`, `audios` and the audio items of "
         "`messages`. To train on texts alone, set `sound: false` in the set's entry."
     )
 
 
-def _may_have_sound(row: dict[str, Any]) -> bool:
+def _may_have_sound(row: dict[str, Any], reading: Reading) -> bool:
     try:
-        return bool(clips_of(row) or audio_items(row["messages"]))
+        return bool(reading.clips_of(row) or audio_items(reading.chat(row, 0)))
     except ValueError:
         return True  # and is named when the row is read
 
 
-def _question_counts(rows: Dataset) -> Iterator[int]:
-    if rows.format["type"] == "custom":  # JSON
-        for batch in rows.select_columns("questions").iter(batch_size=1_000):
-            yield from (len(questions) if isinstance(questions, list) else 0 for questions in batch["questions"])
-        return
-    # Arrow's own lengths: no row becomes Python objects.
-    for batch in rows.select_columns("questions").with_format("arrow").iter(batch_size=10_000):
-        yield from batch["questions"].combine_chunks().value_lengths().fill_null(0).to_pylist()
+def _lengths(rows: Dataset, column: str) -> Iterator[int]:
+    """How many each row has in a column of lists; `WHOLE_ROW` for what is no list."""
+    column_rows = rows.select_columns(column)
+    if rows.format["type"] == "custom":  # JSON and tables
+        for batch in column_rows.iter(batch_size=1_000):
+            yield from (0 if v is None else len(v) if isinstance(v, list) else WHOLE_ROW for v in batch[column])
+    elif isinstance(rows.features[column], (List, LargeList)):
+        # Arrow's own lengths: no row becomes Python objects.
+        for batch in column_rows.with_format("arrow").iter(batch_size=10_000):
+            yield from batch[column].combine_chunks().value_lengths().fill_null(0).to_pylist()
+    else:
+        yield from [WHOLE_ROW] * len(rows)
+
+
+_Set = tuple[DataSource, Dataset, Reading]
 
 
 class _Reader:
     """Turns index rows into examples; given to `Dataset.with_transform`, so it runs where rows are read."""
 
-    def __init__(self, sets: Sequence[tuple[DataSource, Dataset]]):
+    def __init__(self, sets: Sequence[_Set]):
         self.sets = list(sets)
 
     def __call__(self, index: dict[str, list[int]]) -> dict[str, list[Any]]:
@@ -128,33 +149,26 @@ class _Reader:
         return {name: [example[name] for example in examples] for name in ("messages", "origin", "clip")}
 
     def _read(self, number: int, row: int, question: int) -> dict[str, Any]:
-        source, rows = self.sets[number]
+        source, rows, reading = self.sets[number]
         place = f"{source}, row {row}"
-        origin, clip = (place, None) if question == WHOLE_ROW else (f"{place}, question {question}", place)
-        example = rows[row]
+        part = None if question == WHOLE_ROW else question
+        origin, clip = (place, None) if part is None else (f"{place}, {reading.format.part} {part}", place)
         folder = Path(source.path)
         folder = folder if folder.is_dir() else folder.parent
         try:
-            chat = example["messages"] if question == WHOLE_ROW else _as_chat(example["questions"][question])
-            check_all_is_read(example, chat)
-            if source.sound:
-                check_sound_is_read(example, chat)
-            messages = fill_in(chat, clips_of(example), folder, tags=bool(source.sound))
-            check_has_sound(messages, source.sound)
-            return {"messages": messages, "origin": origin, "clip": clip}
+            messages = _as_messages(rows[row], row, part, reading, source.sound, folder)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
+        return {"messages": messages, "origin": origin, "clip": clip}
 
 
-def _as_chat(question: Any) -> list[dict[str, Any]]:
-    texts = [question.get(name) for name in ("instruction", "output")] if isinstance(question, dict) else [None]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"a question needs the texts `instruction` and `output`, got {question}")
-    # The audio item is filled in; the clip's transcript (the row's `input`) is not shown, it would give answers away.
-    asked = question["instruction"]
-    if question.get("input"):
-        raise ValueError(f"a question's `input` is not read; write it into `instruction`, got {question}")
-    return [
-        {"role": "user", "content": asked if TAG in asked else [{"type": "audio"}, {"type": "text", "text": asked}]},
-        {"role": "assistant", "content": question["output"]},
-    ]
+def _as_messages(
+    example: dict[str, Any], row: int, part: int | None, reading: Reading, sound: bool | str, folder: Path
+) -> list[dict[str, Any]]:
+    chat, clips = reading.chat(example, row, part), reading.clips_of(example)
+    check_all_is_read(example, chat, reading.read)
+    if sound:
+        check_sound_is_read(example, chat, clips, reading.read)
+    messages = fill_in(chat, clips, folder, tags=bool(sound))
+    check_has_sound(messages, sound)
+    return messages

@@ -1,0 +1,68 @@
+"""CSV and TSV as texts, by what they hold and where they are wrong."""
+
+import pytest
+
+from falcon3_audio.training.data.tables import read_table
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """The rows of a table that is written so."""
+
+    def rows(text, delimiter=",", encoding="utf-8"):
+        path = tmp_path / "table"
+        path.write_bytes(text.encode(encoding))
+        return list(read_table(path, delimiter))
+
+    return rows
+
+
+def test_every_field_is_a_text_and_has_its_line(rows):
+    assert rows("a,b\n0,NA\n\nnull,007\n") == [
+        ("line 2", {"a": "0", "b": "NA"}),
+        ("line 4", {"a": "null", "b": "007"}),
+    ]
+    assert rows("\ufeffa,b\r\n1,\r\n") == [("line 2", {"a": "1", "b": ""})]
+    assert rows('a,"b"\n"x, ""y""\nz", 1 \n') == [("line 3", {"a": 'x, "y"\nz', "b": " 1 "})]
+    assert rows("") == [] and rows("a,b\n") == []
+
+
+def test_an_index_without_a_name_is_left_out(rows):
+    assert rows(",a\n0,x\n") == [("line 2", {"a": "x"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # As pandas and spreadsheets write it.
+        ('a\tb\n"x ""y"""\t1\n"two\nlines"\t2\n', ['x "y"', "two\nlines"]),
+        # As Common Voice writes it.
+        ('a\tb\n"Yes," he said.\t1\nan "x"\t2\n"Hm."\t3\n', ['"Yes," he said.', 'an "x"', '"Hm."']),
+        ('a\tb\n"Open\t1\nshut"\t2\n', ['"Open', 'shut"']),
+    ],
+)
+def test_quotes_in_tables_with_tabs(rows, text, expected):
+    assert [row["a"] for _, row in rows(text, "\t")] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "delimiter", "message"),
+    [
+        ("a,b\nx\n", ",", "table, line 2: expected 2 fields, one for each column, got 1"),
+        ("a,b\nx,y,z\n", ",", "table, line 2: expected 2 fields, one for each column, got 3"),
+        ('a,b\n"x" y,z\n', ",", "table, line 2: ',' expected after '\"'"),
+        ('a,b\n"x,y\n', ",", "table, line 2: unexpected end of data"),
+        ("a,b,a\nx,y,z\n", ",", "table, line 1: the columns a are there twice"),
+        ("a;b\nx;y\n", ",", "table, line 1: its columns are parted by a semicolon; expected a comma"),
+        ("a,b\nx,y\n", "\t", "table, line 1: its columns are parted by a comma; expected a tab"),
+        ("a\tb\nx\n", "\t", "table, line 2: expected 2 fields"),
+    ],
+)
+def test_what_is_no_table_is_named(rows, text, delimiter, message):
+    with pytest.raises(ValueError, match=message):
+        rows(text, delimiter)
+
+
+def test_other_encodings_are_named(rows):
+    with pytest.raises(ValueError, match="table, line 1: 'utf-8' codec"):
+        rows("a,b\n\u00fc,y\n", encoding="latin-1")

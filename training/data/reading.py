@@ -1,0 +1,322 @@
+"""How a set is read: the format that its columns fit, what holds what, and what is asked where rows have answers alone.
+
+Nothing is guessed in silence. Where several columns could be what is to be learned (a transcript and a label, say), the set's
+entry must say which; where no format fits, the error names the nearest, what it lacks, and the `columns` to write.
+Run: `reading = choose(rows, columns={"text": "utterance"})`
+"""
+
+import difflib
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from datasets import ClassLabel, Dataset
+
+from .chats import clips_of, is_given, looks_like_sound
+from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
+from .segments import Segment
+
+
+Found = dict[str, tuple[str, ...]]  # what rows hold -> the columns that may hold it
+SHOWN = 3  # labels, in an error
+NO_NAMES = (
+    "the set has no names for such numbers, as a `ClassLabel` of `datasets` has. Write the names into a column, and that into the "
+    "set's entry: `columns: {label: COLUMN}`"
+)
+OF_LISTS = ("messages", "questions", "conversations")
+UNKNOWN = "COLUMN"  # what the error's advice says where no column comes to mind
+
+
+@dataclass(frozen=True)
+class Reading:
+    """
+    How a set is read.
+
+    Attributes:
+        format: the one that was chosen.
+        columns: the set's columns, by what they hold; not those of clips.
+        clips: the columns of clips.
+        prompts: what may be asked of each row; empty where rows say so themselves.
+        is_default: whether that is the format's own.
+        labels: the names of a `ClassLabel`.
+        others: columns that are not read.
+    """
+
+    format: Format
+    columns: dict[str, str]
+    clips: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
+    is_default: bool = False
+    labels: tuple[str, ...] | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def several(self) -> str | None:
+        """The column whose lists hold an example each."""
+        return self.columns[self.format.several] if self.format.several else None
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (*self.clips, *self.columns.values())
+
+    def chat(self, row: Mapping[str, Any], number: int, part: int | None = None) -> list[dict[str, Any]]:
+        """
+        The messages of a row, clips of its columns not yet at their places.
+
+        Args:
+            row: from the set.
+            number: its place there, which draws what is asked.
+            part: for a row that is several examples, which of them.
+
+        Raises a `ValueError` for what is not as the format has it.
+        """
+        self._check_all_is_read(row)
+        held = {AUDIO: self.clips} | {name: row.get(column) for name, column in self.columns.items()}
+        if self.format.several and part is not None:
+            held[self.format.several] = self._part(held[self.format.several], part)
+        if "label" in held:
+            held["label"] = self._label_name(held["label"])
+        if self.columns.get("text") == "txt" and isinstance(held["text"], str):
+            held["text"] = held["text"].removesuffix("\n")  # the end of what was a file of its own, in a tar
+        return self.format.chat(held, self._asked(number, part))
+
+    def clips_of(self, row: Mapping[str, Any]) -> list[Any]:
+        """
+        The clips of a row's columns, or the segments of them that it names.
+
+        Raises a `ValueError` for clips in two columns, none where there must be one, and times that are none.
+        """
+        offset, duration = (_seconds(row, self.columns.get(name)) for name in SEGMENT)
+        clips = clips_of(row, self.clips)
+        if not clips and self.format.answers:
+            raise ValueError(f"the row has no sound: {' and '.join(self.clips)} is empty. Leave the row out")
+        return clips if offset is duration is None else [_segment(clip, offset or 0.0, duration) for clip in clips]
+
+    def __str__(self) -> str:
+        what = f"{self.format.name} ({', '.join(self.read)})"
+        if not self.prompts:
+            return what
+        one = f"one of {len(self.prompts)} prompts, such as " if len(self.prompts) > 1 else ""
+        return f"{what}, asked {one}{self.prompts[0]!r}{' (the default of `prompt`)' if self.is_default else ''}"
+
+    def _check_all_is_read(self, row: Mapping[str, Any]):
+        left = next((name for name in self.format.not_read if name not in self.read and is_given(row.get(name))), None)
+        if left:
+            raise ValueError(
+                f"the row has {left!r}, which is not read. Write it into the question, or leave the column out"
+            )
+
+    def _part(self, parts: Any, part: int) -> Any:
+        if not parts:
+            raise ValueError(f"its `{self.several}` is empty, so there is nothing to learn. Leave the row out")
+        return parts[part]
+
+    def _asked(self, number: int, part: int | None) -> str:
+        """Drawn by the row's number alone: the same in each epoch and run, and in no order that the rows may have too."""
+        return random.Random(f"{number} {part or 0}").choice(self.prompts) if self.prompts else ""
+
+    def _label_name(self, value: Any) -> Any:
+        if not _is_number(value):
+            return value
+        if self.labels is None:
+            raise ValueError(f"its `{self.columns['label']}` is {value}; {NO_NAMES}")
+        if not 0 <= value < len(self.labels):
+            raise ValueError(
+                f"its `{self.columns['label']}` is {value}; the set has names for 0 to {len(self.labels) - 1}"
+            )
+        return self.labels[value]
+
+
+def choose(
+    rows: Dataset,
+    columns: Mapping[str, str] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    sound: bool | str = True,
+) -> Reading:
+    """
+    How a set is read.
+
+    Args:
+        rows: the set.
+        columns: its entry's: the column of each of `ROLES`, where that is not one of `KNOWN`.
+        prompt: its entry's: what is asked where rows have answers alone. Of several, one is drawn for each row.
+        sound: its entry's, see `DataSource`.
+
+    Raises a `ValueError` for a set that fits no format, or several; for columns that it lacks; for a prompt that is missing
+    or would not be asked. The message goes on from the set's name.
+    """
+    names, given = rows.column_names, dict(columns or {})
+    missing = [column for column in given.values() if column not in names]
+    if missing:
+        raise ValueError(f"has the columns {', '.join(names)}; its entry's `columns` name {', '.join(missing)}")
+    found = {layout.name: _find(layout, names, given) for layout in FORMATS}
+    fitting = [
+        layout for layout in FORMATS if not _lacking(layout, found[layout.name], sound) and _has_place(layout, given)
+    ]
+    if not fitting:
+        raise ValueError(_nearest(rows, found, given, sound))
+    if fitting[0].answers and not any(name in given for name in fitting[0].needs):
+        _check_answers([found[layout.name][name] for layout in fitting for name in layout.needs], fitting, names)
+    return _reading(rows, fitting[0], found[fitting[0].name], prompt)
+
+
+def _find(layout: Format, names: Sequence[str], given: Mapping[str, str]) -> Found:
+    """The columns for what a format reads, of which there should be one each, but for those of clips."""
+    known = KNOWN | {AUDIO: layout.clips} | {name: (name,) for name in SEGMENT}
+    here = {name: tuple(column for column in known[name] if column in names) for name in known}
+    here |= {name: (column,) for name, column in given.items()}
+    # A duration only says how long a clip is, unless it stands beside an offset or in a manifest.
+    if "duration" not in given and not here["offset"] and here[AUDIO] != (MANIFEST,):
+        here["duration"] = ()
+    return {name: here[name] for name in (AUDIO, *layout.needs, *layout.takes, *SEGMENT) if here[name]}
+
+
+def _lacking(layout: Format, found: Found, sound: bool | str) -> list[str]:
+    needs_clips = layout.answers or sound is True and not layout.inside
+    return [name for name in (*([AUDIO] if needs_clips else []), *layout.needs) if name not in found]
+
+
+def _has_place(layout: Format, given: Mapping[str, str]) -> bool:
+    return given.keys() <= {AUDIO, *layout.needs, *layout.takes, *SEGMENT}
+
+
+def _check_answers(answers: Sequence[tuple[str, ...]], fitting: Sequence[Format], names: Sequence[str]):
+    """Raises a `ValueError` where something else of a set could be what is to be learned of it."""
+    ways = [_as_entry({layout.needs[0]: column}) for layout, found in zip(fitting, answers) for column in found]
+    if len(ways) > 1:
+        raise ValueError(
+            f"has the columns {', '.join(names)}, of which several could be what is to be answered. Write into its entry which: "
+            f"{' or '.join(ways)}"
+        )
+    questions = [column for column in OF_QUESTIONS if column in names]
+    if questions:
+        both = _as_entry({"query": questions[0], "response": answers[0][0]})
+        raise ValueError(
+            f"has the columns {', '.join(names)}. If `{questions[0]}` is what is asked, write {both} into its entry; if it is not to be "
+            f"read, {ways[0]}"
+        )
+
+
+def _reading(rows: Dataset, layout: Format, found: Found, prompt: str | Sequence[str] | None) -> Reading:
+    columns = {name: column[0] for name, column in found.items() if name != AUDIO}
+    twice = next((name for name in columns if len(found[name]) > 1), None)
+    if twice:
+        ways = " or ".join(_as_entry({twice: column}) for column in found[twice])
+        raise ValueError(f"has the columns {' and '.join(found[twice])}. Write into its entry which to read: {ways}")
+    feature = rows.features.get(columns.get("label", ""))
+    labels = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+    some = _some_labels(rows, columns["label"]) if labels is None and "label" in columns else labels or ()
+    clips = found.get(AUDIO, ())
+    others = tuple(name for name in rows.column_names if name not in (*clips, *columns.values()))
+    prompts = _prompts(layout, prompt, some)
+    return Reading(layout, columns, clips, prompts, layout.answers and prompt is None, labels, others)
+
+
+def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequence[str]) -> tuple[str, ...]:
+    if not layout.answers:
+        if prompt is not None:
+            raise ValueError(f"is read as {layout.name}, whose rows say what is asked; leave out its entry's `prompt`")
+        return ()
+    given = layout.prompt if prompt is None else prompt
+    if given is None:
+        some = ", ".join(repr(label) for label in labels[:SHOWN])
+        raise ValueError(
+            f'has labels ({some}, ...), which do not say what is asked. Write it into its entry, such as `prompt: "Which animal is '
+            "heard?\"` (`check-data --prompt '...'`)"
+        )
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _some_labels(rows: Dataset, column: str) -> tuple[str, ...]:
+    """The first labels of a set; a `ValueError` for numbers."""
+    labels = [row[column] for row in rows.select(range(min(SHOWN, len(rows))))]
+    numbers = [label for label in labels if _is_number(label)]
+    if numbers:
+        raise ValueError(f"has the label {numbers[0]} in `{column}`; {NO_NAMES}")
+    return tuple(dict.fromkeys(map(str, labels)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str], sound: bool | str) -> str:
+    """What to say of a set that fits no format."""
+    names, row = rows.column_names, rows[0]
+    sounds = [name for name in names if looks_like_sound(name, row[name]) and name not in given.values()]
+    layout = max(FORMATS, key=lambda layout: _nearness(layout, found[layout.name], given, names, sounds, sound))
+    own = found[layout.name]
+    lacking = _lacking(layout, own, sound)
+    if AUDIO not in (*own, *lacking) and sounds:
+        lacking = [AUDIO, *lacking]
+    free = [name for name in names if name not in (*sum(own.values(), ()), *sounds)]
+    advice = dict(given)
+    for name in lacking:
+        others = [one for one in free if isinstance(row[one], list if name in OF_LISTS else str)]
+        near = sounds if name == AUDIO else _near(name, free) or others
+        advice[name] = next((one for one in near if one not in advice.values()), UNKNOWN)
+    needs = " and ".join(f"`{name}`" for name in (*([AUDIO] if AUDIO in (*own, *lacking) else []), *layout.needs))
+    no_place = [name for name in given if not _has_place(layout, {name: given[name]})]
+    wrong = f"has no `{no_place[0]}`" if no_place else f"lacks {' and '.join(f'`{name}`' for name in lacking)}"
+    option = ",".join(f"{name}={column}" for name, column in advice.items())
+    return (
+        f"has the columns {', '.join(names)}, which fit no format. The nearest is {layout.name} ({needs}); the set {wrong}. What a "
+        f"column holds can be written into the set's entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All "
+        "formats are in docs/formats.md"
+    )
+
+
+def _nearness(
+    layout: Format,
+    found: Found,
+    given: Mapping[str, str],
+    names: Sequence[str],
+    sounds: Sequence[str],
+    sound: bool | str,
+) -> tuple[float, ...]:
+    """What is there of a format, and, half as much, under a name like it, less what is lacking; in doubt, answers alone."""
+    lacking = [name for name in _lacking(layout, found, sound) if not (name == AUDIO and sounds)]
+    similar = sum(bool(_near(name, names)) for name in lacking if name != AUDIO)
+    there = sum(name in found for name in layout.needs)
+    return _has_place(layout, given), there + 1.5 * similar - len(lacking), layout.answers
+
+
+def _near(name: str, columns: Sequence[str]) -> list[str]:
+    """The columns that are called almost like one that is known, or that have its name in theirs."""
+    known = KNOWN.get(name, ())
+    return [
+        column
+        for column in columns
+        if difflib.get_close_matches(column.lower(), known, cutoff=0.8)
+        or set(re.split(r"[\W_]+", column.lower())) & {*known}
+    ]
+
+
+def _as_entry(columns: Mapping[str, str]) -> str:
+    as_yaml = yaml.safe_dump(
+        dict(columns), default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
+    )
+    return f"`columns: {as_yaml.strip()}`"
+
+
+def _segment(clip: Any, offset: float, duration: float | None) -> Segment:
+    return Segment((clip.get("bytes") or clip.get("path")) if isinstance(clip, dict) else clip, offset, duration)
+
+
+def _seconds(row: Mapping[str, Any], column: str | None) -> float | None:
+    """A row's time, which texts of tables hold too; `None` for one that is not given."""
+    value = row.get(column) if column else None
+    if value is None or value == "":
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"its `{column}` must be seconds, 0 or more, got {value!r}")
+    return seconds

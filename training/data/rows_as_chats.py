@@ -1,0 +1,137 @@
+"""What a row of each format says, as messages: the functions of the table in formats.py.
+
+Each takes what the row holds, by the names of that table (under `audio` the columns of its clips), and what is asked where the
+row does not say. Clips of columns find their places later (chats.py); a source that stands in a text, `<audio>dog.wav</audio>`, is an audio item here.
+Run: `query({"query": "What is it?", "response": "A dog."}, "")`
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .chats import TAG
+
+
+Held = Mapping[str, Any]
+Messages = list[dict[str, Any]]
+SPEAKERS = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt"), "assistant"),
+    "system": "system",
+}
+SOUND = "sound"  # a column of clips that goes with a tag of that name
+_TURN_KEYS = (("from", "role"), ("value", "content"))
+# A source in its place, as Qwen-Audio and ms-swift write it.
+ENCLOSED = re.compile(r"<audio>([^<>\n]+)</audio>")
+
+
+def messages(held: Held, _: str) -> Messages:
+    """`messages`, as they are."""
+    return held["messages"]
+
+
+def question(held: Held, _: str) -> Messages:
+    """One of a clip's `questions`. The clip's transcript (Open-ASQA's `input` of the row) is not shown, it would give answers away."""
+    one = held["questions"]
+    texts = [one.get(name) for name in ("instruction", "output")] if isinstance(one, dict) else [None]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"a question needs the texts `instruction` and `output`, got {one}")
+    if one.get("input"):
+        raise ValueError(f"a question's `input` is not read; write it into `instruction`, got {one}")
+    asked = one["instruction"]
+    content = asked if TAG in asked else [{"type": "audio"}, {"type": "text", "text": asked}]
+    return [{"role": "user", "content": content}, _said(one["output"])]
+
+
+def conversations(held: Held, _: str) -> Messages:
+    """
+    Turns `{"from": "human", "value": ...}`, or with `role` and `content`. Other keys of a turn stay, to be checked. Where the
+    clips' column is `sound`, so is their tag.
+    """
+    turns = held["conversations"]
+    if not isinstance(turns, (list, tuple)) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"`conversations` must be a list of turns with `from` and `value`, got {turns!r:.200}")
+    tag = "<sound>" if SOUND in held["audio"] else TAG
+    return [*_system(held), *(_turn(turn, tag) for turn in turns)]
+
+
+def query(held: Held, _: str) -> Messages:
+    """`query` and `response`, with turns before them in `history`."""
+    return _exchange(held, _text(held, "query"), "response")
+
+
+def instruction(held: Held, _: str) -> Messages:
+    """`instruction` with `input` in a line of its own, and `output`; turns before them in `history`."""
+    texts = (_text(held, "instruction"), _text(held, "input", needed=False))
+    return _exchange(held, "\n".join(filter(None, texts)), "output")
+
+
+def transcript(held: Held, asked: str) -> Messages:
+    """`text` answers what the set's entry asks."""
+    return [{"role": "user", "content": asked}, _said(_text(held, "text"))]
+
+
+def caption(held: Held, asked: str) -> Messages:
+    """`caption` answers what the set's entry asks."""
+    return [{"role": "user", "content": asked}, _said(_text(held, "caption"))]
+
+
+def label(held: Held, asked: str) -> Messages:
+    """`label`, the name of one, answers what the set's entry asks."""
+    return [{"role": "user", "content": asked}, _said(_text(held, "label"))]
+
+
+def _exchange(held: Held, asked: str, answer: str) -> Messages:
+    return [*_system(held), *_history(held.get("history")), _user(asked), _said(_text(held, answer))]
+
+
+def _system(held: Held) -> Messages:
+    text = _text(held, "system", needed=False)
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _history(turns: Any) -> Messages:
+    pairs = [] if turns is None else turns
+    pairs_only = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    if not pairs_only or not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise ValueError(f"`history` must be a list of pairs, a question and its answer, got {turns!r:.200}")
+    return [message for asked, answer in pairs for message in (_user(asked), _said(answer))]
+
+
+def _turn(turn: dict[str, Any], tag: str) -> dict[str, Any]:
+    speaker, content = (next((turn[key] for key in keys if turn.get(key) is not None), None) for keys in _TURN_KEYS)
+    role = SPEAKERS.get(str(speaker).lower())
+    if role is None:
+        raise ValueError(f"got a turn of {speaker!r}; expected one of {', '.join(SPEAKERS)}. Leave the row out")
+    if role == "user" and isinstance(content, str):
+        content = _user(content.replace(tag, TAG))["content"]
+    return {key: value for key, value in turn.items() if key not in sum(_TURN_KEYS, ())} | {
+        "role": role,
+        "content": content,
+    }
+
+
+def _user(text: str) -> dict[str, Any]:
+    """What a user says, with sources that stand in the text as audio items."""
+    parts = ENCLOSED.split(text)  # texts, and between them sources
+    if len(parts) == 1:
+        return {"role": "user", "content": text}
+    items = [
+        {"type": "audio", "path": part.strip()} if number % 2 else {"type": "text", "text": part}
+        for number, part in enumerate(parts)
+        if part
+    ]
+    return {"role": "user", "content": items}
+
+
+def _said(answer: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": answer}
+
+
+def _text(held: Held, name: str, needed: bool = True) -> str:
+    text = held.get(name)
+    if text is None and not needed:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(f"its `{name}` must be a text, got {text!r:.100}")
+    return text

@@ -1,0 +1,81 @@
+"""A stretch of a sound file as a clip: what a row's `offset` and `duration` name, as in manifests of NeMo.
+
+It is decoded when it is heard, in the data loader's workers. Files in which libsndfile finds a sample exactly are read at
+that place, so that a segment of a recording of hours costs what it lasts; others are decoded from their beginning and cut.
+Run: `load_audio(Segment("talk.wav", 12.5, 3.0))`
+"""
+
+import io
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from falcon3_audio.processing import SAMPLING_RATE, load_audio
+
+
+SEEKABLE = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # whose samples lie at known places
+TOLERANCE = 0.1  # seconds by which a segment may end behind its file: lengths in manifests are rounded
+
+
+class Segment:
+    """
+    A clip that `load_audio` takes, in the way of torchcodec's `AudioDecoder`.
+
+    Args:
+        source: path, URL or bytes of the whole file.
+        offset: where it begins, in seconds.
+        duration: how long it is, in seconds; `None` for all that follows.
+    """
+
+    def __init__(self, source: Any, offset: float = 0.0, duration: float | None = None):
+        self.source, self.offset, self.duration = source, offset, duration
+
+    def __repr__(self) -> str:
+        what = f"{len(self.source)} bytes" if isinstance(self.source, bytes) else self.source
+        return f"Segment({what!r}, offset={self.offset:g}, duration={self.duration})"
+
+    def get_all_samples(self) -> SimpleNamespace:
+        """
+        `data`, float32 of shape `(channels, samples)`, and `sample_rate` in Hz.
+
+        Raises:
+            `ValueError`: for a file that cannot be read, or ends before the segment does.
+        """
+        samples, rate = self._seek() or self._cut()
+        missing = (
+            math.inf if len(samples) == 0 else 0.0 if self.duration is None else self.duration - len(samples) / rate
+        )
+        if missing > TOLERANCE:
+            raise ValueError(f"{self!r} is not in the file, which ends before that")
+        return SimpleNamespace(data=torch.from_numpy(np.ascontiguousarray(samples.T)), sample_rate=rate)
+
+    def _seek(self) -> tuple[np.ndarray, int] | None:
+        """`(samples, channels)` and their rate, or `None` where the file must be decoded from its beginning."""
+        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        if isinstance(file, str) and not Path(file).is_file():
+            return None
+        try:
+            with soundfile.SoundFile(file) as sound:
+                if sound.format not in SEEKABLE:
+                    return None
+                first, last = self._places(sound.samplerate, sound.frames)
+                sound.seek(first)
+                return sound.read(last - first, dtype="float32", always_2d=True), sound.samplerate
+        except (soundfile.SoundFileError, OSError):
+            return None  # `load_audio` reads more, and says what is wrong
+
+    def _cut(self) -> tuple[np.ndarray, int]:
+        samples = load_audio(self.source)
+        first, last = self._places(SAMPLING_RATE, len(samples))
+        return samples[first:last, None], SAMPLING_RATE
+
+    def _places(self, rate: int, length: int) -> tuple[int, int]:
+        first = min(round(self.offset * rate), length)
+        if self.duration is None:
+            return first, length
+        return first, min(round((self.offset + self.duration) * rate), length)
