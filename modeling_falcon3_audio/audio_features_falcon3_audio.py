@@ -68,7 +68,7 @@ class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
 
     @property
     def _window_frames(self) -> int:
-        return self.config.audio_config.max_source_positions * FRAMES_PER_POSITION
+        return self.audio_tower.config.max_source_positions * FRAMES_PER_POSITION
 
     def _count_encoded_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Real frames and the silence behind them, up to the end of the last window."""

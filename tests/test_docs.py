@@ -144,8 +144,8 @@ def options_of(verb):
 
 
 def test_every_verb_is_explained_and_every_command_has_a_verb():
-    used = set(re.findall(r"falcon3-audio ([a-z][\w-]*)", "\n".join(PAGES.values())))
-    assert set(VERBS) - {"real-backbones", "export-adapter", "card", "score"} <= used
+    used = set(re.findall(r"falcon3-audio\s+([a-z][\w-]*)", "\n".join(PAGES.values())))
+    assert set(VERBS) <= used
     assert {words[0] for words in commands("")} <= set(VERBS)
 
 
