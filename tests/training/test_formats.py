@@ -324,6 +324,16 @@ def test_sets_of_the_hub_need_no_options(folder, columns, text):
     assert line.endswith("asked 'Transcribe the speech.' (the default of `prompt`)")
 
 
+def test_a_column_of_sound_is_known_by_its_type(folder):
+    row = {"speech": {"bytes": (folder / "dog.wav").read_bytes(), "path": None}, "text": "hello"}
+    path = write_parquet(folder / "set.parquet", [row], {"speech": Audio(), "text": Value("string")})
+    with pytest.raises(
+        ValueError, match="The training set .*set.parquet' has the columns speech, text, .*columns: {audio: speech}"
+    ):
+        said(path)
+    assert said(path, columns={"audio": "speech"}) == [["user: (bytes)Transcribe the speech.", "assistant: hello"]]
+
+
 def test_labels_with_names_are_their_names(folder):
     features = {"audio": Audio(), "label": ClassLabel(names=["dog", "church bells"])}
     clip = {"bytes": (folder / "dog.wav").read_bytes(), "path": "dog.wav"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from datasets import ClassLabel, Dataset
+from datasets import Audio, ClassLabel, Dataset
 
 from .chats import clips_of, is_given, looks_like_sound
 from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
@@ -248,7 +248,7 @@ def _is_number(value: Any) -> bool:
 def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str], sound: bool | str) -> str:
     """What to say of a set that fits no format."""
     names, row = rows.column_names, rows[0]
-    sounds = [name for name in names if looks_like_sound(name, row[name]) and name not in given.values()]
+    sounds = [name for name in names if _holds_sound(rows, name, row[name]) and name not in given.values()]
     layout = max(FORMATS, key=lambda layout: _nearness(layout, found[layout.name], given, names, sounds, sound))
     own = found[layout.name]
     lacking = _lacking(layout, own, sound)
@@ -269,6 +269,10 @@ def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str]
         f"column holds can be written into the set's entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All "
         "formats are in training/data/README.md"
     )
+
+
+def _holds_sound(rows: Dataset, name: str, value: Any) -> bool:
+    return isinstance(rows.features[name], Audio) or looks_like_sound(name, value)
 
 
 def _nearness(
