@@ -1,4 +1,6 @@
-"""Each format of training sets: the examples of training/data/README.md, and rows as others publish them, as the chats that a human reads in them."""
+"""Each format of training sets: the examples of training/data/README.md, and rows as others publish them, as the chats that
+somebody who reads them would write down.
+"""
 
 import csv
 import io
