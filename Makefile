@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup links demo real paper-world long-clips test check test-compat test-latest test-serving clean
+.PHONY: setup links demo real paper-world long-clips docs test check test-compat test-latest test-serving clean
 
 setup: .venv/ready links
 
@@ -49,6 +49,11 @@ long-clips: setup
 	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/world/train.json $(LONG)/short
 	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/clips/train.json $(LONG)/long
 	$(BIN)/falcon3-audio study training/studies/long_clips.yaml $(LONG)/study --jobs 2
+
+# The documentation, in site/; `.venv/bin/mkdocs serve` shows it while it is written.
+docs: setup
+	$(BIN)/python docs/make_figures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Two test files at a time; `.venv/bin/pytest tests/training/test_collator.py` runs one.
 test: check

@@ -40,6 +40,7 @@ VERBS = {
     "serve": ("falcon3_audio.serving.serve", "serve a checkpoint behind an OpenAI-compatible API"),
     "export-gguf": ("falcon3_audio.serving.export_gguf", "write GGUF files for llama.cpp"),
     "demo-app": ("falcon3_audio.demo.app", "talk about sounds in the browser"),
+    "env": ("falcon3_audio.env", "print the versions that a report of a fault needs"),
 }
 
 

@@ -11,16 +11,8 @@ import numpy as np
 import soundfile
 
 from falcon3_audio.training.prepare.espeak import speak
-from falcon3_audio.training.world.audio_world_sounds import (
-    EVENT_GAP,
-    NOTE_SHARE,
-    SAMPLE_RATE,
-    TEST,
-    join,
-    note,
-    resample,
-    sound_event,
-)
+from falcon3_audio.training.world.audio_world_sounds import EVENT_GAP, NOTE_SHARE, TEST
+from falcon3_audio.training.world.sound_synthesis import SAMPLE_RATE, join, note, resample, sound_event
 
 
 RISING = (0, 4, 7, 12)  # semitones above the melody's first note

@@ -8,6 +8,7 @@ attention are handled in one place, transformers'.
 import copy
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
@@ -69,6 +70,21 @@ def combine_backbones(
         generation_config=copy.deepcopy(language_model.generation_config),
         state_dict=tensors,
     )
+
+
+def check_loaded(model: PreTrainedModel, info: dict[str, Any]):
+    """Raises a `ValueError` if weights of the backbones have no place in the model, or the model no place in memory."""
+    strangers = {key for key in info["missing_keys"] if not key.startswith("model.multi_modal_projector.")}
+    strangers |= set(info["unexpected_keys"]) | {str(key) for key in info["mismatched_keys"]}
+    if strangers:
+        raise ValueError(
+            f"These backbones do not fit the architecture. Weights without a counterpart: {sorted(strangers)}"
+        )
+    if "disk" in getattr(model, "hf_device_map", {}).values():
+        raise ValueError(
+            f"These backbones do not fit into memory, and weights that are only now composed cannot be left on disk "
+            f"(device_map: {model.hf_device_map}). Save the composed model on a larger machine and load that."
+        )
 
 
 def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
@@ -186,4 +202,4 @@ def _find_audio_token_id(text: str | PreTrainedModel, audio_token: str | None) -
     return choose_audio_token(load_tokenizer(name), _config_of(text).get_text_config().vocab_size, audio_token)[1]
 
 
-__all__ = ["Backbones", "combine_backbones"]
+__all__ = ["Backbones", "check_loaded", "combine_backbones"]

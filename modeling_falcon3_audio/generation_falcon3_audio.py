@@ -9,6 +9,7 @@ has a placeholder that is never said. Travels with every saved checkpoint.
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.generation import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
@@ -51,6 +52,11 @@ def _audio_at(tokens: slice, places: torch.Tensor, audio_embeds: torch.Tensor) -
         return audio_embeds  # the forward says what is wrong
     rows = places.flatten().cumsum(0).view_as(places) - 1
     return audio_embeds[rows[:, tokens][places[:, tokens]].to(audio_embeds.device)]
+
+
+def holds_a_prompt(cache: Cache | None) -> bool:
+    # The length of a cache is no constant for the compiler; compiled code continues prompts, it does not begin them.
+    return cache is not None and (torch.compiler.is_compiling() or int(cache.get_seq_length()) > 0)
 
 
 class Falcon3AudioGenerationMixin(GenerationMixin):

@@ -3,9 +3,8 @@
 
 The audio takes the places of placeholder tokens in the prompt; embedding and head keep the language model's shape, also
 where the placeholder is a token behind its vocabulary. Encoder, pooling and projector are in
-modeling_falcon3_audio_encoder.py, what `generate` needs is in generation_falcon3_audio.py.
-
-These files travel with every saved checkpoint and run on transformers 5.16 to 5.24.
+modeling_falcon3_audio_encoder.py, from clips to tokens in audio_features_falcon3_audio.py, what `generate` needs in
+generation_falcon3_audio.py. These files travel with every saved checkpoint and run on transformers 5.16 to 5.24.
 """
 
 from dataclasses import dataclass
@@ -14,19 +13,18 @@ import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .backbones_falcon3_audio import combine_backbones
-from .configuration_falcon3_audio import FRAMES_PER_POSITION, Falcon3AudioConfig
-from .generation_falcon3_audio import Falcon3AudioGenerationMixin
+from .audio_features_falcon3_audio import Falcon3AudioFeatures
+from .backbones_falcon3_audio import check_loaded, combine_backbones
+from .configuration_falcon3_audio import Falcon3AudioConfig
+from .generation_falcon3_audio import Falcon3AudioGenerationMixin, holds_a_prompt
 from .modeling_falcon3_audio_encoder import (
     Falcon3AudioEncoder,
     Falcon3AudioMultiModalProjector,
     Falcon3AudioPreTrainedModel,
-    average_pool,
-    read_frames,
 )
 from .releases_falcon3_audio import CACHE, takes_cache
 from .shared_prefix_falcon3_audio import shared_prefix_mask
@@ -39,15 +37,9 @@ LORA_TARGET_MODULES = {
     "language_model": r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
 }
 
-
 # What stays as it is in a model of 8 or 4 bits (`llm_int8_skip_modules`, `modules_to_not_convert`). Whole paths: transformers
 # matches from the start, and passes over shorter names in silence.
 FULL_PRECISION_MODULES = ["model.audio_tower", "model.multi_modal_projector", "lm_head"]
-
-
-def _holds_a_prompt(cache: Cache | None) -> bool:
-    # The length of a cache is no constant for the compiler; compiled code continues prompts, it does not begin them.
-    return cache is not None and (torch.compiler.is_compiling() or int(cache.get_seq_length()) > 0)
 
 
 @dataclass
@@ -70,7 +62,7 @@ class Falcon3AudioCausalLMOutputWithPast(CausalLMOutputWithPast):
     audio_hidden_states: torch.Tensor | None = None
 
 
-class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
+class Falcon3AudioModel(Falcon3AudioFeatures):
     """Encoder, projector and language model without its head."""
 
     def __init__(self, config: Falcon3AudioConfig):
@@ -79,9 +71,8 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
         self.multi_modal_projector = Falcon3AudioMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         if config.use_weighted_layer_sum:
-            # Computed before the rest of the projector, so FSDP gathers it by itself. A class that is not in the model
-            # would be an error there.
-            self._no_split_modules = [*self._no_split_modules, "Falcon3AudioLayerWeights"]
+            # Computed before the rest of the projector, so FSDP gathers it by itself; elsewhere the name is an error there.
+            self._no_split_modules = [*Falcon3AudioPreTrainedModel._no_split_modules, "Falcon3AudioLayerWeights"]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -89,92 +80,6 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.language_model.set_input_embeddings(value)
-
-    @can_return_tuple
-    def get_audio_features(
-        self,
-        input_features: torch.Tensor,
-        input_features_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
-        r"""
-        Args:
-            input_features (`torch.Tensor` of shape `(audios, num_mel_bins, frames)`): see [`Falcon3AudioEncoder`].
-            input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*): 1 for real frames. The silence
-                that `config.trailing_silence` and `pad_to_window` ask for lies behind them, with 0 in the mask.
-
-        Returns:
-            `BaseModelOutputWithPooling`: the encoder's `last_hidden_state`, silence included, and in `pooler_output` what takes the
-            places of the audio tokens, `(audio tokens of all audios, text hidden_size)`, in the order of the audios.
-
-        Raises:
-            `ValueError`: where that silence is missing: the features are of a processor with another setting.
-        """
-        if isinstance(input_features_mask, list):  # as vLLM gives it where a batch has clips of different lengths
-            input_features_mask = torch.stack(input_features_mask)
-        frames = self._read_frames(input_features, input_features_mask)
-        encoded = self._count_encoded_frames(frames)
-        weights = self.multi_modal_projector.layer_weights
-        if weights is not None:
-            kwargs["layer_weights"] = weights()
-        outputs = self.audio_tower(input_features, frames=encoded.tolist(), return_dict=True, **kwargs)
-        lengths = self.audio_tower._get_feat_extract_output_lengths(encoded)
-        pooled = average_pool(outputs.last_hidden_state, lengths, self.config.pooling_window)
-        is_token = torch.arange(pooled.shape[1]) < self._count_tokens(frames)[:, None]
-        tokens = is_token.flatten().nonzero().squeeze(-1).to(pooled.device)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.multi_modal_projector(pooled.flatten(0, 1).index_select(0, tokens)),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    def count_audio_tokens(self, input_features_mask: torch.Tensor) -> torch.Tensor:
-        """How many tokens each audio takes, `(audios,)`, by its mask `(audios, frames)`, 1 for real frames."""
-        return self._count_tokens(input_features_mask.bool().sum(-1))
-
-    def _count_tokens(self, frames: torch.Tensor) -> torch.Tensor:
-        """Tokens of audios with so many real frames."""
-        read = self._count_encoded_frames(frames) if self.config.read_trailing_silence else frames
-        lengths = self.audio_tower._get_feat_extract_output_lengths(read)
-        return (lengths + self.config.pooling_window - 1) // self.config.pooling_window
-
-    @property
-    def _window_frames(self) -> int:
-        return self.config.audio_config.max_source_positions * FRAMES_PER_POSITION
-
-    def _count_encoded_frames(self, frames: torch.Tensor) -> torch.Tensor:
-        """Real frames and the silence behind them, up to the end of the last window."""
-        whole_windows = -(-frames // self._window_frames) * self._window_frames
-        if self.config.pad_to_window:
-            return whole_windows
-        return torch.minimum(frames + self.config.trailing_silence_frames, whole_windows)
-
-    def _read_frames(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Real frames of each audio, on the host, after a look at whether the silence is there that is encoded with them."""
-        if self.config.pad_to_window and features.shape[-1] % self._window_frames:
-            raise ValueError(
-                f"This model was made with pad_to_window=True and expects whole windows of {self._window_frames} "
-                f"frames, got {features.shape[-1]} frames. Use the processor that was saved with it."
-            )
-
-        def has_silence(frames: torch.Tensor) -> torch.Tensor:
-            # Log-mel frames of silence are what is least in a clip, -1.5 or a little more; where a batch is padded there
-            # are zeros.
-            encoded = self._count_encoded_frames(frames)
-            last = (encoded - 1).clamp(0, max(0, features.shape[-1] - 1)).to(features.device)
-            is_there = features[torch.arange(len(last), device=last.device), :, last].any(-1).to(encoded.device)
-            return (encoded == frames) | (is_there & (encoded <= features.shape[-1]))
-
-        frames, are_complete = read_frames(features, mask, has_silence if self.config.trailing_silence else None)
-        if not all(are_complete):
-            raise ValueError(
-                f"This model was made with trailing_silence={self.config.trailing_silence:g}: it expects "
-                f"{self.config.trailing_silence_frames} frames of silence behind each clip (fewer at the end of a window), "
-                f"which are not there behind audio {are_complete.index(False)} of these features. Use the processor that "
-                "was saved with the model, or one with the same trailing_silence."
-            )
-        return torch.tensor(frames, dtype=torch.long)
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
@@ -198,11 +103,6 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
                 f"with this model (made with {self._describe_options()}), and no audio token may be cut off."
             )
         return is_audio.unsqueeze(-1).expand_as(inputs_embeds).to(inputs_embeds.device)
-
-    def _describe_options(self) -> str:
-        """What decides, in model and processor alike, how many tokens a clip has."""
-        names = ("pooling_window", "pad_to_window", "trailing_silence", "read_trailing_silence")
-        return ", ".join(f"{name}={getattr(self.config, name)}" for name in names)
 
     def _is_audio_token(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         token = self.config.audio_token_id
@@ -280,12 +180,12 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
                 Of rows in which questions share their audio, with `position_ids`: see [`shared_prefix_mask`].
                 They take the place of `attention_mask`.
             kept_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Return the last hidden states of these positions alone, as one row: `(1, kept, hidden_size)`. Training
-                keeps what a loss is on, so that the head, with a vocabulary many times as wide, sees nothing else.
+                Return these positions alone, as one row: `(1, kept, hidden_size)`. Training keeps what a loss is on, so
+                that the head, many times as wide, sees nothing else.
 
         Raises:
             `ValueError`: if audio and audio tokens do not match, one is there without the other, or both or neither
-            of `input_ids` and `inputs_embeds` are given.
+                of `input_ids` and `inputs_embeds` are given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Specify exactly one of `input_ids` and `inputs_embeds`.")
@@ -298,7 +198,7 @@ class Falcon3AudioModel(Falcon3AudioPreTrainedModel):
             inputs_embeds, audio_embeds = self._place_audio(
                 input_ids, inputs_embeds, input_features, input_features_mask, audio_embeds
             )
-        elif input_ids is not None and input_ids.shape[1] > 1 and not _holds_a_prompt(cache):
+        elif input_ids is not None and input_ids.shape[1] > 1 and not holds_a_prompt(cache):
             self._check_no_audio_expected(input_ids)
 
         if segment_ids is not None:
@@ -369,15 +269,15 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
                 `Falcon3AudioProcessor.from_backbones(audio, text, audio_token)` chooses; needed where `text` is a model
                 without a tokenizer beside it. Weights keep their shape also where it is beyond the vocabulary.
             audio_token (`str`, *optional*): The placeholder itself, as for the processor.
-            pooling_window, projector_type, use_weighted_layer_sum, pad_to_window, trailing_silence,
-                read_trailing_silence: see [`Falcon3AudioConfig`].
+            pooling_window, projector_type, use_weighted_layer_sum, pad_to_window: see [`Falcon3AudioConfig`].
+            trailing_silence, read_trailing_silence: see there.
             dtype (`torch.dtype` or `str`, defaults to `"auto"`): `"auto"` is the language model's.
             **kwargs: to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
 
         Raises:
             `ValueError`: if `audio` is no Whisper; if one of the two is quantised; if `text` is a model without an end
-            token, or one that base model and head, fed with embeddings, do not reproduce (scaled or soft-capped logits,
-            states instead of a key-value cache, several modalities); and those of the processor about the placeholder.
+                token, or one that base model and head, fed with embeddings, do not reproduce (scaled or soft-capped
+                logits, states for a cache, several modalities); and those of the processor about the placeholder.
         """
         backbones = combine_backbones(audio, text, audio_token, audio_token_id, dtype)
         config = Falcon3AudioConfig(
@@ -399,17 +299,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
             output_loading_info=True,
             **kwargs,
         )
-        strangers = {key for key in info["missing_keys"] if not key.startswith("model.multi_modal_projector.")}
-        strangers |= set(info["unexpected_keys"]) | {str(key) for key in info["mismatched_keys"]}
-        if strangers:
-            raise ValueError(
-                f"These backbones do not fit the architecture. Weights without a counterpart: {sorted(strangers)}"
-            )
-        if "disk" in getattr(model, "hf_device_map", {}).values():
-            raise ValueError(
-                f"These backbones do not fit into memory, and weights that are only now composed cannot be left on disk "
-                f"(device_map: {model.hf_device_map}). Save the composed model on a larger machine and load that."
-            )
+        check_loaded(model, info)
         model.generation_config = backbones.generation_config
         if config.audio_token_is_embedded:
             # Nobody is to say the placeholder, neither the model nor a draft that is copied from the prompt.
@@ -483,6 +373,10 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None
         if labels is not None:
+            if "kept_positions" in kwargs and "shift_labels" not in kwargs:
+                raise ValueError(
+                    "`labels` are of all positions: give `shift_labels` with `kept_positions`, or neither."
+                )
             if not self.config.audio_token_is_embedded:  # labels that are the prompt's own ids
                 labels = labels.masked_fill(labels == self.config.audio_token_id, -100)
             loss = self.loss_function(

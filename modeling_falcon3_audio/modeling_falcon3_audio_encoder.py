@@ -89,7 +89,7 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities: tuple[str, ...] = ("audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Falcon3AudioEncoderLayer", "Falcon3AudioMultiModalProjector"]
+    _no_split_modules: list[str] = ["Falcon3AudioEncoderLayer", "Falcon3AudioMultiModalProjector"]
     _skip_keys_device_placement = [CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True

@@ -3,8 +3,7 @@
 
 Choices: features of a clip never depend on the rest of the batch; audio over 30 s becomes 30 s windows side by side
 in one row; the placeholder is a token that text never contains, without resizing the language model; labels come from
-the chat template's generation markers. Travels with every saved checkpoint and runs on transformers 5.16 to 5.24 (labels:
-from 5.23).
+the chat template's generation markers (from transformers 5.23). Travels with every saved checkpoint and runs on 5.16 to 5.24.
 
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 """

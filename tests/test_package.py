@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_package_and_the_command(tmp_path):
 
 def test_file_names_are_unique_across_folders():
     names = [path.name for path in TRAVELLING]
-    assert len(names) == len(set(names)) == 17
+    assert len(names) == len(set(names)) == 18
 
 
 @pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)

@@ -140,3 +140,8 @@ def test_what_is_read_is_what_is_there(graph):
         "falcon3_audio.evaluation.clip_intervals" in graph["falcon3_audio.evaluation.intervals"]
     )  # inside a function
     assert "falcon3_audio.whole_files" in graph["falcon3_audio.training.world.audio_world"]
+
+
+def test_files_are_short_enough_to_read_in_one_sitting():
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()}
+    assert {path.relative_to(ROOT): count for path, count in lines.items() if count > 400} == {}

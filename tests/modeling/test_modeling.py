@@ -383,6 +383,19 @@ def test_prompt_lookup_does_not_draft_placeholders(model, processor):
     assert torch.equal(answer(model, inputs, prompt_lookup_num_tokens=5), answer(model, inputs))
 
 
+def test_a_loss_on_some_positions_is_that_of_all_where_only_they_are_learned(model, processor):
+    inputs = prompt(processor, question(tone(1.0)), question(tone(0.5)))
+    labels = inputs["input_ids"].clone()
+    labels[:, :-4] = -100
+    learned = torch.zeros_like(labels, dtype=torch.bool)
+    learned[:, :-1] = labels[:, 1:] != -100
+    of_all = model(**inputs, labels=labels).loss
+    shifted = {"kept_positions": learned, "shift_labels": labels[:, 1:][learned[:, :-1]][None]}
+    torch.testing.assert_close(model(**inputs, labels=labels, **shifted).loss, of_all)
+    with pytest.raises(ValueError, match="give `shift_labels` with `kept_positions`, or neither"):
+        model(**inputs, labels=labels, kept_positions=learned)
+
+
 def test_audio_of_another_width_is_an_error(model, processor):
     inputs = prompt(processor, question(tone(1)))
     with pytest.raises(ValueError, match="embeddings are 96 wide, the language model's 48"):

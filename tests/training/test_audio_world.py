@@ -15,15 +15,8 @@ import soundfile
 from falcon3_audio.training.prepare.espeak import variants
 from falcon3_audio.training.world import audio_world
 from falcon3_audio.training.world.audio_world import CLOSED_PREFIX, QUESTION_TYPES, build_prompt, generate_world
-from falcon3_audio.training.world.audio_world_sounds import (
-    INSTRUMENTS,
-    SOUND_EVENTS,
-    TEST,
-    TRAIN,
-    note,
-    resample,
-    sound_event,
-)
+from falcon3_audio.training.world.audio_world_sounds import TEST, TRAIN
+from falcon3_audio.training.world.sound_synthesis import INSTRUMENTS, SOUND_EVENTS, note, resample, sound_event
 
 
 RATE = 16_000

@@ -1,4 +1,4 @@
-"""Each format of training sets: the examples of training/data/README.md, and rows as others publish them, as the chats that
+"""Each format of training sets: the examples of docs/formats.md, and rows as others publish them, as the chats that
 somebody who reads them would write down.
 """
 
@@ -21,12 +21,11 @@ from training_runs import write_jsonl
 from falcon3_audio.processing import load_audio
 from falcon3_audio.training.arguments import DataArguments, DataSource
 from falcon3_audio.training.data import formats
-from falcon3_audio.training.data import training_sets as module
 from falcon3_audio.training.data.training_sets import describe_sets, load_training_data
 
 
-PAGE = (Path(module.__file__).parent / "README.md").read_text(encoding="utf-8")
-EXAMPLES = dict(re.findall(r"```(?:json|csv|tsv) (\S+)\n(.*?)```", PAGE, re.DOTALL))
+PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+EXAMPLES = dict(re.findall(r'```(?:json|csv|tsv) title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
 ENTRIES = {
     entry["path"]: entry for entry in map(yaml.safe_load, re.findall(r"```yaml\n(\{path.*?)```", PAGE, re.DOTALL))
 }

@@ -9,8 +9,9 @@ import soundfile
 
 from falcon3_audio.evaluation.load_jsonl import load_jsonl
 from falcon3_audio.training.prepare.open_asqa import prepare
-from falcon3_audio.training.world.audio_world_sounds import SAMPLE_RATE, SOUNDS, TEST, sound_event
+from falcon3_audio.training.world.audio_world_sounds import SOUNDS, TEST
 from falcon3_audio.training.world.long_clips import PLACES, generate_long_clips, main
+from falcon3_audio.training.world.sound_synthesis import SAMPLE_RATE, sound_event
 from falcon3_audio.whole_files import write_json
 
 

@@ -262,7 +262,7 @@ def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str]
     return (
         f"has the columns {', '.join(names)}, which fit no format. The nearest is {layout.name} "
         f"({' and '.join(f'`{name}`' for name in needs)}); the set {wrong}. What a column holds can be written into the set's "
-        f"entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All formats are in training/data/README.md"
+        f"entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All formats are in docs/formats.md"
     )
 
 

@@ -27,7 +27,8 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import sinusoids
 
 from ..world.audio_world import draw_train
-from ..world.audio_world_sounds import SAMPLE_RATE, render
+from ..world.audio_world_sounds import render
+from ..world.sound_synthesis import SAMPLE_RATE
 from .world_texts import END, ENOUGH_CLIPS, PAD, START, describe, make_tokenizer
 
 

@@ -35,11 +35,9 @@ from .audio_world_sounds import (
     CHORDS,
     COLOURS,
     COUNTS,
-    INSTRUMENTS,
     MOVEMENTS,
     NUMBERS,
     PLANNERS,
-    SAMPLE_RATE,
     SHAPES,
     SOUND_ORDERS,
     SOUNDS,
@@ -53,6 +51,7 @@ from .audio_world_sounds import (
     pick,
     render,
 )
+from .sound_synthesis import INSTRUMENTS, SAMPLE_RATE
 
 
 FORMAT = 1  # raised whenever the same parameters would give other files

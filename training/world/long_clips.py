@@ -24,7 +24,8 @@ from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .audio_world import build_prompt, check_least
-from .audio_world_sounds import PLANNERS, SAMPLE_RATE, SOUNDS, TEST, TRAIN, Clip, Settings, deck, pick, render
+from .audio_world_sounds import PLANNERS, SOUNDS, TEST, TRAIN, Clip, Settings, deck, pick, render
+from .sound_synthesis import SAMPLE_RATE
 
 
 PLACES = ("at the beginning", "in the middle", "at the end")
