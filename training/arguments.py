@@ -104,8 +104,8 @@ class DataSource:
         unknown = columns.keys() - set(ROLES)
         if unknown:
             raise ValueError(
-                f"`columns` of {self.path} has {', '.join(sorted(unknown))}; a column can be {', '.join(ROLES)}. The column's own name "
-                "comes second: {text: sentence}."
+                f"`columns` of {self.path} has {', '.join(sorted(unknown))}; a column can be {', '.join(ROLES)}. The column's own "
+                "name comes second: {text: sentence}."
             )
 
     def __str__(self) -> str:

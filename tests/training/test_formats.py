@@ -1,4 +1,6 @@
-"""Each format of training sets: the examples of docs/formats.md, and rows as others publish them, as the chats that a human reads in them."""
+"""Each format of training sets: the examples of docs/formats.md, and rows as others publish them, as the chats that
+somebody who reads them would write down.
+"""
 
 import csv
 import io
@@ -321,6 +323,16 @@ def test_sets_of_the_hub_need_no_options(folder, columns, text):
     assert said(path) == [["user: (dog)Transcribe the speech.", f"assistant: {text}"]]
     (line,) = describe_sets(load_training_data([DataSource(str(path))])[0])
     assert line.endswith("asked 'Transcribe the speech.' (the default of `prompt`)")
+
+
+def test_a_column_of_sound_is_known_by_its_type(folder):
+    row = {"speech": {"bytes": (folder / "dog.wav").read_bytes(), "path": None}, "text": "hello"}
+    path = write_parquet(folder / "set.parquet", [row], {"speech": Audio(), "text": Value("string")})
+    with pytest.raises(
+        ValueError, match="The training set .*set.parquet' has the columns speech, text, .*columns: {audio: speech}"
+    ):
+        said(path)
+    assert said(path, columns={"audio": "speech"}) == [["user: (bytes)Transcribe the speech.", "assistant: hello"]]
 
 
 def test_labels_with_names_are_their_names(folder):

@@ -306,6 +306,14 @@ def test_open_asqa_rows_as_json_read_the_same(folder):
     assert Path(by_path["messages"][0]["content"][0]["audio"]) == folder / "long.wav"
 
 
+@pytest.mark.parametrize("asked", [{"instruction": "?", "output": "!"}, "What?", 3])
+def test_questions_that_are_no_list_are_errors(read, asked):
+    with pytest.raises(
+        ValueError, match="set.jsonl, row 1: a question needs the texts|set.jsonl, row 1: .*1 audio items"
+    ):
+        read({"audio": "0.wav", "questions": [{"instruction": "?", "output": "!"}]}, {"questions": asked})
+
+
 def test_roles_of_other_formats_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "set.jsonl", [{"messages": [{"role": "human", "content": "Hi"}, assistant("ho")]}])
     with pytest.raises(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from datasets import ClassLabel, Dataset
+from datasets import Audio, ClassLabel, Dataset
 
 from .chats import clips_of, is_given, looks_like_sound
 from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
@@ -24,8 +24,8 @@ from .segments import Segment
 Found = dict[str, tuple[str, ...]]  # what rows hold -> the columns that may hold it
 SHOWN = 3  # labels, in an error
 NO_NAMES = (
-    "the set has no names for such numbers, as a `ClassLabel` of `datasets` has. Write the names into a column, and that into the "
-    "set's entry: `columns: {label: COLUMN}`"
+    "the set has no names for such numbers, as a `ClassLabel` of `datasets` has. Write the names into a column, and that into "
+    "the set's entry: `columns: {label: COLUMN}`"
 )
 OF_LISTS = ("messages", "questions", "conversations")
 UNKNOWN = "COLUMN"  # what the error's advice says where no column comes to mind
@@ -190,15 +190,15 @@ def _check_answers(answers: Sequence[tuple[str, ...]], fitting: Sequence[Format]
     ways = [_as_entry({layout.needs[0]: column}) for layout, found in zip(fitting, answers) for column in found]
     if len(ways) > 1:
         raise ValueError(
-            f"has the columns {', '.join(names)}, of which several could be what is to be answered. Write into its entry which: "
-            f"{' or '.join(ways)}"
+            f"has the columns {', '.join(names)}, of which several could be what is to be answered. Write into its entry "
+            f"which: {' or '.join(ways)}"
         )
     questions = [column for column in OF_QUESTIONS if column in names]
     if questions:
         both = _as_entry({"query": questions[0], "response": answers[0][0]})
         raise ValueError(
-            f"has the columns {', '.join(names)}. If `{questions[0]}` is what is asked, write {both} into its entry; if it is not to be "
-            f"read, {ways[0]}"
+            f"has the columns {', '.join(names)}. If `{questions[0]}` is what is asked, write {both} into its entry; if it is "
+            f"not to be read, {ways[0]}"
         )
 
 
@@ -226,8 +226,8 @@ def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequenc
     if given is None:
         some = ", ".join(repr(label) for label in labels[:SHOWN])
         raise ValueError(
-            f'has labels ({some}, ...), which do not say what is asked. Write it into its entry, such as `prompt: "Which animal is '
-            "heard?\"` (`check-data --prompt '...'`)"
+            f"has labels ({some}, ...), which do not say what is asked. Write it into its entry, such as "
+            "`prompt: \"Which animal is heard?\"` (`check-data --prompt '...'`)"
         )
     return (given,) if isinstance(given, str) else tuple(given)
 
@@ -248,27 +248,39 @@ def _is_number(value: Any) -> bool:
 def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str], sound: bool | str) -> str:
     """What to say of a set that fits no format."""
     names, row = rows.column_names, rows[0]
-    sounds = [name for name in names if looks_like_sound(name, row[name]) and name not in given.values()]
+    sounds = [name for name in names if _holds_sound(rows, name, row[name]) and name not in given.values()]
     layout = max(FORMATS, key=lambda layout: _nearness(layout, found[layout.name], given, names, sounds, sound))
     own = found[layout.name]
     lacking = _lacking(layout, own, sound)
     if AUDIO not in (*own, *lacking) and sounds:
         lacking = [AUDIO, *lacking]
-    free = [name for name in names if name not in (*sum(own.values(), ()), *sounds)]
-    advice = dict(given)
-    for name in lacking:
-        others = [one for one in free if isinstance(row[one], list if name in OF_LISTS else str)]
-        near = sounds if name == AUDIO else _near(name, free) or others
-        advice[name] = next((one for one in near if one not in advice.values()), UNKNOWN)
-    needs = " and ".join(f"`{name}`" for name in (*([AUDIO] if AUDIO in (*own, *lacking) else []), *layout.needs))
+    needs = [*([AUDIO] if AUDIO in (*own, *lacking) else []), *layout.needs]
     no_place = [name for name in given if not _has_place(layout, {name: given[name]})]
     wrong = f"has no `{no_place[0]}`" if no_place else f"lacks {' and '.join(f'`{name}`' for name in lacking)}"
+    advice = _proposal(row, own, lacking, sounds, given)
     option = ",".join(f"{name}={column}" for name, column in advice.items())
     return (
-        f"has the columns {', '.join(names)}, which fit no format. The nearest is {layout.name} ({needs}); the set {wrong}. What a "
-        f"column holds can be written into the set's entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All "
-        "formats are in docs/formats.md"
+        f"has the columns {', '.join(names)}, which fit no format. The nearest is {layout.name} "
+        f"({' and '.join(f'`{name}`' for name in needs)}); the set {wrong}. What a column holds can be written into the set's "
+        f"entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All formats are in docs/formats.md"
     )
+
+
+def _proposal(
+    row: Mapping[str, Any], own: Found, lacking: Sequence[str], sounds: Sequence[str], given: Mapping[str, str]
+) -> dict[str, str]:
+    """What the entry's `columns` could be: a column that is called like what is lacking, or holds a value of its kind."""
+    free = [name for name in row if name not in (*sum(own.values(), ()), *sounds)]
+    columns = dict(given)
+    for name in lacking:
+        others = [one for one in free if isinstance(row[one], list if name in OF_LISTS else str)]
+        likely = sounds if name == AUDIO else _near(name, free) or others
+        columns[name] = next((one for one in likely if one not in columns.values()), UNKNOWN)
+    return columns
+
+
+def _holds_sound(rows: Dataset, name: str, value: Any) -> bool:
+    return isinstance(rows.features[name], Audio) or looks_like_sound(name, value)
 
 
 def _nearness(

@@ -1,7 +1,8 @@
 """What a row of each format says, as messages: the functions of the table in formats.py.
 
 Each takes what the row holds, by the names of that table (under `audio` the columns of its clips), and what is asked where the
-row does not say. Clips of columns find their places later (chats.py); a source that stands in a text, `<audio>dog.wav</audio>`, is an audio item here.
+row does not say. Clips of columns find their places later (chats.py); a source that stands in a text, as in
+`<audio>dog.wav</audio>`, is an audio item here.
 Run: `query({"query": "What is it?", "response": "A dog."}, "")`
 """
 
@@ -31,7 +32,7 @@ def messages(held: Held, _: str) -> Messages:
 
 
 def question(held: Held, _: str) -> Messages:
-    """One of a clip's `questions`. The clip's transcript (Open-ASQA's `input` of the row) is not shown, it would give answers away."""
+    """One of a clip's `questions`. The clip's transcript (the row's `input`) is not shown, it would give answers away."""
     one = held["questions"]
     texts = [one.get(name) for name in ("instruction", "output")] if isinstance(one, dict) else [None]
     if not all(isinstance(text, str) and text for text in texts):

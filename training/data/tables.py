@@ -1,8 +1,8 @@
 """CSV and TSV as rows of texts: `0`, `007`, `null` and `NA` are what they are, no type is guessed.
 
 The first line names the columns; one without a name (an index that pandas wrote) is left out. UTF-8, with or without a byte
-order mark. Fields may be quoted, and then hold delimiters, lines and doubled quotes. Some write TSV without quoting, so that quotes are
-part of its texts (Common Voice): a TSV that is wrong, or has fewer rows, when read with quoting is read without, if that is right.
+order mark. Fields may be quoted, and then hold delimiters, lines and doubled quotes. Some write TSV without quoting, so that
+quotes are part of its texts (Common Voice): a TSV that is right without quoting, and wrong or shorter with it, is read without.
 Run: `for place, row in read_table(Path("clips.csv"), ","): ...`
 """
 

@@ -1,8 +1,9 @@
 """JSONL, JSON, CSV, TSV and tar files as memory-mapped rows that hold what the files say.
 
 `datasets` guesses a type for each column and so changes texts: `"2024-01-01"` becomes a date, and where content is a string in
-one row and a list in another, `"0"` becomes a number and `"null"` nothing. Here each value but the bytes of a sound is stored as its JSON text and
-decoded when its row is read. In a file called `metadata`, `file_name` is the row's clip, as in an audiofolder of `datasets`.
+one row and a list in another, `"0"` becomes a number and `"null"` nothing. Here each value is stored as its JSON text (but the
+bytes of a sound as they are) and decoded when its row is read. In a file called `metadata`, `file_name` is the row's clip, as in an
+audiofolder of `datasets`.
 Run: `rows = open_rows({"train": ["chats.jsonl"]}, "train")`
 """
 
