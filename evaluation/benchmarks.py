@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from .load_air_bench import FOUNDATION, load_chat, load_foundation
 from .load_jsonl import load_jsonl
 from .load_mmau import load_mmar, load_mmau
+from .load_mmau_pro import CATEGORIES as MMAU_PRO_CATEGORIES
+from .load_mmau_pro import QUESTIONS as MMAU_PRO_QUESTIONS
+from .load_mmau_pro import load_mmau_pro
 from .questions import QuestionSet
 
 
@@ -25,6 +28,9 @@ class Benchmark:
         breakdowns: the groups that scores are broken down by; none: all that the questions have.
         title: what it is called where it is published.
         ids_sha256: `ids_digest` of each published version's questions. Content has changed under one name, ids hardly.
+        size: how many questions there are, where no digest of their ids is known.
+        tasks: the names that the questions of such a benchmark have in its first breakdown; empty: only how many.
+        holds_audio: whether its parquet files have the clips in them.
     """
 
     load: Callable[..., QuestionSet]
@@ -33,6 +39,9 @@ class Benchmark:
     breakdowns: tuple[str, ...]
     title: str
     ids_sha256: tuple[str, ...] = ()
+    size: int | None = None
+    tasks: frozenset[str] = frozenset()
+    holds_audio: bool = True
 
 
 BENCHMARKS = {
@@ -63,12 +72,26 @@ BENCHMARKS = {
         ("air-bench-official", "content"),
         ("task", "domain"),
         "AIR-Bench Foundation",
+        # AIR-Bench's ids are numbers, which are anybody's. "Over 19k data samples", in all of its tasks: arXiv 2402.07729, section 3.2.
+        size=19_000,
+        tasks=frozenset(FOUNDATION),
     ),
     "air-bench-chat": Benchmark(load_chat, "question", (), ("task", "domain"), "AIR-Bench Chat"),
+    "mmau-pro": Benchmark(
+        load_mmau_pro,
+        "plain",
+        # The published rule for questions with options takes the option that is nearest by an embedding model of 8B parameters.
+        ("content",),
+        ("category", "length_type", "sub-cat"),
+        "MMAU-Pro",
+        size=MMAU_PRO_QUESTIONS,
+        tasks=frozenset(MMAU_PRO_CATEGORIES),
+        holds_audio=False,
+    ),
     "jsonl": Benchmark(load_jsonl, "plain", ("content",), (), "Own questions"),
 }
-# AIR-Bench's ids are numbers, which are anybody's. "Over 19k data samples", in all of its tasks: arXiv 2402.07729, section 3.2.
-FOUNDATION_QUESTIONS = 19_000
+
+OWN = ("jsonl",)  # formats of the user's own questions, which have no name to protect
 
 
 def ids_digest(ids: Iterable[str]) -> str:
@@ -83,12 +106,10 @@ def title_of(benchmark: str, ids: Iterable[str], tasks: Iterable[str] = ()) -> s
     Args:
         benchmark: a name in `BENCHMARKS`.
         ids: of all questions.
-        tasks: of AIR-Bench, the tasks they are from.
+        tasks: where they stand in the benchmark's first breakdown.
     """
     known, ids = BENCHMARKS[benchmark], list(ids)
-    if benchmark == "jsonl":
+    if benchmark in OWN:
         return known.title
-    whole = (
-        benchmark == "air-bench-foundation" and FOUNDATION.keys() == set(tasks) and len(ids) >= FOUNDATION_QUESTIONS
-    )
+    whole = known.size is not None and len(ids) >= known.size and known.tasks == set(tasks)
     return known.title if whole or ids_digest(ids) in known.ids_sha256 else f"Own questions in {known.title}'s format"

@@ -53,10 +53,16 @@ def evaluate(options: argparse.Namespace) -> int:
     if not benchmark.rules:
         print(f"Open answers are scored by a judge: falcon3-audio judge {options.output_dir}")
         return 1 if statuses[FAILED] or questions.left_out else 0
-    if all(question.answer is None for question in questions.questions):
+    if all(question.answer is None and question.check is None for question in questions.questions):
         print("The benchmark keeps its answers to itself: there is nothing to score.")
         return 1 if statuses[FAILED] or questions.left_out else 0
-    return score.main([str(options.output_dir)])
+    judged = [question.id for question in questions.questions if not question.choices and question.check is None]
+    if not judged or len(judged) == len(questions.questions):
+        return score.main([str(options.output_dir)])
+    print(
+        f"{len(judged)} questions are open and not in this score: falcon3-audio judge {options.output_dir} has them rated."
+    )
+    return score.main([str(options.output_dir), "--without-open"])
 
 
 def _answerer(options: argparse.Namespace) -> Answerer:

@@ -263,5 +263,7 @@ def _row(item: Item, outcome: Outcome, control: str) -> dict[str, Any]:
         description=question.description,
         error=outcome["error"],
         prompt=item.prompt,
+        check=question.check,
     )
-    return asdict(prediction) | outcome | ({"heard": item.names} if control == "shuffled" else {})
+    row = {name: value for name, value in asdict(prediction).items() if name != "check" or value is not None}
+    return row | outcome | ({"heard": item.names} if control == "shuffled" else {})

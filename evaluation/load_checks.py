@@ -211,3 +211,12 @@ def clip_of(root: Path, path: str, name: str | None = None) -> Clip:
     if not os.path.isfile(file):
         raise RowFault(AUDIO_MISSING, f"no file {file}")
     return Clip.from_file(file, path if name is None else name)
+
+
+def clips_of(root: Path, row: dict[str, Any], key: str) -> tuple[Clip, ...]:
+    """The clips of a row's path or list of paths, in their order. Raises `RowFault` for neither, or as `clip_of`."""
+    paths = row.get(key)
+    several = paths if isinstance(paths, list) else [text_of(row, key)]
+    if not several or not all(isinstance(path, str) and path for path in several):
+        raise RowFault(FIELD, f"{key!r} is {paths!r}, expected a path or a list of paths")
+    return tuple(clip_of(root, path) for path in several)

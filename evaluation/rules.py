@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from .instruction_checks import follows
 from .predictions import ANSWERED, MISSING, Prediction
 from .read_option import resolve, same_spelling
 
@@ -64,11 +65,14 @@ def air_bench_official(row: Prediction) -> Verdict:
 
 def content(row: Prediction) -> Verdict:
     """
-    Right if the reply means the answer, see `resolve`. No reply or an empty one is wrong.
+    Right if the reply means the answer, see `resolve`; where the question has a check instead (MMAU-Pro's instructions), if
+    the reply passes it. No reply or an empty one is wrong.
 
     Raises:
-        `ValueError`: a row without an answer or without options, or whose answer is none of them.
+        `ValueError`: a row without an answer or without options, or whose answer is none of them; as `follows`.
     """
+    if row.check is not None:
+        return Verdict.RIGHT if follows(row.check, row.reply or "") else Verdict.WRONG
     same = (choice for choice in row.choices if same_spelling(choice, _answer(row)))
     answer = next(same, None) or row.choices[_position(row)]
     if row.reply is None or not row.reply.strip():

@@ -57,6 +57,7 @@ def score(
     data: str | Path | None = None,
     rules: Sequence[str] = (),
     spelling: str | None = None,
+    without_open: bool = False,
 ) -> dict[str, Any]:
     """
     Everything about the score of a prediction file, ready to be written as JSON.
@@ -66,6 +67,7 @@ def score(
         data: the benchmark's own file, see the module.
         rules: names in `RULES`, or "wer"; by default those of the benchmark.
         spelling: see `word_errors.read_spelling`; for "wer".
+        without_open: leave open questions among others to a judge; the title then says so.
 
     Returns:
         `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
@@ -73,23 +75,28 @@ def score(
 
     Raises:
         `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
-            questions than `data`, or questions without an answer.
+            questions than `data`, questions without an answer, or open ones among others.
     """
     benchmark = _benchmark(benchmark, predictions)
     rules = rules or BENCHMARKS[benchmark].rules
     if not rules:
         raise ValueError(f"{benchmark} has open questions, which `falcon3-audio judge` scores.")
     rows, sha256 = questions_of(predictions, benchmark, data)
+    breakdowns = BENCHMARKS[benchmark].breakdowns
+    title = title_of(
+        benchmark, (row.id for row in rows), (row.groups.get(next(iter(breakdowns), ""), NO_GROUP) for row in rows)
+    )
+    rows, title = _without_open(rows, title, without_open) if rules != [WER] else (rows, title)
     check_answers(rows)
     left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
     counts = count(rows)
     clips = clip_numbers([row.audio for row in rows])
-    scores = {rule: _score_by(rule, rows, clips, BENCHMARKS[benchmark].breakdowns, spelling) for rule in rules}
+    scores = {rule: _score_by(rule, rows, clips, breakdowns, spelling) for rule in rules}
     packages = ("falcon3-audio", "jiwer", "transformers") if WER in rules else ("falcon3-audio",)
     return {
         "format": FORMAT,
         "benchmark": benchmark,
-        "title": title_of(benchmark, (row.id for row in rows), (row.groups.get("task", NO_GROUP) for row in rows)),
+        "title": title,
         "predictions": {"path": predictions.path, "sha256": predictions.sha256, "key": predictions.key},
         "warnings": list(predictions.warnings),
         "data_sha256": sha256 or predictions.provenance.get("data_sha256"),
@@ -102,6 +109,23 @@ def score(
         "run": predictions.provenance,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
+
+
+def _without_open(rows: list[Prediction], title: str, without_open: bool) -> tuple[list[Prediction], str]:
+    """
+    The rows that rules can score, and what they may be called. Raises `ValueError` where open questions are among them and
+    nobody said to leave those to a judge.
+    """
+    others = [row for row in rows if not row.is_open]
+    open_ids = [row.id for row in rows if row.is_open]
+    if not open_ids or not others:  # of open questions alone, the rules say what they need
+        return rows, title
+    if not without_open:
+        raise ValueError(
+            f"{some(open_ids)} of {len(rows)} are open: no rule says whether their replies are right. `falcon3-audio judge` has them "
+            "rated; --without-open scores the others alone."
+        )
+    return others, f"{title} without its {len(open_ids)} open questions"
 
 
 def _benchmark(name: str | None, predictions: Predictions) -> str:
@@ -257,7 +281,7 @@ def _run(options: argparse.Namespace) -> int:
         write_submission(rows, Path(options.data), Path(options.submission))
         print(f"{len(rows)} replies for submission in {options.submission}")
         return 0
-    result = score(predictions, options.benchmark, options.data, options.rule, options.spelling)
+    result = score(predictions, options.benchmark, options.data, options.rule, options.spelling, options.without_open)
     show(result, Console(markup=False, highlight=False))
     output = Path(options.output) if options.output else _beside(Path(predictions.path))
     write_json(output, result)
@@ -279,6 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rule", action="append", choices=[*RULES, WER], default=[], help="default: the benchmark's")
     parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
+    parser.add_argument("--without-open", action="store_true", help="leave open questions among others to a judge")
     parser.add_argument(
         "--output", metavar="FILE", help=f"all of it as JSON (default: {SCORE}, or NAME.{SCORE}, beside it)"
     )

@@ -9,6 +9,7 @@ from .benchmarks import BENCHMARKS
 from .load_air_bench import FOUNDATION
 from .load_checks import read_rows
 from .load_jsonl import KEYS
+from .load_parquet import is_parquet
 from .predictions import MISSING, Prediction, Predictions, read_predictions
 from .questions import file_sha256
 
@@ -47,7 +48,7 @@ def questions_of(
 
 def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
     """A benchmark's questions as rows without a reply. Of a JSON file no clip is needed; parquet files hold theirs."""
-    if path.is_dir() or path.suffix == ".parquet":
+    if is_parquet(path) and BENCHMARKS[benchmark].holds_audio:
         loaded = BENCHMARKS[benchmark].load(path)
         shared = ("id", "question", "choices", "answer", "groups")
         values = [
@@ -99,7 +100,7 @@ def _join(question: Prediction, row: Prediction | None) -> Prediction:
 
 def check_answers(rows: Sequence[Prediction]) -> None:
     """Raises `ValueError` if any row has no answer."""
-    hidden = [row.id for row in rows if not row.answer]
+    hidden = [row.id for row in rows if not row.answer and row.check is None]
     if hidden:
         raise ValueError(
             f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
