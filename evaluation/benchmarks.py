@@ -15,6 +15,9 @@ from .load_mmau import load_mmar, load_mmau
 from .load_mmau_pro import CATEGORIES as MMAU_PRO_CATEGORIES
 from .load_mmau_pro import QUESTIONS as MMAU_PRO_QUESTIONS
 from .load_mmau_pro import load_mmau_pro
+from .load_mmsu import QUESTIONS as MMSU_QUESTIONS
+from .load_mmsu import TASKS as MMSU_TASKS
+from .load_mmsu import load_mmsu
 from .questions import QuestionSet
 
 
@@ -29,7 +32,7 @@ class Benchmark:
         title: what it is called where it is published.
         ids_sha256: `ids_digest` of each published version's questions. Content has changed under one name, ids hardly.
         size: how many questions there are, where no digest of their ids is known.
-        tasks: the names that the questions of such a benchmark have in its first breakdown; empty: only how many.
+        tasks: the names, or the number of names, that the questions of such a benchmark have in its first breakdown.
         holds_audio: whether its parquet files have the clips in them.
     """
 
@@ -40,7 +43,7 @@ class Benchmark:
     title: str
     ids_sha256: tuple[str, ...] = ()
     size: int | None = None
-    tasks: frozenset[str] = frozenset()
+    tasks: frozenset[str] | int = frozenset()
     holds_audio: bool = True
 
 
@@ -88,6 +91,15 @@ BENCHMARKS = {
         tasks=frozenset(MMAU_PRO_CATEGORIES),
         holds_audio=False,
     ),
+    "mmsu": Benchmark(
+        load_mmsu,
+        "mmsu",
+        ("mmsu-official", "content"),
+        ("task", "category", "sub-category", "sub-sub-category"),
+        "MMSU",
+        size=MMSU_QUESTIONS,
+        tasks=MMSU_TASKS,
+    ),
     "jsonl": Benchmark(load_jsonl, "plain", ("content",), (), "Own questions"),
 }
 
@@ -111,5 +123,6 @@ def title_of(benchmark: str, ids: Iterable[str], tasks: Iterable[str] = ()) -> s
     known, ids = BENCHMARKS[benchmark], list(ids)
     if benchmark in OWN:
         return known.title
-    whole = known.size is not None and len(ids) >= known.size and known.tasks == set(tasks)
+    found = set(tasks)
+    whole = known.size is not None and len(ids) >= known.size and known.tasks in (found, len(found))
     return known.title if whole or ids_digest(ids) in known.ids_sha256 else f"Own questions in {known.title}'s format"

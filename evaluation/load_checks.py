@@ -182,6 +182,11 @@ def choices_of(options: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def lettered_choices(row: dict[str, Any]) -> tuple[str, ...]:
+    """The options under `choice_a` to `choice_d`, see `choices_of`; one that is left out or null has none after it."""
+    return choices_of([row.get(f"choice_{letter}") or "" for letter in "abcd"])
+
+
 def position_of(answer: str, choices: tuple[str, ...]) -> int | None:
     """The first choice that is the answer, or else the first that differs from it in outer white space only."""
     if answer in choices:

@@ -51,9 +51,7 @@ def load_mmau(path: str | Path, audio_root: Path | None = None, on_error: OnErro
     """
     path = Path(path)
     if is_parquet(path):
-        if audio_root is not None:
-            raise ValueError(f"got the audio folder {audio_root}, but {path} holds its audio itself; leave it out.")
-        return _load_parquet(path, on_error)
+        return _load_parquet(path, audio_root, on_error)
     return _load_json("mmau", path, "audio_id", MMAU_GROUPS, audio_root, on_error)
 
 
@@ -91,8 +89,8 @@ def _are_answered(rows: list[Row]) -> bool:
     return any(isinstance(row, dict) and row.get("answer") for _, row in rows)
 
 
-def _load_parquet(path: Path, on_error: OnError) -> QuestionSet:
-    table, sha256 = open_parquet(path, COLUMNS, "MMAU")
+def _load_parquet(path: Path, audio_root: Path | None, on_error: OnError) -> QuestionSet:
+    table, sha256 = open_parquet(path, COLUMNS, "MMAU", audio_root)
     rows = [(place, {**_attributes(row["other_attributes"]), **row}) for place, row in table_rows(table, AUDIO)]
     answered = _are_answered(rows)
 

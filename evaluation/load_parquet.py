@@ -30,17 +30,22 @@ def is_parquet(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".parquet"
 
 
-def open_parquet(path: Path, columns: Sequence[str], benchmark: str) -> tuple["Dataset", dict[str, str]]:
+def open_parquet(
+    path: Path, columns: Sequence[str], benchmark: str, audio_root: Path | None = None
+) -> tuple["Dataset", dict[str, str]]:
     """
     The rows of a parquet file, or of those in a folder (in the alphabet's order), as Arrow; and each file's SHA-256 by name.
 
     Args:
         columns: that the files must have.
         benchmark: whose files are expected, for messages.
+        audio_root: must be `None`, since the audio is here.
 
     Raises:
-        `ValueError`: no such files, damaged ones, or columns that are missing.
+        `ValueError`: no such files, damaged ones, columns that are missing, or an `audio_root`.
     """
+    if audio_root is not None:
+        raise ValueError(f"got the audio folder {audio_root}, but {path} holds its audio itself; leave it out.")
     from datasets import Dataset  # not at the top: scoring does without
 
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]

@@ -16,6 +16,7 @@ AIR_BENCH = (
     "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
     "you may only choose A or B or C or D."
 )
+MMSU = "Choose the most suitable answer from options A, B, C, and D. You must respond with only A, B, C, or D."
 
 
 def plain(question: Question) -> str:
@@ -52,11 +53,16 @@ def air_bench_foundation(question: Question) -> str:
     Where a question has fewer than four, the published script writes "C. None"; here there is no such line, since it
     would offer an answer that is none.
     """
-    choices = _choices(question)
-    if len(choices) > 4:
-        raise ValueError(f"Question {question.id!r} has {len(choices)} options; AIR-Bench's prompt has room for 4.")
-    options = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
-    return "\n".join([AIR_BENCH, question.question, *options])
+    return "\n".join([AIR_BENCH, question.question, *_labelled(question)])
+
+
+def mmsu(question: Question) -> str:
+    """
+    MMSU's own, with labelled options.
+
+    Where a question has fewer than four, the published script writes a label without a text; here there is no such line.
+    """
+    return f"{MMSU}\n\nQuestion: {question.question}\n\n" + "\n".join(_labelled(question))
 
 
 def alone(question: Question) -> str:
@@ -67,6 +73,14 @@ def alone(question: Question) -> str:
 def audio_world(question: Question) -> str:
     """As models of the audio world are trained, see `training.world.audio_world.build_prompt`."""
     return f"{question.question} Choose one: {', '.join(question.choices)}." if question.choices else question.question
+
+
+def _labelled(question: Question) -> list[str]:
+    """The options with the letters that these prompts name."""
+    choices = _choices(question)
+    if len(choices) > 4:
+        raise ValueError(f"Question {question.id!r} has {len(choices)} options; the prompt has room for 4.")
+    return [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
 
 
 def _choices(question: Question) -> tuple[str, ...]:
@@ -84,6 +98,7 @@ PROMPTS: dict[str, Callable[[Question], str]] = {
     "r1-aqa": r1_aqa,
     "mmar": mmar,
     "air-bench-foundation": air_bench_foundation,
+    "mmsu": mmsu,
     "question": alone,
     "audio-world": audio_world,
 }

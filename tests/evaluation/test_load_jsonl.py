@@ -219,7 +219,9 @@ def test_choices_keep_their_text_but_for_empty_ones_at_the_end():
 
 
 def test_benchmarks_have_loaders_prompts_and_rules():
-    assert list(BENCHMARKS) == ["mmau", "mmar", "air-bench-foundation", "air-bench-chat", "mmau-pro", "jsonl"]
+    assert list(BENCHMARKS) == [
+        *("mmau", "mmar", "air-bench-foundation", "air-bench-chat", "mmau-pro", "mmsu", "jsonl")
+    ]
     prompts = pytest.importorskip("falcon3_audio.evaluation.prompts").PROMPTS
     rules = pytest.importorskip("falcon3_audio.evaluation.rules").RULES
     for benchmark in BENCHMARKS.values():

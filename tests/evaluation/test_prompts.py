@@ -31,6 +31,11 @@ AIR = (
         ),
         ("mmar", "What's heard?\nSelect one option from the provided choices:\nA dog\nit's a cat"),
         ("air-bench-foundation", AIR),
+        (
+            "mmsu",
+            "Choose the most suitable answer from options A, B, C, and D. You must respond with only A, B, C, or D."
+            "\n\nQuestion: What's heard?\n\nA. A dog\nB. it's a cat",
+        ),
         ("question", "What's heard?"),
         ("audio-world", "What's heard? Choose one: A dog, it's a cat."),
     ],
@@ -40,7 +45,7 @@ def test_wording(name, text):
 
 
 def test_all_are_worded_here_and_benchmarks_name_them():
-    assert set(PROMPTS) == {"plain", "r1-aqa", "mmar", "air-bench-foundation", "question", "audio-world"}
+    assert set(PROMPTS) == {"plain", "r1-aqa", "mmar", "air-bench-foundation", "mmsu", "question", "audio-world"}
     assert {benchmark.prompt for benchmark in BENCHMARKS.values()} <= set(PROMPTS)
 
 
@@ -54,7 +59,7 @@ def test_open_questions_stand_alone(name):
     assert PROMPTS[name](OPEN) == "Describe it."
 
 
-@pytest.mark.parametrize("name", ["r1-aqa", "mmar", "air-bench-foundation"])
+@pytest.mark.parametrize("name", ["r1-aqa", "mmar", "air-bench-foundation", "mmsu"])
 def test_prompts_for_choices_refuse_open_questions(name):
     with pytest.raises(ValueError, match="'2' has no options.*'question' or 'plain'"):
         PROMPTS[name](OPEN)
