@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .load_air_bench import FOUNDATION, load_chat, load_foundation
+from .load_asr import load_asr
+from .load_esc50 import CLIPS, KIND_OF, load_esc50
 from .load_jsonl import load_jsonl
 from .load_mmau import load_mmar, load_mmau
 from .load_mmau_pro import CATEGORIES as MMAU_PRO_CATEGORIES
@@ -27,13 +29,13 @@ class Benchmark:
     Attributes:
         load: `load(path, audio_root=None, on_error="raise")`, which returns a `QuestionSet`.
         prompt: name in `prompts.PROMPTS`.
-        rules: names in `rules.RULES`, the official one first; none where a judge scores.
+        rules: names in `rules.RULES` or `word_errors.UNITS`, the official one first; none where a judge scores.
         breakdowns: the groups that scores are broken down by; none: all that the questions have.
         title: what it is called where it is published.
         ids_sha256: `ids_digest` of each published version's questions. Content has changed under one name, ids hardly.
         size: how many questions there are, where no digest of their ids is known.
         tasks: the names, or the number of names, that the questions of such a benchmark have in its first breakdown.
-        holds_audio: whether its parquet files have the clips in them.
+        plain: suffixes of the files whose rows say all that scoring needs; others are read by the loader, with their clips.
     """
 
     load: Callable[..., QuestionSet]
@@ -44,7 +46,7 @@ class Benchmark:
     ids_sha256: tuple[str, ...] = ()
     size: int | None = None
     tasks: frozenset[str] | int = frozenset()
-    holds_audio: bool = True
+    plain: tuple[str, ...] = (".json", ".jsonl")
 
 
 BENCHMARKS = {
@@ -89,7 +91,7 @@ BENCHMARKS = {
         "MMAU-Pro",
         size=MMAU_PRO_QUESTIONS,
         tasks=frozenset(MMAU_PRO_CATEGORIES),
-        holds_audio=False,
+        plain=(".json", ".jsonl", ".parquet"),
     ),
     "mmsu": Benchmark(
         load_mmsu,
@@ -100,10 +102,21 @@ BENCHMARKS = {
         size=MMSU_QUESTIONS,
         tasks=MMSU_TASKS,
     ),
+    "esc-50": Benchmark(
+        load_esc50,
+        "plain",
+        ("content",),
+        ("label", "kind", "fold"),
+        "ESC-50",
+        size=CLIPS,
+        tasks=frozenset(KIND_OF),
+        plain=(),
+    ),
+    "asr": Benchmark(load_asr, "question", ("wer", "cer"), ("split", "dataset", "language"), "Transcripts", plain=()),
     "jsonl": Benchmark(load_jsonl, "plain", ("content",), (), "Own questions"),
 }
 
-OWN = ("jsonl",)  # formats of the user's own questions, which have no name to protect
+OWN = ("asr", "jsonl")  # formats of the user's own questions, which have no name to protect
 
 
 def ids_digest(ids: Iterable[str]) -> str:

@@ -7,7 +7,7 @@
 No question is dropped: replies that are missing, failed, empty or unresolved are wrong, except for an official rule that leaves
 them out, which the table shows. With fewer replies than questions the exit status is 1, unless --allow-incomplete.
 With --data the questions, answers and options are the file's, and predictions about others are refused: published
-benchmarks have changed under one name. Pure Python; only --rule wer needs jiwer and transformers.
+benchmarks have changed under one name. Pure Python; only the rules wer and cer need jiwer and transformers.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,19 @@ from .predictions import (
     read_predictions,
 )
 from .rules import RULES, Verdict
-from .score_tables import ALWAYS, WER, show
+from .score_tables import ALWAYS, show
 from .scored_rows import NO_GROUP, check_answers, questions_of, some
-from .word_errors import WordErrors, count_word_errors, error_rate, mean_rate, normalizer, read_spelling
+from .word_errors import (
+    UNITS,
+    WER,
+    WordErrors,
+    character_normalizer,
+    count_word_errors,
+    error_rate,
+    mean_rate,
+    normalizer,
+    read_spelling,
+)
 
 
 FORMAT = 1  # of the score file; goes up when a key changes its meaning
@@ -65,13 +76,13 @@ def score(
     Args:
         benchmark: a name in `BENCHMARKS`; by default the run's.
         data: the benchmark's own file, see the module.
-        rules: names in `RULES`, or "wer"; by default those of the benchmark.
+        rules: names in `RULES`, "wer" or "cer"; by default those of the benchmark.
         spelling: see `word_errors.read_spelling`; for "wer".
         without_open: leave open questions among others to a judge; the title then says so.
 
     Returns:
         `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
-        mean (`macro`); for "wer" it is `word_error_rate`. Shares are 0 to 1; `null` where nothing was counted.
+        mean (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`. Shares are 0 to 1; `null` where nothing was counted.
 
     Raises:
         `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
@@ -86,13 +97,14 @@ def score(
     title = title_of(
         benchmark, (row.id for row in rows), (row.groups.get(next(iter(breakdowns), ""), NO_GROUP) for row in rows)
     )
-    rows, title = _without_open(rows, title, without_open) if rules != [WER] else (rows, title)
+    if not UNITS.keys() >= set(rules):
+        rows, title = _without_open(rows, title, without_open)
     check_answers(rows)
     left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
     counts = count(rows)
     clips = clip_numbers([row.audio for row in rows])
     scores = {rule: _score_by(rule, rows, clips, breakdowns, spelling) for rule in rules}
-    packages = ("falcon3-audio", "jiwer", "transformers") if WER in rules else ("falcon3-audio",)
+    packages = ("falcon3-audio", "jiwer", "transformers") if UNITS.keys() & set(rules) else ("falcon3-audio",)
     return {
         "format": FORMAT,
         "benchmark": benchmark,
@@ -169,9 +181,9 @@ def _score_by(
     """Each row's result by the rule, summed over all rows and over each group."""
     part: Part
     mean: Mean
-    if rule == WER:
-        results: Results = list(zip(_word_errors(rows, spelling), clips))
-        part, mean = _error_rate, _mean_error_rate
+    if rule in UNITS:
+        results: Results = list(zip(_errors(rule, rows, spelling), clips))
+        part, mean = partial(_error_rate, UNITS[rule]), partial(_mean_error_rate, UNITS[rule])
         whole = part(results)
     else:
         verdicts = [RULES[rule](row) for row in rows]
@@ -214,21 +226,23 @@ def _mean_accuracy(parts: Sequence[Results]) -> dict[str, Any]:
     return {"macro": macro, "interval": interval}
 
 
-def _error_rate(results: Results) -> dict[str, Any]:
-    return error_rate([counts for counts, _ in results], [clip for _, clip in results])
+def _error_rate(unit: str, results: Results) -> dict[str, Any]:
+    return error_rate([counts for counts, _ in results], [clip for _, clip in results], unit)
 
 
-def _mean_error_rate(parts: Sequence[Results]) -> dict[str, Any]:
-    return mean_rate(list(map(_error_rate, parts)))
+def _mean_error_rate(unit: str, parts: Sequence[Results]) -> dict[str, Any]:
+    return mean_rate([_error_rate(unit, part) for part in parts], unit)
 
 
-def _word_errors(rows: Sequence[Prediction], spelling: str | None) -> list[WordErrors]:
+def _errors(rule: str, rows: Sequence[Prediction], spelling: str | None) -> list[WordErrors]:
     references, hypotheses = [row.answer or "" for row in rows], [row.reply or "" for row in rows]
     try:
-        normalize = normalizer(read_spelling(spelling) if spelling else None)
+        normalize = (
+            normalizer(read_spelling(spelling) if spelling else None) if rule == WER else character_normalizer()
+        )
         return count_word_errors(references, hypotheses, normalize, [row.id for row in rows])
     except ImportError as error:
-        raise ValueError(f"--rule {WER} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
+        raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
 
 
 def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None:
@@ -301,7 +315,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--key", metavar="NAME", help=f"where the replies are (default: the first of {', '.join(REPLY_KEYS)})"
     )
-    parser.add_argument("--rule", action="append", choices=[*RULES, WER], default=[], help="default: the benchmark's")
+    parser.add_argument(
+        "--rule", action="append", choices=[*RULES, *UNITS], default=[], help="default: the benchmark's"
+    )
     parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
     parser.add_argument("--without-open", action="store_true", help="leave open questions among others to a judge")
     parser.add_argument(

@@ -7,10 +7,11 @@ from rich.table import Table
 
 from .predictions import ANSWERED, FAILED, MISSING
 from .rules import Verdict
+from .word_errors import UNITS, WER
 
 
 ALWAYS = "always option"  # a baseline by position
-WER = "wer"  # a rule for transcripts: not right or wrong, but so many words wrong
+VALUES = ("accuracy", *(f"{unit}_error_rate" for unit in UNITS.values()), "macro")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -73,7 +74,7 @@ def _groups(rules: dict[str, Any]) -> Table:
 
 
 def _value(found: dict[str, Any]) -> float | None:
-    return next(found[key] for key in ("accuracy", "word_error_rate", "macro") if key in found)
+    return next(found[key] for key in VALUES if key in found)
 
 
 def percent(share: float | None) -> str:
@@ -88,4 +89,4 @@ def _cell(found: dict[str, Any]) -> str:
     return f"{percent(_value(found))} {_limits(found)}"
 
 
-__all__ = ["ALWAYS", "WER", "percent", "show"]
+__all__ = ["ALWAYS", "percent", "show"]

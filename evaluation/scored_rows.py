@@ -9,7 +9,6 @@ from .benchmarks import BENCHMARKS
 from .load_air_bench import FOUNDATION
 from .load_checks import read_rows
 from .load_jsonl import KEYS
-from .load_parquet import is_parquet
 from .predictions import MISSING, Prediction, Predictions, read_predictions
 from .questions import file_sha256
 
@@ -47,10 +46,10 @@ def questions_of(
 
 
 def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
-    """A benchmark's questions as rows without a reply. Of a JSON file no clip is needed; parquet files hold theirs."""
-    if is_parquet(path) and BENCHMARKS[benchmark].holds_audio:
+    """A benchmark's questions as rows without a reply. Clips are needed only where a file's rows do not say all, see `plain`."""
+    if path.suffix not in BENCHMARKS[benchmark].plain:
         loaded = BENCHMARKS[benchmark].load(path)
-        shared = ("id", "question", "choices", "answer", "groups")
+        shared = ("id", "question", "choices", "answer", "groups", "check")
         values = [
             {name: getattr(question, name) for name in shared} | {"audio": tuple(clip.name for clip in question.audio)}
             for question in loaded.questions

@@ -53,7 +53,11 @@ ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded
 # One entry for each of these; another score of the same takes its place.
 KEY = ("model", "benchmark", "prompt", "data_sha256", "spelling")
 OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
-METRICS = {"accuracy": "accuracy", "word_error_rate": "wer"}  # key of a score: metric on the Hub
+METRICS = {
+    "accuracy": "accuracy",
+    "word_error_rate": "wer",
+    "character_error_rate": "cer",
+}  # key of a score: metric on the Hub
 
 
 def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from trl import TrlParser
 from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.controls import CONTROLS
+from falcon3_audio.evaluation.rules import RULES
 
 from ..arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from ..checks import check_scored
@@ -273,9 +274,13 @@ def _evaluation(given: Any, where: str) -> Evaluation:
             evaluate.parse(evaluation.arguments("model", "output", SOUND))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    rules = BENCHMARKS[options["benchmark"]].rules
+    rules = [known for known in BENCHMARKS[options["benchmark"]].rules if known in RULES]
     if rule not in rules:
-        known = f"its rules are {', '.join(rules)}" if rules else "a judge scores it, which a study cannot ask"
+        known = (
+            f"its rules are {', '.join(rules)}"
+            if rules
+            else "a judge or an error rate scores it, and a study compares right answers"
+        )
         raise ValueError(f"{where}: {options['benchmark']} is not scored by {rule!r}: {known}.")
     return evaluation
 
