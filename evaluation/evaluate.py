@@ -22,7 +22,7 @@ from .endpoint import Endpoint, EndpointError
 from .generate import generate
 from .local_model import LocalModel
 from .predictions import FAILED, read_predictions
-from .prompts import PROMPTS
+from .prompts import PLACEHOLDERS, PROMPTS, read_prompt
 from .remote_model import RemoteModel
 
 
@@ -34,6 +34,7 @@ REMOTE_ONLY = ("endpoint_model", "api_key_env")
 def evaluate(options: argparse.Namespace) -> int:
     """Generates and scores; returns the exit code of the scoring; where nothing is scored here, 1 if questions failed or were left out. Errors: see `main`."""
     benchmark = BENCHMARKS[options.benchmark]
+    prompt = read_prompt(options.prompt_file) if options.prompt_file else options.prompt or benchmark.prompt
     questions = benchmark.load(options.data, options.audio_root, options.on_error)
     for reason, ids in questions.left_out.items():
         print(f"left out, {reason}: {len(ids)} (listed in run.json)", file=sys.stderr)
@@ -41,7 +42,7 @@ def evaluate(options: argparse.Namespace) -> int:
         questions,
         _answerer(options),
         options.output_dir,
-        options.prompt or benchmark.prompt,
+        prompt,
         options.control,
         options.seed,
     )
@@ -99,7 +100,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: the accelerator there is)")
     parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name on the server")
     parser.add_argument("--api-key-env", metavar="VAR", help="variable with the key (default: OPENAI_API_KEY)")
-    parser.add_argument("--prompt", choices=PROMPTS, help="default: the benchmark's, see benchmarks.py")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--prompt", choices=PROMPTS, help="default: the benchmark's, see benchmarks.py")
+    placeholders = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    words.add_argument("--prompt-file", type=Path, metavar="FILE", help=f"your own words, with {placeholders}")
     parser.add_argument("--control", choices=CONTROLS, default="none", help="ask without the right audio")
     parser.add_argument(
         "--batch-size", type=_positive, default=8, help="questions at once, of an endpoint requests (default: 8)"

@@ -30,7 +30,7 @@ from falcon3_audio.whole_files import whole_file, write_json
 from .answerers import Answerer, Item, Outcome
 from .controls import heard
 from .predictions import PREDICTIONS, RUN, Prediction
-from .prompts import PROMPTS
+from .prompts import PROMPTS, Prompt
 from .questions import QuestionSet
 
 
@@ -41,7 +41,7 @@ def generate(
     questions: QuestionSet,
     answerer: Answerer,
     output: str | Path,
-    prompt: str = "plain",
+    prompt: str | Prompt = "plain",
     control: str = "none",
     seed: int = 0,
 ) -> Counter[str]:
@@ -51,7 +51,7 @@ def generate(
     Args:
         questions: with unique ids.
         output: the folder, new or of the same run.
-        prompt: a name in `prompts.PROMPTS`.
+        prompt: a name in `prompts.PROMPTS`, or one of your own (`prompts.read_prompt`).
         control: a name in `controls.CONTROLS`.
         seed: of the control "shuffled".
 
@@ -63,6 +63,7 @@ def generate(
         `RunStopped`, `EndpointUnavailable`: where going on makes no sense; the same call goes on later.
     """
     output = Path(output)
+    prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt, PROMPTS[prompt])
     items = _items(questions, prompt, control, seed)
     settings = _settings(questions, items, answerer, prompt, control, seed)
     journal = Journal(output, settings)
@@ -159,7 +160,7 @@ class Journal:
             self.outcomes |= {outcome["id"]: outcome for outcome in line["outcomes"]}
 
 
-def _items(questions: QuestionSet, prompt: str, control: str, seed: int) -> list[Item]:
+def _items(questions: QuestionSet, prompt: Prompt, control: str, seed: int) -> list[Item]:
     if not questions.questions:
         raise ValueError(f"There are no questions in {', '.join(questions.sha256) or 'the set'}.")
     counts = Counter(question.id for question in questions.questions)
@@ -169,11 +170,11 @@ def _items(questions: QuestionSet, prompt: str, control: str, seed: int) -> list
             f"{len(twice)} ids belong to several questions, the first is {twice[0]!r}; expected one each."
         )
     clips = heard(questions.questions, control, seed)
-    return [Item(question, PROMPTS[prompt](question), played) for question, played in zip(questions.questions, clips)]
+    return [Item(question, prompt.fill(question), played) for question, played in zip(questions.questions, clips)]
 
 
 def _settings(
-    questions: QuestionSet, items: Sequence[Item], answerer: Answerer, prompt: str, control: str, seed: int
+    questions: QuestionSet, items: Sequence[Item], answerer: Answerer, prompt: Prompt, control: str, seed: int
 ) -> dict[str, Any]:
     """All that decides the predictions, as it reads back from JSON."""
     asked = json.dumps([[item.question.id, item.prompt, item.names] for item in items])
@@ -182,7 +183,8 @@ def _settings(
         "data_sha256": questions.sha256,
         "questions_sha256": hashlib.sha256(asked.encode()).hexdigest(),  # ids, prompts and names of clips, in order
         "left_out": questions.left_out,
-        "prompt": prompt,
+        "prompt": prompt.name,
+        **_own_text(prompt),
         "control": control,
         "seed": seed,
         **answerer.describe(),
@@ -192,6 +194,13 @@ def _settings(
         },
     }
     return json.loads(json.dumps(settings))
+
+
+def _own_text(prompt: Prompt) -> dict[str, str]:
+    """The text of a prompt that others cannot look up by its name, and its SHA-256 (hex)."""
+    if prompt.text is None:
+        return {}
+    return {"prompt_text": prompt.text, "prompt_sha256": hashlib.sha256(prompt.text.encode()).hexdigest()}
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -8,6 +8,7 @@ Run: `load_asr("LibriSpeech")`
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def _source(path: Path, audio_root: Path | None) -> Source:
 
 def _parquet(files: list[Path], audio_root: Path | None) -> Source:
     rows: list[Row] = []
-    tables, sha256 = {}, {}
+    tables = {}
+    sha256: dict[str, str] = {}
     for file in files:
         tables[str(file)], digest = open_parquet(file, (AUDIO,), "such a set", audio_root)
         sha256 |= digest
@@ -103,12 +105,21 @@ def _json(files: list[Path], audio_root: Path | None) -> Source:
 
 def _named(file: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """The rows of one of several files: each with its file and split, and an id by its place where it has none."""
-    split = file.stem.split("-00")[0]
+    split = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
     for place, row in rows:
         if isinstance(row, dict):
             identity = f"{split}, {place}" if row.get("id") is None else row["id"]
             row = row | {"id": identity, SPLIT: split, "file": str(file)}
         yield f"{file.name}, {place}", row
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, numbered from 1."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def _librispeech(files: list[Path], audio_root: Path | None) -> Source:
@@ -122,7 +133,7 @@ def _librispeech(files: list[Path], audio_root: Path | None) -> Source:
     for file in files:
         split = file.absolute().parents[2].name
         digests.setdefault(split, []).append(f"{file_sha256(file)}  {file.name}\n")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in _lines(file):
             identity, _, text = line.partition(" ")
             row = {"id": identity, "text": text, SPLIT: split, "folder": file.parent}
             rows.append((f"{file.name}, line {number}", row))

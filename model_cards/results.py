@@ -48,10 +48,19 @@ NEEDED_OF_RUN = (
     "versions",
     "created",
 )
-OF_RUN = (*NEEDED_OF_RUN, "questions_sha256", "generation_config", "model_dtype", "audio_tokens", "audio_check")
+OF_RUN = (
+    *NEEDED_OF_RUN,
+    "prompt_text",
+    "prompt_sha256",
+    "questions_sha256",
+    "generation_config",
+    "model_dtype",
+    "audio_tokens",
+    "audio_check",
+)
 ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
 # One entry for each of these; another score of the same takes its place.
-KEY = ("model", "benchmark", "prompt", "data_sha256", "spelling")
+KEY = ("model", "benchmark", "prompt", "prompt_sha256", "data_sha256", "spelling")
 OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
 METRICS = {
     "accuracy": "accuracy",

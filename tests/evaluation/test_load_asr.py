@@ -110,9 +110,12 @@ def test_what_holds_no_transcripts_is_an_error(tmp_path):
     libri = write_librispeech(tmp_path / "LibriSpeech")
     with pytest.raises(ValueError, match="LibriSpeech's clips are beside"):
         load_asr(libri, audio_root=tmp_path)
-    next(libri.rglob("*.flac")).unlink()
-    with pytest.raises(ValueError, match=r"audio file missing in 1 \[61-70968.trans.txt, line"):
+    (libri / "test-clean/61/70968/61-70968-0001.flac").unlink()
+    with pytest.raises(ValueError, match=r"audio file missing in 1 \[61-70968.trans.txt, line 2 "):
         load_asr(libri / "test-clean")
+    next((libri / "test-other").rglob("*.trans.txt")).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="116-288045.trans.txt is no text in UTF-8"):
+        load_asr(libri)
 
 
 def test_a_model_is_asked_and_both_rates_are_given_by_split(tmp_path):
