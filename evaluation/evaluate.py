@@ -45,6 +45,7 @@ def evaluate(options: argparse.Namespace) -> int:
         prompt,
         options.control,
         options.seed,
+        options.shuffle_choices or 0,
     )
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     print(f"{sum(statuses.values())} questions ({counts}); predictions in {options.output_dir}", flush=True)
@@ -109,7 +110,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--batch-size", type=_positive, default=8, help="questions at once, of an endpoint requests (default: 8)"
     )
     parser.add_argument("--max-new-tokens", type=_positive, default=256, help="of a reply (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of shuffled clips, and for endpoints (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is shuffled, and for endpoints (default: 0)")
+    parser.add_argument(
+        "--shuffle-choices", type=_positive, metavar="K", help="ask in K shuffled orders of the options as well"
+    )
     options = parser.parse_args(arguments)
     useless = [
         name for name in (LOCAL_ONLY if options.endpoint else REMOTE_ONLY) if getattr(options, name) is not None

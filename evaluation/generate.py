@@ -29,6 +29,7 @@ from falcon3_audio.whole_files import whole_file, write_json
 
 from .answerers import Answerer, Item, Outcome
 from .controls import heard
+from .orders import in_orders
 from .predictions import PREDICTIONS, RUN, Prediction
 from .prompts import PROMPTS, Prompt
 from .questions import QuestionSet
@@ -44,6 +45,7 @@ def generate(
     prompt: str | Prompt = "plain",
     control: str = "none",
     seed: int = 0,
+    shuffled_orders: int = 0,
 ) -> Counter[str]:
     """
     Asks whatever has not been asked yet, and writes the predictions when nothing is left.
@@ -53,7 +55,8 @@ def generate(
         output: the folder, new or of the same run.
         prompt: a name in `prompts.PROMPTS`, or one of your own (`prompts.read_prompt`).
         control: a name in `controls.CONTROLS`.
-        seed: of the control "shuffled".
+        seed: of the control "shuffled" and of shuffled options.
+        shuffled_orders: in how many other orders of their options questions are asked as well, see orders.py.
 
     Returns:
         How many questions have each status.
@@ -64,8 +67,10 @@ def generate(
     """
     output = Path(output)
     prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt, PROMPTS[prompt])
+    questions = in_orders(questions, shuffled_orders, seed) if shuffled_orders else questions
     items = _items(questions, prompt, control, seed)
     settings = _settings(questions, items, answerer, prompt, control, seed)
+    settings |= {"shuffled_orders": shuffled_orders} if shuffled_orders else {}
     journal = Journal(output, settings)
     try:
         if any(item.heard for item in items) and journal.audio_check is None:

@@ -28,6 +28,7 @@ from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS, title_of
 from .intervals import clip_numbers, mean_of_shares, share_interval
+from .orders import ORDER, consistency, published_id
 from .predictions import (
     ANSWERED,
     FAILED,
@@ -83,6 +84,7 @@ def score(
     Returns:
         `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
         mean (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`. Shares are 0 to 1; `null` where nothing was counted.
+        `consistency` is there of a run with shuffled options, see `orders.consistency`.
 
     Raises:
         `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
@@ -92,11 +94,21 @@ def score(
     rules = rules or BENCHMARKS[benchmark].rules
     if not rules:
         raise ValueError(f"{benchmark} has open questions, which `falcon3-audio judge` scores.")
+    orders = predictions.provenance.get("shuffled_orders")
+    if orders and data:
+        raise ValueError(
+            f"{predictions.path} has its questions in several orders of the options; score it without --data."
+        )
     rows, sha256 = questions_of(predictions, benchmark, data)
     breakdowns = BENCHMARKS[benchmark].breakdowns
     title = title_of(
-        benchmark, (row.id for row in rows), (row.groups.get(next(iter(breakdowns), ""), NO_GROUP) for row in rows)
+        benchmark,
+        {published_id(row) for row in rows} if orders else [row.id for row in rows],
+        (row.groups.get(next(iter(breakdowns), ""), NO_GROUP) for row in rows),
     )
+    if orders:
+        title += f" with the options in {orders + 1} orders"
+        breakdowns = (*breakdowns, ORDER) if breakdowns else ()
     if not UNITS.keys() >= set(rules):
         rows, title = _without_open(rows, title, without_open)
     check_answers(rows)
@@ -116,6 +128,7 @@ def score(
         "counts": counts | {"left out before asking": left_out},
         "coverage": counts[ANSWERED] / (len(rows) + sum(left_out.values())),
         "rules": scores,
+        **({"consistency": consistency(rows, clips)} if orders else {}),
         "baselines": baselines(rows) if all(row.choices for row in rows) else None,
         "spelling": spelling,
         "run": predictions.provenance,

@@ -38,6 +38,13 @@ def show(result: dict[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     console.print(_overall(result["rules"]))
+    if "consistency" in result:
+        found = result["consistency"]
+        console.print(
+            f"the same option in two orders: {percent(found['rate'])} % {_limits(found)} of {found['pairs']} pairs, "
+            f"{found['questions']} questions",
+            soft_wrap=True,
+        )
     if any(found["breakdowns"] for found in result["rules"].values()):
         console.print(_groups(result["rules"]))
     if result["baselines"]:

@@ -34,6 +34,7 @@ OF_SCORE = (
     "counts",
     "coverage",
     "rules",
+    "consistency",
     "baselines",
     "spelling",
     "versions",
@@ -60,7 +61,7 @@ OF_RUN = (
 )
 ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
 # One entry for each of these; another score of the same takes its place.
-KEY = ("model", "benchmark", "prompt", "prompt_sha256", "data_sha256", "spelling")
+KEY = ("model", "benchmark", "prompt", "prompt_sha256", "shuffled_orders", "data_sha256", "spelling")
 OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
 METRICS = {
     "accuracy": "accuracy",
