@@ -6,6 +6,8 @@ and names of machines are left behind. A card shows entries of its own model onl
 measured with the very same files.
 
     falcon3-audio results add runs/mmau/score.json --model ORG/NAME
+
+Where the package is not yours to change, `--file mine.json` keeps them elsewhere; `falcon3-audio card` takes it as `--results`.
 """
 
 import json
@@ -77,7 +79,7 @@ def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -
     Args:
         score_file: what `falcon3-audio score` wrote.
         model: ORG/NAME that was measured. A score of a local folder counts for it too: cards compare the files.
-        path: results.json.
+        path: results.json, or a file of your own, which is made where it does not exist.
 
     Returns the new entry.
 
@@ -95,7 +97,8 @@ def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -
     measured = score["run"].get("model")
     if entry["run"]["model_commit_is"] == ON_THE_HUB and measured != model:
         raise ValueError(f"{score_file} is the score of {measured}, not of {model}.")
-    others = [other for other in read_results(path) if _key(other) != _key(entry)]
+    known = read_results(path) if Path(path).exists() else []
+    others = [other for other in known if _key(other) != _key(entry)]
     write_json(Path(path), sorted([*others, entry], key=lambda entry: (entry["model"], entry["benchmark"])))
     return entry
 
