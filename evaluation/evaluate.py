@@ -4,11 +4,14 @@
     falcon3-audio evaluate --benchmark mmau --data mmau-test-mini.json --output-dir out \\
         --endpoint http://127.0.0.1:8000/v1 --endpoint-model my-model
 
+    accelerate launch --num_processes 4 -m falcon3_audio.evaluation.evaluate --benchmark mmau ...       # a share for each GPU
+
 The model is any transformers audio-language model, decoded greedily, or an endpoint that takes `input_audio`. The same
 command goes on after it was stopped, see generate.py. `--control` asks without the right audio, see controls.py.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from .benchmarks import BENCHMARKS
 from .controls import CONTROLS
 from .endpoint import Endpoint, EndpointError
 from .generate import generate
-from .local_model import LocalModel
+from .local_model import LocalModel, own_device
 from .predictions import FAILED, read_predictions
 from .prompts import PLACEHOLDERS, PROMPTS, read_prompt
 from .remote_model import RemoteModel
@@ -38,6 +41,7 @@ def evaluate(options: argparse.Namespace) -> int:
     questions = benchmark.load(options.data, options.audio_root, options.on_error)
     for reason, ids in questions.left_out.items():
         print(f"left out, {reason}: {len(ids)} (listed in run.json)", file=sys.stderr)
+    process, processes = _place()
     statuses = generate(
         questions,
         _answerer(options),
@@ -46,7 +50,12 @@ def evaluate(options: argparse.Namespace) -> int:
         options.control,
         options.seed,
         options.shuffle_choices or 0,
+        process,
+        processes,
     )
+    if statuses is None:
+        print(f"process {process} of {processes} is finished; the last one writes {options.output_dir}", flush=True)
+        return 0
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     print(f"{sum(statuses.values())} questions ({counts}); predictions in {options.output_dir}", flush=True)
     if statuses[FAILED] == sum(statuses.values()):
@@ -67,6 +76,13 @@ def evaluate(options: argparse.Namespace) -> int:
     return score.main([str(options.output_dir), "--without-open"])
 
 
+def _place() -> tuple[int, int]:
+    """The number of this process and how many there are, as accelerate and torchrun tell those they start."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def _answerer(options: argparse.Namespace) -> Answerer:
     if options.endpoint:
         endpoint = Endpoint(options.endpoint, options.endpoint_model, options.api_key_env or "OPENAI_API_KEY")
@@ -76,7 +92,7 @@ def _answerer(options: argparse.Namespace) -> Answerer:
         options.revision,
         bool(options.trust_remote_code),
         options.dtype or "auto",
-        options.device,
+        options.device or own_device(),
         options.batch_size,
         options.max_new_tokens,
     )

@@ -16,7 +16,7 @@ from tiny import SAMPLING_RATE, tone
 
 import falcon3_audio_cli as cli
 from falcon3_audio.evaluation.evaluate import main, parse
-from falcon3_audio.evaluation.generate import JOURNAL
+from falcon3_audio.evaluation.journal import JOURNAL
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN
 
 
@@ -77,6 +77,22 @@ def test_from_a_model_to_a_score(folder, data, tmp_path, capfd):
     run = run_of(tmp_path / "out")
     assert (run["model"], run["model_dtype"], run["device"], run["batch_size"]) == (folder, "float32", "cpu", 2)
     assert run["prompt"] == "mmar" and run["control"] == "silence" and run["audio_tokens"]["min"] > 0
+
+
+def test_processes_of_a_launcher_share_the_questions(folder, data, tmp_path, capfd):
+    options = ("--model", folder, "--device", "cpu", "--batch-size", 2, "--max-new-tokens", 4, "--dtype", "float32")
+    assert main(command(data, tmp_path / "one", *options)) == 0
+    assert "questions/s" in capfd.readouterr().err
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = command(data, tmp_path / "two", *options)
+    done = subprocess.run(
+        [*launch, "-m", "falcon3_audio.evaluation.evaluate", *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 questions (6 answered)" in done.stdout
+    for name in (PREDICTIONS, "journal-1.jsonl", "score.json"):
+        assert (tmp_path / "two" / name).exists()
+    assert (tmp_path / "two" / PREDICTIONS).read_bytes() == (tmp_path / "one" / PREDICTIONS).read_bytes()
 
 
 def test_another_setting_in_the_same_folder_is_one_line(data, tmp_path, capsys):
