@@ -31,6 +31,7 @@ from falcon3_audio.whole_files import whole_file
 
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
 from .judge_prompts import RUBRICS, Judgement, Rubric
+from .judged import JUDGEMENTS, RESULT
 from .length_control import RESAMPLES, at_equal_length, count_words, mean, spearman
 from .load_air_bench import CHAT
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
@@ -38,7 +39,7 @@ from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 
 # AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give another score each time.
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
-RESULT, JUDGEMENTS, REPLIES = "judge.json", "judgements.jsonl", "replies"
+REPLIES = "replies"
 TASK_KEYS = ("task_name", "task")  # where the task stands in a prediction's `groups`
 NO_REPLY, ERROR, CUT, UNREADABLE = "no answer from the model", "endpoint error", "reply cut off", "unreadable reply"
 
@@ -96,9 +97,8 @@ def judge(
 def _check(rows: Sequence[Prediction], path: str, rubric: Rubric) -> None:
     if not rows:
         raise ValueError(f"{path} holds no predictions of open questions.")
-    needed = {"question": "question", "answer": "answer_gt"} | (
-        {"description": "meta_info"} if rubric.describes else {}
-    )
+    described = {"description": "meta_info"} if rubric.describes else {}
+    needed = {"question": "question", "answer": "answer_gt"} | described
     for name, alias in needed.items():
         lacking = [row.id for row in rows if not getattr(row, name)]
         if lacking:
@@ -386,7 +386,9 @@ def main(arguments: list[str] | None = None) -> int:
         result = judge(predictions, rubric, endpoints, output, options.concurrency)
         print(report(result))
         if others := sum(not row.is_open for row in predictions.rows):
-            print(f"\n{others} questions with options or a check were not judged: falcon3-audio score --without-open")
+            print(
+                f"\n{others} questions with options or a check were not judged: falcon3-audio score --judged has all in one number"
+            )
         print(f"\nwritten to {output / RESULT} and {output / JUDGEMENTS}")
         gaps = _gaps(result)
         if gaps:

@@ -28,6 +28,7 @@ from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS, title_of
 from .intervals import clip_numbers, mean_of_shares, share_interval
+from .judged import overall, read_judged
 from .orders import ORDER, consistency, published_id
 from .predictions import (
     ANSWERED,
@@ -70,6 +71,7 @@ def score(
     rules: Sequence[str] = (),
     spelling: str | None = None,
     without_open: bool = False,
+    judged: str | Path | None = None,
 ) -> dict[str, Any]:
     """
     Everything about the score of a prediction file, ready to be written as JSON.
@@ -80,6 +82,7 @@ def score(
         rules: names in `RULES`, "wer" or "cer"; by default those of the benchmark.
         spelling: see `word_errors.read_spelling`; for "wer".
         without_open: leave open questions among others to a judge; the title then says so.
+        judged: what `falcon3-audio judge` wrote about the open ones: `overall` then has both parts, by each rule.
 
     Returns:
         `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
@@ -109,8 +112,9 @@ def score(
     if orders:
         title += f" with the options in {orders + 1} orders"
         breakdowns = (*breakdowns, ORDER) if breakdowns else ()
+    everything = rows
     if not UNITS.keys() >= set(rules):
-        rows, title = _without_open(rows, title, without_open)
+        rows, title = _without_open(rows, title, without_open or judged is not None)
     check_answers(rows)
     left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
     counts = count(rows)
@@ -129,6 +133,7 @@ def score(
         "coverage": counts[ANSWERED] / (len(rows) + sum(left_out.values())),
         "rules": scores,
         **({"consistency": consistency(rows, clips)} if orders else {}),
+        **({} if judged is None else {"overall": _overall(everything, rules, Path(judged), predictions.sha256)}),
         "baselines": baselines(rows) if all(row.choices for row in rows) else None,
         "spelling": spelling,
         "run": predictions.provenance,
@@ -148,9 +153,17 @@ def _without_open(rows: list[Prediction], title: str, without_open: bool) -> tup
     if not without_open:
         raise ValueError(
             f"{some(open_ids)} of {len(rows)} are open: no rule says whether their replies are right. `falcon3-audio judge` has them "
-            "rated; --without-open scores the others alone."
+            "rated, and --judged takes what it wrote; --without-open scores the others alone."
         )
     return others, f"{title} without its {len(open_ids)} open questions"
+
+
+def _overall(rows: list[Prediction], rules: Sequence[str], folder: Path, sha256: str) -> dict[str, Any]:
+    """Rules and judge together, by each rule, see judged.py."""
+    shares, judge = read_judged(folder, sha256)
+    clips, closed = clip_numbers([row.audio for row in rows]), [row for row in rows if not row.is_open]
+    right = {rule: {row.id: RULES[rule](row) is Verdict.RIGHT for row in closed} for rule in rules if rule in RULES}
+    return {"rules": {rule: overall(rows, known, shares, clips) for rule, known in right.items()}, "judge": judge}
 
 
 def _benchmark(name: str | None, predictions: Predictions) -> str:
@@ -308,7 +321,15 @@ def _run(options: argparse.Namespace) -> int:
         write_submission(rows, Path(options.data), Path(options.submission))
         print(f"{len(rows)} replies for submission in {options.submission}")
         return 0
-    result = score(predictions, options.benchmark, options.data, options.rule, options.spelling, options.without_open)
+    result = score(
+        predictions,
+        options.benchmark,
+        options.data,
+        options.rule,
+        options.spelling,
+        options.without_open,
+        options.judged,
+    )
     show(result, Console(markup=False, highlight=False))
     output = Path(options.output) if options.output else _beside(Path(predictions.path))
     write_json(output, result)
@@ -332,6 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--rule", action="append", choices=[*RULES, *UNITS], default=[], help="default: the benchmark's"
     )
     parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
+    parser.add_argument("--judged", metavar="FOLDER", help="of `judge`, about the open questions: all in one number")
     parser.add_argument("--without-open", action="store_true", help="leave open questions among others to a judge")
     parser.add_argument(
         "--output", metavar="FILE", help=f"all of it as JSON (default: {SCORE}, or NAME.{SCORE}, beside it)"

@@ -45,6 +45,11 @@ def show(result: dict[str, Any], console: Console) -> None:
             f"{found['questions']} questions",
             soft_wrap=True,
         )
+    if "overall" in result:
+        judges = ", ".join(result["overall"]["judge"]["judges"])
+        for rule, found in result["overall"]["rules"].items():
+            value = f"{percent(found['value'])} % {_limits(found)} of {found['n']} questions"
+            console.print(f"with the open questions, by {rule} and the judge {judges}: {value}", soft_wrap=True)
     if any(found["breakdowns"] for found in result["rules"].values()):
         console.print(_groups(result["rules"]))
     if result["baselines"]:

@@ -37,6 +37,7 @@ OF_SCORE = (
     "coverage",
     "rules",
     "consistency",
+    "overall",
     "baselines",
     "spelling",
     "versions",

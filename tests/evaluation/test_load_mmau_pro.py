@@ -11,6 +11,7 @@ from stub_endpoint import StubEndpoint
 
 from falcon3_audio.evaluation import evaluate, judge, score
 from falcon3_audio.evaluation.benchmarks import title_of
+from falcon3_audio.evaluation.compare import compare
 from falcon3_audio.evaluation.load_mmau_pro import CATEGORIES, QUESTIONS, load_mmau_pro
 from falcon3_audio.evaluation.predictions import read_predictions
 
@@ -141,7 +142,10 @@ def test_published_predictions_are_scored_without_the_clips(folder):
     (folder / "data").rename(folder / "away")
     data, replies = write(folder, *ROWS), ("It is the second.", "A dog.", "A dog barks loudly")
     found = read_predictions(predictions(folder, replies))
-    with pytest.raises(ValueError, match=r"1 question \(b2\) of 3 are open: .* --without-open scores the others"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 question \(b2\) of 3 are open: .*--judged takes what it wrote; --without-open scores the others",
+    ):
         score.score(found, "mmau-pro", data)
     for given in (data, None):
         result = score.score(found, "mmau-pro", given, without_open=True)
@@ -194,6 +198,35 @@ def test_a_model_is_asked_all_and_scored_without_what_a_judge_must_rate(folder, 
     with StubEndpoint(lambda body: "correctness: 4, relevance: 5, completeness: 3, clarity: 5") as stub:
         assert judge.main([str(out), "--endpoint", stub.url, "--judge", "m"]) == 0  # by the benchmark's own rubric
     assert (out / "predictions.judge-mmau-pro" / "judge.json").exists()
+
+
+def test_rules_and_judge_make_one_number_and_models_are_compared(folder, capsys):
+    path = predictions(folder, ("The second", "A dog, I think.", "A dog barks loudly"))
+    with StubEndpoint(lambda body: "correctness: 4, relevance: 5, completeness: 3, clarity: 5") as stub:
+        assert judge.main([str(path), "--endpoint", stub.url, "--judge", "m", "--rubric", "mmau-pro"]) == 0
+    judged = folder / "predicted.judge-mmau-pro"
+    result = score.score(read_predictions(path), "mmau-pro", judged=judged)
+    # Right, wrong, and 4.25 of 5.
+    assert result["overall"]["rules"]["content"]["value"] == pytest.approx((1 + 0 + 4.25 / 5) / 3)
+    assert result["overall"]["judge"] == {"rubric": "mmau-pro", "judges": ["m"], "reported": {"m": ["stub-2026"]}}
+    assert result["rules"]["content"]["n"] == 2 and "without its 1 open questions" in result["title"]
+    assert score.main([str(path), "--benchmark", "mmau-pro", "--judged", str(judged)]) == 0
+    assert "by content and the judge m: 61.7 %" in capsys.readouterr().out
+    other = write(folder, *(row | {"model_output": "The second"} for row in ROWS), name="other.parquet")
+    with pytest.raises(ValueError, match="has judgements of other predictions"):
+        score.score(read_predictions(other), "mmau-pro", judged=judged)
+    with pytest.raises(ValueError, match="is no folder of `falcon3-audio judge`"):
+        score.score(read_predictions(other), "mmau-pro", judged=folder)
+    lines = (judged / "judgements.jsonl").read_text()
+    (judged / "judgements.jsonl").write_text(lines.replace('"score": 4.25', '"score": null', 1))
+    with pytest.raises(ValueError, match="1 open questions have no judgement, the first is 'b2'"):
+        score.score(read_predictions(path), "mmau-pro", judged=judged)
+    files = read_predictions(path), read_predictions(other)
+    with pytest.raises(ValueError, match="question b2 has no options"):
+        compare(*files)
+    found = compare(*files, without_open=True)
+    assert (found.overall.n, found.left_out) == (2, {"open": ["b2"]})
+    assert (found.only_a, found.only_b) == ([], ["c3"])  # "The second" has at most three words
 
 
 @pytest.mark.parametrize(
