@@ -85,8 +85,8 @@ BENCHMARKS = {
     "mmau-pro": Benchmark(
         load_mmau_pro,
         "plain",
-        # The published rule for questions with options takes the option that is nearest by an embedding model of 8B parameters.
-        ("content",),
+        # The published rule for questions with options takes the option that is nearest by NV-Embed-v2.
+        ("mmau-pro",),
         ("category", "length_type", "sub-cat"),
         "MMAU-Pro",
         size=MMAU_PRO_QUESTIONS,

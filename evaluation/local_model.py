@@ -213,10 +213,12 @@ class LocalModel:
 
 
 def own_device() -> str | None:
-    """The accelerator of this process, where a launcher started one for each (`LOCAL_RANK`); `None` without any."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    """The accelerator of this process by its `LOCAL_RANK`, where a launcher set one and there are any; processes may share one."""
     number = os.environ.get("LOCAL_RANK")
-    return None if accelerator is None or number is None else f"{accelerator.type}:{number}"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if number is None or accelerator is None:
+        return None
+    return f"{accelerator.type}:{int(number) % torch.accelerator.device_count()}"
 
 
 def _decode(clip: Clip) -> np.ndarray | OSError | ValueError:

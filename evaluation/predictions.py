@@ -198,6 +198,8 @@ def _published(row: dict[str, Any], key: str | None) -> Prediction:
     identity = next((name for name in ("id", "uniq_id") if row.get(name) is not None), None)
     if identity is None:
         raise RowFault(FIELD, f"no id (looked for 'id' and 'uniq_id' among {sorted(row)})")
+    # MMAU-Pro's, which alone has such a key; categories of others may have the same names.
+    no_options = "task_identifier" in row and row.get("category") in WITHOUT_OPTIONS
     letters = [row.get(f"choice_{letter}") or "" for letter in "abcd"]
     if key is not None and not isinstance(row.get(key), (str, type(None))):
         raise RowFault(FIELD, f"{key!r} is {row[key]!r}; expected the reply's text")
@@ -212,8 +214,8 @@ def _published(row: dict[str, Any], key: str | None) -> Prediction:
         status=MISSING if reply is None else ANSWERED,
         reply=reply,
         question=optional_text_of(row, "question") or "",
-        choices=() if row.get("category") in WITHOUT_OPTIONS else _choices(row.get("choices") or letters),
-        check=check_in(row),
+        choices=() if no_options else _choices(row.get("choices") or letters),
+        check=check_in(row) if no_options else None,
         answer=optional_text_of(row, "answer" if row.get("answer") is not None else "answer_gt"),
         audio=tuple(folder + clip for clip in clips),
         groups=groups,

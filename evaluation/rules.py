@@ -9,6 +9,7 @@ Run: `RULES["content"](prediction)`
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -83,14 +84,11 @@ def mmsu_official(row: Prediction) -> Verdict:
 
 def content(row: Prediction) -> Verdict:
     """
-    Right if the reply means the answer, see `resolve`; where the question has a check instead (MMAU-Pro's instructions), if
-    the reply passes it. No reply or an empty one is wrong.
+    Right if the reply means the answer, see `resolve`. No reply or an empty one is wrong.
 
     Raises:
-        `ValueError`: a row without an answer or without options, or whose answer is none of them; as `follows`.
+        `ValueError`: a row without an answer or without options, or whose answer is none of them.
     """
-    if row.check is not None:
-        return Verdict.RIGHT if follows(row.check, row.reply or "") else Verdict.WRONG
     same = (choice for choice in row.choices if same_spelling(choice, _answer(row)))
     answer = next(same, None) or row.choices[_position(row)]
     if row.reply is None or not row.reply.strip():
@@ -101,10 +99,31 @@ def content(row: Prediction) -> Verdict:
     return Verdict.RIGHT if option == answer else Verdict.WRONG
 
 
+def mmau_pro(row: Prediction) -> Verdict:
+    """
+    For MMAU-Pro: instructions by their check, questions with options by content. The published file has questions none of whose
+    options is their answer; as with the published script they are wrong, whatever is replied.
+
+    Raises:
+        `ValueError`: an open question, or one without an answer; as `follows`.
+    """
+    if row.check is not None:
+        return Verdict.RIGHT if follows(row.check, row.reply or "") else Verdict.WRONG
+    answer = answer_option(row)
+    return Verdict.WRONG if answer is None else content(replace(row, answer=answer))
+
+
+def answer_option(row: Prediction) -> str | None:
+    """The option that is a row's answer, or that the answer means in other words, see `resolve`. Errors as in `mmau_pro`."""
+    answer = _answer(row)
+    return answer if answer in row.choices else resolve(answer, row.choices)
+
+
 RULES: dict[str, Callable[[Prediction], Verdict]] = {
     "mmau-official": mmau_official,
     "air-bench-official": air_bench_official,
     "mmsu-official": mmsu_official,
+    "mmau-pro": mmau_pro,
     "content": content,
 }
 
@@ -187,9 +206,11 @@ __all__ = [
     "Verdict",
     "accuracies",
     "air_bench_official",
+    "answer_option",
     "content",
     "is_right",
     "mmau_official",
+    "mmau_pro",
     "mmsu_official",
     "resolve",
 ]

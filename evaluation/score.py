@@ -40,8 +40,8 @@ from .predictions import (
     Predictions,
     read_predictions,
 )
-from .rules import RULES, Verdict
-from .score_tables import ALWAYS, show
+from .rules import RULES, Verdict, answer_option
+from .score_tables import ALWAYS, UNANSWERABLE, show
 from .scored_rows import NO_GROUP, check_answers, questions_of, some
 from .word_errors import (
     UNITS,
@@ -118,6 +118,8 @@ def score(
     check_answers(rows)
     left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
     counts = count(rows)
+    if benchmark == "mmau-pro":
+        counts |= {UNANSWERABLE: sum(row.check is None and answer_option(row) is None for row in rows)}
     clips = clip_numbers([row.audio for row in rows])
     scores = {rule: _score_by(rule, rows, clips, breakdowns, spelling) for rule in rules}
     packages = ("falcon3-audio", "jiwer", "transformers") if UNITS.keys() & set(rules) else ("falcon3-audio",)

@@ -11,6 +11,7 @@ from .word_errors import UNITS, WER
 
 
 ALWAYS = "always option"  # a baseline by position
+UNANSWERABLE = "without a right option"  # of the answered and others: no option is the answer, so they are wrong
 VALUES = ("accuracy", *(f"{unit}_error_rate" for unit in UNITS.values()), "macro")
 
 
@@ -31,7 +32,11 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(f"replies under {read['key']!r} in {read['path']}", soft_wrap=True)
     for warning in result["warnings"]:
         console.print(f"Warning: {warning}; --key chooses another.", style="bold red", soft_wrap=True)
-    told = [f"{number} {name}" for name, number in counts.items() if name in (ANSWERED, "empty", FAILED, MISSING)]
+    told = [
+        f"{number} {name}"
+        for name, number in counts.items()
+        if name in (ANSWERED, "empty", FAILED, MISSING, UNANSWERABLE)
+    ]
     skipped = sum(counts["left out before asking"].values())
     console.print(
         f"{counts['questions']} questions about {result['clips']} clips: {', '.join(told)}; {skipped} left out before asking",
@@ -101,4 +106,4 @@ def _cell(found: dict[str, Any]) -> str:
     return f"{percent(_value(found))} {_limits(found)}"
 
 
-__all__ = ["ALWAYS", "percent", "show"]
+__all__ = ["ALWAYS", "UNANSWERABLE", "percent", "show"]

@@ -34,6 +34,11 @@ def mmsu_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     return _results("mmsu-official", doc, results[0])
 
 
+def mmau_pro_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """The verdicts on the first of `results`, by metric; `content` is the rule for MMAU-Pro, see `rules.mmau_pro`."""
+    return _content(doc, results[0], "mmau-pro")
+
+
 def content_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """The verdicts by content on the first of `results`, by metric: of benchmarks without a published rule of their own."""
     return _content(doc, results[0])
@@ -71,8 +76,8 @@ def _results(rule: str, doc: dict[str, Any], reply: str) -> dict[str, Any]:
     }
 
 
-def _content(doc: dict[str, Any], reply: str) -> dict[str, Any]:
-    verdict, known = RULES["content"](_row(doc, reply)), {"clip": doc["clip"]}
+def _content(doc: dict[str, Any], reply: str, rule: str = "content") -> dict[str, Any]:
+    verdict, known = RULES[rule](_row(doc, reply)), {"clip": doc["clip"]}
     content = known | {"score": float(verdict == Verdict.RIGHT)}
     return {
         "content": content,

@@ -82,7 +82,7 @@ def test_open_questions_are_left_out_where_a_task_says_so():
     docs = [rows.row_of(question) for question in kept.questions]
     assert [(doc["id"], doc["task"]) for doc in docs] == [("a", "sound"), ("b", "")]
     assert rows.doc_to_text(docs[1], {"prompt": "plain"}) == "Be brief."
-    said = [scores(scoring.content_results(docs[1], [reply]))["content"] for reply in ("a dog", "a dog barks")]
+    said = [scores(scoring.mmau_pro_results(docs[1], [reply]))["content"] for reply in ("a dog", "a dog barks")]
     assert said == [1, 0]
 
 

@@ -97,7 +97,7 @@ def test_json_lines_and_an_audio_folder(folder, tmp_path):
     [
         (without(CHOICE, "id"), r"line 1 \(line 1\): no 'id'"),
         (without(CHOICE, "category"), r"line 1 \(a1\): no 'category'"),
-        (CHOICE | {"answer": "Neither"}, "answer not among the choices in 1 .*'Neither' is none of"),
+        (CHOICE | {"answer": None}, "'answer' is None, expected a text"),
         (CHOICE | {"choices": ["The second"]}, "expected two or more"),
         (CHOICE | {"audio_path": []}, r"'audio_path' is \[\], expected a path or a list of paths"),
         (CHOICE | {"audio_path": ["data/z.wav"]}, "audio file missing in 1 .*z.wav"),
@@ -125,6 +125,31 @@ def test_what_is_no_parquet_is_an_error(folder):
         load_mmau_pro(folder / "none.parquet")
 
 
+def test_answers_that_are_no_option_count_as_wrong_as_published(folder):
+    """The published file has some; an answer that is an option in another spelling is that option."""
+    spelled = CHOICE | {"id": "d4", "answer": "the second."}
+    none = CHOICE | {"id": "e5", "answer": "Neither"}
+    loaded = load_mmau_pro(write(folder, CHOICE, spelled, none))
+    assert [question.answer for question in loaded.questions] == ["The second", "the second.", "Neither"]
+    rows = [row | {"model_output": "The second"} for row in (CHOICE, spelled)] + [none | {"model_output": "Neither"}]
+    result = score.score(read_predictions(write(folder, *rows, name="predicted.parquet")), "mmau-pro")
+    assert (result["rules"]["mmau-pro"]["n"], result["rules"]["mmau-pro"]["right"]) == (3, 2)
+    assert result["counts"]["without a right option"] == 1
+
+
+def test_a_category_of_others_with_the_same_name_keeps_its_options(folder):
+    row = {
+        "id": "1",
+        "question": "Which?",
+        "choices": ["a", "b"],
+        "answer": "a",
+        "category": "open",
+        "model_output": "a",
+    }
+    (found,) = read_predictions(write_lines(folder / "theirs.jsonl", [row])).rows
+    assert found.choices == ("a", "b") and found.check is None
+
+
 def test_the_name_is_for_its_own_questions():
     ids = [str(number) for number in range(QUESTIONS)]
     assert title_of("mmau-pro", ids, CATEGORIES) == "MMAU-Pro"
@@ -150,7 +175,7 @@ def test_published_predictions_are_scored_without_the_clips(folder):
     for given in (data, None):
         result = score.score(found, "mmau-pro", given, without_open=True)
         assert result["title"] == "Own questions in MMAU-Pro's format without its 1 open questions"
-        content = result["rules"]["content"]
+        content = result["rules"]["mmau-pro"]
         assert (content["n"], content["right"]) == (2, 1)
         groups = content["breakdowns"]["category"]["groups"]
         assert {name: part["right"] for name, part in groups.items()} == {"instruction following": 0, "multi": 1}
@@ -190,7 +215,7 @@ def test_a_model_is_asked_all_and_scored_without_what_a_judge_must_rate(folder, 
         and "1 questions are open and not in this score: falcon3-audio judge" in said
     )
     result = json.loads((out / "score.json").read_text())
-    assert (result["rules"]["content"]["n"], result["rules"]["content"]["right"]) == (2, 2)
+    assert (result["rules"]["mmau-pro"]["n"], result["rules"]["mmau-pro"]["right"]) == (2, 2)
     assert result["title"].endswith("without its 1 open questions")
     rows = {row.id: row for row in read_predictions(out).rows}
     assert rows["a1"].prompt.startswith("Which clip has a dog?\nThe first\n") and rows["b2"].prompt == OPEN["question"]
@@ -207,11 +232,11 @@ def test_rules_and_judge_make_one_number_and_models_are_compared(folder, capsys)
     judged = folder / "predicted.judge-mmau-pro"
     result = score.score(read_predictions(path), "mmau-pro", judged=judged)
     # Right, wrong, and 4.25 of 5.
-    assert result["overall"]["rules"]["content"]["value"] == pytest.approx((1 + 0 + 4.25 / 5) / 3)
+    assert result["overall"]["rules"]["mmau-pro"]["value"] == pytest.approx((1 + 0 + 4.25 / 5) / 3)
     assert result["overall"]["judge"] == {"rubric": "mmau-pro", "judges": ["m"], "reported": {"m": ["stub-2026"]}}
-    assert result["rules"]["content"]["n"] == 2 and "without its 1 open questions" in result["title"]
+    assert result["rules"]["mmau-pro"]["n"] == 2 and "without its 1 open questions" in result["title"]
     assert score.main([str(path), "--benchmark", "mmau-pro", "--judged", str(judged)]) == 0
-    assert "by content and the judge m: 61.7 %" in capsys.readouterr().out
+    assert "by mmau-pro and the judge m: 61.7 %" in capsys.readouterr().out
     other = write(folder, *(row | {"model_output": "The second"} for row in ROWS), name="other.parquet")
     with pytest.raises(ValueError, match="has judgements of other predictions"):
         score.score(read_predictions(other), "mmau-pro", judged=judged)
@@ -223,8 +248,8 @@ def test_rules_and_judge_make_one_number_and_models_are_compared(folder, capsys)
         score.score(read_predictions(path), "mmau-pro", judged=judged)
     files = read_predictions(path), read_predictions(other)
     with pytest.raises(ValueError, match="question b2 has no options"):
-        compare(*files)
-    found = compare(*files, without_open=True)
+        compare(*files, rule="mmau-pro")
+    found = compare(*files, rule="mmau-pro", without_open=True)
     assert (found.overall.n, found.left_out) == (2, {"open": ["b2"]})
     assert (found.only_a, found.only_b) == ([], ["c3"])  # "The second" has at most three words
 
