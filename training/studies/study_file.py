@@ -274,13 +274,12 @@ def _evaluation(given: Any, where: str) -> Evaluation:
             evaluate.parse(evaluation.arguments("model", "output", SOUND))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    rules = [known for known in BENCHMARKS[options["benchmark"]].rules if known in RULES]
-    if rule not in rules:
-        known = (
-            f"its rules are {', '.join(rules)}"
-            if rules
-            else "a judge or an error rate scores it, and a study compares right answers"
-        )
+    rules = BENCHMARKS[options["benchmark"]].rules
+    compared = [known for known in rules if known in RULES]
+    if rule not in compared:
+        judge = "a judge scores it, which a study cannot ask"
+        rates = "error rates score it, and a study compares right answers"
+        known = f"its rules are {', '.join(compared)}" if compared else rates if rules else judge
         raise ValueError(f"{where}: {options['benchmark']} is not scored by {rule!r}: {known}.")
     return evaluation
 
