@@ -386,9 +386,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = judge(predictions, rubric, endpoints, output, options.concurrency)
         print(report(result))
         if others := sum(not row.is_open for row in predictions.rows):
-            print(
-                f"\n{others} questions with options or a check were not judged: falcon3-audio score --judged has all in one number"
-            )
+            print(f"\n{others} questions with options or a check were not judged: see falcon3-audio score --judged")
         print(f"\nwritten to {output / RESULT} and {output / JUDGEMENTS}")
         gaps = _gaps(result)
         if gaps:
