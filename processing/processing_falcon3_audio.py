@@ -36,7 +36,7 @@ from .audio_inputs_falcon3_audio import (
     is_with_rate,
     load_audio,
 )
-from .messages_falcon3_audio import check_text, is_conversation, load_item, plain_messages
+from .messages_falcon3_audio import check_item, check_message, is_conversation, load_item, plain_messages
 from .tokenizer_falcon3_audio import (
     NEW_AUDIO_TOKEN,
     choose_audio_token,
@@ -347,6 +347,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
             raise ValueError("The conversation is empty; give at least one message.")
         prepared = []
         for index, message in enumerate(conversation):
+            check_message(message, index)
             content = message.get("content")
             items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
             if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
@@ -354,7 +355,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
                     f"The content of message {index} must be a string or a list of dicts, got {content!r}."
                 )
             for item in items:
-                check_text(item, index, self.audio_token)
+                check_item(item, index, self.audio_token)
             if not isinstance(content, str) and content is not None and load:
                 message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
             prepared.append(message)

@@ -410,6 +410,26 @@ def message_errors(token):
         "text that is a list": ([*user, *question(text=["What?", "Where?"])], "text"),
         "text that is None": ([*user, *question(text=None)], "text"),
         "words among items": ([*user, {"role": "user", "content": ["What?"]}], "message 2"),
+        "text and audio in one item": (
+            [*user, {"role": "user", "content": [{"type": "text", "text": "What?", "audio": "a.wav"}]}],
+            "message 2 is of type 'text', but has 'audio'",
+        ),
+        "audio with words": (
+            [{"role": "user", "content": [{"type": "audio", "audio": SOUND, "text": "What?"}]}],
+            "message 0 is of type 'audio', but has 'text'",
+        ),
+        "neither": ([*user, {"role": "user", "content": [{}]}], "Message 2.*type None"),
+        "both without a type": ([{"role": "user", "content": [{"audio": SOUND, "text": "What?"}]}], "Message 0.*None"),
+        "sound beside the content": (
+            [*user, {"role": "user", "content": "What?", "audio": SOUND}],
+            "2.*'audio'.*not heard",
+        ),
+        "clips beside the content": (
+            [{"role": "user", "content": "What?", "audios": ["a.wav"]}],
+            "0.*'audios'.*not heard",
+        ),
+        "no role": ([{"content": "What?"}], "Message 0 needs a 'role'"),
+        "a role of nothing": ([*user, {"role": None, "content": "What?"}], "Message 2 needs a 'role'"),
         "one item without a list": ([{"role": "user", "content": {"type": "text", "text": "a"}}], "message 0"),
     }
 
@@ -417,8 +437,18 @@ def message_errors(token):
 @pytest.mark.parametrize("case", message_errors(""))
 def test_bad_messages_are_named(processor, case):
     chat, message = message_errors(processor.audio_token)[case]
-    with pytest.raises((ValueError, TemplateError), match=message):
+    with pytest.raises(ValueError, match=message):
         tokenized(processor, chat)
+
+
+def test_what_arrow_fills_up_is_nothing(processor):
+    """Items of one list have the same keys there, with None or a dict of None in those they lack."""
+    chat = question(SOUND[:SECOND], text="What?")
+    filled = [{"role": "user", "audio": None, "content": [
+        {"type": "audio", "text": None, "audio": SOUND[:SECOND]},
+        {"type": "text", "text": "What?", "audio": {"bytes": None, "path": None}},
+    ]}]  # fmt: skip
+    assert torch.equal(tokenized(processor, filled)["input_ids"], tokenized(processor, chat)["input_ids"])
 
 
 @pytest.mark.parametrize("as_items", [True, False])
