@@ -12,6 +12,7 @@ from 5.23).
 import copy
 import math
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from .tokenizer_falcon3_audio import (
     load_tokenizer,
     make_chat_template,
     own_chat_template,
+    tokenizing,
 )
 
 
@@ -190,7 +192,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         **kwargs: Unpack[Falcon3AudioProcessorKwargs],
     ) -> BatchFeature:
         """
-        Model inputs for texts with placeholders and the audio that belongs to them, or for one of the two.
+        Model inputs for texts with placeholders and the audio that belongs to them, or for one of the two. Threads may share a
+        processor, but not its tokenizer beside it.
 
         Args:
             text (`str` or `list[str]`, *optional*): Prompts; each placeholder becomes as many as its audio has tokens.
@@ -201,7 +204,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         said = {**(kwargs.get("common_kwargs") or {}), **self.tokenizer.init_kwargs, **kwargs}
         defaults = {name: value for name, value in TEXT_DEFAULTS.items() if name not in said}
         kwargs["text_kwargs"] = defaults | (kwargs.get("text_kwargs") or {})
-        return super().__call__(text=text, audio=audio, **kwargs)
+        with nullcontext() if text is None else tokenizing():
+            return super().__call__(text=text, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Audio of any accepted kind, alone or as a list, becomes a list of mono 16 kHz arrays; see `load_audio`."""

@@ -4,6 +4,8 @@ token counts by hand."""
 import copy
 import logging
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -492,3 +494,23 @@ def test_labels_are_arrays_where_the_inputs_are(processor):
     tensors = tokenized(processor, chat, processor_kwargs=options)
     assert isinstance(arrays["labels"], np.ndarray) and isinstance(tensors["labels"], torch.Tensor)
     np.testing.assert_array_equal(arrays["labels"], tensors["labels"].numpy())
+
+
+def test_threads_with_settings_of_their_own_share_a_processor(processor):
+    """A tokenizer holds padding and truncation of the call before, which another thread may have made."""
+    texts = ["a b c", "What do you hear?", "a long question " * 20]
+    calls = [
+        lambda: processor(text=texts)["input_ids"].tolist(),
+        lambda: processor(text=texts, padding=False, return_tensors=None)["input_ids"],
+        lambda: processor(text=texts, padding=False, truncation=True, max_length=3, return_tensors=None)["input_ids"],
+        lambda: processor(text=texts, padding_side="right")["input_ids"].tolist(),
+    ]
+    expected = [call() for call in calls]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda number: calls[number % 4](), range(800)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(ids == expected[number % 4] for number, ids in enumerate(found))
