@@ -205,7 +205,11 @@ class Falcon3AudioProcessor(ProcessorMixin):
         defaults = {name: value for name, value in TEXT_DEFAULTS.items() if name not in said}
         kwargs["text_kwargs"] = defaults | (kwargs.get("text_kwargs") or {})
         with nullcontext() if text is None else tokenizing():
-            return super().__call__(text=text, audio=audio, **kwargs)
+            outputs = super().__call__(text=text, audio=audio, **kwargs)
+        if kwargs.get("return_text_replacement_offsets") and "offset_mapping" in outputs:
+            # `apply_chat_template` goes over these for every answer: of a tensor, 25 s for 400 answers.
+            outputs["offset_mapping"] = np.asarray(outputs["offset_mapping"]).tolist()
+        return outputs
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Audio of any accepted kind, alone or as a list, becomes a list of mono 16 kHz arrays; see `load_audio`."""

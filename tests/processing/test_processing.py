@@ -514,3 +514,15 @@ def test_threads_with_settings_of_their_own_share_a_processor(processor):
     finally:
         sys.setswitchinterval(before)
     assert all(ids == expected[number % 4] for number, ids in enumerate(found))
+
+
+def test_labels_of_a_long_chat_do_not_walk_tensors(processor, monkeypatch):
+    """transformers looks at every token for every answer, which is slow where each is a tensor of its own."""
+    walks = []
+    walk = torch.Tensor.__iter__
+    monkeypatch.setattr(torch.Tensor, "__iter__", lambda tensor: (walks.append(1), walk(tensor))[1])
+    chat = [*question(SOUND[:SECOND], text="What?"), {"role": "assistant", "content": "a dog"}]
+    tokenized(processor, chat * 5, processor_kwargs={"return_labels": True})
+    few = len(walks)
+    tokenized(processor, chat * 10, processor_kwargs={"return_labels": True})
+    assert len(walks) - few <= few + 5
