@@ -7,6 +7,7 @@ key, the first of these that is in the file; where another holds something else,
 """
 
 import json
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class Predictions:
 
 # Under which name others publish the reply, by benchmark: MMAU's two, MMAR's, AIR-Bench's; the last is our own.
 REPLY_KEYS = ("model_output", "model_prediction", "answer_prediction", "prediction", "response", "reply")
+ANSWER_KEYS = ("answer", "answer_gt")
 # What tells groups apart in published files.
 GROUP_KEYS = (
     *("task", "category", "sub-category", "sub-sub-category", "difficulty", "modality", "language"),
@@ -107,8 +109,9 @@ def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
     rows = tuple(_checked(row, found, f"{path}, {place}") for place, row in content)
     first: dict[str, str] = {}
     for (place, _), row in zip(content, rows):
-        if first.setdefault(row.id, place) != place:
-            raise ValueError(f"{path}: {first[row.id]} and {place} have the same id {row.id!r}.")
+        identity = unicodedata.normalize("NFC", row.id.strip())
+        if first.setdefault(identity, place) != place:
+            raise ValueError(f"{path}: {first[identity]} and {place} have the same id {identity!r}.")
     provenance = _provenance(path.parent / RUN) if path.name == PREDICTIONS else {}
     return Predictions(rows, provenance, str(path), sha256[path.name], found, warnings)
 
@@ -120,6 +123,8 @@ def _reply_key(content: list[Row], key: str | None, path: Path) -> tuple[str | N
     known = [name for name in REPLY_KEYS if name in present]
     if key is not None and key not in present:
         raise ValueError(f"no row of {path} has the key {key!r}; they have {', '.join(map(str, present)) or 'none'}.")
+    if key in ANSWER_KEYS:
+        raise ValueError(f"{key!r} is the key of the right answers, not of replies.")
     if key is None and any(map(_is_ours, rows)):
         key = "reply"
     key = key or next(iter(known), None)
@@ -204,6 +209,8 @@ def _published(row: dict[str, Any], key: str | None) -> Prediction:
     if key is not None and not isinstance(row.get(key), (str, type(None))):
         raise RowFault(FIELD, f"{key!r} is {row[key]!r}; expected the reply's text")
     reply = None if key is None else row.get(key)
+    if reply is not None and row.get("status") in (FAILED, MISSING):
+        raise RowFault(FIELD, f"'status' is {row['status']!r}, but {key!r} is {reply!r}; take one of the two out")
     groups = groups_of(row, GROUP_KEYS)
     # AIR-Bench's tasks use the same file names for other clips.
     task, dataset = groups.get("task_name"), groups.get("dataset_name")
