@@ -1,9 +1,8 @@
 # falcon3-audio serve on a CPU:
 #     docker build -t falcon3-audio .
 #     docker run -p 8000:8000 -e KEY=... -v "$PWD/my-checkpoint:/model:ro" falcon3-audio
-# Debian's ffmpeg is for m4a, mp4 and webm.
 FROM python:3.11-slim
-RUN apt-get update && apt-get install -y --no-install-recommends ffmpeg libjemalloc2 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends libjemalloc2 && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY constraints.txt .
 RUN pip install --no-cache-dir --constraint constraints.txt torch --extra-index-url https://download.pytorch.org/whl/cpu

@@ -29,7 +29,7 @@ def _packages() -> list[str]:
         line for line in requires("falcon3-audio") or () if not re.search(r"extra == .(dev|docs|completion).", line)
     ]
     names = (re.match(r"[\w.-]+", line) for line in wanted)
-    return sorted({name.group() for name in names if name} - {"falcon3-audio"} | {"vllm", "torchcodec"})
+    return sorted({name.group() for name in names if name} - {"falcon3-audio"} | {"vllm"})
 
 
 def _version(package: str) -> str:

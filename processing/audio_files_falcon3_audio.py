@@ -4,7 +4,7 @@
 libsndfile stops at the length that a header gives and says nothing where the file ends before it or goes on behind it. So
 it is told that every file goes on without end, which makes it say what the header promises; a file is read as far as it
 can be decoded; then the two are compared. Files of one format joined one behind the other are decoded one by one. What
-soundfile does not know (m4a, mp4, webm) goes to torchcodec where that is installed. Travels with every saved checkpoint.
+soundfile does not know (m4a, mp4, webm) goes to PyAV where that is installed. Travels with every saved checkpoint.
 """
 
 import io
@@ -20,6 +20,11 @@ try:
     import soundfile
 except ImportError:  # `decode_file` says what to install
     soundfile = None
+
+try:
+    import av
+except ImportError:  # so does `_decode_with_ffmpeg`
+    av = None
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +47,10 @@ _CHUNKED: dict[str, tuple[slice, Any]] = {
 _CHECKED = {*_CHUNKED, "AU", "FLAC", "MP3", "NIST", "OGG"}
 # By how much a container's duration may be over that of its sound: encoders' delay, and the end of a picture.
 DURATION_TOLERANCE = 0.5  # seconds
+
+
+# Containers that are read with PyAV, as FFmpeg calls them.
+_OF_FFMPEG = "mov,matroska,webm,aac,ac3,eac3,amr,asf,avi,flv,mpegts"
 
 
 class _Endless(io.BytesIO):
@@ -90,7 +99,7 @@ def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tup
             samples, rate, rest = _decode_first(file, name, max_seconds)
         except soundfile.LibsndfileError as error:
             if not parts and not files:
-                return _decode_with_torchcodec(data, name, error, max_seconds)
+                return _decode_with_ffmpeg(data, name, error, max_seconds)
             if files or _BEGINNING.match(file):
                 raise ValueError(f"{name} holds several files, of which one cannot be decoded: {error}") from error
             logger.warning_once(f"{name}: {len(file)} bytes behind the sound of an mp3 file are no sound (a tag?).")
@@ -245,32 +254,52 @@ def _check_seconds(seconds: float, most: float | None, name: str):
         raise ValueError(f"{name} is longer than {most:g} s, the limit of a clip.")
 
 
-def _decode_with_torchcodec(data: bytes, name: str, error: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    """m4a, mp4, webm and the like."""
-    try:
-        from torchcodec.decoders import AudioDecoder
-
-        decoder = AudioDecoder(data)
-        # A second more than is allowed shows that there is more.
-        stop = None if max_seconds is None else max_seconds + 1
-        decoded = decoder.get_all_samples() if stop is None else decoder.get_samples_played_in_range(0.0, stop)
-    except ModuleNotFoundError:
-        problem = "for files in other formats install torchcodec and ffmpeg."
-    except (ImportError, OSError, RuntimeError, ValueError) as reason:  # without the FFmpeg that it loads, or no sound
-        problem = f"torchcodec, which reads other formats, says: {str(reason).strip()[:300]}"
+def _decode_with_ffmpeg(data: bytes, name: str, error: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    """m4a, mp4, webm and the like, by the FFmpeg that PyAV brings along."""
+    if av is None:
+        problem = "m4a, mp4, webm and others need PyAV: pip install av."
     else:
-        samples, rate = decoded.data.numpy().T, int(decoded.sample_rate)
-        _check_seconds(len(samples) / rate, max_seconds, name)
-        promised = decoder.metadata.duration_seconds_from_header or 0.0
-        if len(samples) / rate < promised - DURATION_TOLERANCE:
-            raise ValueError(
-                f"{name} is truncated: it announces {promised:.1f} s and holds {len(samples) / rate:.1f} s."
-            )
-        return samples, rate
+        try:
+            # Playlists and the like, which name other files to be opened, are not among these.
+            with av.open(io.BytesIO(data), options={"format_whitelist": _OF_FFMPEG}) as container:
+                samples, rate = _first_sound(container, max_seconds)
+                promised = _promised_seconds(container)
+        except (av.FFmpegError, ValueError, IndexError) as reason:
+            problem = f"PyAV, which reads other formats, says: {str(reason)[:300]}"
+        else:
+            _check_seconds(len(samples) / rate, max_seconds, name)
+            if len(samples) / rate < promised - DURATION_TOLERANCE:
+                raise ValueError(
+                    f"{name} is truncated: it announces {promised:.1f} s and holds {len(samples) / rate:.1f} s."
+                )
+            return samples, rate
     raise ValueError(
         f"{name} cannot be decoded: {error.error_string} It may be damaged or no audio. soundfile reads wav, flac, ogg and "
         f"mp3; {problem}"
     ) from error
+
+
+def _first_sound(container: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    """Samples and rate of a file's first stream of sound, up to a little more than `max_seconds`, which shows that there is more."""
+    stream = container.streams.audio[0]
+    floats = av.AudioResampler(format="fltp")
+    parts, count = [], 0
+    for frame in container.decode(stream):
+        parts += [part.to_ndarray() for part in floats.resample(frame)]
+        count += frame.samples
+        if max_seconds is not None and count > (max_seconds + 1) * stream.rate:
+            break
+    if not parts:
+        raise ValueError("there is no sound in it")
+    return np.concatenate(parts, axis=1).T, stream.rate
+
+
+def _promised_seconds(container: Any) -> float:
+    """0 where nothing is said, as in what browsers record."""
+    stream = container.streams.audio[0]
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
 
 
 if soundfile is not None:

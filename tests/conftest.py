@@ -19,7 +19,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from stand_in_torchcodec import stand_in
 from tiny import make_llm, make_tokenizer, make_whisper
 from transformers import WhisperFeatureExtractor
 
@@ -158,9 +157,3 @@ def finished_run(recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "finished"
     arguments = ("--config", recipe, "--output_dir", str(run), "--report_to", "tensorboard", "--save_total_limit", "9")
     return sft.train(*parse(*arguments))
-
-
-@pytest.fixture
-def torchcodec(monkeypatch):
-    """Stands in for torchcodec, which decodes what soundfile does not."""
-    return stand_in(monkeypatch)

@@ -1,0 +1,29 @@
+"""Files in formats that soundfile does not know, made with the FFmpeg of PyAV."""
+
+import io
+
+import av
+import numpy as np
+from tiny import tone
+
+
+RATE = 44_100
+STEREO = np.stack([tone(2.0, 440, RATE), tone(2.0, 997, RATE)])  # 2 s
+
+
+def with_ffmpeg(container: str, codec: str, samples: np.ndarray = STEREO, rate: int = RATE) -> bytes:
+    """`samples` (channels, samples) as a file: `ipod` (m4a) with `alac` keeps them to 16 bits, `aac` does not."""
+    file = io.BytesIO()
+    layout = {1: "mono", 2: "stereo"}[len(samples)]
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.layout = layout
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples, np.float32), format="fltp", layout=layout)
+        frame.sample_rate = rate
+        for part in av.AudioResampler(format=stream.format, layout=layout, rate=rate).resample(frame):
+            out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+M4A = with_ffmpeg("ipod", "alac")
