@@ -36,6 +36,7 @@ class Benchmark:
         size: how many questions there are, where no digest of their ids is known.
         tasks: the names, or the number of names, that the questions of such a benchmark have in its first breakdown.
         plain: suffixes of the files whose rows say all that scoring needs; others are read by the loader, with their clips.
+        hub_id: of the set on the Hub that holds its questions, where there is one.
     """
 
     load: Callable[..., QuestionSet]
@@ -47,6 +48,7 @@ class Benchmark:
     size: int | None = None
     tasks: frozenset[str] | int = frozenset()
     plain: tuple[str, ...] = (".json", ".jsonl")
+    hub_id: str | None = None
 
 
 BENCHMARKS = {
@@ -61,6 +63,7 @@ BENCHMARKS = {
             "00215abf6c8778e8e9876796975e954de1da4651337e098ed5b9797c19943fe4",
             "c9ab3b5bdcbf55a62fd07125c5f17a6a91a362ef8548d3c3f265e29c25790750",
         ),
+        hub_id="gamma-lab-umd/MMAU-test-mini",
     ),
     "mmar": Benchmark(
         load_mmar,
@@ -70,6 +73,7 @@ BENCHMARKS = {
         "MMAR",
         # MMAR-meta.jsonl of github.com/ddlBoJack/MMAR.
         ("28797555f96cdbd5a18ca29f968c6b2baae4bf9dc8d2cd4de458820d0820e27e",),
+        hub_id="BoJack/MMAR",
     ),
     "air-bench-foundation": Benchmark(
         load_foundation,
@@ -92,6 +96,7 @@ BENCHMARKS = {
         size=MMAU_PRO_QUESTIONS,
         tasks=frozenset(MMAU_PRO_CATEGORIES),
         plain=(".json", ".jsonl", ".parquet"),
+        hub_id="gamma-lab-umd/MMAU-Pro",
     ),
     "mmsu": Benchmark(
         load_mmsu,
@@ -101,6 +106,7 @@ BENCHMARKS = {
         "MMSU",
         size=MMSU_QUESTIONS,
         tasks=MMSU_TASKS,
+        hub_id="ddwang2000/MMSU",
     ),
     "esc-50": Benchmark(
         load_esc50,

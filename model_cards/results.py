@@ -15,7 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.whole_files import write_json
@@ -205,6 +206,29 @@ def eval_results(entries: list[dict[str, Any]]) -> list[EvalResult]:
     return results
 
 
+def eval_result_files(entries: list[dict[str, Any]]) -> dict[str, str]:
+    """
+    Files that belong into a model's repository, path -> content: by them the Hub shows scores on the model's page and on the
+    benchmark's (huggingface.co/docs/hub/eval-results). One for each benchmark that the Hub has, with the percentage by the
+    benchmark's own rule; what it was measured with is in the notes, and in full in the card.
+    """
+    files = {}
+    for entry in entries:
+        benchmark, run = BENCHMARKS[entry["benchmark"]], entry["run"]
+        if benchmark.hub_id is None or entry["title"] != benchmark.title:
+            continue
+        rule, found = next(iter(entry["rules"].items()))
+        low, high = (f"{100 * limit:.1f}" for limit in found["interval"])
+        notes = f"rule {rule}, prompt {run['prompt']}, n {found['n']}, 95 % interval {low} to {high}"
+        score = EvalResultEntry(
+            benchmark.hub_id, "default", round(100 * value_of(found), 2), date=run["created"], notes=notes
+        )
+        path = f".eval_results/{entry['benchmark']}.yaml"
+        known = yaml.safe_load(files.get(path, "[]"))
+        files[path] = yaml.safe_dump([*known, *eval_result_entries_to_yaml([score])], sort_keys=False)
+    return files
+
+
 def table(entry: dict[str, Any]) -> list[list[str]]:
     """Rows of text: the header, all questions, and the groups of the first breakdown; percent with the 95 % interval."""
     rules = list(entry["rules"].values())
@@ -234,4 +258,4 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON: {error}") from None
 
 
-__all__ = ["RESULTS", "add_result", "check_entry", "read_results", "results_of"]
+__all__ = ["RESULTS", "add_result", "check_entry", "eval_result_files", "read_results", "results_of"]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS, ids_digest, title_of
 from falcon3_audio.evaluation.load_air_bench import FOUNDATION
@@ -18,7 +19,7 @@ from falcon3_audio.model_cards import card_for_run, render_card
 from falcon3_audio.model_cards.card_facts import read_mapping
 from falcon3_audio.model_cards.record import main as record
 from falcon3_audio.model_cards.render import main as render
-from falcon3_audio.model_cards.results import FORMAT, add_result, read_results, results_of
+from falcon3_audio.model_cards.results import FORMAT, add_result, eval_result_files, read_results, results_of
 
 
 WORLD = Path(__file__).resolve().parents[2] / "model_cards" / "facts" / "falcon3-audio-world.yaml"
@@ -158,8 +159,12 @@ def test_only_the_benchmarks_own_questions_have_its_name(facts, results, tmp_pat
     (measured,) = card.data.to_dict()["model-index"][0]["results"]
     assert measured["dataset"]["name"] == "MMAU" and measured["dataset"]["type"] == "mmau"
     assert "### MMAU\n" in card.text
+    (content,) = eval_result_files([entry]).values()
+    (shown,) = parse_eval_result_entries(yaml.safe_load(content))
+    assert (shown.dataset_id, shown.value) == ("gamma-lab-umd/MMAU-test-mini", 75.0)
+    assert "rule mmau-official, prompt" in shown.notes and "n 4, 95 % interval" in shown.notes
     entry = add_result(write_score(tmp_path / "part", ("a bell",) * 3), REPO, results)
-    assert entry["title"] == "Own questions in MMAU's format"
+    assert entry["title"] == "Own questions in MMAU's format" and eval_result_files([entry]) == {}
     del entry["title"]
     with pytest.raises(ValueError, match="lacks provenance: title"):
         render_card(facts, [entry])

@@ -184,6 +184,13 @@ def test_a_push_is_one_commit_that_loads_anywhere(run, hub, send, environment, c
     assert len(hub.repos["org/model"].titles) == 2 and hub.uploads == uploads
 
 
+def test_measured_scores_go_along_as_the_hub_reads_them(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(push, "results_of", lambda repo_id, folder: [repo_id, (folder / "model.safetensors").exists()])
+    monkeypatch.setattr(push, "eval_result_files", lambda entries: {".eval_results/mmau.yaml": str(entries)})
+    push.stage(run, tmp_path, "org/scored")
+    assert (tmp_path / ".eval_results" / "mmau.yaml").read_text() == "['org/scored', True]"
+
+
 def test_a_dry_run_sends_nothing(run, here, hub):
     """In a process that is offline, and without a token."""
     asked = len(hub.requests)

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoProcessor
 
 from falcon3_audio.model_cards import card_for_run
+from falcon3_audio.model_cards.results import eval_result_files, results_of
 from falcon3_audio.user_errors import user_errors
 
 from ..arguments import OF_COMPOSED
@@ -81,6 +82,9 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
     root = root_of(run)
     copy_records(run, root, folder)
     card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
+    for name, content in eval_result_files(results_of(repo_id, folder)).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def copy_records(run: Path, root: Path, folder: Path):
