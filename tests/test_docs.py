@@ -15,7 +15,7 @@ from running_server import Running
 from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio import PRESETS
-from falcon3_audio.training.arguments import DataSource
+from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
 from falcon3_audio_cli import VERBS, main
 

@@ -21,11 +21,10 @@ MAY_IMPORT = {
     "demo": {"modeling", "processing", "training"},
 }
 
-# The same inside of training, whose own modules are the run; `real` puts a checkpoint together out of all of it. The run and the
-# reading of its data import both ways: data reads the entries of a recipe (arguments), a run reads data.
+# The same inside of training, whose own modules are the run; `real` puts a checkpoint together out of all of it.
 MAY_IMPORT_IN_TRAINING = {
     "run": {"data", "publishing", "studies"},
-    "data": {"run"},
+    "data": set(),
     "prepare": {"data"},
     "publishing": {"run"},
     "studies": {"run", "data"},

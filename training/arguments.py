@@ -6,7 +6,6 @@ dropout, schedule, clipping) they follow LTU-AS, which trained the same data wit
 A YAML recipe sets any of them (`--config recipe.yaml`), the command line overrides the recipe.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,7 +15,7 @@ from trl import SFTConfig
 from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
 from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS
 
-from .data.formats import ROLES
+from .data.sources import DataSource, read_sources
 
 
 # `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
@@ -47,94 +46,6 @@ def _check_values(options: Any):
 
 
 @dataclass
-class DataSource:
-    """
-    One training set: an entry of `train_data` in a recipe. A bare string stands for `path` alone.
-
-    Args:
-        path, name, split: see `open_dataset`.
-        weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice.
-        sound: whether each row has sound (`True`), only some have (`"some"`), or none has (`False`, a set of texts alone).
-            A row, or a set, that is otherwise is an error.
-        prompt: what is asked about each clip, for sets of transcripts, captions or labels alone. Of several, one is drawn for
-            each row, the same in each epoch.
-        columns: which column holds what (`{audio: path, text: utterance}`), where that is not told by its name; see formats.py.
-    """
-
-    path: str
-    name: str | None = None
-    split: str = "train"
-    weight: float = 1.0
-    sound: bool | Literal["some"] = True
-    prompt: str | list[str] | None = None
-    columns: dict[str, str] | None = None
-
-    def __post_init__(self):
-        if not self.path or not isinstance(self.path, str):
-            raise ValueError(f"A data source needs a `path` (a folder, a file or a Hub id), got {self.path!r}.")
-        if type(self.weight) not in (int, float) or not 0 < self.weight < math.inf:
-            raise ValueError(
-                f"The weight of {self.path} must be a number above 0, got {self.weight!r}; to go without it, leave the "
-                "set out."
-            )
-        if not isinstance(self.sound, bool) and self.sound != "some":
-            raise ValueError(
-                f"`sound` of {self.path} must be true, some (chats without sound among others) or false (texts alone), got "
-                f"{self.sound!r}."
-            )
-        self._check_prompt()
-        self._check_columns()
-
-    def _check_prompt(self):
-        prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
-        if self.prompt is not None and not (
-            prompts and all(isinstance(text, str) and text.strip() for text in prompts)
-        ):
-            raise ValueError(f"`prompt` of {self.path} must be a text or a list of texts, got {self.prompt!r}.")
-
-    def _check_columns(self):
-        columns = {} if self.columns is None else self.columns
-        if not isinstance(columns, dict) or not all(
-            isinstance(name, str) and name for pair in columns.items() for name in pair
-        ):
-            raise ValueError(
-                f"`columns` of {self.path} must say which column is what, such as {{audio: path, text: sentence}}; got "
-                f"{self.columns!r}."
-            )
-        unknown = columns.keys() - set(ROLES)
-        if unknown:
-            raise ValueError(
-                f"`columns` of {self.path} has {', '.join(sorted(unknown))}; a column can be {', '.join(ROLES)}. The column's own "
-                "name comes second: {text: sentence}."
-            )
-
-    def __str__(self) -> str:
-        """What errors call the set: its path, and which part of it is meant where that is not the default."""
-        name = "" if self.name is None else f", configuration {self.name}"
-        split = "" if self.split == type(self).split else f", split {self.split}"
-        return f"{self.path}{name}{split}"
-
-
-def _sources(given: Any, option: str) -> list[DataSource]:
-    sources = []
-    for entry in given if isinstance(given, list) else [] if given is None else [given]:
-        if isinstance(entry, DataSource):
-            sources.append(entry)
-        elif isinstance(entry, str):
-            sources.append(DataSource(entry))
-        elif isinstance(entry, dict):
-            unknown = set(entry) - set(DataSource.__dataclass_fields__)
-            if unknown or "path" not in entry:
-                raise ValueError(
-                    f"An entry of `{option}` takes {', '.join(DataSource.__dataclass_fields__)}, and needs the path; got {entry}."
-                )
-            sources.append(DataSource(**entry))
-        else:
-            raise ValueError(f"An entry of `{option}` is a path or a mapping with a path, got {entry!r}.")
-    return sources
-
-
-@dataclass
 class DataArguments:
     train_data: list[DataSource] = field(
         default_factory=list,
@@ -147,8 +58,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        self.train_data = _sources(self.train_data, "train_data")
-        self.eval_data = _sources(self.eval_data, "eval_data")
+        self.train_data = read_sources(self.train_data, "train_data")
+        self.eval_data = read_sources(self.eval_data, "eval_data")
         if not self.train_data:
             raise ValueError("There is nothing to train on: give at least one set in `train_data`.")
         if any(source.weight != 1 for source in self.eval_data):

@@ -24,10 +24,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .arguments import DataArguments, DataSource, LoraArguments, ModelArguments
+from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
 from .collator import join_on_time
+from .data.sources import DataSource
 from .data.training_sets import load_training_data
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
 from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from falcon3_audio.whole_files import whole_file
 
-from .arguments import COMPOSED, DataSource
+from .arguments import COMPOSED
+from .data.sources import DataSource
 
 
 RECIPE = "recipe.yaml"

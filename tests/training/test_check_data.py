@@ -7,9 +7,9 @@ import soundfile
 from tiny import SAMPLING_RATE, tone
 from training_runs import CLIP_FEATURES, TEXT, assistant, clip_row, heard, user, write_chats, write_clips, write_jsonl
 
-from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.data.check_data import check_data, main
 from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
+from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
 
 

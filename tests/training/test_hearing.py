@@ -32,9 +32,9 @@ from training_runs import (
 from falcon3_audio.modeling_falcon3_audio_encoder import Falcon3AudioMultiModalProjector
 from falcon3_audio.training import hearing, sft
 from falcon3_audio.training import trainer as trainer_module
-from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data.shards import write_shard
+from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
 from falcon3_audio.training.hearing import Scored, ask_training_questions, last_deafness, new_deafness, summarise
 

@@ -21,7 +21,7 @@ from child import in_child
 from tiny_debs import install_apt, make_mirror
 
 from falcon3_audio.evaluation.load_mmau import load_mmau
-from falcon3_audio.training.arguments import DataSource
+from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
 from falcon3_audio.training.prepare.real_sounds import build, packages, writing
 from falcon3_audio.training.prepare.real_sounds.build import TRAINING_FILES, Wanted, main, make_real_sounds

@@ -27,10 +27,10 @@ from training_runs import (
 )
 
 from falcon3_audio.processing import load_audio
-from falcon3_audio.training.arguments import DataSource
 from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data import training_sets as module
 from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
+from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
 
 

@@ -24,7 +24,7 @@ from falcon3_audio.processing.messages_falcon3_audio import load_item
 from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS
 from falcon3_audio.user_errors import user_errors
 
-from ..arguments import DataSource
+from .sources import DataSource
 from .training_sets import describe_sets, load_training_data, set_of
 
 

@@ -1,4 +1,4 @@
-"""The formats that training sets come in: one table, by which sets are read (reading.py), and which README.md explains.
+"""The formats that training sets come in: one table, by which sets are read (reading.py), and which docs/formats.md explains.
 
 A format is told by the names of a set's columns. It turns a row into chat messages, and these go on like messages of our own
 (chats.py). Most rows have a question; those of the last three formats have an answer alone (a transcript, a caption, a label),

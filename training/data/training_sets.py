@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from datasets import Audio, Dataset, LargeList, List
 
-from ..arguments import DataSource
 from .chats import audio_items, check_all_is_read, check_has_sound, check_sound_is_read, fill_in
 from .open_dataset import open_dataset
 from .reading import Reading, choose
+from .sources import DataSource
 
 
 WHOLE_ROW = -1  # in the place of a question's number, where the row itself is the chat
