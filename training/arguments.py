@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig
 
+from .best import less_is_better
 from .data.sources import DataSource, read_sources
 from .model_arguments import COMPOSED, OF_COMPOSED, LoraArguments, ModelArguments
 
@@ -114,6 +116,15 @@ class AudioSFTConfig(SFTConfig):
     )
     save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints, or a share of the run."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the run when metric_for_best_model (loss) was not better in so many evaluations, one after the other."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much it must be better to count, for early_stopping_patience."}
+    )
     push_to_hub: bool = field(
         default=False, metadata={"help": "Push what the run leaves, in one commit when it has ended."}
     )
@@ -140,11 +151,7 @@ class AudioSFTConfig(SFTConfig):
             )
         if self.save_only_model:
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
-        if self.load_best_model_at_end:
-            raise ValueError(
-                "load_best_model_at_end must stay off: the records and the card of a run are those of its last step. Merge or "
-                "push the checkpoint-N that you want."
-            )
+        self._set_best()
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.questions_per_row is not None and self.questions_per_row < 1:
@@ -182,6 +189,44 @@ class AudioSFTConfig(SFTConfig):
                 share = self._questions_per_device(self.global_batch_size)
                 self.per_device_train_batch_size = max(n for n in range(1, AT_ONCE + 1) if share % n == 0)
             self.gradient_accumulation_steps = self._accumulation(self.global_batch_size)
+
+    def _set_best(self):
+        """What choosing the best step takes besides: a metric, its direction, and a checkpoint of each evaluated step."""
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(
+                f"early_stopping_patience must be at least 1 evaluation, got {self.early_stopping_patience}."
+            )
+        if not self.load_best_model_at_end and self.early_stopping_patience is None:
+            if self.metric_for_best_model is not None and self.greater_is_better is None:
+                self.greater_is_better = not less_is_better(self.metric_for_best_model)
+            return
+        if self.eval_strategy == "no":
+            raise ValueError(
+                "load_best_model_at_end and early_stopping_patience compare evaluations: give eval_data, and set eval_strategy to "
+                "`steps` (with eval_steps) or `epoch`."
+            )
+        self.metric_for_best_model = self.metric_for_best_model or "loss"
+        if self.greater_is_better is None:
+            self.greater_is_better = not less_is_better(self.metric_for_best_model)
+        if self.load_best_model_at_end:
+            self._save_what_is_evaluated()
+
+    def _save_what_is_evaluated(self):
+        if self.save_total_limit == 1:
+            raise ValueError(
+                "save_total_limit must be 2 or more with load_best_model_at_end: the best checkpoint, and the last, to go on from."
+            )
+        if self.save_strategy == SaveStrategy.BEST:
+            return
+        steps = self.eval_steps or self.logging_steps  # as transformers completes it
+        default = type(self).save_steps
+        if self.eval_strategy == "steps" and self.save_steps not in (default, steps):
+            raise ValueError(
+                f"With load_best_model_at_end every evaluated step is saved: leave out save_steps={self.save_steps:g}, or set "
+                f"eval_steps to it too (now {steps:g})."
+            )
+        self.save_strategy = SaveStrategy(getattr(self.eval_strategy, "value", self.eval_strategy))
+        self.save_steps = steps
 
     def _check_report_to(self):
         """Raises a `ValueError` for what is not installed; transformers notices once the model is loaded."""

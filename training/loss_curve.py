@@ -8,6 +8,7 @@ import matplotlib
 
 from falcon3_audio.whole_files import whole_file
 
+from .best import LOADED
 from .hearing import hearing_names
 
 
@@ -36,6 +37,9 @@ def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> Path | None:
         loss.plot(
             [entry["step"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated], "o-", label="held out"
         )
+    for entry in log_history:
+        if LOADED in entry:
+            loss.axvline(entry[LOADED], color="black", linewidth=1, linestyle="--", label="best, which the run leaves")
     loss.set_ylabel("loss (nats per answer token)")
     loss.legend()
     if heard:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .arguments import LoraArguments
+from .best import whole_name
 from .collator import QUESTIONS
 from .data.training_sets import describe_sets
 from .hearing import TRAINING_QUESTIONS
@@ -58,6 +59,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         )
     )
     lines.append(("hearing", _hearing(trainer)))
+    lines += [("best", line) for line in _best(trainer)]
     if steps <= arguments.get_warmup_steps(steps):
         lines.append(
             (
@@ -95,6 +97,21 @@ def _hearing(trainer: AudioSFTTrainer) -> str:
     else:
         what = f"{sum(map(len, sets.values())) if isinstance(sets, dict) else len(sets):,} questions of eval_data"
     return f"loss with silence less loss with the clips, {when}, on {what}"
+
+
+def _best(trainer: AudioSFTTrainer) -> list[str]:
+    arguments, lines = trainer.args, []
+    if arguments.metric_for_best_model is not None:
+        metric = (
+            f"{'highest' if arguments.greater_is_better else 'lowest'} {whole_name(arguments.metric_for_best_model)}"
+        )
+        if arguments.load_best_model_at_end:
+            lines.append(f"the step with the {metric} is what the run leaves; each evaluated step is saved")
+        if arguments.early_stopping_patience is not None:
+            lines.append(
+                f"the run ends after {arguments.early_stopping_patience} evaluation(s) without a better one ({metric})"
+            )
+    return lines
 
 
 def _precision(trainer: AudioSFTTrainer) -> str:

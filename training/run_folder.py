@@ -32,7 +32,11 @@ DECIDING = (
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("max_length", "questions_per_row", "loss_type", "bf16", "fp16", "seed", "data_seed"),
     *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("early_stopping_patience", "early_stopping_threshold"),
 )
+# Those of them that a run may go on with other values of: it is as if they had been given at first.
+MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold")
 # Options that decide what is composed.
 DECIDING_BASE = ("audio_model", "text_model", *COMPOSED, "projector_start", "dtype", "seed")
 # No room, too much for the quota or the file system, a broken or read-only disk.
@@ -118,7 +122,7 @@ def start_or_go_on(
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before:
         before = with_defaults(before, recipe, options)
-    changed = [name for name in recipe if before and before.get(name) != recipe[name]]
+    changed = [name for name in recipe if before and name not in MAY_CHANGE and before.get(name) != recipe[name]]
     if not checkpoint and not (folder / STATE).exists():  # nothing is trained yet
         changed = [name for name in changed if name in DECIDING_BASE and (folder / BASE).exists()]
     if changed:

@@ -19,6 +19,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerState
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .best import describe_best, name_sets
 from .callbacks import SaveAtSigterm
 from .checks import check_push, check_together
 from .collator import AudioChatCollator
@@ -55,7 +56,8 @@ def train(
     train_dataset, sizes = load_training_data(data_args.train_data)
     options = model_args, lora_args, data_args, args
     recipe = describe_recipe(*options) | {"examples": sizes}
-    eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
+    eval_dataset, eval_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
+    eval_sets = dict(zip(name_sets(data_args.eval_data), eval_sizes)) if len(eval_sizes) > 1 else {}
     if not eval_dataset and args.eval_strategy == "no":
         eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
     checkpoint = begin_run(args, recipe, options)
@@ -84,6 +86,7 @@ def train(
         set_weights=[source.weight for source in data_args.train_data],
         clips=questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
+        eval_sets=eval_sets,
         processing_class=processor,
         data_collator=AudioChatCollator(
             processor, args.max_length, args.questions_per_row, args.on_bad_audio == "skip"
@@ -105,8 +108,14 @@ def train(
     ################
     # Results
     ################
+    if args.load_best_model_at_end:
+        trainer.log(describe_best(trainer.state))
     trainer.save_model()
     if trainer.is_world_process_zero():
+        if args.load_best_model_at_end:
+            print(
+                f"best was step {trainer.state.best_global_step}: {args.metric_for_best_model} {trainer.state.best_metric:.4g}"
+            )
         trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
         plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
         print(f"saved in {args.output_dir}", flush=True)

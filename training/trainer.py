@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from trl import SFTTrainer
 from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
+from .best import EarlyStopping, check_metric, measured
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
 from .data.sampler import MixtureSampler
@@ -59,6 +60,7 @@ class AudioSFTTrainer(SFTTrainer):
         set_weights: passes over each set per epoch.
         clips: examples of each clip, by set (see `questions_per_clip`).
         questions_per_row: the most questions about a clip that come together, `None` for all.
+        eval_sets: examples of each set that `eval_dataset` is made of, by name and in order, where there are several.
         *args, **kwargs: those of `SFTTrainer`.
     """
 
@@ -69,6 +71,7 @@ class AudioSFTTrainer(SFTTrainer):
         set_weights: Sequence[float],
         clips: Sequence[np.ndarray] | None = None,
         questions_per_row: int | None = 1,
+        eval_sets: Mapping[str, int] | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -82,7 +85,11 @@ class AudioSFTTrainer(SFTTrainer):
                 f"dataloader_drop_last leaves nothing of the {len(self.sampler)} questions of an epoch: {at_once} go to each of "
                 f"{self.args.world_size} device(s) at once. Leave it off, or lower per_device_train_batch_size."
             )
+        self._eval_sets = dict(eval_sets or {})
+        check_metric(self.args, list(self._eval_sets))
         self.add_callback(EpochOrder(self.sampler))
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience, self.args.early_stopping_threshold))
         self.add_callback(EvaluateAtTheEnd())
         self.add_callback(EvaluateAfterSaving(self))
         self._scored: list[Scored] = []  # on this device, in this evaluation
@@ -134,10 +141,28 @@ class AudioSFTTrainer(SFTTrainer):
             scored = {question.number: question for question in gather_object(self._scored)}
             metrics = summarise(scored.values()) | {COUNTERS[1]: len(dataloader.dataset) - len(scored)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            if dataloader.dataset.examples is self.eval_dataset:
+                output.metrics.update(self._of_each_set(scored, metric_key_prefix))
             if math.isnan(metrics.get(HEARING, 0.0)) and self.is_world_process_zero():
                 logger.warning_once(no_hearing(metric_key_prefix))
         self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
         return output
+
+    def _of_each_set(self, scored: Mapping[int, Scored], prefix: str) -> dict[str, float]:
+        """What was found of each of several sets; one of which nothing fits into max_length has the number of its questions alone."""
+        metrics, start = {}, 0
+        for name, size in self._eval_sets.items():
+            part = [scored[number] for number in range(start, start + size) if number in scored]
+            start += size
+            found = (summarise(part) if part else {}) | {COUNTERS[1]: size - len(part)}
+            metrics |= {f"{prefix}_{name}_{metric}": value for metric, value in found.items()}
+        return metrics
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.is_in_train and metric_key_prefix == "eval":
+            measured(self.args, metrics)
+        return metrics
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         asked = inputs.pop(ASKED, None)
@@ -170,7 +195,7 @@ class AudioSFTTrainer(SFTTrainer):
             return model(**(inputs | _only_learned(inputs["labels"])), use_cache=False, fused_lm_head=True)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        if self.state.global_step >= self.state.max_steps:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             # A finished run that is started again: transformers would take a step more before it looks.
             self.control.should_training_stop = True
             return [], None

@@ -154,7 +154,23 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"report_to": "clearml"}, "report_to: clearml is not to be had; installed are tensorboard.*give `none`"),
         ((), {"max_bad_audio": 1.5}, "max_bad_audio is a share from 0 to 1, got 1.5"),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
-        ((), {"load_best_model_at_end": True}, "load_best_model_at_end must stay off"),
+        (
+            (),
+            {"load_best_model_at_end": True},
+            "load_best_model_at_end and early_stopping_patience compare evaluations",
+        ),
+        ((), {"early_stopping_patience": 2}, "load_best_model_at_end and early_stopping_patience compare evaluations"),
+        ((), {"early_stopping_patience": 0, "eval_strategy": "epoch"}, "early_stopping_patience must be at least 1"),
+        (
+            (),
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_total_limit": 1},
+            "save_total_limit must be 2 or more with load_best_model_at_end",
+        ),
+        (
+            (),
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 50, "save_steps": 70},
+            "every evaluated step is saved: leave out save_steps=70",
+        ),
         ((), {"questions_per_row": 0}, "questions_per_row must be at least 1, or null for all; got 0"),
         (
             (),
