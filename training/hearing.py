@@ -32,6 +32,7 @@ from .data.packing import IGNORED
 
 
 HEARING = "hearing"
+TOGETHER = f"eval_{HEARING}"  # of all sets of `eval_data`
 TRAINING_QUESTIONS = "train"  # name of the set that they make: they are logged as `eval_train_hearing`
 # Training questions that are asked where there is no set to evaluate on, and after how many steps and questions again. On the
 # audio world that takes 5.2 CPU seconds where the training in between takes 166, 3 % (measured); with more questions in a step
@@ -164,10 +165,14 @@ def _hearing(scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def not_shown(entry: dict[str, Any], first_step: int) -> list[str]:
-    """The names of `hearing` in a log entry that are not shown to be above 0, if the entry is of `first_step` or later."""
-    return [
+    """
+    The names of `hearing` in a log entry that are not shown to be above 0, if the entry is of `first_step` or later. Where that of
+    all sets together is among them, those of the sets go without saying.
+    """
+    names = [
         name for name in hearing_names([entry]) if entry["step"] >= first_step and entry.get(f"{name}_low", 1) <= 0
     ]
+    return [TOGETHER] if TOGETHER in names else names
 
 
 def new_deafness(log_history: Sequence[dict[str, Any]], first_step: int) -> list[str]:

@@ -150,7 +150,8 @@ class AudioSFTTrainer(SFTTrainer):
 
     def _of_each_set(self, scored: Mapping[int, Scored], prefix: str) -> dict[str, float]:
         """What was found of each of several sets; one of which nothing fits into max_length has the number of its questions alone."""
-        metrics, start = {}, 0
+        metrics: dict[str, float] = {}
+        start = 0
         for name, size in self._eval_sets.items():
             part = [scored[number] for number in range(start, start + size) if number in scored]
             start += size
