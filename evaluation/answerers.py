@@ -60,6 +60,10 @@ class Answerer(Protocol):
         """How it is known that the model hears, in words. Raises `NoAudio` where it does not."""
         ...
 
+    def prepare(self, clips: Sequence[Clip]):
+        """Reads ahead what the next batch plays and this one does not. Called from another thread, and only for one worker."""
+        ...
+
     def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
         """The outcomes of a batch, as they are finished. Raises `RunStopped` and `EndpointUnavailable`."""
         ...

@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .load_air_bench import FOUNDATION, load_chat, load_foundation
+from .load_asr import load_asr
+from .load_esc50 import CLIPS, KIND_OF, load_esc50
 from .load_jsonl import load_jsonl
 from .load_mmau import load_mmar, load_mmau
+from .load_mmau_pro import CATEGORIES as MMAU_PRO_CATEGORIES
+from .load_mmau_pro import QUESTIONS as MMAU_PRO_QUESTIONS
+from .load_mmau_pro import load_mmau_pro
+from .load_mmsu import QUESTIONS as MMSU_QUESTIONS
+from .load_mmsu import TASKS as MMSU_TASKS
+from .load_mmsu import load_mmsu
 from .questions import QuestionSet
 
 
@@ -21,10 +29,13 @@ class Benchmark:
     Attributes:
         load: `load(path, audio_root=None, on_error="raise")`, which returns a `QuestionSet`.
         prompt: name in `prompts.PROMPTS`.
-        rules: names in `rules.RULES`, the official one first; none where a judge scores.
+        rules: names in `rules.RULES` or `word_errors.UNITS`, the official one first; none where a judge scores.
         breakdowns: the groups that scores are broken down by; none: all that the questions have.
         title: what it is called where it is published.
         ids_sha256: `ids_digest` of each published version's questions. Content has changed under one name, ids hardly.
+        size: how many questions there are, where no digest of their ids is known.
+        tasks: the names, or the number of names, that the questions of such a benchmark have in its first breakdown.
+        plain: suffixes of the files whose rows say all that scoring needs; others are read by the loader, with their clips.
     """
 
     load: Callable[..., QuestionSet]
@@ -33,6 +44,9 @@ class Benchmark:
     breakdowns: tuple[str, ...]
     title: str
     ids_sha256: tuple[str, ...] = ()
+    size: int | None = None
+    tasks: frozenset[str] | int = frozenset()
+    plain: tuple[str, ...] = (".json", ".jsonl")
 
 
 BENCHMARKS = {
@@ -63,12 +77,46 @@ BENCHMARKS = {
         ("air-bench-official", "content"),
         ("task", "domain"),
         "AIR-Bench Foundation",
+        # AIR-Bench's ids are numbers, which are anybody's. "Over 19k data samples", in all of its tasks: arXiv 2402.07729, section 3.2.
+        size=19_000,
+        tasks=frozenset(FOUNDATION),
     ),
     "air-bench-chat": Benchmark(load_chat, "question", (), ("task", "domain"), "AIR-Bench Chat"),
+    "mmau-pro": Benchmark(
+        load_mmau_pro,
+        "plain",
+        # The published rule for questions with options takes the option that is nearest by NV-Embed-v2.
+        ("mmau-pro",),
+        ("category", "length_type", "sub-cat"),
+        "MMAU-Pro",
+        size=MMAU_PRO_QUESTIONS,
+        tasks=frozenset(MMAU_PRO_CATEGORIES),
+        plain=(".json", ".jsonl", ".parquet"),
+    ),
+    "mmsu": Benchmark(
+        load_mmsu,
+        "mmsu",
+        ("mmsu-official", "content"),
+        ("task", "category", "sub-category", "sub-sub-category"),
+        "MMSU",
+        size=MMSU_QUESTIONS,
+        tasks=MMSU_TASKS,
+    ),
+    "esc-50": Benchmark(
+        load_esc50,
+        "plain",
+        ("content",),
+        ("label", "kind", "fold"),
+        "ESC-50",
+        size=CLIPS,
+        tasks=frozenset(KIND_OF),
+        plain=(),
+    ),
+    "asr": Benchmark(load_asr, "question", ("wer", "cer"), ("split", "dataset", "language"), "Transcripts", plain=()),
     "jsonl": Benchmark(load_jsonl, "plain", ("content",), (), "Own questions"),
 }
-# AIR-Bench's ids are numbers, which are anybody's. "Over 19k data samples", in all of its tasks: arXiv 2402.07729, section 3.2.
-FOUNDATION_QUESTIONS = 19_000
+
+OWN = ("asr", "jsonl")  # formats of the user's own questions, which have no name to protect
 
 
 def ids_digest(ids: Iterable[str]) -> str:
@@ -83,12 +131,11 @@ def title_of(benchmark: str, ids: Iterable[str], tasks: Iterable[str] = ()) -> s
     Args:
         benchmark: a name in `BENCHMARKS`.
         ids: of all questions.
-        tasks: of AIR-Bench, the tasks they are from.
+        tasks: where they stand in the benchmark's first breakdown.
     """
     known, ids = BENCHMARKS[benchmark], list(ids)
-    if benchmark == "jsonl":
+    if benchmark in OWN:
         return known.title
-    whole = (
-        benchmark == "air-bench-foundation" and FOUNDATION.keys() == set(tasks) and len(ids) >= FOUNDATION_QUESTIONS
-    )
+    found = set(tasks)
+    whole = known.size is not None and len(ids) >= known.size and known.tasks in (found, len(found))
     return known.title if whole or ids_digest(ids) in known.ids_sha256 else f"Own questions in {known.title}'s format"

@@ -93,6 +93,7 @@ def compare(
     common: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
+    without_open: bool = False,
 ) -> Comparison:
     """
     Compares two files of predictions; differences are B - A.
@@ -103,12 +104,16 @@ def compare(
             group, A's is taken.
         common: leave out questions that are not the same in both files, instead of raising.
         resamples, seed: of the bootstrap.
+        without_open: leave out open questions, which no rule can score.
 
     Raises:
         `ValueError`: for files of other questions, for those without choices or answer, or a group that none has.
     """
     a, b = (replace(file, rows=tuple(map(tidy, file.rows))) for file in (a, b))  # as loaders make rows
     pairs, left_out = pair(a, b, common)
+    if without_open and (open_ids := [one.id for one, _ in pairs if one.is_open]):
+        pairs = [(one, other) for one, other in pairs if not one.is_open]
+        left_out |= {"open": open_ids}
     verdicts = [[RULES[rule](row) for row in side] for side in zip(*pairs)]
     right_a, right_b = (np.array([verdict is Verdict.RIGHT for verdict in side]) for side in verdicts)
     clips = clips_of(pairs)
@@ -362,6 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--by", metavar="GROUP,...", help=f"break down by (default: those of {','.join(GROUPS)} there are)"
     )
     parser.add_argument("--common", action="store_true", help="leave out questions that are not the same in A and B")
+    parser.add_argument("--without-open", action="store_true", help="leave out open questions, which a judge rates")
     parser.add_argument("--output", metavar="DIR", type=Path, help="write comparison.json, .png and .svg there")
     parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
@@ -375,6 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.common,
             options.resamples,
             options.seed,
+            options.without_open,
         )
         console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
         show(comparison, console)

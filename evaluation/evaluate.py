@@ -4,11 +4,14 @@
     falcon3-audio evaluate --benchmark mmau --data mmau-test-mini.json --output-dir out \\
         --endpoint http://127.0.0.1:8000/v1 --endpoint-model my-model
 
+    accelerate launch --num_processes 4 -m falcon3_audio.evaluation.evaluate --benchmark mmau ...       # a share for each GPU
+
 The model is any transformers audio-language model, decoded greedily, or an endpoint that takes `input_audio`. The same
 command goes on after it was stopped, see generate.py. `--control` asks without the right audio, see controls.py.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,9 +23,9 @@ from .benchmarks import BENCHMARKS
 from .controls import CONTROLS
 from .endpoint import Endpoint, EndpointError
 from .generate import generate
-from .local_model import LocalModel
+from .local_model import LocalModel, own_device
 from .predictions import FAILED, read_predictions
-from .prompts import PROMPTS
+from .prompts import PLACEHOLDERS, PROMPTS, read_prompt
 from .remote_model import RemoteModel
 
 
@@ -34,17 +37,25 @@ REMOTE_ONLY = ("endpoint_model", "api_key_env")
 def evaluate(options: argparse.Namespace) -> int:
     """Generates and scores; returns the exit code of the scoring; where nothing is scored here, 1 if questions failed or were left out. Errors: see `main`."""
     benchmark = BENCHMARKS[options.benchmark]
+    prompt = read_prompt(options.prompt_file) if options.prompt_file else options.prompt or benchmark.prompt
     questions = benchmark.load(options.data, options.audio_root, options.on_error)
     for reason, ids in questions.left_out.items():
         print(f"left out, {reason}: {len(ids)} (listed in run.json)", file=sys.stderr)
+    process, processes = _place()
     statuses = generate(
         questions,
         _answerer(options),
         options.output_dir,
-        options.prompt or benchmark.prompt,
+        prompt,
         options.control,
         options.seed,
+        options.shuffle_choices or 0,
+        process,
+        processes,
     )
+    if statuses is None:
+        print(f"process {process} of {processes} is finished; the last one writes {options.output_dir}", flush=True)
+        return 0
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     print(f"{sum(statuses.values())} questions ({counts}); predictions in {options.output_dir}", flush=True)
     if statuses[FAILED] == sum(statuses.values()):
@@ -53,10 +64,23 @@ def evaluate(options: argparse.Namespace) -> int:
     if not benchmark.rules:
         print(f"Open answers are scored by a judge: falcon3-audio judge {options.output_dir}")
         return 1 if statuses[FAILED] or questions.left_out else 0
-    if all(question.answer is None for question in questions.questions):
+    if all(question.answer is None and question.check is None for question in questions.questions):
         print("The benchmark keeps its answers to itself: there is nothing to score.")
         return 1 if statuses[FAILED] or questions.left_out else 0
-    return score.main([str(options.output_dir)])
+    judged = [question.id for question in questions.questions if not question.choices and question.check is None]
+    if not judged or len(judged) == len(questions.questions):
+        return score.main([str(options.output_dir)])
+    print(
+        f"{len(judged)} questions are open and not in this score: falcon3-audio judge {options.output_dir} has them rated."
+    )
+    return score.main([str(options.output_dir), "--without-open"])
+
+
+def _place() -> tuple[int, int]:
+    """The number of this process and how many there are, as accelerate and torchrun tell those they start."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def _answerer(options: argparse.Namespace) -> Answerer:
@@ -68,7 +92,7 @@ def _answerer(options: argparse.Namespace) -> Answerer:
         options.revision,
         bool(options.trust_remote_code),
         options.dtype or "auto",
-        options.device,
+        options.device or own_device(),
         options.batch_size,
         options.max_new_tokens,
     )
@@ -93,13 +117,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: the accelerator there is)")
     parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name on the server")
     parser.add_argument("--api-key-env", metavar="VAR", help="variable with the key (default: OPENAI_API_KEY)")
-    parser.add_argument("--prompt", choices=PROMPTS, help="default: the benchmark's, see benchmarks.py")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--prompt", choices=PROMPTS, help="default: the benchmark's, see benchmarks.py")
+    placeholders = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    words.add_argument("--prompt-file", type=Path, metavar="FILE", help=f"your own words, with {placeholders}")
     parser.add_argument("--control", choices=CONTROLS, default="none", help="ask without the right audio")
     parser.add_argument(
         "--batch-size", type=_positive, default=8, help="questions at once, of an endpoint requests (default: 8)"
     )
     parser.add_argument("--max-new-tokens", type=_positive, default=256, help="of a reply (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of shuffled clips, and for endpoints (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is shuffled, and for endpoints (default: 0)")
+    parser.add_argument(
+        "--shuffle-choices", type=_positive, metavar="K", help="ask in K shuffled orders of the options as well"
+    )
     options = parser.parse_args(arguments)
     useless = [
         name for name in (LOCAL_ONLY if options.endpoint else REMOTE_ONLY) if getattr(options, name) is not None

@@ -1,8 +1,8 @@
-"""Open answers (AIR-Bench Chat) rated by language models behind any OpenAI-compatible endpoint.
+"""Open answers (AIR-Bench Chat, MMAU-Pro) rated by language models behind any OpenAI-compatible endpoint.
 
     falcon3-audio judge PREDICTIONS --endpoint http://127.0.0.1:8000/v1 --judge NAME [NAME2 ...]
 
-The judge reads a description of the clip, the question, the reference and the answer; `judge_prompts.py` has the rubrics.
+The judge reads a description of the clip (not for MMAU-Pro), the question, the reference and the answer, by judge_prompts.py.
 Every reply is kept in OUT/replies, named by what was asked, so the same command goes on where it was stopped. An answer
 counts only if all of its replies can be read and, of several judges, all of them rated it; every other one is named in
 OUT/judge.json, and the exit status is not 0 unless --allow-incomplete is given. OUT/judgements.jsonl has each answer's
@@ -31,6 +31,7 @@ from falcon3_audio.whole_files import whole_file
 
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
 from .judge_prompts import RUBRICS, Judgement, Rubric
+from .judged import JUDGEMENTS, RESULT
 from .length_control import RESAMPLES, at_equal_length, count_words, mean, spearman
 from .load_air_bench import CHAT
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
@@ -38,7 +39,7 @@ from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 
 # AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give another score each time.
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
-RESULT, JUDGEMENTS, REPLIES = "judge.json", "judgements.jsonl", "replies"
+REPLIES = "replies"
 TASK_KEYS = ("task_name", "task")  # where the task stands in a prediction's `groups`
 NO_REPLY, ERROR, CUT, UNREADABLE = "no answer from the model", "endpoint error", "reply cut off", "unreadable reply"
 
@@ -59,8 +60,8 @@ def judge(
         `EndpointUnavailable`: if an endpoint would answer no other request either. What it did answer is kept.
         `OSError`: if a file cannot be written.
     """
-    rubric, rows = RUBRICS[rubric_name], predictions.rows
-    _check(rows, predictions.path)
+    rubric, rows = RUBRICS[rubric_name], [row for row in predictions.rows if row.is_open]
+    _check(rows, predictions.path, rubric)
     (output / REPLIES).mkdir(parents=True, exist_ok=True)
     prompts = {row.id: rubric.prompts(row) for row in rows if row.status == ANSWERED}
     replies, outcomes = {}, {}
@@ -93,16 +94,18 @@ def judge(
     return result
 
 
-def _check(rows: Sequence[Prediction], path: str) -> None:
+def _check(rows: Sequence[Prediction], path: str, rubric: Rubric) -> None:
     if not rows:
-        raise ValueError(f"{path} holds no predictions.")
-    for name, alias in {"question": "question", "description": "meta_info", "answer": "answer_gt"}.items():
+        raise ValueError(f"{path} holds no predictions of open questions.")
+    described = {"description": "meta_info"} if rubric.describes else {}
+    needed = {"question": "question", "answer": "answer_gt"} | described
+    for name, alias in needed.items():
         lacking = [row.id for row in rows if not getattr(row, name)]
         if lacking:
             named = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
             raise ValueError(
                 f"{path}: {len(lacking)} of {len(rows)} rows have no {name!r} ({named}). The judge hears nothing: each "
-                f"row needs question, description and reference answer (AIR-Bench's key for this one: {alias!r})."
+                f"row needs {', '.join(needed)} (AIR-Bench's key for this one: {alias!r})."
             )
 
 
@@ -360,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--judge", required=True, nargs="+", action="extend", metavar="NAME", help="models that the endpoint has"
     )
-    parser.add_argument("--rubric", choices=RUBRICS, default="official", help="what to judge by; default: official")
+    parser.add_argument("--rubric", choices=RUBRICS, help="what to judge by; default: the benchmark's, else official")
     parser.add_argument("--output-dir", metavar="OUT", help="default: PREDICTIONS.judge-RUBRIC, beside the file")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once; default: 8")
     parser.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="variable that holds the key")
@@ -376,11 +379,14 @@ def main(arguments: list[str] | None = None) -> int:
         predictions = read_predictions(options.predictions)
         for warning in predictions.warnings:
             print(f"falcon3-audio judge: {warning}.", file=sys.stderr)
-        path = Path(predictions.path)
-        output = Path(options.output_dir or path.with_name(f"{path.stem}.judge-{options.rubric}"))
+        path, benchmark = Path(predictions.path), predictions.provenance.get("benchmark")
+        rubric = options.rubric or (benchmark if benchmark in RUBRICS else "official")
+        output = Path(options.output_dir or path.with_name(f"{path.stem}.judge-{rubric}"))
         endpoints = [Endpoint(options.endpoint, name, options.api_key_env) for name in options.judge]
-        result = judge(predictions, options.rubric, endpoints, output, options.concurrency)
+        result = judge(predictions, rubric, endpoints, output, options.concurrency)
         print(report(result))
+        if others := sum(not row.is_open for row in predictions.rows):
+            print(f"\n{others} questions with options or a check were not judged: see falcon3-audio score --judged")
         print(f"\nwritten to {output / RESULT} and {output / JUDGEMENTS}")
         gaps = _gaps(result)
         if gaps:

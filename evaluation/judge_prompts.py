@@ -1,10 +1,13 @@
 """What a judge is asked about an answer, and how its reply becomes numbers.
 
-Two rubrics. "official" is AIR-Bench Chat's protocol (Yang et al. 2024, arXiv 2402.07729): the reference and the model's
+Three rubrics. "official" is AIR-Bench Chat's protocol (Yang et al. 2024, arXiv 2402.07729): the reference and the model's
 answer side by side, two scores from 1 to 10, once in either order, mean of both. Its criteria are named; the wording is
 this project's own, so numbers are NOT comparable with published ones, whoever judges. "correctness" asks what the
 protocol does not: which claims that the question calls for are made, and which claims are false. Being short costs
 nothing, and words that nobody asked for earn nothing. The description of the clip stands in for the sound in both.
+"mmau-pro" is MMAU-Pro's protocol for its open questions (Kumar et al. 2025, arXiv 2508.13992): question, reference and
+answer, no description, and the mean of four scores from 1 to 5. The published judge is Qwen2.5-7B-Instruct at temperature
+0.1, and each score that its reply lacks counts 3; here such a reply is unreadable. The wording is this project's own, too.
 """
 
 import re
@@ -44,12 +47,14 @@ class Rubric:
         prompts: the texts to send for one answer, each in a chat of its own.
         combine: from the replies, in the order of the prompts. Raises `ValueError`, with the reason, for a reply that
             is not what the template asks for.
+        describes: whether the judge reads a description of the clip, which each question must then have.
     """
 
     template: str
     scale: tuple[float, float]
     prompts: Callable[[Prediction], tuple[str, ...]]
     combine: Callable[[list[str]], Judgement]
+    describes: bool = True
 
 
 OFFICIAL = """\
@@ -100,11 +105,37 @@ be a complete answer.
 End with one line of the form
 right: 0, contradicted: 0, missing: 0"""
 
+CRITERIA = ("correctness", "relevance", "completeness", "clarity")
+MMAU_PRO = """\
+Rate an answer to a question about sound. You cannot hear the recording; the reference answer is right, but other words may \
+be as right.
+
+<question>
+{question}
+</question>
+<reference>
+{reference}
+</reference>
+<answer>
+{answer}
+</answer>
+
+Give four scores from 1 (worst) to 5 (best):
+correctness: do its facts agree with the reference?
+relevance: does it answer what was asked?
+completeness: is everything there that matters in the reference?
+clarity: is it clear and well put?
+End with one line of the form
+correctness: 1, relevance: 1, completeness: 1, clarity: 1"""
+
 NUMBER = r"(\d+(?:\.\d+)?)"
 # Alone on its line, perhaps in bold. "8/10" is no pair of scores.
 PAIR = re.compile(rf"[*`\s]*{NUMBER},?\s+{NUMBER}[*`\s]*")
 CLAIMS = ("right", "contradicted", "missing")
-COUNTS = re.compile(r"\W*" + r"\W+".join(rf"{name}\W+(\d+)" for name in CLAIMS) + r"\W*", re.IGNORECASE)
+COUNTS, SCORES = (
+    re.compile(r"\W*" + r"\W+".join(rf"{name}\W+(\d+)" for name in names) + r"\W*", re.IGNORECASE)
+    for names in (CLAIMS, CRITERIA)
+)
 
 
 def _official_prompts(row: Prediction) -> tuple[str, ...]:
@@ -138,6 +169,19 @@ def _combine_correctness(replies: list[str]) -> Judgement:
     return Judgement(score=10 * right / (right + contradicted + missing), claims=dict(zip(CLAIMS, counts)))
 
 
+def _mmau_pro_prompts(row: Prediction) -> tuple[str, ...]:
+    return (MMAU_PRO.format(question=row.question, reference=row.answer, answer=row.reply),)
+
+
+def _combine_mmau_pro(replies: list[str]) -> Judgement:
+    """Score: the mean of the four."""
+    low, high = RUBRICS["mmau-pro"].scale
+    scores = [int(score) for score in _line(SCORES, replies[0], "four scores")]
+    if not all(low <= score <= high for score in scores):
+        raise ValueError(f"got the scores {scores}; expected {low:g} to {high:g}")
+    return Judgement(score=sum(scores) / len(scores))
+
+
 def _pair(reply: str) -> tuple[float, float]:
     first, second = (float(score) for score in _line(PAIR, reply, "two scores"))
     low, high = RUBRICS["official"].scale
@@ -162,6 +206,7 @@ def _sign(number: float) -> int:
 RUBRICS = {
     "official": Rubric(OFFICIAL, (1, 10), _official_prompts, _combine_official),
     "correctness": Rubric(CORRECTNESS, (0, 10), _correctness_prompts, _combine_correctness),
+    "mmau-pro": Rubric(MMAU_PRO, (1, 5), _mmau_pro_prompts, _combine_mmau_pro, describes=False),
 }
 
 __all__ = ["RUBRICS", "Judgement", "Rubric"]

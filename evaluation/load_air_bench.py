@@ -16,10 +16,10 @@ from .load_checks import (
     OnError,
     RowFault,
     answer_among,
-    choices_of,
     clip_of,
     collect,
     id_of,
+    lettered_choices,
     read_rows,
     text_of,
 )
@@ -75,8 +75,7 @@ def load_foundation(path: str | Path, audio_root: Path | None = None, on_error: 
     """
 
     def to_question(row: dict[str, Any], clip: Clip, groups: dict[str, str]) -> Question:
-        # An option that is left out or null, with none after it.
-        choices = choices_of([row.get(f"choice_{letter}") or "" for letter in "abcd"])
+        choices = lettered_choices(row)
         answer = answer_among(text_of(row, "answer_gt"), choices)
         return Question(id_of(row, "uniq_id"), (clip,), text_of(row, "question"), choices, answer, groups)
 

@@ -182,6 +182,11 @@ def choices_of(options: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def lettered_choices(row: dict[str, Any]) -> tuple[str, ...]:
+    """The options under `choice_a` to `choice_d`, see `choices_of`; one that is left out or null has none after it."""
+    return choices_of([row.get(f"choice_{letter}") or "" for letter in "abcd"])
+
+
 def position_of(answer: str, choices: tuple[str, ...]) -> int | None:
     """The first choice that is the answer, or else the first that differs from it in outer white space only."""
     if answer in choices:
@@ -211,3 +216,12 @@ def clip_of(root: Path, path: str, name: str | None = None) -> Clip:
     if not os.path.isfile(file):
         raise RowFault(AUDIO_MISSING, f"no file {file}")
     return Clip.from_file(file, path if name is None else name)
+
+
+def clips_of(root: Path, row: dict[str, Any], key: str) -> tuple[Clip, ...]:
+    """The clips of a row's path or list of paths, in their order. Raises `RowFault` for neither, or as `clip_of`."""
+    paths = row.get(key)
+    several = paths if isinstance(paths, list) else [text_of(row, key)]
+    if not several or not all(isinstance(path, str) and path for path in several):
+        raise RowFault(FIELD, f"{key!r} is {paths!r}, expected a path or a list of paths")
+    return tuple(clip_of(root, path) for path in several)

@@ -22,13 +22,13 @@ from .load_checks import (
     RowFault,
     answer_among,
     choices_of,
-    clip_of,
+    clips_of,
     collect,
     id_of,
     read_rows,
     text_of,
 )
-from .questions import Clip, Question, QuestionSet
+from .questions import Question, QuestionSet
 
 
 KEYS = ("id", "audio", "question", "choices", "answer", "description")
@@ -51,7 +51,7 @@ def load_jsonl(path: str | Path, audio_root: Path | None = None, on_error: OnErr
         answer = text_of(row, "answer") if "answer" in row else None
         return Question(
             id=id_of(row),
-            audio=_clips(row, Path(audio_root or path.parent)),
+            audio=clips_of(Path(audio_root or path.parent), row, "audio"),
             question=text_of(row, "question"),
             choices=choices,
             answer=answer_among(answer, choices) if answer is not None and choices else answer,
@@ -60,14 +60,6 @@ def load_jsonl(path: str | Path, audio_root: Path | None = None, on_error: OnErr
         )
 
     return collect("jsonl", path, rows, to_question, sha256, on_error)
-
-
-def _clips(row: dict[str, Any], root: Path) -> tuple[Clip, ...]:
-    audio = row.get("audio")
-    paths = audio if isinstance(audio, list) else [text_of(row, "audio")]
-    if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise RowFault(FIELD, f"'audio' is {audio!r}, expected a path or a list of paths")
-    return tuple(clip_of(root, path) for path in paths)
 
 
 def _group(row: dict[str, Any], key: str) -> str:

@@ -6,16 +6,12 @@ changed under one name, so every file's SHA-256 is kept. MMAR (github.com/ddlBoJ
 Run: `load_mmau("MMAU/mmau-test-mini.json")`, with the clips in `MMAU/test-mini-audios/`.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .load_checks import (
-    AUDIO_MISSING,
     FIELD,
     OnError,
     Row,
@@ -30,18 +26,14 @@ from .load_checks import (
     read_rows,
     text_of,
 )
-from .questions import Clip, Question, QuestionSet, file_sha256
-
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from .load_parquet import clip_in, is_parquet, open_parquet, table_rows
+from .questions import Question, QuestionSet
 
 
 MMAU_GROUPS = ("task", "category", "sub-category", "difficulty")
 MMAR_GROUPS = ("modality", "category", "sub-category", "language")
-# Of the conversion from parquet; by default it is the length of a row group, and a file without rows an error.
-ROWS_PER_BATCH = 100
-COLUMNS = ("context", "instruction", "choices", "other_attributes")
+AUDIO = "context"  # the column with the clips
+COLUMNS = (AUDIO, "instruction", "choices", "other_attributes")
 
 
 def load_mmau(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
@@ -58,10 +50,8 @@ def load_mmau(path: str | Path, audio_root: Path | None = None, on_error: OnErro
             one without an answer cannot be used.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix == ".parquet":
-        if audio_root is not None:
-            raise ValueError(f"got the audio folder {audio_root}, but {path} holds its audio itself; leave it out.")
-        return _load_parquet(path, on_error)
+    if is_parquet(path):
+        return _load_parquet(path, audio_root, on_error)
     return _load_json("mmau", path, "audio_id", MMAU_GROUPS, audio_root, on_error)
 
 
@@ -99,27 +89,22 @@ def _are_answered(rows: list[Row]) -> bool:
     return any(isinstance(row, dict) and row.get("answer") for _, row in rows)
 
 
-def _load_parquet(path: Path, on_error: OnError) -> QuestionSet:
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise ValueError(f"{path} is no parquet file, nor a folder of them; give those, or MMAU's JSON file.")
-    sha256 = {file.name: file_sha256(file) for file in files}
-    table = _open_parquet(files, sha256)
-    rows = list(_parquet_rows(table))
+def _load_parquet(path: Path, audio_root: Path | None, on_error: OnError) -> QuestionSet:
+    table, sha256 = open_parquet(path, COLUMNS, "MMAU", audio_root)
+    rows = [(place, {**_attributes(row["other_attributes"]), **row}) for place, row in table_rows(table, AUDIO)]
     answered = _are_answered(rows)
 
     def to_question(row: dict[str, Any]) -> Question:
         if "id" not in row:
             raise RowFault(FIELD, f"no 'id' in 'other_attributes', which is {row['other_attributes']!r}")
         identity = id_of(row)
-        if not row["audio bytes"]:
-            raise RowFault(AUDIO_MISSING, "no bytes in 'context'")
+        # As every clip has one question, its id can name it; the paths in `context` are not known to differ.
+        clip = clip_in(table, AUDIO, row, identity)
         labelled = choices_of(row["choices"])
         choices = choices_of(without_labels(labelled))
         return Question(
             id=identity,
-            # As every clip has one question, its id can name it; the paths in `context` are not known to differ.
-            audio=(Clip(identity, partial(_read_bytes, table, row["number"])),),
+            audio=(clip,),
             question=text_of(row, "instruction"),
             choices=choices,
             answer=answer_among(_without_label(text_of(row, "answer"), labelled), choices) if answered else None,
@@ -127,45 +112,6 @@ def _load_parquet(path: Path, on_error: OnError) -> QuestionSet:
         )
 
     return collect("mmau", path, rows, to_question, sha256, on_error)
-
-
-def _open_parquet(files: list[Path], sha256: dict[str, str]) -> "Dataset":
-    """
-    The rows as Arrow. `datasets` converts them once into its cache, a row group at a time, and maps that into memory;
-    to read one clip from the parquet itself is to read its whole row group, which may be the whole file.
-    """
-    from datasets import Dataset  # not at the top: scoring does without
-
-    # `datasets` itself would know a file again by its name and time, also where another has taken its place.
-    content = hashlib.sha256("".join(sha256.values()).encode()).hexdigest()
-    try:
-        table = Dataset.from_parquet([str(file) for file in files], batch_size=ROWS_PER_BATCH, config_name=content)
-    except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file; all mean the same here
-        raise ValueError(
-            f"{', '.join(map(str, files))}: no parquet rows can be read: {error.__cause__ or error}"
-        ) from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{files[0]} has the columns {table.column_names}; MMAU's parquet form also has {missing}.")
-    # As Arrow, columns of audio stay bytes and no row becomes Python objects unasked.
-    return table.with_format("arrow")
-
-
-def _parquet_rows(table: "Dataset") -> Iterator[Row]:
-    """Everything but the audio, of which only the number of bytes is looked up; `other_attributes` are spread out."""
-    import pyarrow.compute as pc
-
-    number = 0
-    for part in table.iter(batch_size=1000):
-        sizes = pc.binary_length(pc.struct_field(part["context"], "bytes")).to_pylist()
-        for row, size in zip(part.drop_columns("context").to_pylist(), sizes):
-            own = {"number": number, "audio bytes": size}
-            yield f"row {number + 1}", {**_attributes(row["other_attributes"]), **row, **own}
-            number += 1
-
-
-def _read_bytes(table: "Dataset", number: int) -> bytes:
-    return table[number]["context"][0].as_py()["bytes"]
 
 
 def _attributes(text: Any) -> dict[str, Any]:

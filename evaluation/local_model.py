@@ -6,6 +6,7 @@ in every prompt, since processors have passed over audio in silence; a prompt wi
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from falcon3_audio import AudioTextToTextPipeline
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 
 from .answerers import Item, NoAudio, Outcome, RunStopped, answered, by_clip, failed
-from .questions import file_sha256
+from .questions import Clip, file_sha256
 
 
 # What decides the answers of a model in a folder; other files there (logs, cards, optimizer states) do not.
@@ -102,6 +103,7 @@ class LocalModel:
         if rate != SAMPLING_RATE:
             raise ValueError(f"{model} wants audio at {rate} Hz; only models for {SAMPLING_RATE} Hz can be evaluated.")
         self._samples: dict[str, np.ndarray] = {}
+        self._ahead: dict[str, np.ndarray | OSError | ValueError] = {}
 
     def describe(self) -> dict[str, Any]:
         model = self._pipe.model
@@ -116,7 +118,7 @@ class LocalModel:
             if folder
             else "commit on the Hub",
             "model_dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(self._pipe.device),
+            "device": self._pipe.device.type,  # without its number, which each of several processes has its own
             "batch_size": self.batch_size,
             "decoding": self._decoding,
             "generation_config": defaults,  # of which penalties and end tokens hold beside `decoding`
@@ -144,6 +146,10 @@ class LocalModel:
             return "unknown: neither the model's config nor its processor names an audio token"
         return "audio tokens were counted in every prompt"
 
+    def prepare(self, clips: Sequence[Clip]):
+        for clip in clips:
+            self._ahead[clip.name] = _decode(clip)
+
     def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
         clips = {clip.name: clip for item in items for clip in item.heard}
         if clips.keys() != self._samples.keys():
@@ -155,12 +161,19 @@ class LocalModel:
             try:
                 for clip in item.heard:
                     if clip.name not in self._samples:
-                        self._samples[clip.name] = load_audio(clip.read(), name=clip.name)
+                        self._samples[clip.name] = self._decoded(clip)
                 audible.append(item)
             except (OSError, ValueError) as error:
                 outcomes[item.question.id] = failed(item, error)
         outcomes |= {outcome["id"]: outcome for outcome in self._ask(audible)}
         yield [outcomes[item.question.id] for item in items]
+
+    def _decoded(self, clip: Clip) -> np.ndarray:
+        found = self._ahead.pop(clip.name, None)
+        found = _decode(clip) if found is None else found
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _ask(self, items: list[Item]) -> list[Outcome]:
         try:
@@ -197,6 +210,23 @@ class LocalModel:
                 f"{self._pipe.device} failed on the questions {ids} and answers nothing more in this process: {error} "
                 "The same command goes on here."
             ) from error
+
+
+def own_device() -> str | None:
+    """The accelerator of this process by its `LOCAL_RANK`, where a launcher set one and there are any; processes may share one."""
+    number = os.environ.get("LOCAL_RANK")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if number is None or accelerator is None:
+        return None
+    return f"{accelerator.type}:{int(number) % torch.accelerator.device_count()}"
+
+
+def _decode(clip: Clip) -> np.ndarray | OSError | ValueError:
+    """A clip as mono float32 at 16 kHz, shape `(samples,)`, or why it cannot be read."""
+    try:
+        return load_audio(clip.read(), name=clip.name)
+    except (OSError, ValueError) as error:
+        return error
 
 
 def model_digest(folder: Path) -> str:

@@ -1,17 +1,22 @@
 """Prediction files: what a model replied, question by question, with all that scoring needs.
 
 A run leaves a folder: `predictions.jsonl`, one row a question in the benchmark's order, and `run.json`, how they were
-made. `read_predictions` also takes the files that others publish: a JSON list or JSON lines with the reply under
+made. `read_predictions` also takes the files that others publish: a JSON list, JSON lines or parquet with the reply under
 `model_output`, `model_prediction`, `answer_prediction`, `prediction`, `response` or `reply`. All rows are read under one
 key, the first of these that is in the file; where another holds something else, `warnings` says so.
 """
 
 import json
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .instruction_checks import check_of
 from .load_checks import FIELD, Row, RowFault, choices_of, groups_of, id_of, optional_text_of, read_rows
+from .load_mmau_pro import GROUPS as MMAU_PRO_GROUPS
+from .load_mmau_pro import WITHOUT_OPTIONS, check_in
+from .load_parquet import is_parquet, plain_rows
 
 
 PREDICTIONS = "predictions.jsonl"
@@ -25,7 +30,7 @@ class Prediction:
     One question with its reply.
 
     Attributes:
-        id, question, choices, answer, groups, description: as in `Question`.
+        id, question, choices, answer, groups, description, check: as in `Question`.
         audio: the clips' names.
         status: "answered"; "failed" where the model or the audio raised an error (see `error`); "missing" where a
             published file has a row without a reply.
@@ -45,6 +50,12 @@ class Prediction:
     description: str | None = None
     error: str | None = None
     prompt: str | None = None
+    check: dict[str, Any] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no rule can say if the reply is right: neither options nor a check."""
+        return not self.choices and self.check is None
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,12 @@ class Predictions:
 
 # Under which name others publish the reply, by benchmark: MMAU's two, MMAR's, AIR-Bench's; the last is our own.
 REPLY_KEYS = ("model_output", "model_prediction", "answer_prediction", "prediction", "response", "reply")
+ANSWER_KEYS = ("answer", "answer_gt")
 # What tells groups apart in published files.
-GROUP_KEYS = ("task", "category", "sub-category", "difficulty", "modality", "language", "task_name", "dataset_name")
+GROUP_KEYS = (
+    *("task", "category", "sub-category", "sub-sub-category", "difficulty", "modality", "language"),
+    *("task_name", "dataset_name", "linguistics_sub_discipline", *MMAU_PRO_GROUPS[1:]),
+)
 CLIP_KEYS = ("audio_id", "audio_path", "path", "audio")
 
 
@@ -89,13 +104,14 @@ def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
     path = path / PREDICTIONS if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"{path} does not exist; `falcon3-audio evaluate` writes it when all questions are asked.")
-    content, sha256 = read_rows(path)
+    content, sha256 = plain_rows(path) if is_parquet(path) else read_rows(path)
     found, warnings = _reply_key(content, key, path)
     rows = tuple(_checked(row, found, f"{path}, {place}") for place, row in content)
     first: dict[str, str] = {}
     for (place, _), row in zip(content, rows):
-        if first.setdefault(row.id, place) != place:
-            raise ValueError(f"{path}: {first[row.id]} and {place} have the same id {row.id!r}.")
+        identity = unicodedata.normalize("NFC", row.id.strip())
+        if first.setdefault(identity, place) != place:
+            raise ValueError(f"{path}: {first[identity]} and {place} have the same id {identity!r}.")
     provenance = _provenance(path.parent / RUN) if path.name == PREDICTIONS else {}
     return Predictions(rows, provenance, str(path), sha256[path.name], found, warnings)
 
@@ -107,6 +123,8 @@ def _reply_key(content: list[Row], key: str | None, path: Path) -> tuple[str | N
     known = [name for name in REPLY_KEYS if name in present]
     if key is not None and key not in present:
         raise ValueError(f"no row of {path} has the key {key!r}; they have {', '.join(map(str, present)) or 'none'}.")
+    if key in ANSWER_KEYS:
+        raise ValueError(f"{key!r} is the key of the right answers, not of replies.")
     if key is None and any(map(_is_ours, rows)):
         key = "reply"
     key = key or next(iter(known), None)
@@ -167,18 +185,32 @@ def _of_run(row: dict[str, Any]) -> Prediction:
         answer=optional_text_of(row, "answer"),
         audio=_clips(row.get("audio")),
         groups=groups_of(groups, groups),
+        check=_check(row.get("check")),
         **{name: optional_text_of(row, name) for name in ("description", "error", "prompt")},
     )
+
+
+def _check(check: Any) -> dict[str, Any] | None:
+    if check is None:
+        return None
+    if not isinstance(check, dict):
+        raise RowFault(FIELD, f"'check' is {check!r}, expected a JSON object")
+    parameters = {name: value for name, value in check.items() if name != "task"}
+    return check_of(check.get("task"), parameters, parameters.get("question", ""))
 
 
 def _published(row: dict[str, Any], key: str | None) -> Prediction:
     identity = next((name for name in ("id", "uniq_id") if row.get(name) is not None), None)
     if identity is None:
         raise RowFault(FIELD, f"no id (looked for 'id' and 'uniq_id' among {sorted(row)})")
+    # MMAU-Pro's, which alone has such a key; categories of others may have the same names.
+    no_options = "task_identifier" in row and row.get("category") in WITHOUT_OPTIONS
     letters = [row.get(f"choice_{letter}") or "" for letter in "abcd"]
     if key is not None and not isinstance(row.get(key), (str, type(None))):
         raise RowFault(FIELD, f"{key!r} is {row[key]!r}; expected the reply's text")
     reply = None if key is None else row.get(key)
+    if reply is not None and row.get("status") in (FAILED, MISSING):
+        raise RowFault(FIELD, f"'status' is {row['status']!r}, but {key!r} is {reply!r}; take one of the two out")
     groups = groups_of(row, GROUP_KEYS)
     # AIR-Bench's tasks use the same file names for other clips.
     task, dataset = groups.get("task_name"), groups.get("dataset_name")
@@ -189,7 +221,8 @@ def _published(row: dict[str, Any], key: str | None) -> Prediction:
         status=MISSING if reply is None else ANSWERED,
         reply=reply,
         question=optional_text_of(row, "question") or "",
-        choices=_choices(row.get("choices") or (letters if any(letters) else None)),
+        choices=() if no_options else _choices(row.get("choices") or letters),
+        check=check_in(row) if no_options else None,
         answer=optional_text_of(row, "answer" if row.get("answer") is not None else "answer_gt"),
         audio=tuple(folder + clip for clip in clips),
         groups=groups,
@@ -198,7 +231,7 @@ def _published(row: dict[str, Any], key: str | None) -> Prediction:
 
 
 def _choices(options: Any) -> tuple[str, ...]:
-    return () if options is None or options == [] else choices_of(options)
+    return () if options in (None, [], [""] * 4) else choices_of(options)
 
 
 def _clips(audio: Any) -> tuple[str, ...]:

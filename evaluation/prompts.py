@@ -2,12 +2,14 @@
 
 Wording moves scores by points, so each is fixed here: those that others publish results with, word for word, and
 "plain", which asks for the bare text of an option, the form that the official rules score best. In the terminal:
-`python -m falcon3_audio.evaluation.prompts` prints each with an example.
+`python -m falcon3_audio.evaluation.prompts` prints each with an example. `read_prompt` makes one of a file of your own.
 """
 
 import sys
 from collections.abc import Callable
-from string import ascii_uppercase
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter, ascii_uppercase
 
 from .questions import Question
 
@@ -16,6 +18,21 @@ AIR_BENCH = (
     "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
     "you may only choose A or B or C or D."
 )
+MMSU = "Choose the most suitable answer from options A, B, C, and D. You must respond with only A, B, C, or D."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """
+    Attributes:
+        name: what scores call it: a name in `PROMPTS`, or a file's.
+        fill: the words that put a question; raises a `ValueError` where the question does not fit.
+        text: of a file, with its placeholders.
+    """
+
+    name: str
+    fill: Callable[[Question], str]
+    text: str | None = None
 
 
 def plain(question: Question) -> str:
@@ -52,11 +69,16 @@ def air_bench_foundation(question: Question) -> str:
     Where a question has fewer than four, the published script writes "C. None"; here there is no such line, since it
     would offer an answer that is none.
     """
-    choices = _choices(question)
-    if len(choices) > 4:
-        raise ValueError(f"Question {question.id!r} has {len(choices)} options; AIR-Bench's prompt has room for 4.")
-    options = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
-    return "\n".join([AIR_BENCH, question.question, *options])
+    return "\n".join([AIR_BENCH, question.question, *_labelled(question)])
+
+
+def mmsu(question: Question) -> str:
+    """
+    MMSU's own, with labelled options.
+
+    Where a question has fewer than four, the published script writes a label without a text; here there is no such line.
+    """
+    return f"{MMSU}\n\nQuestion: {question.question}\n\n" + "\n".join(_labelled(question))
 
 
 def alone(question: Question) -> str:
@@ -69,6 +91,14 @@ def audio_world(question: Question) -> str:
     return f"{question.question} Choose one: {', '.join(question.choices)}." if question.choices else question.question
 
 
+def _labelled(question: Question, most: int = 4) -> list[str]:
+    """The options with letters, of which the published prompts name four."""
+    choices = _choices(question)
+    if len(choices) > most:
+        raise ValueError(f"Question {question.id!r} has {len(choices)} options; the prompt has room for {most}.")
+    return [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
+
+
 def _choices(question: Question) -> tuple[str, ...]:
     if not question.choices:
         raise ValueError(
@@ -78,12 +108,49 @@ def _choices(question: Question) -> tuple[str, ...]:
     return question.choices
 
 
+# What stands for a question in a file of one's own, by the name in braces.
+PLACEHOLDERS: dict[str, Callable[[Question], str]] = {
+    "question": lambda question: question.question,
+    "choices": lambda question: "\n".join(_choices(question)),
+    "labelled_choices": lambda question: "\n".join(_labelled(question, len(ascii_uppercase))),
+    "inline_choices": lambda question: ", ".join(_choices(question)),
+}
+
+
+def read_prompt(path: str | Path) -> Prompt:
+    """
+    A prompt from a text file with `PLACEHOLDERS` such as {question}, where {{ and }} stand for braces. White space around the
+    text is not part of it.
+
+    Raises:
+        `ValueError`: a file that is empty or no text, or has braces that are no placeholder.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
+        parts = [(before, name, form, conversion) for before, name, form, conversion in Formatter().parse(text)]
+    except ValueError as error:  # no UTF-8, or a brace alone
+        raise ValueError(f"{path} is no prompt: {error}. Write {{{{ and }}}} for braces that are meant.") from None
+    if not text:
+        raise ValueError(f"{path} is empty; expected the text of a prompt.")
+    for _, name, form, conversion in parts:
+        if name is not None and (name not in PLACEHOLDERS or form or conversion):
+            got = f"{{{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}}}"
+            known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
+            raise ValueError(f"{path} has the placeholder {got}; known are {known}. Write {{{{ and }}}} for braces.")
+
+    def fill(question: Question) -> str:
+        return "".join(before + (PLACEHOLDERS[name](question) if name else "") for before, name, _, _ in parts)
+
+    return Prompt(f"file {Path(path).name}", fill, text)
+
+
 # Each takes a question, and raises a `ValueError` where the question does not fit it.
 PROMPTS: dict[str, Callable[[Question], str]] = {
     "plain": plain,
     "r1-aqa": r1_aqa,
     "mmar": mmar,
     "air-bench-foundation": air_bench_foundation,
+    "mmsu": mmsu,
     "question": alone,
     "audio-world": audio_world,
 }

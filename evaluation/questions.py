@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Question:
         answer: verbatim one of `choices`, or the reference of an open question; `None` where the benchmark keeps it.
         groups: what scores are broken down by, such as `{"task": "sound", "difficulty": "easy"}`.
         description: what the clip holds, in words (AIR-Bench Chat's `meta_info`), for a judge that cannot hear.
+        check: what the reply must look like where the question asks for that (`instruction_checks.check_of`), as JSON.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Question:
     answer: str | None = None
     groups: dict[str, str] = field(default_factory=dict)
     description: str | None = None
+    check: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,10 @@ def same_spelling(one: str, other: str) -> bool:
 
 
 # Matched from the start, never searched for: replies that repeat themselves for pages take no longer than their length.
-_THOUGHTS = re.compile(r".*</think>|\s*<think>.*", re.DOTALL | re.IGNORECASE)  # cut off ones too
+_THINK = r"(?:think(?:ing)?|thoughts?|reasoning)"
+_THOUGHTS = re.compile(  # cut off ones too
+    rf".*(?:</{_THINK}>|\[/{_THINK}\])|\s*(?:<{_THINK}>|\[{_THINK}\]).*", re.DOTALL | re.IGNORECASE
+)
 _ANSWER_TAG = re.compile(r".*<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
 _BOXED = re.compile(r".*\\boxed\s*\{\s*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?([^{}]*)", re.DOTALL)
 # '"answer": "B"' in JSON, also where it was cut off, and in Python's spelling.
@@ -51,7 +54,7 @@ _FIELD = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _NOUN = (
-    r"\b(?:answer|(?:(?:correct|right|best|final|chosen|my)\s+)(?:answer|option|choice|selection|letter)"
+    r"\b(?:answer|ans|(?:(?:correct|right|best|final|chosen|my)\s+)(?:answer|option|choice|selection|letter)"
     r"|r[eé]ponse|respuesta|resposta|risposta|antwort)"
 )
 _IS = r"(?:\s+(?:is|would be|should be|must be|est|es|é|è|ist)(?!\w)\s*:?|\s*[:=]|\s+-+>?(?=\s))"

@@ -18,6 +18,7 @@ from falcon3_audio.processing import SAMPLING_RATE, load_audio
 from .answerers import Item, NoAudio, Outcome, answered, by_clip, failed
 from .controls import rewrite_as_wav
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable
+from .questions import Clip
 
 
 class RemoteModel:
@@ -73,6 +74,9 @@ class RemoteModel:
                 f"of audio and {without} without: it would answer without hearing the clips. Does it take input_audio?"
             )
         return f"two seconds of audio raised the endpoint's prompt tokens from {without} to {with_audio}"
+
+    def prepare(self, clips: Sequence[Clip]):
+        """Nothing: several requests at once keep the endpoint busy."""
 
     def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
         try:

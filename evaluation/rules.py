@@ -1,6 +1,6 @@
 """When a reply to a multiple-choice question is right: the benchmarks' published rules, and one that reads the content.
 
-"mmau-official" (MMAU, MMAR) compares sets of words, "air-bench-official" reads one letter; both are kept exactly as their
+"mmau-official" (MMAU, MMAR) compares sets of words, "air-bench-official" and "mmsu-official" read one letter; all are kept exactly as their
 published scripts have them, with what those leave out, so that numbers compare. "content" asks which option the reply
 means (read_option.py), by the options' texts and by letters that do not contradict them; what names none or several is
 wrong, never dropped.
@@ -9,9 +9,11 @@ Run: `RULES["content"](prediction)`
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
+from .instruction_checks import follows
 from .predictions import ANSWERED, MISSING, Prediction
 from .read_option import resolve, same_spelling
 
@@ -55,11 +57,29 @@ def air_bench_official(row: Prediction) -> Verdict:
         `ValueError`: a row without an answer or without options, or whose answer is none of them.
     """
     position = _position(row)
-    reply = "" if row.reply is None else row.reply.strip().replace("\n", "")
-    label = next((character for character in (reply[:1], reply[-2:-1]) if character and character in "ABCD"), None)
+    label = _label(_one_line(row.reply))
     if label is None:
         return Verdict.LEFT_OUT
     return Verdict.RIGHT if "ABCD".index(label) == position else Verdict.WRONG
+
+
+def mmsu_official(row: Prediction) -> Verdict:
+    """
+    MMSU's rule (mmsu_evaluation.py of github.com/dingdongwang/MMSU): AIR-Bench's letter, but an empty reply and the word
+    "None" are wrong, and of options with the same text each is right. Other replies without a label are left out, and rows
+    without a reply.
+
+    Raises:
+        `ValueError`: a row without an answer or without options, or whose answer is none of them.
+    """
+    answer = row.choices[_position(row)]
+    reply = _one_line(row.reply)
+    if row.reply is not None and reply in ("", "None"):
+        return Verdict.WRONG
+    label = _label(reply)
+    if label is None:
+        return Verdict.LEFT_OUT
+    return Verdict.RIGHT if answer in row.choices["ABCD".index(label) :][:1] else Verdict.WRONG
 
 
 def content(row: Prediction) -> Verdict:
@@ -79,9 +99,31 @@ def content(row: Prediction) -> Verdict:
     return Verdict.RIGHT if option == answer else Verdict.WRONG
 
 
+def mmau_pro(row: Prediction) -> Verdict:
+    """
+    For MMAU-Pro: instructions by their check, questions with options by content. The published file has questions none of whose
+    options is their answer; as with the published script they are wrong, whatever is replied.
+
+    Raises:
+        `ValueError`: an open question, or one without an answer; as `follows`.
+    """
+    if row.check is not None:
+        return Verdict.RIGHT if follows(row.check, row.reply or "") else Verdict.WRONG
+    answer = answer_option(row)
+    return Verdict.WRONG if answer is None else content(replace(row, answer=answer))
+
+
+def answer_option(row: Prediction) -> str | None:
+    """The option that is a row's answer, or that the answer means in other words, see `resolve`. Errors as in `mmau_pro`."""
+    answer = _answer(row)
+    return answer if answer in row.choices else resolve(answer, row.choices)
+
+
 RULES: dict[str, Callable[[Prediction], Verdict]] = {
     "mmau-official": mmau_official,
     "air-bench-official": air_bench_official,
+    "mmsu-official": mmsu_official,
+    "mmau-pro": mmau_pro,
     "content": content,
 }
 
@@ -131,6 +173,15 @@ def accuracies(
     }
 
 
+def _one_line(reply: str | None) -> str:
+    return "" if reply is None else reply.strip().replace("\n", "")
+
+
+def _label(reply: str) -> str | None:
+    """The letter that AIR-Bench's and MMSU's scripts read; `None` where they read none."""
+    return next((character for character in (reply[:1], reply[-2:-1]) if character and character in "ABCD"), None)
+
+
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
@@ -155,8 +206,11 @@ __all__ = [
     "Verdict",
     "accuracies",
     "air_bench_official",
+    "answer_option",
     "content",
     "is_right",
     "mmau_official",
+    "mmau_pro",
+    "mmsu_official",
     "resolve",
 ]

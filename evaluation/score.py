@@ -7,7 +7,7 @@
 No question is dropped: replies that are missing, failed, empty or unresolved are wrong, except for an official rule that leaves
 them out, which the table shows. With fewer replies than questions the exit status is 1, unless --allow-incomplete.
 With --data the questions, answers and options are the file's, and predictions about others are refused: published
-benchmarks have changed under one name. Pure Python; only --rule wer needs jiwer and transformers.
+benchmarks have changed under one name. Pure Python; only the rules wer and cer need jiwer and transformers.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS, title_of
 from .intervals import clip_numbers, mean_of_shares, share_interval
+from .judged import overall, read_judged
+from .orders import ORDER, consistency, published_id
 from .predictions import (
     ANSWERED,
     FAILED,
@@ -37,10 +40,20 @@ from .predictions import (
     Predictions,
     read_predictions,
 )
-from .rules import RULES, Verdict
-from .score_tables import ALWAYS, WER, show
+from .rules import RULES, Verdict, answer_option
+from .score_tables import ALWAYS, UNANSWERABLE, show
 from .scored_rows import NO_GROUP, check_answers, questions_of, some
-from .word_errors import WordErrors, count_word_errors, error_rate, mean_rate, normalizer, read_spelling
+from .word_errors import (
+    UNITS,
+    WER,
+    WordErrors,
+    character_normalizer,
+    count_word_errors,
+    error_rate,
+    mean_rate,
+    normalizer,
+    read_spelling,
+)
 
 
 FORMAT = 1  # of the score file; goes up when a key changes its meaning
@@ -57,6 +70,8 @@ def score(
     data: str | Path | None = None,
     rules: Sequence[str] = (),
     spelling: str | None = None,
+    without_open: bool = False,
+    judged: str | Path | None = None,
 ) -> dict[str, Any]:
     """
     Everything about the score of a prediction file, ready to be written as JSON.
@@ -64,32 +79,54 @@ def score(
     Args:
         benchmark: a name in `BENCHMARKS`; by default the run's.
         data: the benchmark's own file, see the module.
-        rules: names in `RULES`, or "wer"; by default those of the benchmark.
+        rules: names in `RULES`, "wer" or "cer"; by default those of the benchmark.
         spelling: see `word_errors.read_spelling`; for "wer".
+        without_open: leave open questions among others to a judge; the title then says so.
+        judged: what `falcon3-audio judge` wrote about the open ones: `overall` then has both parts, by each rule.
 
     Returns:
         `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
-        mean (`macro`); for "wer" it is `word_error_rate`. Shares are 0 to 1; `null` where nothing was counted.
+        mean (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`. Shares are 0 to 1; `null` where nothing was counted.
+        `consistency` is there of a run with shuffled options, see `orders.consistency`.
 
     Raises:
         `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
-            questions than `data`, or questions without an answer.
+            questions than `data`, questions without an answer, or open ones among others.
     """
     benchmark = _benchmark(benchmark, predictions)
     rules = rules or BENCHMARKS[benchmark].rules
     if not rules:
         raise ValueError(f"{benchmark} has open questions, which `falcon3-audio judge` scores.")
+    orders = predictions.provenance.get("shuffled_orders")
+    if orders and data:
+        raise ValueError(
+            f"{predictions.path} has its questions in several orders of the options; score it without --data."
+        )
     rows, sha256 = questions_of(predictions, benchmark, data)
+    breakdowns = BENCHMARKS[benchmark].breakdowns
+    title = title_of(
+        benchmark,
+        {published_id(row) for row in rows} if orders else [row.id for row in rows],
+        (row.groups.get(next(iter(breakdowns), ""), NO_GROUP) for row in rows),
+    )
+    if orders:
+        title += f" with the options in {orders + 1} orders"
+        breakdowns = (*breakdowns, ORDER) if breakdowns else ()
+    everything = rows
+    if not UNITS.keys() >= set(rules):
+        rows, title = _without_open(rows, title, without_open or judged is not None)
     check_answers(rows)
     left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
     counts = count(rows)
+    if benchmark == "mmau-pro":
+        counts |= {UNANSWERABLE: sum(row.check is None and answer_option(row) is None for row in rows)}
     clips = clip_numbers([row.audio for row in rows])
-    scores = {rule: _score_by(rule, rows, clips, BENCHMARKS[benchmark].breakdowns, spelling) for rule in rules}
-    packages = ("falcon3-audio", "jiwer", "transformers") if WER in rules else ("falcon3-audio",)
+    scores = {rule: _score_by(rule, rows, clips, breakdowns, spelling) for rule in rules}
+    packages = ("falcon3-audio", "jiwer", "transformers") if UNITS.keys() & set(rules) else ("falcon3-audio",)
     return {
         "format": FORMAT,
         "benchmark": benchmark,
-        "title": title_of(benchmark, (row.id for row in rows), (row.groups.get("task", NO_GROUP) for row in rows)),
+        "title": title,
         "predictions": {"path": predictions.path, "sha256": predictions.sha256, "key": predictions.key},
         "warnings": list(predictions.warnings),
         "data_sha256": sha256 or predictions.provenance.get("data_sha256"),
@@ -97,11 +134,38 @@ def score(
         "counts": counts | {"left out before asking": left_out},
         "coverage": counts[ANSWERED] / (len(rows) + sum(left_out.values())),
         "rules": scores,
+        **({"consistency": consistency(rows, clips)} if orders else {}),
+        **({} if judged is None else {"overall": _overall(everything, rules, Path(judged), predictions.sha256)}),
         "baselines": baselines(rows) if all(row.choices for row in rows) else None,
         "spelling": spelling,
         "run": predictions.provenance,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
+
+
+def _without_open(rows: list[Prediction], title: str, without_open: bool) -> tuple[list[Prediction], str]:
+    """
+    The rows that rules can score, and what they may be called. Raises `ValueError` where open questions are among them and
+    nobody said to leave those to a judge.
+    """
+    others = [row for row in rows if not row.is_open]
+    open_ids = [row.id for row in rows if row.is_open]
+    if not open_ids or not others:  # of open questions alone, the rules say what they need
+        return rows, title
+    if not without_open:
+        raise ValueError(
+            f"{some(open_ids)} of {len(rows)} are open: no rule says whether their replies are right. `falcon3-audio judge` has them "
+            "rated, and --judged takes what it wrote; --without-open scores the others alone."
+        )
+    return others, f"{title} without its {len(open_ids)} open questions"
+
+
+def _overall(rows: list[Prediction], rules: Sequence[str], folder: Path, sha256: str) -> dict[str, Any]:
+    """Rules and judge together, by each rule, see judged.py."""
+    shares, judge = read_judged(folder, sha256)
+    clips, closed = clip_numbers([row.audio for row in rows]), [row for row in rows if not row.is_open]
+    right = {rule: {row.id: RULES[rule](row) is Verdict.RIGHT for row in closed} for rule in rules if rule in RULES}
+    return {"rules": {rule: overall(rows, known, shares, clips) for rule, known in right.items()}, "judge": judge}
 
 
 def _benchmark(name: str | None, predictions: Predictions) -> str:
@@ -145,9 +209,9 @@ def _score_by(
     """Each row's result by the rule, summed over all rows and over each group."""
     part: Part
     mean: Mean
-    if rule == WER:
-        results: Results = list(zip(_word_errors(rows, spelling), clips))
-        part, mean = _error_rate, _mean_error_rate
+    if rule in UNITS:
+        results: Results = list(zip(_errors(rule, rows, spelling), clips))
+        part, mean = partial(_error_rate, UNITS[rule]), partial(_mean_error_rate, UNITS[rule])
         whole = part(results)
     else:
         verdicts = [RULES[rule](row) for row in rows]
@@ -190,21 +254,23 @@ def _mean_accuracy(parts: Sequence[Results]) -> dict[str, Any]:
     return {"macro": macro, "interval": interval}
 
 
-def _error_rate(results: Results) -> dict[str, Any]:
-    return error_rate([counts for counts, _ in results], [clip for _, clip in results])
+def _error_rate(unit: str, results: Results) -> dict[str, Any]:
+    return error_rate([counts for counts, _ in results], [clip for _, clip in results], unit)
 
 
-def _mean_error_rate(parts: Sequence[Results]) -> dict[str, Any]:
-    return mean_rate(list(map(_error_rate, parts)))
+def _mean_error_rate(unit: str, parts: Sequence[Results]) -> dict[str, Any]:
+    return mean_rate([_error_rate(unit, part) for part in parts], unit)
 
 
-def _word_errors(rows: Sequence[Prediction], spelling: str | None) -> list[WordErrors]:
+def _errors(rule: str, rows: Sequence[Prediction], spelling: str | None) -> list[WordErrors]:
     references, hypotheses = [row.answer or "" for row in rows], [row.reply or "" for row in rows]
     try:
-        normalize = normalizer(read_spelling(spelling) if spelling else None)
+        normalize = (
+            normalizer(read_spelling(spelling) if spelling else None) if rule == WER else character_normalizer()
+        )
         return count_word_errors(references, hypotheses, normalize, [row.id for row in rows])
     except ImportError as error:
-        raise ValueError(f"--rule {WER} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
+        raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
 
 
 def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None:
@@ -257,7 +323,15 @@ def _run(options: argparse.Namespace) -> int:
         write_submission(rows, Path(options.data), Path(options.submission))
         print(f"{len(rows)} replies for submission in {options.submission}")
         return 0
-    result = score(predictions, options.benchmark, options.data, options.rule, options.spelling)
+    result = score(
+        predictions,
+        options.benchmark,
+        options.data,
+        options.rule,
+        options.spelling,
+        options.without_open,
+        options.judged,
+    )
     show(result, Console(markup=False, highlight=False))
     output = Path(options.output) if options.output else _beside(Path(predictions.path))
     write_json(output, result)
@@ -277,8 +351,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--key", metavar="NAME", help=f"where the replies are (default: the first of {', '.join(REPLY_KEYS)})"
     )
-    parser.add_argument("--rule", action="append", choices=[*RULES, WER], default=[], help="default: the benchmark's")
+    parser.add_argument(
+        "--rule", action="append", choices=[*RULES, *UNITS], default=[], help="default: the benchmark's"
+    )
     parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
+    parser.add_argument("--judged", metavar="FOLDER", help="of `judge`, about the open questions: all in one number")
+    parser.add_argument("--without-open", action="store_true", help="leave open questions among others to a judge")
     parser.add_argument(
         "--output", metavar="FILE", help=f"all of it as JSON (default: {SCORE}, or NAME.{SCORE}, beside it)"
     )

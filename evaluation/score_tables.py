@@ -7,10 +7,12 @@ from rich.table import Table
 
 from .predictions import ANSWERED, FAILED, MISSING
 from .rules import Verdict
+from .word_errors import UNITS, WER
 
 
 ALWAYS = "always option"  # a baseline by position
-WER = "wer"  # a rule for transcripts: not right or wrong, but so many words wrong
+UNANSWERABLE = "without a right option"  # of the answered and others: no option is the answer, so they are wrong
+VALUES = ("accuracy", *(f"{unit}_error_rate" for unit in UNITS.values()), "macro")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -30,13 +32,29 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(f"replies under {read['key']!r} in {read['path']}", soft_wrap=True)
     for warning in result["warnings"]:
         console.print(f"Warning: {warning}; --key chooses another.", style="bold red", soft_wrap=True)
-    told = [f"{number} {name}" for name, number in counts.items() if name in (ANSWERED, "empty", FAILED, MISSING)]
+    told = [
+        f"{number} {name}"
+        for name, number in counts.items()
+        if name in (ANSWERED, "empty", FAILED, MISSING, UNANSWERABLE)
+    ]
     skipped = sum(counts["left out before asking"].values())
     console.print(
         f"{counts['questions']} questions about {result['clips']} clips: {', '.join(told)}; {skipped} left out before asking",
         soft_wrap=True,
     )
     console.print(_overall(result["rules"]))
+    if "consistency" in result:
+        found = result["consistency"]
+        console.print(
+            f"the same option in two orders: {percent(found['rate'])} % {_limits(found)} of {found['pairs']} pairs, "
+            f"{found['questions']} questions",
+            soft_wrap=True,
+        )
+    if "overall" in result:
+        judges = ", ".join(result["overall"]["judge"]["judges"])
+        for rule, found in result["overall"]["rules"].items():
+            value = f"{percent(found['value'])} % {_limits(found)} of {found['n']} questions"
+            console.print(f"with the open questions, by {rule} and the judge {judges}: {value}", soft_wrap=True)
     if any(found["breakdowns"] for found in result["rules"].values()):
         console.print(_groups(result["rules"]))
     if result["baselines"]:
@@ -73,7 +91,7 @@ def _groups(rules: dict[str, Any]) -> Table:
 
 
 def _value(found: dict[str, Any]) -> float | None:
-    return next(found[key] for key in ("accuracy", "word_error_rate", "macro") if key in found)
+    return next(found[key] for key in VALUES if key in found)
 
 
 def percent(share: float | None) -> str:
@@ -88,4 +106,4 @@ def _cell(found: dict[str, Any]) -> str:
     return f"{percent(_value(found))} {_limits(found)}"
 
 
-__all__ = ["ALWAYS", "WER", "percent", "show"]
+__all__ = ["ALWAYS", "UNANSWERABLE", "percent", "show"]

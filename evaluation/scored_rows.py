@@ -46,10 +46,10 @@ def questions_of(
 
 
 def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
-    """A benchmark's questions as rows without a reply. Of a JSON file no clip is needed; parquet files hold theirs."""
-    if path.is_dir() or path.suffix == ".parquet":
+    """A benchmark's questions as rows without a reply. Clips are needed only where a file's rows do not say all, see `plain`."""
+    if path.suffix not in BENCHMARKS[benchmark].plain:
         loaded = BENCHMARKS[benchmark].load(path)
-        shared = ("id", "question", "choices", "answer", "groups")
+        shared = ("id", "question", "choices", "answer", "groups", "check")
         values = [
             {name: getattr(question, name) for name in shared} | {"audio": tuple(clip.name for clip in question.audio)}
             for question in loaded.questions
@@ -99,7 +99,7 @@ def _join(question: Prediction, row: Prediction | None) -> Prediction:
 
 def check_answers(rows: Sequence[Prediction]) -> None:
     """Raises `ValueError` if any row has no answer."""
-    hidden = [row.id for row in rows if not row.answer]
+    hidden = [row.id for row in rows if not row.answer and row.check is None]
     if hidden:
         raise ValueError(
             f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "

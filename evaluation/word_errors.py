@@ -1,6 +1,8 @@
-"""Word error rate of English transcripts: jiwer's alignment after Whisper's text normaliser (that of transformers).
+"""Word and character error rates of transcripts: jiwer's alignment after Whisper's text normalisers (those of transformers).
 
-The rate is the corpus's: all errors over all reference words, so that long clips count as much as they say. Whisper's
+"wer" is for English. "cer" is for scripts without spaces, and counts what Unicode calls grapheme clusters, without white space,
+after the normaliser that Whisper has for all other languages; that one takes vowel signs and tone marks (Thai, Hindi)
+for punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so that long clips count as much as they say. Whisper's
 normaliser also turns British spelling into American with a list that comes with Whisper's tokenizers (`normalizer.json`), not
 with transformers. Without it "colour" for "color" is an error, and rates are a little above published ones: give
 the file, or the folder or Hub id of a Whisper (`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
@@ -19,6 +21,8 @@ from .intervals import bootstrap_rate
 
 SPELLING = "normalizer.json"
 NAMED = 5  # rows that an error names
+WER, CER = "wer", "cer"
+UNITS = {WER: "word", CER: "character"}  # of each rate, what is counted
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,13 @@ def normalizer(spelling: dict[str, str] | None = None) -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     return EnglishTextNormalizer(spelling or {})
+
+
+def character_normalizer() -> Callable[[str], str]:
+    """Whisper's normaliser for languages without spaces (`BasicTextNormalizer`), which divides a text into its characters."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    return BasicTextNormalizer(split_letters=True)
 
 
 def read_spelling(source: str) -> dict[str, str]:
@@ -92,7 +103,7 @@ def count_word_errors(
     names: Sequence[str] | None = None,
 ) -> list[WordErrors]:
     """
-    The word errors of each row; an empty hypothesis has deleted every word.
+    The errors of each row, in words as the normaliser divides them; an empty hypothesis has deleted every word.
 
     Args:
         names: of the rows, for messages; their numbers from 1 by default.
@@ -121,18 +132,19 @@ def count_word_errors(
     return counts
 
 
-def error_rate(counts: Sequence[WordErrors], clips: Sequence[int] | None = None) -> dict[str, Any]:
+def error_rate(counts: Sequence[WordErrors], clips: Sequence[int] | None = None, unit: str = "word") -> dict[str, Any]:
     """
     The rate of a corpus: `n` rows, the sums of their counts, `word_error_rate` (over 1 where more is inserted than said), and
-    its 95 % bootstrap `interval`, for which whole clips are redrawn (`clips` as in `intervals.bootstrap_rate`). Raises
-    `ValueError` for no rows.
+    its 95 % bootstrap `interval`, for which whole clips are redrawn (`clips` as in `intervals.bootstrap_rate`). With another
+    `unit` the keys have its name in the place of "word". Raises `ValueError` for no rows.
     """
     sums = {field.name: sum(getattr(row, field.name) for row in counts) for field in fields(WordErrors)}
     interval = bootstrap_rate([row.errors for row in counts], [row.words for row in counts], clips)
     rate = sum(row.errors for row in counts) / sums["words"]
-    return {"n": len(counts), **sums, "word_error_rate": rate, "interval": interval}
+    sums = {f"{unit}s" if name == "words" else name: value for name, value in sums.items()}
+    return {"n": len(counts), **sums, f"{unit}_error_rate": rate, "interval": interval}
 
 
-def mean_rate(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def mean_rate(rates: Sequence[dict[str, Any]], unit: str = "word") -> dict[str, Any]:
     """`macro`, the mean of corpora's rates (as `error_rate` has them); without an interval."""
-    return {"macro": sum(rate["word_error_rate"] for rate in rates) / len(rates), "interval": None}
+    return {"macro": sum(rate[f"{unit}_error_rate"] for rate in rates) / len(rates), "interval": None}

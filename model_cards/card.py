@@ -15,7 +15,7 @@ import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from .card_facts import check_facts, describe_settings, describe_source, read_mapping
-from .results import check_entry, eval_results, results_of, table
+from .results import RESULTS, check_entry, eval_results, results_of, table
 from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, is_english_encoder, is_hub_id, licence_of
 
 
@@ -57,7 +57,11 @@ def render_card(
 
 
 def card_for_run(
-    run_dir: str | Path, checkpoint_dir: str | Path, repo_id: str, base_model: str | None = None
+    run_dir: str | Path,
+    checkpoint_dir: str | Path,
+    repo_id: str,
+    base_model: str | None = None,
+    results: str | Path = RESULTS,
 ) -> ModelCard:
     """
     The card of what a run left, with the results in results.json that were measured with these very files.
@@ -67,6 +71,7 @@ def card_for_run(
         checkpoint_dir: what is published: a plain checkpoint, or an adapter with its processor.
         repo_id: ORG/NAME on the Hub.
         base_model: Hub id of an adapter's base model, if the adapter does not name it itself.
+        results: results.json, or another file that `results.add_result` wrote.
 
     Raises:
         `ValueError`: if an adapter's base model is not on the Hub, the run has not ended, or results.json has a result under
@@ -76,7 +81,7 @@ def card_for_run(
     from .run_facts import facts_of_run  # which loads torch
 
     facts = facts_of_run(Path(run_dir), Path(checkpoint_dir), repo_id, base_model)
-    return render_card(facts, results_of(repo_id, Path(checkpoint_dir)))
+    return render_card(facts, results_of(repo_id, Path(checkpoint_dir), results))
 
 
 def from_recipe(facts: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     falcon3-audio results add runs/mmau/score.json --model ORG/NAME
 
 Taken is what `falcon3-audio score` wrote, with its provenance; see results.py for what is refused. A score of the same
-model with the same questions and prompt is replaced. The cards are then rendered again (render.py).
+model with the same questions and prompt is replaced. The cards are then rendered again (render.py). `--file mine.json` keeps
+scores outside of the package.
 """
 
 import argparse
@@ -20,7 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_subparsers(required=True, metavar="add").add_parser("add", help="add a score")
     add.add_argument("score", metavar="SCORE_JSON", type=Path, help="what `falcon3-audio score` wrote")
     add.add_argument("--model", required=True, metavar="ORG/NAME", help="the model on the Hub that was measured")
-    add.add_argument("--file", type=Path, default=RESULTS, help="default: %(default)s")
+    add.add_argument(
+        "--file",
+        type=Path,
+        default=RESULTS,
+        help="made where it does not exist, for `card --results`; default: %(default)s",
+    )
     options = parser.parse_args(arguments)
     with user_errors(parser.prog) as end:
         entry = add_result(options.score, options.model, options.file)

@@ -6,6 +6,8 @@ and names of machines are left behind. A card shows entries of its own model onl
 measured with the very same files.
 
     falcon3-audio results add runs/mmau/score.json --model ORG/NAME
+
+Where the package is not yours to change, `--file mine.json` keeps them elsewhere; `falcon3-audio card` takes it as `--results`.
 """
 
 import json
@@ -34,6 +36,8 @@ OF_SCORE = (
     "counts",
     "coverage",
     "rules",
+    "consistency",
+    "overall",
     "baselines",
     "spelling",
     "versions",
@@ -48,12 +52,25 @@ NEEDED_OF_RUN = (
     "versions",
     "created",
 )
-OF_RUN = (*NEEDED_OF_RUN, "questions_sha256", "generation_config", "model_dtype", "audio_tokens", "audio_check")
+OF_RUN = (
+    *NEEDED_OF_RUN,
+    "prompt_text",
+    "prompt_sha256",
+    "questions_sha256",
+    "generation_config",
+    "model_dtype",
+    "audio_tokens",
+    "audio_check",
+)
 ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
 # One entry for each of these; another score of the same takes its place.
-KEY = ("model", "benchmark", "prompt", "data_sha256", "spelling")
+KEY = ("model", "benchmark", "prompt", "prompt_sha256", "shuffled_orders", "data_sha256", "spelling")
 OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
-METRICS = {"accuracy": "accuracy", "word_error_rate": "wer"}  # key of a score: metric on the Hub
+METRICS = {
+    "accuracy": "accuracy",
+    "word_error_rate": "wer",
+    "character_error_rate": "cer",
+}  # key of a score: metric on the Hub
 
 
 def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -> dict[str, Any]:
@@ -63,7 +80,7 @@ def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -
     Args:
         score_file: what `falcon3-audio score` wrote.
         model: ORG/NAME that was measured. A score of a local folder counts for it too: cards compare the files.
-        path: results.json.
+        path: results.json, or a file of your own, which is made where it does not exist.
 
     Returns the new entry.
 
@@ -81,7 +98,8 @@ def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -
     measured = score["run"].get("model")
     if entry["run"]["model_commit_is"] == ON_THE_HUB and measured != model:
         raise ValueError(f"{score_file} is the score of {measured}, not of {model}.")
-    others = [other for other in read_results(path) if _key(other) != _key(entry)]
+    known = read_results(path) if Path(path).exists() else []
+    others = [other for other in known if _key(other) != _key(entry)]
     write_json(Path(path), sorted([*others, entry], key=lambda entry: (entry["model"], entry["benchmark"])))
     return entry
 

@@ -67,8 +67,8 @@ def _base_of_adapter(checkpoint: Path, base_model: str | None) -> str | None:
     config = checkpoint / "adapter_config.json"
     if not config.exists():
         return None
-    base = base_model or json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if not is_hub_id(base) or Path(base).exists():
+    base = base_model or read_mapping(config).get("base_model_name_or_path")
+    if not isinstance(base, str) or not is_hub_id(base) or Path(base).exists():
         raise ValueError(
             f"The base model of the adapter in {checkpoint} is {base!r}, which nobody else could load. Push that first, and "
             "give its Hub id as base_model."

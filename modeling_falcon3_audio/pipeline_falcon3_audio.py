@@ -153,6 +153,9 @@ class AudioTextToTextPipeline(Pipeline):
         template = {name: kwargs.pop(name) for name in _TEMPLATE_ARGUMENTS if name in kwargs} | (
             chat_template_kwargs or {}
         )
+        twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
+        if twice:
+            raise ValueError(f"Given twice, by name and in `generate_kwargs`: {', '.join(twice)}. Give each once.")
         allowed = set(vars(GenerationConfig())) | _GENERATE_ARGUMENTS
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
@@ -170,6 +173,8 @@ class AudioTextToTextPipeline(Pipeline):
         return preprocess, {**(generate_kwargs or {}), **kwargs}, postprocess
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a whole number from 1, got {batch_size!r}.")
         # Clips of a batch differ in length, which only the processor can pad: it gets whole batches.
         if isinstance(inputs, Sized):
             batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
@@ -195,6 +200,10 @@ class AudioTextToTextPipeline(Pipeline):
         if len(continues) > 1:
             raise ValueError(
                 "Some chats of this batch end with an assistant message, to be continued, and some do not. Use batch_size=1."
+            )
+        if (processor_kwargs or {}).get("padding_side", "left") != "left":
+            raise ValueError(
+                "Prompts are padded on the left, since answers go on after the last token; leave `padding_side` out."
             )
         self._check_sampling_rates(requests)
         go_on = continues.pop()

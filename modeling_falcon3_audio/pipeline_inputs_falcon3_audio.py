@@ -74,12 +74,18 @@ def _rows(clips: Iterator[Any], texts: Iterator[Any]) -> Iterator[dict[str, Any]
 def _row(audio: Any, text: Any) -> dict[str, Any]:
     if _is_chat(audio) or _is_chat(text):
         raise ValueError("A chat holds its own audio; give either a chat, or `audio` and `text`.")
+    if audio is None or text is None:
+        raise ValueError(
+            f"One of the {'clips' if audio is None else 'texts'} is None. Leave it out, or ask with a dict that says so: "
+            "{'audio': None, 'text': ...}."
+        )
     return {"audio": audio, "text": text}
 
 
 def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callable[[Any], list]) -> Request:
     """
-    From a chat, a dict with `audio` and `text`, or a bare clip or text.
+    From a chat, a dict with `audio` and `text`, or a bare clip or text. Raises a `ValueError` for anything that would be asked
+    without its clip or its text.
 
     Args:
         bare: what an item is that is neither a chat nor a dict: `"audio"` or `"text"`.
@@ -92,15 +98,29 @@ def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callabl
         item = {bare: item}
     elif not item.keys() & {"audio", "text"} and item.keys() & {"array", "raw", "bytes", "path"}:
         item = {"audio": item}
-    if not item.keys() & {"audio", "text"}:
-        raise ValueError(f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(item)}.")
+    _check_columns(item)
     audio, text = item.get("audio"), item.get("text")
+    if audio is None and text is None:
+        raise ValueError(
+            "One of the inputs is None: neither a clip nor a text. Leave it out, or look for what made it None."
+        )
     clips = [] if audio is None else list(audio) if is_many(audio) else [audio]
     content = [_audio_item(clip) for clip in clips]
     if text is not None:
         content.append({"type": "text", "text": text})
     rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
     return Request([_with_rate({"role": "user", "content": content}, rate)])
+
+
+def _check_columns(row: dict[str, Any]):
+    """A column by another name is not read, so that a clip or a question would be missing in silence."""
+    missing = sorted({"audio", "text"} - row.keys())
+    others = sorted(map(str, row.keys() - {"audio", "text", "sampling_rate"}))
+    if len(missing) == 2 or (missing and others):
+        raise ValueError(
+            f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(map(str, row))}. Rename the columns; where "
+            "there is no clip, or no text, say so with None."
+        )
 
 
 def _audio_item(clip: Any) -> dict[str, Any]:

@@ -37,6 +37,9 @@ _CHUNKED: dict[str, tuple[slice, Any]] = {
     "AIFF": (slice(4, 8), "big"),
     "CAF": (slice(4, 12), "big"),
 }
+# Of these it can be told how long the sound is to be. Of others (Amiga's SVX, Matlab's, Psion's) and of G.72x in AU libsndfile
+# goes by the file's size, so that a half would be a whole, and one without end never ends.
+_CHECKED = {*_CHUNKED, "AU", "FLAC", "MP3", "NIST", "OGG"}
 # By how much a container's duration may be over that of its sound: encoders' delay, and the end of a picture.
 DURATION_TOLERANCE = 0.5  # seconds
 
@@ -117,6 +120,11 @@ def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np
     """Samples and rate of a file, and of an mp3 file what lies behind its end. A `LibsndfileError` if it is no such file."""
     raw, announced = _as_libsndfile_sees_it(data, name)
     with _Stream(raw) as file:
+        if file.format not in _CHECKED or (file.format == "AU" and file.subtype.startswith("G72")):
+            raise ValueError(
+                f"{name} is {file.format_info}, {file.subtype_info}: nothing tells whether such a file is whole. Write it anew "
+                "(ffmpeg -i in out.flac)."
+            )
         promised = announced or file.frames
         raw.ran_out = False  # of the header
         samples = _read_to_the_end(file, promised, max_seconds, name)
@@ -147,6 +155,11 @@ def _as_libsndfile_sees_it(data: bytes, name: str) -> tuple[Any, int | None]:
         # The length is on the last page, which libsndfile looks for from the end.
         _check_last_page(data, name)
         return io.BytesIO(data), None
+    if data.startswith(b"\xf0\x7e"):  # SDS, whose end libsndfile looks for before it says what it has found
+        return io.BytesIO(data), None
+    if data.startswith(b"NIST_1A"):  # TIMIT's files; libsndfile goes by their size, not by this line of their header
+        count = re.search(rb"\nsample_count -i (\d+)", data[:1024])
+        return io.BytesIO(data), int(count[1]) if count else UNKNOWN_FRAMES
     if data.startswith(b"riff"):
         return io.BytesIO(_whole_w64(data, name)), None
     if data.startswith(b"fLaC") and len(data) > 26:

@@ -47,6 +47,7 @@ MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz
 MAX_FLOAT_PEAK = 100.0
 DOWNLOAD_TIMEOUT = 30.0  # seconds
 _FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")
+_DICT_KEYS = {"array", "raw", "bytes", "path", "sampling_rate"}
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
 
@@ -183,7 +184,14 @@ def _read_dict(source: dict, name: str, most: float | None) -> tuple[np.ndarray,
     for key in ("array", "raw"):
         if source.get(key) is not None:
             samples, rate = _read(source[key], name, most)
-            return samples, source.get("sampling_rate") if rate is None else rate
+            rate = source.get("sampling_rate") if rate is None else rate
+            strangers = sorted(map(str, source.keys() - _DICT_KEYS))
+            if rate is None and strangers:
+                raise ValueError(
+                    f"{name} is a dict of samples whose rate is not under 'sampling_rate'; it has {strangers} instead. Rename the "
+                    "key, or leave it out."
+                )
+            return samples, rate
     for key in ("bytes", "path"):
         if source.get(key) is not None:
             return _read(source[key], name, most)
@@ -193,7 +201,9 @@ def _read_dict(source: dict, name: str, most: float | None) -> tuple[np.ndarray,
 
 
 def _read_path(path: str, name: str, most: float | None) -> tuple[np.ndarray, int]:
-    if path.startswith(("http://", "https://", "data:")):
+    scheme, colon, rest = path.partition(":")
+    if scheme.lower() in ("http", "https", "data") and colon:  # RFC 3986, 3.1: in either case
+        path = f"{scheme.lower()}:{rest}"
         return decode_file(_fetch(path, name), f"{name} ({path[:100]})", most)
     if not os.path.isfile(path):
         raise ValueError(f"{name}: there is no file {path[:200]!r}. Base64 audio goes in a `data:` URL.")
@@ -224,7 +234,7 @@ def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
             f"{name} has the shape {samples.shape}, too many channels for one clip. Pass a batch as a list of clips, "
             "and samples, not a spectrogram."
         )
-    kind = str(samples.dtype)
+    kind = samples.dtype.name  # in either order of bytes
     if kind in _FULL_SCALE:
         samples = samples.astype(np.float32) / _FULL_SCALE[kind]
     elif kind == "uint8":

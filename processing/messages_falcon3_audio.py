@@ -2,7 +2,7 @@
 """Chat messages of any kind as dicts whose audio is loaded. Travels with every saved checkpoint."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,36 @@ def _with_type(item: Any) -> Any:
     return item if audio == text else item | {"type": "audio" if audio else "text"}
 
 
-def check_text(item: dict, message: int, audio_token: str):
-    """Raises a `ValueError` for a text item without a text, and for one that holds the placeholder of audio."""
-    if item.get("type") != "text":
+def check_message(message: dict[str, Any], index: int):
+    """Raises a `ValueError` for a message without a role, and for one with sound beside its content, which nobody would hear."""
+    if not isinstance(message.get("role"), str):
+        raise ValueError(f"Message {index} needs a 'role', such as 'user' or 'assistant', got {message!r:.200}.")
+    if message["role"] == "assistant":  # OpenAI's answers have the sound that was spoken under this name
+        return
+    for key, value in message.items():
+        if "audio" in str(key).lower() and _is_given(value):
+            raise ValueError(
+                f"Message {index} has {key!r} beside its content, where it is not heard. Make it an item of the content, "
+                '{"type": "audio", "audio": ...}.'
+            )
+
+
+def check_item(item: dict, message: int, audio_token: str):
+    """
+    Raises a `ValueError` for an item of content that is neither text nor audio, or both, for a text item without a text, and
+    for one that holds the placeholder of audio.
+    """
+    kind = item.get("type")
+    if kind not in ("text", "audio"):
+        raise ValueError(
+            f"Message {message}: Content of type {kind!r} is not understood: use 'text' or 'audio'. It has {sorted(item)}."
+        )
+    other = "text" if kind == "audio" else "audio"
+    if _is_given(item.get(other)):
+        raise ValueError(
+            f"An item of message {message} is of type {kind!r}, but has {other!r} as well, which would be left out. Make it two items."
+        )
+    if kind == "audio":
         return
     if not isinstance(item.get("text"), str):
         raise ValueError(f"A text item of message {message} needs a string under 'text', got {item}.")
@@ -78,6 +105,13 @@ def check_text(item: dict, message: int, audio_token: str):
             f"Message {message} contains the audio placeholder {audio_token!r} as text. Remove it; "
             'audio is given as an item {"type": "audio", "path": ...}.'
         )
+
+
+def _is_given(value: Any) -> bool:
+    """Arrow fills up what only other items have, with `None` or with a dict of nothing else."""
+    if isinstance(value, dict):
+        return any(part is not None for part in value.values())
+    return len(value) > 0 if isinstance(value, Sized) else value is not None
 
 
 def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
@@ -95,4 +129,4 @@ def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
     return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
 
 
-__all__ = ["check_text", "is_conversation", "load_item", "plain_messages"]
+__all__ = ["check_item", "check_message", "is_conversation", "load_item", "plain_messages"]

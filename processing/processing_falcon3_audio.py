@@ -11,6 +11,7 @@ the chat template's generation markers (from transformers 5.23). Travels with ev
 import copy
 import math
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,14 @@ from .audio_inputs_falcon3_audio import (
     is_with_rate,
     load_audio,
 )
-from .messages_falcon3_audio import check_text, is_conversation, load_item, plain_messages
+from .messages_falcon3_audio import check_item, check_message, is_conversation, load_item, plain_messages
 from .tokenizer_falcon3_audio import (
     NEW_AUDIO_TOKEN,
     choose_audio_token,
     load_tokenizer,
     make_chat_template,
     own_chat_template,
+    tokenizing,
 )
 
 
@@ -189,7 +191,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         **kwargs: Unpack[Falcon3AudioProcessorKwargs],
     ) -> BatchFeature:
         """
-        Model inputs for texts with placeholders and the audio that belongs to them, or for one of the two.
+        Model inputs for texts with placeholders and the audio that belongs to them, or for one of the two. Threads may share a
+        processor, but not its tokenizer beside it.
 
         Args:
             text (`str` or `list[str]`, *optional*): Prompts; each placeholder becomes as many as its audio has tokens.
@@ -200,7 +203,12 @@ class Falcon3AudioProcessor(ProcessorMixin):
         said = {**(kwargs.get("common_kwargs") or {}), **self.tokenizer.init_kwargs, **kwargs}
         defaults = {name: value for name, value in TEXT_DEFAULTS.items() if name not in said}
         kwargs["text_kwargs"] = defaults | (kwargs.get("text_kwargs") or {})
-        return super().__call__(text=text, audio=audio, **kwargs)
+        with nullcontext() if text is None else tokenizing():
+            outputs = super().__call__(text=text, audio=audio, **kwargs)
+        if kwargs.get("return_text_replacement_offsets") and "offset_mapping" in outputs:
+            # `apply_chat_template` goes over these for every answer: of a tensor, 25 s for 400 answers.
+            outputs["offset_mapping"] = np.asarray(outputs["offset_mapping"]).tolist()
+        return outputs
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Audio of any accepted kind, alone or as a list, becomes a list of mono 16 kHz arrays; see `load_audio`."""
@@ -346,6 +354,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
             raise ValueError("The conversation is empty; give at least one message.")
         prepared = []
         for index, message in enumerate(conversation):
+            check_message(message, index)
             content = message.get("content")
             items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
             if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
@@ -353,7 +362,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
                     f"The content of message {index} must be a string or a list of dicts, got {content!r}."
                 )
             for item in items:
-                check_text(item, index, self.audio_token)
+                check_item(item, index, self.audio_token)
             if not isinstance(content, str) and content is not None and load:
                 message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
             prepared.append(message)

@@ -7,7 +7,9 @@ The language model is never resized, whatever the placeholder, and its own templ
 
 import os
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import RLock
 
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -32,6 +34,17 @@ FALCON3_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+
+# A fast tokenizer holds the padding and truncation of a call until the next, which may be another thread's. One lock for all:
+# one of a processor's own would have to be left out when that is copied, pickled or saved.
+_locks = [RLock()]
+if hasattr(os, "register_at_fork"):  # a worker process would wait for a thread that it does not have
+    os.register_at_fork(after_in_child=lambda: _locks.__setitem__(0, RLock()))
+
+
+def tokenizing() -> AbstractContextManager:
+    """For the time of a call of a tokenizer that threads share."""
+    return _locks[0]
 
 
 def load_tokenizer(text):
@@ -174,4 +187,5 @@ __all__ = [
     "load_tokenizer",
     "make_chat_template",
     "own_chat_template",
+    "tokenizing",
 ]

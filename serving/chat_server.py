@@ -107,6 +107,10 @@ def load(model: str) -> AudioTextToTextPipeline:
     # No processor but a tokenizer; a device without room.
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{model} cannot be loaded: {error}") from error
+    except (KeyError, AttributeError) as error:  # of transformers, for JSON that is no configuration
+        raise ValueError(
+            f"{model} cannot be loaded: one of its JSON files is not what was saved ({error!r})."
+        ) from error
     if not isinstance(pipe.processor, Falcon3AudioProcessor):
         raise ValueError(
             f"{model} is served with {type(pipe.processor).__name__}; expected a checkpoint of Falcon3-Audio."

@@ -12,7 +12,6 @@ from child import in_child
 from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
-from falcon3_audio.evaluation import generate as generation
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN
 from falcon3_audio.evaluation.questions import Clip, Question, QuestionSet
 
@@ -82,7 +81,7 @@ def killed_while(work: Callable[[], object], lines: int):
                 os.write(descriptor, b'{"outcomes": [{"id": "q')
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        generation.os.fsync = kill
+        os.fsync = kill
         work()
 
     assert in_child(child) == -signal.SIGKILL

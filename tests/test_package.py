@@ -5,9 +5,13 @@ import subprocess
 import sys
 import zipfile
 from configparser import ConfigParser
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import soundfile
+from packaging.requirements import Requirement
+from tiny import SAMPLING_RATE, tone
 
 import falcon3_audio_cli as cli
 
@@ -18,12 +22,17 @@ TRAVELLING = sorted(
 )
 
 
-def test_the_wheel_holds_the_package_and_the_command(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Made from the source distribution, as it is published."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_the_package_and_the_command(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {"falcon3_audio", "falcon3_audio_cli.py"}
@@ -38,8 +47,52 @@ def test_the_wheel_holds_the_package_and_the_command(tmp_path):
     # Like the tiny backbones, a trained checkpoint is for those who have a clone.
     rest = [path for path in rest if not path.is_relative_to(ROOT / "model_cards" / "falcon3-audio-nano")]
     rest += [*(ROOT / "demo").glob("*.py"), *(ROOT / "serving").glob("*.py"), *(ROOT / "serving").glob("*.patch")]
-    rest = {str(path.relative_to(ROOT)) for path in rest if "__pycache__" not in path.parts}
+    rest = {
+        str(path.relative_to(ROOT)) for path in rest if "__pycache__" not in path.parts and path.name != "README.md"
+    }
     assert {f"falcon3_audio/{name}" for name in rest} <= set(names)
+
+
+ASK = """
+import sys
+from transformers import pipeline
+import falcon3_audio
+
+pipe = pipeline("audio-text-to-text", model=sys.argv[1])
+print(pipe("clip.wav", text="What?", max_new_tokens=4)[0]["generated_text"], falcon3_audio.__file__, sep="|")
+"""
+
+
+def needed(package, extras=frozenset()):
+    """Installed distributions that a package asks for, those of its extras left out, and what they ask for in turn."""
+    found, waiting = {}, [(package, extras)]
+    while waiting:
+        name, extras = waiting.pop()
+        for line in distribution(name).requires or ():
+            wanted = Requirement(line)
+            applies = wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in (*extras, ""))
+            if applies and wanted.name not in found:
+                found[wanted.name] = distribution(wanted.name)
+                waiting.append((wanted.name, wanted.extras))
+    return found
+
+
+def test_the_wheel_alone_answers_a_question(wheel, checkpoint, tmp_path):
+    """Beside nothing but what it asks for without extras."""
+    packages = tmp_path / "packages"
+    zipfile.ZipFile(wheel).extractall(packages)
+    for found in needed("falcon3-audio").values():
+        for top in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(found.locate_file(top))
+    assert not (packages / "trl").exists() and (packages / "soundfile.py").exists()
+    soundfile.write(tmp_path / "clip.wav", tone(0.5), SAMPLING_RATE)
+    code = f"import sys; sys.path.append({str(packages)!r})\n{ASK}"
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, checkpoint], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith(f"|{packages / 'falcon3_audio' / '__init__.py'}")
 
 
 def test_file_names_are_unique_across_folders():

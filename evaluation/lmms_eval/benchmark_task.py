@@ -1,6 +1,7 @@
 """A task of lmms-eval whose questions come from our loaders: the benchmark's files as they are published, checked.
 
-`dataset_path` in a task's file is a name in `benchmarks.BENCHMARKS`; rows.py tells how its file is found. That file's
+`dataset_path` in a task's file is a name in `benchmarks.BENCHMARKS`; rows.py tells how its file is found, and what the
+`dataset_name` "without-open" leaves out. That file's
 SHA-256 goes into lmms-eval's results as `metadata`.
 """
 
@@ -12,7 +13,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 
 from ..questions import Clip
-from .rows import load, row_of
+from .rows import WITHOUT_OPEN, load, row_of, without_open
 
 
 class BenchmarkTask(ConfigurableMessagesTask):
@@ -24,6 +25,7 @@ class BenchmarkTask(ConfigurableMessagesTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None):
         """Called by the base class, which retries any error five times; a missing file is told at once here."""
         questions = load(self.DATASET_PATH)
+        questions = without_open(questions) if self.DATASET_NAME == WITHOUT_OPEN else questions
         self._clips: dict[str, tuple[Clip, ...]] = {question.id: question.audio for question in questions.questions}
         self.config.metadata = {**(self.config.metadata or {}), "data_sha256": questions.sha256}
         rows = Dataset.from_list([row_of(question) for question in questions.questions])

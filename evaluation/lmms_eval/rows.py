@@ -1,16 +1,20 @@
 """The questions of a benchmark as rows for lmms-eval, and the words of each; tasks/ and benchmark_task.py call this.
 
-The environment says where a benchmark's file is: FALCON3_AUDIO_MMAU for "mmau", FALCON3_AUDIO_AIR_BENCH_FOUNDATION for
-"air-bench-foundation"; with _AUDIO_ROOT behind it, where the clips are, unless they lie as the loaders expect.
+The environment says where a benchmark's file is: FALCON3_AUDIO_MMAU for "mmau", FALCON3_AUDIO_MMAU_PRO for "mmau-pro" and so on; with _AUDIO_ROOT behind it, where the clips are, unless they lie as the loaders expect.
 """
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..benchmarks import BENCHMARKS
 from ..prompts import PROMPTS
 from ..questions import Question, QuestionSet
+
+
+TASKS = ("task", "category", "label")  # the groups that metrics are averaged over; a question has one of them
 
 
 def load(benchmark: str) -> QuestionSet:
@@ -31,14 +35,23 @@ def load(benchmark: str) -> QuestionSet:
     return BENCHMARKS[benchmark].load(path, audio_root=Path(root) if root else None)
 
 
+WITHOUT_OPEN = "without-open"  # `dataset_name` of a task that says by its name that open questions are not in it
+
+
+def without_open(questions: QuestionSet) -> QuestionSet:
+    """The questions that rules can score: those with options, and those with a check."""
+    kept = tuple(question for question in questions.questions if question.choices or question.check is not None)
+    return replace(questions, questions=kept)
+
+
 def row_of(question: Question) -> dict[str, Any]:
     """
-    A question as a row of lmms-eval's data, without its audio.
+    A question as a row of lmms-eval's data, without its audio. `check` is JSON, and empty where there is none.
 
     Raises:
         `ValueError`: an open question, or one whose answer is kept back; neither can be scored here.
     """
-    if question.answer is None or not question.choices:
+    if question.check is None and (question.answer is None or not question.choices):
         raise ValueError(
             f"question {question.id} has no {'options' if question.answer else 'answer'}; lmms-eval scores multiple "
             "choice with known answers only. `falcon3-audio evaluate` writes the replies to other questions."
@@ -47,8 +60,9 @@ def row_of(question: Question) -> dict[str, Any]:
         "id": question.id,
         "question": question.question,
         "choices": list(question.choices),
-        "answer": question.answer,
-        "task": question.groups.get("task", ""),
+        "answer": question.answer or "",
+        "check": "" if question.check is None else json.dumps(question.check),
+        "task": next((question.groups[name] for name in TASKS if name in question.groups), ""),
         "clip": " ".join(clip.name for clip in question.audio),
     }
 

@@ -5,6 +5,7 @@ dict; it has a `score` (0 or 1) unless the official rule leaves the row out, so 
 look for that key, are of the same rows. Plain Python: neither lmms-eval nor torch is needed.
 """
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,6 +29,21 @@ def air_bench_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, 
     return _results("air-bench-official", doc, results[0])
 
 
+def mmsu_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """The verdicts on the first of `results`, by metric; `official` is MMSU's rule."""
+    return _results("mmsu-official", doc, results[0])
+
+
+def mmau_pro_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """The verdicts on the first of `results`, by metric; `content` is the rule for MMAU-Pro, see `rules.mmau_pro`."""
+    return _content(doc, results[0], "mmau-pro")
+
+
+def content_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """The verdicts by content on the first of `results`, by metric: of benchmarks without a published rule of their own."""
+    return _content(doc, results[0])
+
+
 def share(items: Sequence[Item]) -> float:
     """The mean score of the items that have one, in [0, 1]; NaN where none has."""
     scores = [item["score"] for item in items if "score" in item]
@@ -48,19 +64,35 @@ def macro(pairs: Sequence[tuple[str, Item]]) -> float:
 
 def _results(rule: str, doc: dict[str, Any], reply: str) -> dict[str, Any]:
     """Metrics of all rows, and `official_TASK` and `content_TASK`, which only rows of that task have."""
-    row = Prediction(id=doc["id"], status=ANSWERED, reply=reply, choices=tuple(doc["choices"]), answer=doc["answer"])
-    verdict, by_content = RULES[rule](row), RULES["content"](row)
-    known = {"clip": doc["clip"]}
+    verdict, known = RULES[rule](_row(doc, reply)), {"clip": doc["clip"]}
     left_out = verdict == Verdict.LEFT_OUT
     official = known if left_out else known | {"score": float(verdict == Verdict.RIGHT)}
-    content = known | {"score": float(by_content == Verdict.RIGHT)}
     return {
         "official": official,
         "official_macro": (doc["task"], official),
         f"official_{doc['task']}": official,
         "official_left_out": known | {"score": float(left_out)},
+        **_content(doc, reply),
+    }
+
+
+def _content(doc: dict[str, Any], reply: str, rule: str = "content") -> dict[str, Any]:
+    verdict, known = RULES[rule](_row(doc, reply)), {"clip": doc["clip"]}
+    content = known | {"score": float(verdict == Verdict.RIGHT)}
+    return {
         "content": content,
         "content_macro": (doc["task"], content),
         f"content_{doc['task']}": content,
-        "content_unresolved": known | {"score": float(by_content == Verdict.UNRESOLVED)},
+        "content_unresolved": known | {"score": float(verdict == Verdict.UNRESOLVED)},
     }
+
+
+def _row(doc: dict[str, Any], reply: str) -> Prediction:
+    return Prediction(
+        id=doc["id"],
+        status=ANSWERED,
+        reply=reply,
+        choices=tuple(doc["choices"]),
+        answer=doc["answer"],
+        check=json.loads(doc["check"]) if doc["check"] else None,
+    )

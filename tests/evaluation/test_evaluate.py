@@ -1,5 +1,6 @@
 """`falcon3-audio evaluate` from the command line to the score."""
 
+import hashlib
 import importlib
 import json
 import signal
@@ -15,7 +16,7 @@ from tiny import SAMPLING_RATE, tone
 
 import falcon3_audio_cli as cli
 from falcon3_audio.evaluation.evaluate import main, parse
-from falcon3_audio.evaluation.generate import JOURNAL
+from falcon3_audio.evaluation.journal import JOURNAL
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN
 
 
@@ -78,6 +79,22 @@ def test_from_a_model_to_a_score(folder, data, tmp_path, capfd):
     assert run["prompt"] == "mmar" and run["control"] == "silence" and run["audio_tokens"]["min"] > 0
 
 
+def test_processes_of_a_launcher_share_the_questions(folder, data, tmp_path, capfd):
+    options = ("--model", folder, "--device", "cpu", "--batch-size", 2, "--max-new-tokens", 4, "--dtype", "float32")
+    assert main(command(data, tmp_path / "one", *options)) == 0
+    assert "questions/s" in capfd.readouterr().err
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = command(data, tmp_path / "two", *options)
+    done = subprocess.run(
+        [*launch, "-m", "falcon3_audio.evaluation.evaluate", *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 questions (6 answered)" in done.stdout
+    for name in (PREDICTIONS, "journal-1.jsonl", "score.json"):
+        assert (tmp_path / "two" / name).exists()
+    assert (tmp_path / "two" / PREDICTIONS).read_bytes() == (tmp_path / "one" / PREDICTIONS).read_bytes()
+
+
 def test_another_setting_in_the_same_folder_is_one_line(data, tmp_path, capsys):
     with StubEndpoint(hears) as stub:
         assert main(command(data, tmp_path / "out", *remote(stub))) == 0
@@ -85,6 +102,27 @@ def test_another_setting_in_the_same_folder_is_one_line(data, tmp_path, capsys):
         assert main(command(data, tmp_path / "out", *remote(stub, "--prompt", "r1-aqa"))) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "prompt: 'plain' -> 'r1-aqa'" in error
+
+
+def test_a_prompt_of_your_own_is_part_of_the_run(data, tmp_path, capsys):
+    words = tmp_path / "mine.txt"
+    words.write_text("Listen. {question} Say one of: {inline_choices}\n")
+    own = ("--prompt-file", words)
+    with StubEndpoint(hears) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub, *own))) == 0
+        run = run_of(tmp_path / "out")
+        text = "Listen. {question} Say one of: {inline_choices}"
+        assert (run["prompt"], run["prompt_text"]) == ("file mine.txt", text)
+        assert run["prompt_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+        assert run["prompt_example"] == "Listen. What is it, 0? Say one of: a dog, a bell"
+        words.write_text("Listen. {question} Choose: {inline_choices}")
+        asked = len(stub.requests)
+        assert main(command(data, tmp_path / "out", *remote(stub, *own))) == 1
+        words.write_text("{queston}")
+        assert main(command(data, tmp_path / "other", *remote(stub, *own))) == 1
+        assert len(stub.requests) == asked  # neither was begun
+    said = capsys.readouterr().err
+    assert "prompt_text: 'Listen." in said and "has the placeholder {queston}; known are {question}" in said
 
 
 def test_failed_questions_are_counted_and_the_exit_code_says_so(data, tmp_path, capfd):

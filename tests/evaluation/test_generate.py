@@ -11,7 +11,8 @@ import pytest
 from evaluation_runs import killed_while, make_questions, rows_of, run_of
 
 from falcon3_audio.evaluation.answerers import RunStopped, answered, failed
-from falcon3_audio.evaluation.generate import JOURNAL, generate
+from falcon3_audio.evaluation.generate import generate
+from falcon3_audio.evaluation.journal import JOURNAL
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN, read_predictions
 from falcon3_audio.evaluation.questions import QuestionSet
 
@@ -23,7 +24,7 @@ class Fake:
 
     def __init__(self, log: Path, workers=1, fails=(), stops_at=None, model="fake"):
         self.log, self.workers, self.fails, self.stops_at, self.model = log, workers, fails, stops_at, model
-        self.checked = 0
+        self.checked, self.prepared = 0, []
 
     def describe(self):
         return {"model": self.model, "decoding": {"max_new_tokens": 5}}
@@ -34,6 +35,9 @@ class Fake:
     def check_audio(self):
         self.checked += 1
         return "checked"
+
+    def prepare(self, clips):
+        self.prepared.append([clip.name for clip in clips])
 
     def answer(self, items):
         ids = [item.question.id for item in items]
@@ -240,3 +244,50 @@ def test_two_processes_do_not_write_one_journal(questions, log, tmp_path):
             generate(questions, Fake(log), tmp_path / "out")
     assert (tmp_path / "out" / JOURNAL).read_bytes() == journal
     assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_several_processes_write_what_one_does(questions, log, tmp_path, processes):
+    generate(questions, Fake(log), tmp_path / "one")
+    log.unlink()
+    for process in reversed(range(processes)):
+        found = generate(questions, Fake(log), tmp_path / "out", process=process, processes=processes)
+        # Whoever ends last writes the predictions; the others leave the folder to it.
+        assert found == (None if process else {"answered": 7})
+        assert (tmp_path / "out" / PREDICTIONS).exists() == (process == 0)
+    assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "one" / PREDICTIONS).read_bytes()
+    assert sorted(log.read_text().split()) == [f"q{number}" for number in range(7)]
+    assert run_of(tmp_path / "out").keys() == run_of(tmp_path / "one").keys()
+    journals = {path.name for path in (tmp_path / "out").glob("journal*")}
+    assert journals == {JOURNAL, *(f"journal-{process}.jsonl" for process in range(1, processes))}
+
+
+def test_a_run_goes_on_with_another_number_of_processes(questions, log, tmp_path):
+    generate(questions, Fake(log), tmp_path / "one")
+    log.unlink()
+    assert generate(questions, Fake(log), tmp_path / "out", process=1, processes=2) is None
+    with pytest.raises(RunStopped):
+        generate(questions, Fake(log, stops_at="q4"), tmp_path / "out", process=0, processes=2)
+    assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
+    assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "one" / PREDICTIONS).read_bytes()
+    assert sorted(log.read_text().split()) == [f"q{number}" for number in range(7)]  # none was asked twice
+    assert generate(questions, Fake(log), tmp_path / "out", process=2, processes=3) == {"answered": 7}
+
+
+def test_the_journal_of_another_process_is_checked_too(questions, log, tmp_path):
+    generate(questions, Fake(log), tmp_path / "out", process=1, processes=2)
+    with pytest.raises(ValueError, match="holds a run with other settings: model: 'fake' -> 'other'"):
+        generate(questions, Fake(log, model="other"), tmp_path / "out", process=0, processes=2)
+    path = tmp_path / "out" / "journal-1.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"outcomes": [{"id": "q')  # it is writing just now
+    assert generate(questions, Fake(log), tmp_path / "out", process=0, processes=2) == {"answered": 7}
+    path.write_bytes(b"nonsense\n")
+    with pytest.raises(ValueError, match="journal-1.jsonl, line 1, is damaged"):
+        generate(questions, Fake(log), tmp_path / "out", process=0, processes=2)
+
+
+def test_clips_of_the_next_batch_are_read_ahead(questions, log, tmp_path):
+    fake = Fake(log)
+    generate(questions, fake, tmp_path / "out")
+    # Batches play ab, ca, bc and a: what this one has and the next needs is not read anew.
+    assert fake.prepared == [["c"], ["b"], ["a"], []]

@@ -12,17 +12,19 @@ from evaluation_runs import make_telling, rows_of
 from tiny import SAMPLING_RATE, question, tone
 
 from falcon3_audio.evaluation.answerers import NoAudio
+from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.generate import generate
 from falcon3_audio.evaluation.lmms_eval import TASKS, rows, scoring
 from falcon3_audio.evaluation.lmms_eval.chat_model import ChatModel, cut, max_new_tokens, to_chat
 from falcon3_audio.evaluation.load_mmau import load_mmau
 from falcon3_audio.evaluation.local_model import LocalModel
-from falcon3_audio.evaluation.questions import Clip, Question
+from falcon3_audio.evaluation.questions import Clip, Question, QuestionSet
 
 
 VARIABLE = "FALCON3_AUDIO_MMAU"
 DOC = {"id": "q", "question": "What is it?", "choices": ["a dog", "a bell"], "answer": "a bell", "task": "sound"} | {
-    "clip": "x.wav"
+    "clip": "x.wav",
+    "check": "",
 }
 
 
@@ -70,6 +72,18 @@ def test_rows_are_those_of_the_file_in_the_environment(mmau, tmp_path, monkeypat
 def test_what_cannot_be_scored_is_no_row(choices, answer, lacks):
     with pytest.raises(ValueError, match=f"question q has no {lacks}"):
         rows.row_of(Question("q", (Clip("x", bytes),), "What?", choices, answer))
+
+
+def test_open_questions_are_left_out_where_a_task_says_so():
+    clip = (Clip("x", bytes),)
+    choice = Question("a", clip, "What?", ("a dog", "a bell"), "a bell", {"category": "sound"})
+    order = Question("b", clip, "Be brief.", check={"task": "Number Words (at most)", "N": 2})
+    kept = rows.without_open(QuestionSet("mmau-pro", (choice, Question("c", clip, "Why?", answer="it"), order), {}))
+    docs = [rows.row_of(question) for question in kept.questions]
+    assert [(doc["id"], doc["task"]) for doc in docs] == [("a", "sound"), ("b", "")]
+    assert rows.doc_to_text(docs[1], {"prompt": "plain"}) == "Be brief."
+    said = [scores(scoring.mmau_pro_results(docs[1], [reply]))["content"] for reply in ("a dog", "a dog barks")]
+    assert said == [1, 0]
 
 
 def test_the_prompt_is_the_named_one():
@@ -126,10 +140,12 @@ class Loader(yaml.SafeLoader):
 Loader.add_constructor("!function", lambda loader, node: tuple(loader.construct_scalar(node).rsplit(".", 1)))
 
 
-@pytest.mark.parametrize("name", ["mmau", "air_bench_foundation"])
+@pytest.mark.parametrize("name", ["mmau", "air_bench_foundation", "mmsu", "esc_50", "mmau_pro_without_open"])
 def test_task_files_name_what_there_is(name):
     task = yaml.load((TASKS / f"{name}_falcon3_audio.yaml").read_text(), Loader)
-    assert task["task"] == f"{name}_falcon3_audio" and task["dataset_path"] == name.replace("_", "-")
+    assert task["task"] == f"{name}_falcon3_audio" and task["dataset_path"] in BENCHMARKS
+    assert task["dataset_path"] == name.replace("_without_open", "").replace("_", "-")
+    assert task.get("dataset_name") == (rows.WITHOUT_OPEN if "without_open" in name else None)
     assert task["class"] == ("falcon3_audio.evaluation.lmms_eval.benchmark_task", "BenchmarkTask")
 
     def function(pair):
@@ -137,7 +153,8 @@ def test_task_files_name_what_there_is(name):
 
     assert "a bell" in function(task["doc_to_text"])(DOC, task["lmms_eval_specific_kwargs"])
     results = [function(task["process_results"])(DOC | {"task": t}, ["B"]) for t in ("sound", "music", "speech")]
-    assert results[0]["official"]["score"] == (name == "air_bench_foundation")
+    scored = results[0].get("official", {"score": None})["score"]
+    assert scored == {"mmau": 0, "air_bench_foundation": 1, "mmsu": 1}.get(name)
     made = {metric: [result[metric] for result in results if metric in result] for metric in set().union(*results)}
     for metric in task["metric_list"]:
         assert 0 <= function(metric["aggregation"])(made[metric["metric"]]) <= 1

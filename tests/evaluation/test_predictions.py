@@ -93,6 +93,9 @@ def test_published_air_bench_rows(tmp_path):
     "content, words",
     [
         ('{"id": 1}\n{"id": "1"}', "line 1 and line 2 have the same id '1'"),
+        ('{"id": "1 "}\n{"id": "1"}', "line 1 and line 2 have the same id '1'"),
+        ('{"id": "\\u00e9"}\n{"id": "e\\u0301"}', "line 1 and line 2 have the same id 'é'"),
+        ('{"id": 1, "status": "failed", "model_output": "Cat"}', "'status' is 'failed', but 'model_output' is 'Cat'"),
         ('[{"id": 1}, 5]', "row 2: expected a JSON object, got int"),
         ('{"name": 1}', r"line 1: no id \(looked for 'id' and 'uniq_id' among \['name'\]\)"),
         ('{"id": 1, "prediction": ["B"]}', r"line 1: 'prediction' is \['B'\]; expected the reply's text"),
@@ -203,6 +206,14 @@ def test_all_rows_are_read_under_one_key(tmp_path):
         read_predictions(path, "said")
     same = written(tmp_path / "same.json", json.dumps(rows[1:2]))
     assert read_predictions(same).warnings == () and read_predictions(same).key == "model_output"
+
+
+def test_answers_are_no_replies(tmp_path):
+    (tmp_path / "rows.json").write_text(
+        '[{"id": 1, "choices": ["Dog", "Cat"], "answer": "Cat", "model_output": "Dog"}]'
+    )
+    with pytest.raises(ValueError, match="'answer' is the key of the right answers"):
+        read_predictions(tmp_path / "rows.json", key="answer")
 
 
 def test_replies_under_our_key_without_a_status(tmp_path):

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from falcon3_audio.evaluation.score import main as score
 from falcon3_audio.model_cards import card_for_run, render_card
 from falcon3_audio.model_cards.card_facts import read_mapping
 from falcon3_audio.model_cards.record import main as record
+from falcon3_audio.model_cards.render import main as render
 from falcon3_audio.model_cards.results import FORMAT, add_result, read_results, results_of
 
 
@@ -99,6 +99,24 @@ def test_a_score_becomes_a_result_on_the_card(facts, results, tmp_path, capsys):
     ):
         assert said in evaluation
     assert "Nothing has been measured" not in card.text
+
+
+def test_a_file_of_ones_own_is_made_and_the_card_takes_it(tmp_path, capsys):
+    own = tmp_path / "mine.json"
+    for prompt, folder in (("plain", "first"), ("mmar", "second")):
+        score_file = write_score(tmp_path / folder, prompt=prompt)
+        assert record(["add", str(score_file), "--model", REPO, "--file", str(own)]) == 0
+    assert [entry["run"]["prompt"] for entry in read_results(own)] == ["plain", "mmar"]
+    capsys.readouterr()
+    assert render([str(WORLD), "--repo-id", REPO, "--results", str(own)]) == 0
+    assert capsys.readouterr().out.count("| all questions | 75.0 (30.1, 95.4) |") == 2
+    assert render([str(WORLD), "--repo-id", REPO]) == 0  # the project's own results
+    assert "75.0" not in capsys.readouterr().out
+    assert render([str(WORLD), "--repo-id", REPO, "--results", str(tmp_path / "none.json")]) == 1
+    assert "none.json" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="is the score of"):
+        add_result(write_score(tmp_path / "third"), "somebody/other", tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_no_number_of_the_evaluation_is_from_elsewhere(facts, results, tmp_path):
@@ -234,21 +252,21 @@ def test_results_of_another_model_are_refused(facts, results, tmp_path):
         render_card(facts, [entry])
 
 
-def test_a_run_card_takes_what_was_measured_with_its_files(checkpoint, results, tmp_path, monkeypatch):
-    monkeypatch.setattr("falcon3_audio.model_cards.card.results_of", partial(results_of, path=results))
+def test_a_run_card_takes_what_was_measured_with_its_files(checkpoint, results, tmp_path):
     copy_of_it = tmp_path / "published"
     shutil.copytree(checkpoint, copy_of_it)
     described = LocalModel(checkpoint).describe()
     assert described["model"] == checkpoint
     add_result(write_score(tmp_path / "measured", **described), REPO, results)
     assert checkpoint not in results.read_text()
-    card = card_for_run(copy_of_it, copy_of_it, REPO)
+    card = card_for_run(copy_of_it, copy_of_it, REPO, results=results)
     assert "75.0" in evaluation_of(card) and described["model_commit"] in card.text
     config = json.loads((copy_of_it / "config.json").read_text())
     (copy_of_it / "config.json").write_text(json.dumps(config | {"initializer_range": 0.5}))
     with pytest.raises(ValueError, match="was measured with other files"):
-        card_for_run(copy_of_it, copy_of_it, REPO)
-    assert "Nothing has been measured" in card_for_run(copy_of_it, copy_of_it, "somebody/other").text
+        card_for_run(copy_of_it, copy_of_it, REPO, results=results)
+    other = card_for_run(copy_of_it, copy_of_it, "somebody/other", results=results)
+    assert "Nothing has been measured" in other.text
 
 
 def test_a_downloaded_commit_takes_the_results_of_that_commit(checkpoint, results, tmp_path):

@@ -332,6 +332,10 @@ def test_an_adapters_card_names_its_base(run, adapter, checkpoint, tmp_path):
     shutil.copytree(checkpoint, run / "base")
     with pytest.raises(ValueError, match="nobody else could load. Push that first"):
         card_for_run(run, adapter, REPO)
+    (tmp_path / "nameless").mkdir()
+    (tmp_path / "nameless" / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(ValueError, match="is None, which nobody else could load"):
+        card_for_run(run, tmp_path / "nameless", REPO)
     card = card_for_run(run, adapter, REPO, base_model="somebody/base")
     assert card.data.to_dict()["base_model"] == ["somebody/base"] and card.data.base_model_relation == "adapter"
     assert "lora" in card.data.tags and card.data.license_name == "falcon-llm-license"

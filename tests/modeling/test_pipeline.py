@@ -435,6 +435,50 @@ def test_bad_inputs_are_named(pipe):
             pipe(**arguments)
 
 
+def test_a_row_whose_clip_or_question_is_under_another_name_is_refused(pipe, files):
+    """It would be asked without its clip, or without its question."""
+    clip = {"array": CLIPS["a"], "sampling_rate": 16_000}
+    for row in (
+        clip | {"text": "What?"},
+        {"path": files["a"], "text": "What?"},
+        {"audio_path": files["a"], "text": "What?"},
+        {"audios": [files["a"]], "text": "What?"},
+        {"audio": files["a"], "question": "What?"},
+    ):
+        for arguments in (row, [row], (one for one in [row])):
+            with pytest.raises(ValueError, match="'audio' and 'text'.*Rename"):
+                list(pipe(arguments))
+    row = {"id": 7, "audio": files["a"], "text": "What?", "answer": "a dog"}
+    assert texts(pipe([row])) == [about(pipe, "a")]
+
+
+def test_none_is_no_clip_and_no_question(pipe, files):
+    for arguments, message in (
+        ({"audio": [files["a"], None], "text": "What?"}, "clips is None"),
+        ({"audio": [files["a"]], "text": [None]}, "texts is None"),
+        ({"audio": [{"audio": files["a"], "text": "What?"}, None]}, "is None"),
+        ({"audio": {"audio": None, "text": None}}, "is None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(**arguments)
+    assert pipe({"audio": None, "text": "What?"})[0]["generated_text"] == by_hand(pipe, question(text="What?"))[0]
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_batch_size_that_is_no_size(pipe, files, size):
+    clips = [files["a"], files["b"]]
+    for inputs in (clips, iter(clips)):
+        with pytest.raises(ValueError, match=f"batch_size.*got {size}"):
+            list(pipe(inputs, text="What?", batch_size=size))
+
+
+def test_arguments_that_contradict_what_the_pipeline_does(pipe, files):
+    with pytest.raises(ValueError, match="twice.*max_new_tokens"):
+        pipe(files["a"], text="What?", max_new_tokens=4, generate_kwargs={"max_new_tokens": 3})
+    with pytest.raises(ValueError, match="padded on the left"):
+        pipe([files["a"], files["b"]], text="What?", batch_size=2, processor_kwargs={"padding_side": "right"})
+
+
 def test_a_model_without_ears(pipe):
     with pytest.raises(ValueError, match="LlamaForCausalLM takes text.*needs a model that takes audio"):
         AudioTextToTextPipeline(model=make_llm(), processor=pipe.processor)

@@ -76,6 +76,28 @@ def test_an_mp3_that_does_not_say_how_long_it_is(rate, mode):
         decode_file(whole[: len(whole) // 2 + 30], "clip 7")  # within a frame
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "ULAW"])
+def test_sphere_files_are_whole_or_errors(subtype):
+    """As TIMIT and the LDC have them."""
+    data = encode(NOISE[:RATE], "NIST", subtype=subtype)
+    np.testing.assert_array_equal(decode_file(data, "clip 7")[0], plain(data))
+    for end in (-3, len(data) // 2):
+        with pytest.raises(ValueError, match=f"clip 7 is truncated: it announces {RATE} samples"):
+            decode_file(data[:end], "clip 7")
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("SDS", "PCM_16"), ("AU", "G721_32"), ("SVX", "PCM_16"), ("MAT5", "FLOAT"), ("PVF", "PCM_16"), ("IRCAM", "ULAW")],
+)
+def test_files_of_which_nothing_tells_whether_they_are_whole(format, subtype):
+    """libsndfile goes by their size: a half was a whole, and those of the first two kinds were read without end."""
+    data = encode(NOISE[:RATE], format, subtype=subtype)
+    for end in (len(data), len(data) // 2):
+        with pytest.raises(ValueError, match="clip 7 is .*whether such a file is whole"):
+            decode_file(data[:end], "clip 7")
+
+
 @pytest.mark.parametrize("format", ["MP3", "FLAC", "OGG", "WAV"])
 def test_joined_files_are_heard_one_after_the_other(format):
     first, second = encode(SHORT, format), encode(LONG, format)

@@ -235,6 +235,22 @@ def test_a_file_object_can_be_read_again(tmp_path):
                 np.testing.assert_array_equal(load_audio(source), expected(encode(MONO)))
 
 
+def test_the_scheme_of_a_url_is_in_either_case(server):
+    data = encode(MONO)
+    url = "DATA:audio/wav;base64," + base64.b64encode(data).decode()
+    np.testing.assert_array_equal(load_audio(url), expected(data))
+    server.files["/clip.wav"] = data
+    np.testing.assert_array_equal(load_audio(server.address.replace("http", "HTTP") + "/clip.wav"), expected(data))
+
+
+def test_samples_in_the_other_order_of_bytes():
+    """As scipy and memory maps have them from RIFX and AU files."""
+    for kind in ("int16", "int32", "float32"):
+        samples = (MONO * (32_767 if kind == "int16" else 2**31 - 1000 if kind == "int32" else 1)).astype(kind)
+        swapped = samples.astype(samples.dtype.newbyteorder())
+        np.testing.assert_array_equal(load_audio(swapped, 16_000), load_audio(samples, 16_000))
+
+
 def test_a_decoder_of_torchcodec():
     class Decoder:
         def get_all_samples(self):
@@ -303,6 +319,12 @@ BAD = {
     "unknown dict": ({"samples": MONO}, 16_000, "'samples'.*expected 'array'"),
     "contradiction with a file": (encode(MONO), 44_100, "16000 Hz.*44100.*Leave it out"),
     "contradiction with a dict": ({"array": MONO, "sampling_rate": 8_000}, 44_100, "8000 Hz.*44100"),
+    "rate under another name": (
+        {"array": MONO, "sample_rate": 8_000},
+        None,
+        "not under 'sampling_rate'.*'sample_rate'",
+    ),
+    "rate under a short name": ({"raw": MONO, "sr": 8_000, "path": None}, 16_000, "not under 'sampling_rate'.*'sr'"),
     "rate 0 in a dict": ({"array": MONO, "sampling_rate": 0}, None, "whole number of Hz"),
     "rate 0": (MONO, 0, "whole number of Hz.*got 0"),
     "negative rate": (MONO, -16_000, "whole number of Hz.*got -16000"),

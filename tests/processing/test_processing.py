@@ -4,6 +4,8 @@ token counts by hand."""
 import copy
 import logging
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -410,6 +412,26 @@ def message_errors(token):
         "text that is a list": ([*user, *question(text=["What?", "Where?"])], "text"),
         "text that is None": ([*user, *question(text=None)], "text"),
         "words among items": ([*user, {"role": "user", "content": ["What?"]}], "message 2"),
+        "text and audio in one item": (
+            [*user, {"role": "user", "content": [{"type": "text", "text": "What?", "audio": "a.wav"}]}],
+            "message 2 is of type 'text', but has 'audio'",
+        ),
+        "audio with words": (
+            [{"role": "user", "content": [{"type": "audio", "audio": SOUND, "text": "What?"}]}],
+            "message 0 is of type 'audio', but has 'text'",
+        ),
+        "neither": ([*user, {"role": "user", "content": [{}]}], "Message 2.*type None"),
+        "both without a type": ([{"role": "user", "content": [{"audio": SOUND, "text": "What?"}]}], "Message 0.*None"),
+        "sound beside the content": (
+            [*user, {"role": "user", "content": "What?", "audio": SOUND}],
+            "2.*'audio'.*not heard",
+        ),
+        "clips beside the content": (
+            [{"role": "user", "content": "What?", "audios": ["a.wav"]}],
+            "0.*'audios'.*not heard",
+        ),
+        "no role": ([{"content": "What?"}], "Message 0 needs a 'role'"),
+        "a role of nothing": ([*user, {"role": None, "content": "What?"}], "Message 2 needs a 'role'"),
         "one item without a list": ([{"role": "user", "content": {"type": "text", "text": "a"}}], "message 0"),
     }
 
@@ -417,8 +439,18 @@ def message_errors(token):
 @pytest.mark.parametrize("case", message_errors(""))
 def test_bad_messages_are_named(processor, case):
     chat, message = message_errors(processor.audio_token)[case]
-    with pytest.raises((ValueError, TemplateError), match=message):
+    with pytest.raises(ValueError, match=message):
         tokenized(processor, chat)
+
+
+def test_what_arrow_fills_up_is_nothing(processor):
+    """Items of one list have the same keys there, with None or a dict of None in those they lack."""
+    chat = question(SOUND[:SECOND], text="What?")
+    filled = [{"role": "user", "audio": None, "content": [
+        {"type": "audio", "text": None, "audio": SOUND[:SECOND]},
+        {"type": "text", "text": "What?", "audio": {"bytes": None, "path": None}},
+    ]}]  # fmt: skip
+    assert torch.equal(tokenized(processor, filled)["input_ids"], tokenized(processor, chat)["input_ids"])
 
 
 @pytest.mark.parametrize("as_items", [True, False])
@@ -462,3 +494,35 @@ def test_labels_are_arrays_where_the_inputs_are(processor):
     tensors = tokenized(processor, chat, processor_kwargs=options)
     assert isinstance(arrays["labels"], np.ndarray) and isinstance(tensors["labels"], torch.Tensor)
     np.testing.assert_array_equal(arrays["labels"], tensors["labels"].numpy())
+
+
+def test_threads_with_settings_of_their_own_share_a_processor(processor):
+    """A tokenizer holds padding and truncation of the call before, which another thread may have made."""
+    texts = ["a b c", "What do you hear?", "a long question " * 20]
+    calls = [
+        lambda: processor(text=texts)["input_ids"].tolist(),
+        lambda: processor(text=texts, padding=False, return_tensors=None)["input_ids"],
+        lambda: processor(text=texts, padding=False, truncation=True, max_length=3, return_tensors=None)["input_ids"],
+        lambda: processor(text=texts, padding_side="right")["input_ids"].tolist(),
+    ]
+    expected = [call() for call in calls]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda number: calls[number % 4](), range(800)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(ids == expected[number % 4] for number, ids in enumerate(found))
+
+
+def test_labels_of_a_long_chat_do_not_walk_tensors(processor, monkeypatch):
+    """transformers looks at every token for every answer, which is slow where each is a tensor of its own."""
+    walks = []
+    walk = torch.Tensor.__iter__
+    monkeypatch.setattr(torch.Tensor, "__iter__", lambda tensor: (walks.append(1), walk(tensor))[1])
+    chat = [*question(SOUND[:SECOND], text="What?"), {"role": "assistant", "content": "a dog"}]
+    tokenized(processor, chat * 5, processor_kwargs={"return_labels": True})
+    few = len(walks)
+    tokenized(processor, chat * 10, processor_kwargs={"return_labels": True})
+    assert len(walks) - few <= few + 5

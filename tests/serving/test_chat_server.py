@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.predictions import ANSWERED, read_predictions
 from falcon3_audio.serving import serve
 from falcon3_audio.serving.chat_app import CHAT
+from falcon3_audio.serving.chat_server import load
 from falcon3_audio.serving.request_limits import Limits
 from falcon3_audio.training.world.audio_world import generate_world
 
@@ -381,3 +383,11 @@ def test_a_port_that_is_taken_is_named(server, folder, capsys):
     port = server.url.rpartition(":")[2]
     assert serve.main([folder, "--engine", "transformers", "--port", port]) == 1
     assert f"127.0.0.1:{port} is not to be had" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_json_that_is_no_configuration(checkpoint, tmp_path, name):
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    (tmp_path / "broken" / name).write_text("{}" if name == "tokenizer.json" else "[]")
+    with pytest.raises(ValueError, match="broken cannot be loaded: one of its JSON files"):
+        load(str(tmp_path / "broken"))

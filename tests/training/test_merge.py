@@ -130,6 +130,13 @@ def test_a_run_that_was_moved_takes_its_own_base(run, merged, tmp_path):
     assert farthest(weights_of(merge(new, tmp_path / "out")), weights_of(merged)) == 0
 
 
+@pytest.mark.parametrize("content", ["[]", '"LORA"', '{"peft_type": "NOPE"}', '{"base_model_name_or_path": 5}'])
+def test_json_that_is_no_adapter(tmp_path, content):
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match="adapter_config.json"):
+        find_base(tmp_path)
+
+
 def test_a_base_with_a_name_of_its_own_is_where_the_adapter_says(run, tmp_path, capsys):
     adapter, base = tmp_path / "adapter", tmp_path / "composed"
     shutil.copytree(run, adapter, ignore=shutil.ignore_patterns("checkpoint-*"))

@@ -176,6 +176,7 @@ def test_stages_follow_each_other(write, here, tmp_path, first):
         ({"evaluate": [{"benchmark": "mmau", "data": "x", "controls": ["deaf"]}]}, "`controls` must be a list of none"),
         ({"evaluate": [{"benchmark": "mmau", "data": "x", "rule": "best"}]}, "not scored by 'best': its rules are mmau"),
         ({"evaluate": [{"benchmark": "air-bench-chat", "data": "x"}]}, "a judge scores it"),
+        ({"evaluate": [{"benchmark": "asr", "data": "x", "rule": "wer"}]}, "'wer': error rates score it, and a study"),
         ({"evaluate": 2 * [{"benchmark": "mmau", "data": "x"}]}, "evaluates 'mmau' twice; give one of the two another"),
         ({"evaluate": [{"benchmark": "mmau", "data": "nowhere.json"}]}, "nowhere.json"),
     ],

@@ -30,7 +30,16 @@ def find_base(run: Path) -> str:
     Where the base model of an adapter is: if the run composed it, `base` in the run's folder, wherever that is now;
     otherwise as named in the adapter.
     """
-    named = PeftConfig.from_pretrained(str(run)).base_model_name_or_path
+    try:
+        named = PeftConfig.from_pretrained(str(run)).base_model_name_or_path
+    except (TypeError, KeyError) as error:  # JSON, but no configuration
+        raise ValueError(
+            f"{run / 'adapter_config.json'} is not what PEFT writes ({error!r}). Take another checkpoint of the run."
+        ) from error
+    if not isinstance(named, str | None):
+        raise ValueError(
+            f"{run / 'adapter_config.json'} names {named!r} as the base model, expected a folder or a Hub id."
+        )
     if not named:
         raise ValueError(
             f"The adapter in {run} comes without its base model. Give the backbones that it is composed of (`--audio-model`, "

@@ -18,6 +18,7 @@ from trl import TrlParser
 from falcon3_audio.evaluation import evaluate
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.controls import CONTROLS
+from falcon3_audio.evaluation.rules import RULES
 
 from ..arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from ..checks import check_scored
@@ -274,8 +275,11 @@ def _evaluation(given: Any, where: str) -> Evaluation:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     rules = BENCHMARKS[options["benchmark"]].rules
-    if rule not in rules:
-        known = f"its rules are {', '.join(rules)}" if rules else "a judge scores it, which a study cannot ask"
+    compared = [known for known in rules if known in RULES]
+    if rule not in compared:
+        judge = "a judge scores it, which a study cannot ask"
+        rates = "error rates score it, and a study compares right answers"
+        known = f"its rules are {', '.join(compared)}" if compared else rates if rules else judge
         raise ValueError(f"{where}: {options['benchmark']} is not scored by {rule!r}: {known}.")
     return evaluation
 

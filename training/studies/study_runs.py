@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
-from falcon3_audio.evaluation.generate import differences
+from falcon3_audio.evaluation.journal import differences
 from falcon3_audio.evaluation.questions import file_sha256
 from falcon3_audio.evaluation.score import SCORE
 from falcon3_audio.whole_files import write_json

@@ -1,0 +1,76 @@
+"""One number for a benchmark of which rules score one part and a judge the other: MMAU-Pro's weighted performance.
+
+Each question counts the same: 1 or 0 by a rule, or the judge's score as a share of the scale's highest (a 3 of 5 is 0.6), as the
+published script has it (calculate_weighted_performance of github.com/sonalkum/MMAUPro). It is of this judge and this rule;
+the published one takes Qwen2.5-7B-Instruct and NV-Embed-v2.
+Run: `falcon3-audio score OUT --judged OUT/predictions.judge-mmau-pro`
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .judge_prompts import RUBRICS
+from .load_checks import read_rows
+from .predictions import Prediction
+
+
+RESULT, JUDGEMENTS = "judge.json", "judgements.jsonl"  # as judge.py writes them
+
+
+def read_judged(folder: Path, predictions_sha256: str) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """
+    The shares that a judge gave, by id (`None` where a judgement failed), and what is known of the judge.
+
+    Args:
+        folder: what `falcon3-audio judge` wrote.
+        predictions_sha256: of the predictions, which must be those that were judged.
+
+    Raises:
+        `ValueError`: no such folder, or judgements of other predictions.
+    """
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        rubric, provenance = result["rubric"], result["provenance"]
+        known, highest = provenance["predictions_sha256"], RUBRICS[rubric].scale[1]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is no folder of `falcon3-audio judge`: {error!r}") from None
+    if known != predictions_sha256:
+        raise ValueError(f"{folder} has judgements of other predictions (sha256 {known[:16]}); judge these.")
+    rows, _ = read_rows(folder / JUDGEMENTS)
+    shares = {row["id"]: None if row["score"] is None else row["score"] / highest for _, row in rows}
+    judge = {"rubric": rubric, "judges": list(result["judges"]), "reported": provenance["judges_as_reported"]}
+    return shares, judge
+
+
+def overall(
+    rows: Sequence[Prediction], right: Mapping[str, bool], shares: Mapping[str, float | None], clips: Sequence[int]
+) -> dict[str, Any]:
+    """
+    The mean over all rows, and its 95 % bootstrap interval over clips.
+
+    Args:
+        rows: all of them, open ones too.
+        right: by id, whether a rule says that a reply is right.
+        shares: of `read_judged`, by the ids of open questions.
+        clips: the number of each row's clip, see `intervals.clip_numbers`.
+
+    Raises:
+        `ValueError`: an open question without a judgement.
+    """
+    missing = [row.id for row in rows if row.is_open and shares.get(row.id) is None]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} open questions have no judgement, the first is {missing[0]!r}; judge them first."
+        )
+    import numpy as np
+
+    from .length_control import mean  # scores without a judge do without scipy
+
+    values = [shares[row.id] if row.is_open else float(right[row.id]) for row in rows]
+    return {"n": len(rows), **asdict(mean(np.array(values), np.array(clips)))}
+
+
+__all__ = ["overall", "read_judged"]

@@ -1,0 +1,110 @@
+"""ESC-50 (github.com/karolpiczak/ESC-50) as it is published, `meta/esc50.csv` and `audio/`: which of 50 sounds is in a clip?
+
+Asked of a model that was not trained on it, this is zero-shot classification: the options are all labels of the file, as words and
+in the order of their numbers, and one in 50 is right by chance. Any file with the columns `filename`, `target` and `category` will do.
+Run: `load_esc50("ESC-50/meta/esc50.csv")`
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from .load_checks import FIELD, OnError, Row, RowFault, clip_of, collect, groups_of, text_of
+from .questions import Question, QuestionSet, file_sha256
+
+
+ASK = "Which of these is heard?"
+COLUMNS = ("filename", "target", "category")
+CLIPS = 2_000
+# By target, ten of each of the five published kinds.
+LABELS = {
+    "animals": ("dog", "rooster", "pig", "cow", "frog", "cat", "hen", "insects", "sheep", "crow"),
+    "natural soundscapes and water": (
+        *("rain", "sea waves", "crackling fire", "crickets", "chirping birds", "water drops", "wind", "pouring water"),
+        *("toilet flush", "thunderstorm"),
+    ),
+    "human, not speech": (
+        *("crying baby", "sneezing", "clapping", "breathing", "coughing", "footsteps", "laughing", "brushing teeth"),
+        *("snoring", "drinking sipping"),
+    ),
+    "indoors": (
+        *("door wood knock", "mouse click", "keyboard typing", "door wood creaks", "can opening", "washing machine"),
+        *("vacuum cleaner", "clock alarm", "clock tick", "glass breaking"),
+    ),
+    "outdoors": (
+        *("helicopter", "chainsaw", "siren", "car horn", "engine", "train", "church bells", "airplane", "fireworks"),
+        "hand saw",
+    ),
+}
+KIND_OF = {label: kind for kind, labels in LABELS.items() for label in labels}
+
+
+def load_esc50(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
+    """
+    A question for each clip, in the groups `label`, `fold` and, of ESC-50's own labels, `kind`.
+
+    Args:
+        path: `esc50.csv`.
+        audio_root: the folder of the clips; by default `audio` beside the file's folder.
+        on_error: "raise", or "skip" to leave out rows that cannot be used.
+
+    Raises:
+        `ValueError`: a file that cannot be read or lacks columns, and rows as in `load_checks.collect`; among them those whose
+            label has another number than before.
+    """
+    path = Path(path)
+    rows = _read(path)
+    targets = _targets(rows)
+    choices = tuple(sorted(targets, key=lambda label: (targets[label], label)))
+    if len(choices) < 2:
+        raise ValueError(f"{path} has the labels {list(choices)}; expected two or more to choose from.")
+
+    def to_question(row: dict[str, Any]) -> Question:
+        name, label, target = text_of(row, "filename"), _words(text_of(row, "category")), _target(row)
+        if target != targets[label]:
+            raise RowFault(FIELD, f"{label!r} has the target {target}, but {targets[label]} in an earlier row")
+        kind = {"kind": KIND_OF[label]} if label in KIND_OF else {}
+        clip = clip_of(audio_root or path.absolute().parents[1] / "audio", name)
+        groups = {"label": label, **kind, **groups_of(row, ("fold",))}
+        return Question(id=name, audio=(clip,), question=ASK, choices=choices, answer=label, groups=groups)
+
+    return collect("esc-50", path, rows, to_question, {path.name: file_sha256(path)}, on_error)
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected ESC-50's esc50.csv."
+        )
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows: list[Row] = [(f"line {reader.line_num}", row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file: {error}") from None
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{path} has the columns {reader.fieldnames}; ESC-50's file also has {missing}.")
+    return rows
+
+
+def _targets(rows: list[Row]) -> dict[str, int]:
+    """The number of each label, as its first row with one has it."""
+    targets: dict[str, int] = {}
+    for _, row in rows:
+        try:
+            targets.setdefault(_words(text_of(row, "category")), _target(row))
+        except RowFault:
+            continue  # told when its question is made
+    return targets
+
+
+def _target(row: dict[str, Any]) -> int:
+    text = text_of(row, "target")
+    if not text.isdecimal():
+        raise RowFault(FIELD, f"'target' is {text!r}, expected a whole number")
+    return int(text)
+
+
+def _words(category: str) -> str:
+    return category.strip().replace("_", " ")

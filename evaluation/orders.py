@@ -1,0 +1,90 @@
+"""The same questions with their options in other orders: whether a model chooses an option, or a place in the list.
+
+A question is asked as it is published and in up to K shuffled orders, each another one, drawn by one seed, the number of the order
+and the question's id; two options have one other order. The consistency rate is that of López et al. 2025 (Robustness Assessment of
+Large Audio Language Models in Multiple-choice Evaluation, arXiv 2510.04584): in how many pairs of orders the replies mean the
+same option. Accuracy over all orders is their correctness rate. Both beside `--control text-only` say how far a score is one of
+hearing (All That Glitters Is Not Audio, arXiv 2604.24401).
+Run: `falcon3-audio evaluate ... --shuffle-choices 3`
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+from .intervals import share_interval
+from .predictions import Prediction
+from .questions import Question, QuestionSet
+from .read_option import resolve
+
+
+ORDER, PUBLISHED = "order of the options", "as published"  # the group of a question, and the first in it
+
+
+def in_orders(questions: QuestionSet, shuffled: int, seed: int) -> QuestionSet:
+    """
+    Each question with options as it is and in up to `shuffled` other orders, under the ids "ID#1", "ID#2", ...; questions without
+    options once. All have the group `ORDER`.
+
+    Raises:
+        `ValueError`: fewer than one, or no question has options.
+    """
+    if shuffled < 1 or not any(question.choices for question in questions.questions):
+        raise ValueError(f"got {shuffled} orders; expected 1 or more, of questions that have options.")
+    orders = (order for question in questions.questions for order in _orders(question, shuffled, seed))
+    return replace(questions, questions=tuple(orders))
+
+
+def _orders(question: Question, shuffled: int, seed: int) -> Iterator[Question]:
+    yield replace(question, groups=question.groups | {ORDER: PUBLISHED})
+    places = list(range(len(question.choices)))
+    seen = {tuple(places)}
+    for number in range(1, min(shuffled + 1, math.factorial(len(places)))):
+        draw = random.Random(f"{seed} {number} {question.id}")
+        while tuple(places) in seen:
+            draw.shuffle(places)
+        seen.add(tuple(places))
+        yield replace(
+            question,
+            id=f"{question.id}#{number}",
+            choices=tuple(question.choices[place] for place in places),
+            groups=question.groups | {ORDER: str(number)},
+        )
+
+
+def published_id(row: Prediction) -> str:
+    """The id of the question that a row asks in some order."""
+    return row.id.removesuffix(f"#{row.groups.get(ORDER)}")
+
+
+def consistency(rows: Sequence[Prediction], clips: Sequence[int]) -> dict[str, Any]:
+    """
+    How far replies are the same in all orders.
+
+    Replies that mean no option agree with none. Over questions with as many orders the rate is the paper's; elsewhere
+    questions count by their pairs.
+
+    Args:
+        rows: of `in_orders`.
+        clips: the number of each row's clip, see `intervals.clip_numbers`.
+
+    Returns:
+        `questions` and `pairs` of orders, the `rate` (`None` without pairs), and its 95 % `interval` over clips.
+    """
+    questions: dict[str, list[tuple[str | None, int]]] = {}
+    for row, clip in zip(rows, clips):
+        if row.choices:
+            meant = resolve(row.reply, row.choices) if row.reply else None
+            questions.setdefault(published_id(row), []).append((meant, clip))
+    pairs = [pair for replies in questions.values() for pair in combinations(replies, 2)]
+    agree = [one is not None and one == other for (one, _), (other, _) in pairs]
+    rate, interval = None, None
+    if pairs:
+        rate, interval = sum(agree) / len(agree), share_interval(agree, [clip for (_, clip), _ in pairs])
+    return {"questions": len(questions), "pairs": len(pairs), "rate": rate, "interval": interval}
+
+
+__all__ = ["ORDER", "PUBLISHED", "consistency", "in_orders", "published_id"]
