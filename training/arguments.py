@@ -116,6 +116,13 @@ class AudioSFTConfig(SFTConfig):
     )
     save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints, or a share of the run."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    eval_generate: int = field(
+        default=0,
+        metadata={
+            "help": "Held-out questions of each set that are answered at every evaluation, for accuracy, exact match and error rates "
+            "(0: none)."
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
@@ -151,6 +158,8 @@ class AudioSFTConfig(SFTConfig):
             )
         if self.save_only_model:
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
+        if self.eval_generate < 0:
+            raise ValueError(f"eval_generate is a number of questions, 0 for none; got {self.eval_generate}.")
         self._set_best()
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")

@@ -8,7 +8,6 @@ that the rows it scores are the prompts whose audio it holds.
 """
 
 import inspect
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,14 +32,11 @@ from .data.training_sets import load_training_data
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
 from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32
 from .recipe import run_recipe
+from .rewards import TAGS_REQUEST, answer_format, exact_answer, words
 from .run_folder import STATE, describe_recipe
 
 
 AUDIO_INPUTS = ("input_features", "input_features_mask")
-# R1-AQA's words for it.
-TAGS_REQUEST = " Output the final answer in <answer> </answer>."
-TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-
 # Options of the trainer that decide the result, beside those of every trainer.
 DECIDING_GRPO = (
     *("beta", "epsilon", "epsilon_high", "num_generations", "num_iterations", "steps_per_generation", "scale_rewards"),
@@ -65,30 +61,6 @@ OVERRIDDEN = {
         "compute_aux_loss",
     ],
 }
-
-
-def exact_answer(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
-    """
-    Reward 1 for a reply with the words of the right answer and no others, in their order, else 0. Case and punctuation
-    do not count. Of a reply with `<answer>` tags only what stands in the first pair of them is read.
-    """
-    replies = [completion[0]["content"] for completion in completions]
-    tagged = [TAGGED.search(reply) for reply in replies]
-    said = [found.group(1) if found else reply for found, reply in zip(tagged, replies)]
-    return [float(_words(got) == _words(right)) for got, right in zip(said, answer)]
-
-
-def answer_format(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
-    """Reward 1 for a reply that ends with an answer in `<answer> </answer>`, its only one, else 0."""
-    replies = [completion[0]["content"].strip() for completion in completions]
-    return [
-        float(reply.endswith("</answer>") and reply.count("<answer>") == reply.count("</answer>") == 1)
-        for reply in replies
-    ]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
 
 
 class EncodedPrompt(NamedTuple):
@@ -311,7 +283,7 @@ class _Questions:
         example = self.examples[index]
         *prompt, last = example["messages"]
         answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
-        if last["role"] != "assistant" or not prompt or not _words(answer):
+        if last["role"] != "assistant" or not prompt or not words(answer):
             raise ValueError(f"{example['origin']}: needs a question, and at the end the right answer; got {last}.")
         others = sorted({item["type"] for item in last["content"]} - {"text"})
         if others:

@@ -59,6 +59,14 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         )
     )
     lines.append(("hearing", _hearing(trainer)))
+    if trainer.examination is not None:
+        asked, longest = trainer.examination.asked, trainer.examination.max_new_tokens
+        lines.append(
+            (
+                "answers",
+                f"{len(asked)} questions of eval_data are answered at each evaluation, in at most {longest} tokens",
+            )
+        )
     lines += [("best", line) for line in _best(trainer)]
     if steps <= arguments.get_warmup_steps(steps):
         lines.append(

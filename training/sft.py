@@ -25,6 +25,7 @@ from .checks import check_push, check_together
 from .collator import AudioChatCollator
 from .data.training_sets import load_training_data, questions_per_clip
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
+from .generated import draw_questions
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
 from .loss_curve import plot_loss
 from .model import check_precision, choose_trained_weights, load_model
@@ -57,7 +58,9 @@ def train(
     options = model_args, lora_args, data_args, args
     recipe = describe_recipe(*options) | {"examples": sizes}
     eval_dataset, eval_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
-    eval_sets = dict(zip(name_sets(data_args.eval_data), eval_sizes)) if len(eval_sizes) > 1 else {}
+    names = name_sets(data_args.eval_data)
+    eval_sets = dict(zip(names, eval_sizes)) if len(eval_sizes) > 1 else {}
+    asked = draw_questions(data_args.eval_data, names, args.eval_generate) if args.eval_generate else []
     if not eval_dataset and args.eval_strategy == "no":
         eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
     checkpoint = begin_run(args, recipe, options)
@@ -87,6 +90,7 @@ def train(
         clips=questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
         eval_sets=eval_sets,
+        asked=asked,
         processing_class=processor,
         data_collator=AudioChatCollator(
             processor, args.max_length, args.questions_per_row, args.on_bad_audio == "skip"

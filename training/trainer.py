@@ -29,10 +29,11 @@ from trl import SFTTrainer
 from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
-from .best import EarlyStopping, check_metric, measured
+from .best import METRICS, EarlyStopping, check_metric, measured
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
 from .data.sampler import MixtureSampler
+from .generated import Asked, Examination, measured_of
 from .hearing import (
     HEARING,
     Numbered,
@@ -61,6 +62,7 @@ class AudioSFTTrainer(SFTTrainer):
         clips: examples of each clip, by set (see `questions_per_clip`).
         questions_per_row: the most questions about a clip that come together, `None` for all.
         eval_sets: examples of each set that `eval_dataset` is made of, by name and in order, where there are several.
+        asked: questions of `eval_dataset` that are answered when it is evaluated, see generated.py.
         *args, **kwargs: those of `SFTTrainer`.
     """
 
@@ -72,6 +74,7 @@ class AudioSFTTrainer(SFTTrainer):
         clips: Sequence[np.ndarray] | None = None,
         questions_per_row: int | None = 1,
         eval_sets: Mapping[str, int] | None = None,
+        asked: Sequence[Asked] = (),
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -86,7 +89,8 @@ class AudioSFTTrainer(SFTTrainer):
                 f"{self.args.world_size} device(s) at once. Leave it off, or lower per_device_train_batch_size."
             )
         self._eval_sets = dict(eval_sets or {})
-        check_metric(self.args, list(self._eval_sets))
+        check_metric(self.args, list(self._eval_sets), [*METRICS, *measured_of(asked)])
+        self.examination = self._examination(asked) if asked else None
         self.add_callback(EpochOrder(self.sampler))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience, self.args.early_stopping_threshold))
@@ -143,6 +147,7 @@ class AudioSFTTrainer(SFTTrainer):
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
             if dataloader.dataset.examples is self.eval_dataset:
                 output.metrics.update(self._of_each_set(scored, metric_key_prefix))
+                output.metrics.update(self._of_answers(metric_key_prefix))
             if math.isnan(metrics.get(HEARING, 0.0)) and self.is_world_process_zero():
                 logger.warning_once(no_hearing(metric_key_prefix))
         self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
@@ -158,6 +163,23 @@ class AudioSFTTrainer(SFTTrainer):
             found = (summarise(part) if part else {}) | {COUNTERS[1]: size - len(part)}
             metrics |= {f"{prefix}_{name}_{metric}": value for metric, value in found.items()}
         return metrics
+
+    def _examination(self, asked: Sequence[Asked]) -> Examination:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "eval_generate needs the whole model on each device: leave it out, or train with training/accelerate/ddp.yaml. "
+                "`falcon3-audio evaluate` asks a checkpoint."
+            )
+        skip = getattr(self.args, "on_bad_audio", "raise") == "skip"
+        return Examination(asked, self.processing_class, self.args.eval_batch_size, skip)
+
+    @torch.no_grad()
+    def _of_answers(self, prefix: str) -> dict[str, float]:
+        if self.examination is None:
+            return {}
+        with self.accelerator.autocast():  # generation encodes the audio outside of the model's forward
+            found = self.examination.hold(self.model, self.args.process_index, self.args.world_size)
+        return {f"{prefix}_{name}": value for name, value in found.items()}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
