@@ -19,7 +19,7 @@ from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.training.best import LOADED
 from falcon3_audio.training.data.shards import REPORT
 from falcon3_audio.training.hearing import hearing_names
-from falcon3_audio.training.model import count_parameters
+from falcon3_audio.training.learning import count_parameters
 from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
 
 from .card_facts import describe_settings, describe_source, read_mapping

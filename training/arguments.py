@@ -54,6 +54,15 @@ class AudioSFTConfig(SFTConfig):
     """`trl.SFTConfig` with this project's defaults; `global_batch_size` sets the gradient accumulation."""
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
+    audio_tower_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of the encoder (default: learning_rate)."}
+    )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of the projector (default: learning_rate)."}
+    )
+    language_model_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of the language model (default: learning_rate)."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share if below 1."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training mix."})

@@ -30,7 +30,8 @@ from .collator import join_on_time
 from .data.sources import DataSource
 from .data.training_sets import load_training_data
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
-from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32
+from .learning import choose_trained_weights, count_parameters
+from .model import check_precision, load_model, train_in_float32
 from .recipe import run_recipe
 from .rewards import TAGS_REQUEST, answer_format, exact_answer, words
 from .run_folder import STATE, describe_recipe

@@ -7,8 +7,9 @@ from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
 from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS
 
 
-# `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
-LoraTargets = Literal["all", "attention", "qv", "none"]
+# `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them; `full` is the
+# tower itself, without LoRA.
+LoraTargets = Literal["all", "attention", "qv", "none", "full"]
 
 # Options of a model that is composed now, and their defaults; others are given with a model that is there.
 OF_COMPOSED = {
@@ -88,20 +89,63 @@ class LoraArguments:
     lora_alpha: int = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
     lora_audio_tower: LoraTargets = field(
-        default="all", metadata={"help": "Layers of the encoder with LoRA; `none` freezes it."}
+        default="all",
+        metadata={"help": "Layers of the encoder with LoRA; `none` freezes it, `full` trains it in full."},
     )
     lora_language_model: LoraTargets = field(
-        default="all", metadata={"help": "Layers of the language model with LoRA; `none` freezes it."}
+        default="all",
+        metadata={"help": "Layers of the language model with LoRA; `none` freezes it, `full` trains it in full."},
+    )
+    audio_tower_trainable_layers: int | None = field(
+        default=None, metadata={"help": "With lora_audio_tower `full`: so many of its last layers alone."}
+    )
+    language_model_trainable_layers: int | None = field(
+        default=None, metadata={"help": "With lora_language_model `full`: so many of its last layers alone."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers with LoRA by name (q_proj v_proj ...), in the towers that have it; in the place of their choices."
+        },
+    )
+    lora_r_audio_tower: int | None = field(default=None, metadata={"help": "Rank in the encoder (default: lora_r)."})
+    lora_r_language_model: int | None = field(
+        default=None, metadata={"help": "Rank in the language model (default: lora_r)."}
+    )
+    use_dora: bool = field(default=False, metadata={"help": "DoRA: magnitudes of their own (arXiv 2402.09353)."})
+    use_rslora: bool = field(
+        default=False, metadata={"help": "Scale by alpha / sqrt(r) instead of alpha / r (arXiv 2312.03732)."}
     )
 
     def __post_init__(self):
         check_values(self)
-        if self.lora_r < 1:
-            raise ValueError(
-                f"lora_r must be at least 1, got {self.lora_r}; to train without LoRA set both towers to `none`."
-            )
+        for name in ("lora_r", "lora_r_audio_tower", "lora_r_language_model"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}; to train without LoRA set both towers to `none`."
+                )
+        self._check_full()
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}.")
+
+    def _check_full(self):
+        choices = {"audio_tower": self.lora_audio_tower, "language_model": self.lora_language_model}
+        for tower, choice in choices.items():
+            last = getattr(self, f"{tower}_trainable_layers")
+            if last is not None and (choice != "full" or last < 1):
+                raise ValueError(
+                    f"{tower}_trainable_layers={last} needs lora_{tower}: full, and is at least 1; got lora_{tower}: {choice}."
+                )
+        with_lora = [tower for tower, choice in choices.items() if choice not in ("none", "full")]
+        if self.lora_language_model == "full" and with_lora and self.language_model_trainable_layers is None:
+            raise ValueError(
+                "An adapter cannot hold a whole language model with its embeddings: with lora_language_model `full` set "
+                "lora_audio_tower to `full` or `none`, or train the last layers alone (language_model_trainable_layers)."
+            )
+        if not with_lora and (self.use_dora or self.use_rslora or self.lora_target_modules):
+            raise ValueError(
+                "use_dora, use_rslora and lora_target_modules are of LoRA, which no tower has; leave them out."
+            )
 
 
 def check_values(options: Any):
@@ -112,7 +156,7 @@ def check_values(options: Any):
             if value not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}.")
             continue
-        kinds = get_args(kind) or (kind,)
+        kinds = [get_origin(one) or one for one in get_args(kind) or (kind,)]
         if type(value) not in kinds and not (float in kinds and type(value) is int):
             names = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
             raise ValueError(f"{name} must be of type {names}, got {value!r} of type {type(value).__name__}.")

@@ -27,8 +27,9 @@ from .data.training_sets import load_training_data, questions_per_clip
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
 from .generated import draw_questions
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
+from .learning import choose_trained_weights
 from .loss_curve import plot_loss
-from .model import check_precision, choose_trained_weights, load_model
+from .model import check_precision, load_model
 from .plan import describe_plan
 from .publishing.push import check_token, push_finished, whole_repo_id
 from .recipe import run_recipe

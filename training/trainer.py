@@ -46,6 +46,7 @@ from .hearing import (
     silenced,
     summarise,
 )
+from .learning import learning_rates, parameter_groups
 from .model import compile_layers, train_in_float32
 
 
@@ -103,6 +104,21 @@ class AudioSFTTrainer(SFTTrainer):
         train_in_float32(self.model)
         if self.args.compile_layers:
             compile_layers(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    def create_optimizer(self, model=None):
+        rates = learning_rates(self.args)
+        if rates and self.optimizer is None:
+            network = self.model if model is None else model
+            given = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, network)
+            groups = parameter_groups(
+                network,
+                self.get_decay_parameter_names(network),
+                self.args.weight_decay,
+                rates,
+                self.args.learning_rate,
+            )
+            self.optimizer_cls_and_kwargs = given[0], given[1] | {"params": groups}
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
         self._last_log = time.monotonic()  # training begins

@@ -135,7 +135,7 @@ def test_a_recipe_extends_another(read, tmp_path):
         ),
         ((), {"projector_type": "big"}, "projector_type must be one of mlp, linear, got 'big'"),
         ((), {"dtype": "int8"}, "dtype must be one of auto, bfloat16, float16, float32, got 'int8'"),
-        ((), {"lora_audio_tower": False}, "lora_audio_tower must be one of all, attention, qv, none, got False"),
+        ((), {"lora_audio_tower": False}, "lora_audio_tower must be one of all, attention, qv, none, full, got False"),
         ((), {"lora_r": 0}, "lora_r must be at least 1, got 0; .* set both towers to `none`"),
         ((), {"lora_r": 8.5}, "lora_r must be of type int, got 8.5 of type float"),
         ((), {"lora_r": True}, "lora_r must be of type int, got True of type bool"),
@@ -153,6 +153,14 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay off"),
         ((), {"report_to": "clearml"}, "report_to: clearml is not to be had; installed are tensorboard.*give `none`"),
         ((), {"max_bad_audio": 1.5}, "max_bad_audio is a share from 0 to 1, got 1.5"),
+        ((), {"lora_language_model": "full"}, "An adapter cannot hold a whole language model"),
+        ((), {"audio_tower_trainable_layers": 2}, "audio_tower_trainable_layers=2 needs lora_audio_tower: full"),
+        ((), {"lora_r_audio_tower": 0}, "lora_r_audio_tower must be at least 1, got 0"),
+        (
+            (),
+            {"lora_audio_tower": "none", "lora_language_model": "none", "use_dora": True},
+            "are of LoRA, which no tower has",
+        ),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
         (
             (),

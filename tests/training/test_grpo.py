@@ -17,7 +17,8 @@ from trl import GRPOConfig, GRPOTrainer
 from falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioModel
 from falcon3_audio.training import grpo
 from falcon3_audio.training.grpo import AudioGRPOTrainer, answer_format, exact_answer
-from falcon3_audio.training.model import choose_trained_weights, load_model
+from falcon3_audio.training.learning import choose_trained_weights
+from falcon3_audio.training.model import load_model
 from falcon3_audio.training.recipe import parse_options
 
 
