@@ -7,6 +7,8 @@ torchrun passes the signal on, and kills after 30 s.
 
 import signal
 import threading
+import time
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -19,6 +21,7 @@ from .data.sampler import MixtureSampler
 from .run_folder import STATE
 
 
+STEPS_TO_TIME = 20  # of a run, before it says how long it will take
 EXIT_CODE = 128 + signal.SIGTERM  # as a shell says of a program that was ended by it
 
 
@@ -95,6 +98,34 @@ def _is_due(args: TrainingArguments, state: TrainerState) -> bool:
         return float(state.epoch or 0).is_integer()
     by_steps = args.eval_strategy == IntervalStrategy.STEPS
     return by_steps and (state.global_step % state.eval_steps == 0 or state.global_step >= state.max_steps)
+
+
+class TimeToGo(TrainerCallback):
+    """
+    How long the run goes on at the pace that it has had on this machine, evaluations and checkpoints included: said once after
+    `STEPS_TO_TIME` steps, and then known at each log line.
+    """
+
+    def __init__(self):
+        self._first: tuple[int, float] | None = None  # step and time: the first one takes longer than others
+        self.seconds: int | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._first is None:
+            self._first = state.global_step, time.monotonic()
+            return
+        step, began = self._first
+        steps = state.global_step - step
+        pace = (time.monotonic() - began) / steps
+        if steps + 1 >= STEPS_TO_TIME:
+            known = self.seconds is not None
+            self.seconds = round(pace * (state.max_steps - state.global_step))
+            if not known and self.seconds and state.is_world_process_zero:
+                print(
+                    f"{'to go':<22} about {self.seconds:,} s ({timedelta(seconds=self.seconds)}) at {pace:.3g} s a step, for "
+                    f"{state.max_steps - state.global_step:,} steps",
+                    flush=True,
+                )
 
 
 class Terminated(Exception):

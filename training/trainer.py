@@ -30,7 +30,7 @@ from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .best import METRICS, EarlyStopping, check_metric, measured
-from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
+from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, TimeToGo
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
 from .data.sampler import MixtureSampler
 from .generated import Asked, Examination, measured_of
@@ -97,6 +97,8 @@ class AudioSFTTrainer(SFTTrainer):
             self.add_callback(EarlyStopping(self.args.early_stopping_patience, self.args.early_stopping_threshold))
         self.add_callback(EvaluateAtTheEnd())
         self.add_callback(EvaluateAfterSaving(self))
+        self._to_go = TimeToGo()
+        self.add_callback(self._to_go)
         self._scored: list[Scored] = []  # on this device, in this evaluation
         self._evaluation = ""  # its name, such as `eval_train`
         self._seen: defaultdict[str, float] = defaultdict(float)  # on this device, since the last log
@@ -320,6 +322,8 @@ class AudioSFTTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._throughput())
+            if self._to_go.seconds is not None:
+                logs["seconds_to_go"] = self._to_go.seconds
         elif "train_runtime" in logs:  # the end, and what came after the last line above
             logs["training_seconds"] = self._seconds(time.monotonic())
         super().log(logs, start_time)
