@@ -62,6 +62,7 @@ SETTINGS = {
     "lr_scheduler_type": "schedule",
     "warmup_steps": "warm-up (steps, or their share)",
     "global_batch_size": "questions per step",
+    "augmentation": "augmentation of training clips",
     "num_train_epochs": "epochs",
     "max_steps": "most steps (-1: no limit)",
     "optim": "optimiser",
@@ -127,13 +128,20 @@ def _has(facts: dict[str, Any], name: str) -> bool:
 
 def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """`method` and `settings` of the facts, from a recipe or from what a run recorded."""
-    words = {True: "yes", False: "no"}
     found = {label: recipe[name] for name, label in SETTINGS.items() if recipe.get(name) is not None}
-    settings = {
-        label: words[value] if isinstance(value, bool) else ", ".join(value) if isinstance(value, list) else value
-        for label, value in found.items()
-    }
+    settings = {label: _plain(value) for label, value in found.items()}
     return {"method": GRPO if "num_generations" in recipe else SUPERVISED, "settings": settings}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a card shows it; of a mapping the numbers, and of what else it has (folders, say) the names."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return "; ".join(name if isinstance(part, str) else f"{name} {_plain(part)}" for name, part in value.items())
+    return value
 
 
 def describe_source(source: dict[str, Any], dataset: Dataset, examples: int | None = None) -> dict[str, Any]:

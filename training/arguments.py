@@ -13,6 +13,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig
 
+from .augmentation import read_augmentation
 from .best import less_is_better
 from .data.sources import DataSource, read_sources
 from .model_arguments import COMPOSED, OF_COMPOSED, LoraArguments, ModelArguments
@@ -125,6 +126,13 @@ class AudioSFTConfig(SFTConfig):
     )
     save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints, or a share of the run."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    augmentation: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "What becomes of training clips: {speed: [0.9, 1.1], noise_snr_db: [5, 30], ...}, see augmentation.py; JSON on the "
+            "command line."
+        },
+    )
     eval_generate: int = field(
         default=0,
         metadata={
@@ -170,6 +178,7 @@ class AudioSFTConfig(SFTConfig):
         if self.eval_generate < 0:
             raise ValueError(f"eval_generate is a number of questions, 0 for none; got {self.eval_generate}.")
         self._set_best()
+        self.augmentation = read_augmentation(self.augmentation)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.questions_per_row is not None and self.questions_per_row < 1:

@@ -16,6 +16,7 @@ from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
+from .augmentation import Augmenter
 from .best import PREFIX, checkpoint_of, find_best, measured, note_best
 from .data.sampler import MixtureSampler
 from .run_folder import STATE
@@ -27,15 +28,16 @@ EXIT_CODE = 128 + signal.SIGTERM  # as a shell says of a program that was ended 
 
 class EpochOrder(TrainerCallback):
     """
-    Tells the sampler which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
+    Tells the sampler, and what augments clips, which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
     middle of an epoch on several devices: that would begin the first epoch's order again, without a word.
     """
 
-    def __init__(self, sampler: MixtureSampler):
-        self.sampler = sampler
+    def __init__(self, *ordered: MixtureSampler | Augmenter):
+        self.ordered = ordered
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
+        for one in self.ordered:
+            one.set_epoch(int(state.epoch or 0))
 
 
 class EvaluateAtTheEnd(TrainerCallback):

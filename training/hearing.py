@@ -14,7 +14,7 @@ and any number of devices. `AudioSFTTrainer` does all this in `evaluate`; nothin
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from falcon3_audio.evaluation.clip_intervals import FEWEST_DIFFERING, TAIL, stan
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor
 
 from .arguments import AudioSFTConfig
-from .collator import NUMBER, SILENCE
+from .collator import COUNTERS, NUMBER, SILENCE
 from .data.packing import IGNORED
 
 
@@ -148,6 +148,26 @@ def summarise(scored: Iterable[Scored]) -> dict[str, float]:
     }
     with_clips = [question for question in scored if question.sounds]
     return metrics | (_hearing(with_clips) if with_clips else {})
+
+
+def summarise_sets(scored: Mapping[int, Scored], sizes: Mapping[str, int], prefix: str) -> dict[str, float]:
+    """
+    What `summarise` says of each of several sets, and how many questions of it were left out (`num_dropped`), which is all that is
+    said of a set of which nothing fits into max_length.
+
+    Args:
+        scored: the questions by their numbers, which count through all sets.
+        sizes: of the sets, by name and in order.
+        prefix: before the names, such as `eval`.
+    """
+    metrics: dict[str, float] = {}
+    start = 0
+    for name, size in sizes.items():
+        part = [scored[number] for number in range(start, start + size) if number in scored]
+        start += size
+        found = (summarise(part) if part else {}) | {COUNTERS[1]: size - len(part)}
+        metrics |= {f"{prefix}_{name}_{metric}": value for metric, value in found.items()}
+    return metrics
 
 
 def _hearing(scored: Sequence[Scored]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .arguments import LoraArguments
+from .augmentation import Augmentation
 from .best import whole_name
 from .collator import QUESTIONS
 from .data.training_sets import describe_sets
@@ -58,6 +59,11 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
             f"(mean of the first {min(SAMPLE, len(trainer.sampler))} questions)",
         )
     )
+    if arguments.augmentation:
+        options = Augmentation(**arguments.augmentation)
+        lines.append(
+            ("augmentation", f"of training clips, each with a probability of {options.prob:g}: {options.described()}")
+        )
     lines.append(("hearing", _hearing(trainer)))
     if trainer.examination is not None:
         asked, longest = trainer.examination.asked, trainer.examination.max_new_tokens

@@ -34,7 +34,7 @@ DECIDING = (
     *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("early_stopping_patience", "early_stopping_threshold"),
-    *("audio_tower_learning_rate", "projector_learning_rate", "language_model_learning_rate"),
+    *("augmentation", "audio_tower_learning_rate", "projector_learning_rate", "language_model_learning_rate"),
 )
 # Those of them that a run may go on with other values of: it is as if they had been given at first.
 MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold")

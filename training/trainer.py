@@ -31,7 +31,7 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECON
 
 from .best import METRICS, EarlyStopping, check_metric, measured
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, TimeToGo
-from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
+from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
 from .data.sampler import MixtureSampler
 from .generated import Asked, Examination, measured_of
 from .hearing import (
@@ -45,6 +45,7 @@ from .hearing import (
     score,
     silenced,
     summarise,
+    summarise_sets,
 )
 from .learning import learning_rates, parameter_groups
 from .model import compile_layers, train_in_float32
@@ -92,7 +93,8 @@ class AudioSFTTrainer(SFTTrainer):
         self._eval_sets = dict(eval_sets or {})
         check_metric(self.args, list(self._eval_sets), [*METRICS, *measured_of(asked)])
         self.examination = self._examination(asked) if asked else None
-        self.add_callback(EpochOrder(self.sampler))
+        self._train_collator, augmenters = augmenting(self.data_collator, self.args.augmentation, seed)
+        self.add_callback(EpochOrder(self.sampler, *augmenters))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience, self.args.early_stopping_threshold))
         self.add_callback(EvaluateAtTheEnd())
@@ -130,7 +132,7 @@ class AudioSFTTrainer(SFTTrainer):
             self.train_dataset,
             batch_size=arguments.train_batch_size,
             sampler=self.sampler,
-            collate_fn=partial(self.data_collator.micro_batches, tokens=tokens) if tokens else self.data_collator,
+            collate_fn=partial(self._train_collator.micro_batches, tokens=tokens) if tokens else self._train_collator,
             num_workers=arguments.dataloader_num_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor,
             persistent_workers=arguments.dataloader_persistent_workers,
@@ -164,23 +166,12 @@ class AudioSFTTrainer(SFTTrainer):
             metrics = summarise(scored.values()) | {COUNTERS[1]: len(dataloader.dataset) - len(scored)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
             if dataloader.dataset.examples is self.eval_dataset:
-                output.metrics.update(self._of_each_set(scored, metric_key_prefix))
+                output.metrics.update(summarise_sets(scored, self._eval_sets, metric_key_prefix))
                 output.metrics.update(self._of_answers(metric_key_prefix))
             if math.isnan(metrics.get(HEARING, 0.0)) and self.is_world_process_zero():
                 logger.warning_once(no_hearing(metric_key_prefix))
         self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
         return output
-
-    def _of_each_set(self, scored: Mapping[int, Scored], prefix: str) -> dict[str, float]:
-        """What was found of each of several sets; one of which nothing fits into max_length has the number of its questions alone."""
-        metrics: dict[str, float] = {}
-        start = 0
-        for name, size in self._eval_sets.items():
-            part = [scored[number] for number in range(start, start + size) if number in scored]
-            start += size
-            found = (summarise(part) if part else {}) | {COUNTERS[1]: size - len(part)}
-            metrics |= {f"{prefix}_{name}_{metric}": value for metric, value in found.items()}
-        return metrics
 
     def _examination(self, asked: Sequence[Asked]) -> Examination:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
