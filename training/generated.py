@@ -72,19 +72,24 @@ def _draw(source: DataSource, name: str, count: int) -> Iterator[Asked]:
         answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
         if last["role"] != "assistant" or not prompt:
             raise ValueError(f"{example['origin']}: eval_generate needs a question, and at the end its answer.")
-        choices = _choices(rows[int(place["row"])], int(place["question"]))
-        if choices:
-            option = resolve(answer, choices)
-            if option is None:
-                raise ValueError(
-                    f"{example['origin']}: the answer {answer!r} is none of the row's options {list(choices)}, so eval_generate cannot "
-                    "tell what is right. Mend the options, or leave them out."
-                )
-            answer = option
+        choices = choices_of(rows[int(place["row"])], int(place["question"]))
+        answer = right_option(answer, choices, example["origin"]) if choices else answer
         yield Asked(name, prompt, answer, choices, example["origin"])
 
 
-def _choices(row: dict[str, Any], question: int) -> tuple[str, ...]:
+def right_option(answer: str, choices: Sequence[str], origin: str) -> str:
+    """The option that an answer means. Raises a `ValueError` if it means none."""
+    option = resolve(answer, choices)
+    if option is None:
+        raise ValueError(
+            f"{origin}: the answer {answer!r} is none of the row's options {list(choices)}, so it cannot be told what is right. Mend the "
+            "options, or leave them out."
+        )
+    return option
+
+
+def choices_of(row: dict[str, Any], question: int) -> tuple[str, ...]:
+    """The options of a row, or of one of its questions; none where it has none."""
     parts = row.get("questions") if question != WHOLE_ROW else None
     holder = parts[question] if isinstance(parts, list) else row
     given = next((holder[name] for name in CHOICES if holder.get(name)), ())

@@ -33,6 +33,7 @@ from .best import METRICS, EarlyStopping, check_metric, measured
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, TimeToGo
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
 from .data.sampler import MixtureSampler
+from .distributed import reshard
 from .generated import Asked, Examination, measured_of
 from .hearing import (
     HEARING,
@@ -170,6 +171,7 @@ class AudioSFTTrainer(SFTTrainer):
                 output.metrics.update(self._of_answers(metric_key_prefix))
             if math.isnan(metrics.get(HEARING, 0.0)) and self.is_world_process_zero():
                 logger.warning_once(no_hearing(metric_key_prefix))
+        reshard(self.model)
         self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
         return output
 
