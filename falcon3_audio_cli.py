@@ -25,6 +25,7 @@ VERBS = {
     "train": ("falcon3_audio.training.sft", "train a recipe: single-stage LoRA with TRL's SFTTrainer"),
     "study": ("falcon3_audio.training.study", "train and compare arms of a recipe, several seeds of each"),
     "grpo": ("falcon3_audio.training.grpo", "reinforce right answers after training: GRPO with TRL"),
+    "dpo": ("falcon3_audio.training.dpo", "learn preferences after training: DPO with TRL"),
     "merge": ("falcon3_audio.training.publishing.merge", "merge a trained adapter into a plain checkpoint"),
     "export-adapter": (
         "falcon3_audio.training.publishing.export_adapter",

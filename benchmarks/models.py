@@ -23,7 +23,7 @@ from transformers import (
 
 from falcon3_audio import Falcon3AudioConfig
 from falcon3_audio.training.arguments import LoraArguments
-from falcon3_audio.training.model import choose_trained_weights
+from falcon3_audio.training.learning import choose_trained_weights
 
 from .shapes import AUDIO_TOKEN, END_TOKEN, PAD_TOKEN, Shape
 

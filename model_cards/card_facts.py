@@ -48,12 +48,21 @@ SETTINGS = {
     "lora_dropout": "LoRA dropout",
     "lora_audio_tower": "layers with LoRA, encoder",
     "lora_language_model": "layers with LoRA, language model",
+    "audio_tower_trainable_layers": "last layers trained in full, encoder",
+    "language_model_trainable_layers": "last layers trained in full, language model",
+    "lora_target_modules": "layers with LoRA, by name",
+    "lora_r_audio_tower": "LoRA rank, encoder",
+    "lora_r_language_model": "LoRA rank, language model",
     "projector_type": "projector",
     "use_weighted_layer_sum": "learned mean over encoder layers",
     "learning_rate": "learning rate",
+    "audio_tower_learning_rate": "learning rate, encoder",
+    "projector_learning_rate": "learning rate, projector",
+    "language_model_learning_rate": "learning rate, language model",
     "lr_scheduler_type": "schedule",
     "warmup_steps": "warm-up (steps, or their share)",
     "global_batch_size": "questions per step",
+    "augmentation": "augmentation of training clips",
     "num_train_epochs": "epochs",
     "max_steps": "most steps (-1: no limit)",
     "optim": "optimiser",
@@ -70,7 +79,7 @@ SETTINGS = {
     "seed": "seed",
 }
 SUPERVISED = (
-    "Supervised, in one stage: LoRA where the table says so, the projector in full, everything else frozen, the loss on answers "
+    "Supervised, in one stage: LoRA where the table says so, the projector and what it calls full in full, everything else frozen, the loss on answers "
     "only."
 )
 GRPO = (
@@ -119,10 +128,20 @@ def _has(facts: dict[str, Any], name: str) -> bool:
 
 def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """`method` and `settings` of the facts, from a recipe or from what a run recorded."""
-    words = {True: "yes", False: "no"}
     found = {label: recipe[name] for name, label in SETTINGS.items() if recipe.get(name) is not None}
-    settings = {label: words[value] if isinstance(value, bool) else value for label, value in found.items()}
+    settings = {label: _plain(value) for label, value in found.items()}
     return {"method": GRPO if "num_generations" in recipe else SUPERVISED, "settings": settings}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a card shows it; of a mapping the numbers, and of what else it has (folders, say) the names."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return "; ".join(name if isinstance(part, str) else f"{name} {_plain(part)}" for name, part in value.items())
+    return value
 
 
 def describe_source(source: dict[str, Any], dataset: Dataset, examples: int | None = None) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.training.best import LOADED
 from falcon3_audio.training.data.shards import REPORT
 from falcon3_audio.training.hearing import hearing_names
-from falcon3_audio.training.model import count_parameters
+from falcon3_audio.training.learning import count_parameters
 from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
 
 from .card_facts import describe_settings, describe_source, read_mapping
@@ -145,6 +146,11 @@ def _last_state(run: Path, checkpoint: Path) -> dict[str, Any]:
 def describe_outcome(state: dict[str, Any]) -> list[str]:
     """Lines about how a training ended, from its `trainer_state.json`."""
     lines = [f"{state['global_step']:,} steps, {state['epoch']:.4g} epochs."]
+    kept = next((entry for entry in state["log_history"] if LOADED in entry), None)
+    if kept:
+        lines.append(
+            f"The weights are those of step {kept[LOADED]:,}, the best by its evaluation ({kept['loaded_metric']:.4g})."
+        )
     logs = [entry for entry in state["log_history"] if "loss" in entry]
     if logs:
         before = logs[-2]["step"] if len(logs) > 1 else 0
@@ -154,7 +160,8 @@ def describe_outcome(state: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{logs[-1]['num_shortened']:,} examples were shortened and {logs[-1]['num_dropped']:,} left out."
             )
-    lines += _describe_hearing(state["log_history"])
+    until = kept[LOADED] if kept else state["global_step"]
+    lines += _describe_hearing([entry for entry in state["log_history"] if entry.get("step", 0) <= until])
     peaks = [entry["peak_memory_gib"] for entry in logs if "peak_memory_gib" in entry]
     if peaks:
         lines.append(f"{max(peaks):.3g} GiB of memory at most in one process (measured).")

@@ -7,19 +7,16 @@ A YAML recipe sets any of them (`--config recipe.yaml`), the command line overri
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig
 
-from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
-from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS
-
+from .augmentation import read_augmentation
+from .best import less_is_better
 from .data.sources import DataSource, read_sources
-
-
-# `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them.
-LoraTargets = Literal["all", "attention", "qv", "none"]
+from .model_arguments import COMPOSED, OF_COMPOSED, LoraArguments, ModelArguments
 
 
 # Options of TRL's and transformers' trainers that would change batches behind the collator's and sampler's backs, or that
@@ -29,20 +26,7 @@ NOT_OURS = (
     *("eval_packing", "chat_template_path", "eos_token", "pad_token", "shuffle_dataset"),
     *("auto_find_batch_size", "ignore_data_skip", "model_init_kwargs"),
 )
-
-
-def _check_values(options: Any):
-    """Values of recipes pass by the command line's own checks of choices and types."""
-    for name, kind in get_type_hints(type(options)).items():
-        value = getattr(options, name)
-        if get_origin(kind) is Literal:
-            if value not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}.")
-            continue
-        kinds = get_args(kind) or (kind,)
-        if type(value) not in kinds and not (float in kinds and type(value) is int):
-            names = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
-            raise ValueError(f"{name} must be of type {names}, got {value!r} of type {type(value).__name__}.")
+AT_ONCE = 8  # questions on each device, where nothing says how many; transformers' own default
 
 
 @dataclass
@@ -66,106 +50,20 @@ class DataArguments:
             raise ValueError("Sets in `eval_data` are scored once and whole; leave out their weights.")
 
 
-AT_ONCE = 8  # questions on each device, where nothing says how many; transformers' own default
-# Options of a model that is composed now, and their defaults; others are given with a model that is there.
-OF_COMPOSED = {
-    "pooling_window": 2,
-    "projector_type": "mlp",
-    "use_weighted_layer_sum": False,
-    "pad_to_window": False,
-    "trailing_silence": 0.0,
-    "read_trailing_silence": True,
-}
-# With the placeholder, which is no field of the config.
-COMPOSED = OF_COMPOSED | {"audio_token": None}
-
-
-@dataclass
-class ModelArguments:
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Composed checkpoint to train: folder or Hub id. Or give audio_model and text_model."},
-    )
-    audio_model: str | None = field(default=None, metadata={"help": "Whisper to compose from: folder or Hub id."})
-    text_model: str | None = field(
-        default=None, metadata={"help": "Instruction-tuned causal language model to compose from: folder or Hub id."}
-    )
-    pooling_window: int = field(default=2, metadata={"help": "Encoder positions per audio token (1: no pooling)."})
-    projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "The new projector."})
-    use_weighted_layer_sum: bool = field(
-        default=False, metadata={"help": "Read a learned weighted mean over the encoder's layers, not the last one."}
-    )
-    projector_start: Literal["random", "fitted"] = field(
-        default="random",
-        metadata={
-            "help": "Where the new projector starts: at random, or with its norms fitted to training clips and to the language "
-            "model's embeddings (projector_start.py)."
-        },
-    )
-    pad_to_window: bool = field(default=False, metadata={"help": "Encode 30 s always, as stock Whisper does."})
-    trailing_silence: float = field(
-        default=0.0,
-        metadata={
-            "help": "Seconds of silence encoded behind each clip, where Whisper keeps what is true of all of it."
-        },
-    )
-    read_trailing_silence: bool = field(
-        default=True, metadata={"help": "Whether the language model reads the tokens of that silence too."}
-    )
-    audio_token: str | None = field(
-        default=None, metadata={"help": "Placeholder for audio (default: an unused or a new token)."}
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
-        default="bfloat16", metadata={"help": "Of the frozen weights; trained weights are float32."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ... (default: transformers' choice)."}
-    )
-    load_in_4bit: bool = field(
-        default=False, metadata={"help": "QLoRA: the language model's linear layers in 4-bit NF4 (bitsandbytes)."}
-    )
-
-    def __post_init__(self):
-        _check_values(self)
-        composed = self.audio_model is not None or self.text_model is not None
-        if (self.model is None) != composed or composed and not (self.audio_model and self.text_model):
-            raise ValueError(
-                "Give either `model`, a composed checkpoint, or both `audio_model` and `text_model`; got "
-                f"model={self.model!r}, audio_model={self.audio_model!r}, text_model={self.text_model!r}."
-            )
-        if self.pooling_window < 1:
-            raise ValueError(f"pooling_window must be at least 1 (no pooling), got {self.pooling_window}.")
-        silence = self.trailing_silence, self.read_trailing_silence
-        check_trailing_silence(*silence, self.pad_to_window, window=WINDOW_SECONDS)
-
-
-@dataclass
-class LoraArguments:
-    lora_r: int = field(default=8, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
-    lora_audio_tower: LoraTargets = field(
-        default="all", metadata={"help": "Layers of the encoder with LoRA; `none` freezes it."}
-    )
-    lora_language_model: LoraTargets = field(
-        default="all", metadata={"help": "Layers of the language model with LoRA; `none` freezes it."}
-    )
-
-    def __post_init__(self):
-        _check_values(self)
-        if self.lora_r < 1:
-            raise ValueError(
-                f"lora_r must be at least 1, got {self.lora_r}; to train without LoRA set both towers to `none`."
-            )
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}.")
-
-
 @dataclass
 class AudioSFTConfig(SFTConfig):
     """`trl.SFTConfig` with this project's defaults; `global_batch_size` sets the gradient accumulation."""
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
+    audio_tower_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of the encoder (default: learning_rate)."}
+    )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of the projector (default: learning_rate)."}
+    )
+    language_model_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of the language model (default: learning_rate)."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or their share if below 1."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training mix."})
@@ -228,6 +126,29 @@ class AudioSFTConfig(SFTConfig):
     )
     save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints, or a share of the run."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    augmentation: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "What becomes of training clips: {speed: [0.9, 1.1], noise_snr_db: [5, 30], ...}, see augmentation.py; JSON on the "
+            "command line."
+        },
+    )
+    eval_generate: int = field(
+        default=0,
+        metadata={
+            "help": "Held-out questions of each set that are answered at every evaluation, for accuracy, exact match and error rates "
+            "(0: none)."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the run when metric_for_best_model (loss) was not better in so many evaluations, one after the other."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much it must be better to count, for early_stopping_patience."}
+    )
     push_to_hub: bool = field(
         default=False, metadata={"help": "Push what the run leaves, in one commit when it has ended."}
     )
@@ -254,11 +175,10 @@ class AudioSFTConfig(SFTConfig):
             )
         if self.save_only_model:
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
-        if self.load_best_model_at_end:
-            raise ValueError(
-                "load_best_model_at_end must stay off: the records and the card of a run are those of its last step. Merge or "
-                "push the checkpoint-N that you want."
-            )
+        if self.eval_generate < 0:
+            raise ValueError(f"eval_generate is a number of questions, 0 for none; got {self.eval_generate}.")
+        self._set_best()
+        self.augmentation = read_augmentation(self.augmentation)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.questions_per_row is not None and self.questions_per_row < 1:
@@ -297,6 +217,44 @@ class AudioSFTConfig(SFTConfig):
                 self.per_device_train_batch_size = max(n for n in range(1, AT_ONCE + 1) if share % n == 0)
             self.gradient_accumulation_steps = self._accumulation(self.global_batch_size)
 
+    def _set_best(self):
+        """What choosing the best step takes besides: a metric, its direction, and a checkpoint of each evaluated step."""
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(
+                f"early_stopping_patience must be at least 1 evaluation, got {self.early_stopping_patience}."
+            )
+        if not self.load_best_model_at_end and self.early_stopping_patience is None:
+            if self.metric_for_best_model is not None and self.greater_is_better is None:
+                self.greater_is_better = not less_is_better(self.metric_for_best_model)
+            return
+        if self.eval_strategy == "no":
+            raise ValueError(
+                "load_best_model_at_end and early_stopping_patience compare evaluations: give eval_data, and set eval_strategy to "
+                "`steps` (with eval_steps) or `epoch`."
+            )
+        self.metric_for_best_model = self.metric_for_best_model or "loss"
+        if self.greater_is_better is None:
+            self.greater_is_better = not less_is_better(self.metric_for_best_model)
+        if self.load_best_model_at_end:
+            self._save_what_is_evaluated()
+
+    def _save_what_is_evaluated(self):
+        if self.save_total_limit == 1:
+            raise ValueError(
+                "save_total_limit must be 2 or more with load_best_model_at_end: the best checkpoint, and the last, to go on from."
+            )
+        if self.save_strategy == SaveStrategy.BEST:
+            return
+        steps = self.eval_steps or self.logging_steps  # as transformers completes it
+        default = type(self).save_steps
+        if self.eval_strategy == "steps" and self.save_steps not in (default, steps):
+            raise ValueError(
+                f"With load_best_model_at_end every evaluated step is saved: leave out save_steps={self.save_steps:g}, or set "
+                f"eval_steps to it too (now {steps:g})."
+            )
+        self.save_strategy = SaveStrategy(getattr(self.eval_strategy, "value", self.eval_strategy))
+        self.save_steps = steps
+
     def _check_report_to(self):
         """Raises a `ValueError` for what is not installed; transformers notices once the model is loaded."""
         available = get_available_reporting_integrations()
@@ -334,3 +292,14 @@ class AudioSFTConfig(SFTConfig):
                 f"gradient_accumulation_steps={given}. Leave one of the two out."
             )
         return needed
+
+
+__all__ = [
+    "COMPOSED",
+    "OF_COMPOSED",
+    "AudioSFTConfig",
+    "DataArguments",
+    "DataSource",
+    "LoraArguments",
+    "ModelArguments",
+]

@@ -7,32 +7,37 @@ torchrun passes the signal on, and kills after 30 s.
 
 import signal
 import threading
-from pathlib import Path
+import time
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SchedulerType
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
+from .augmentation import Augmenter
+from .best import PREFIX, checkpoint_of, find_best, measured, note_best
 from .data.sampler import MixtureSampler
 from .run_folder import STATE
 
 
+STEPS_TO_TIME = 20  # of a run, before it says how long it will take
 EXIT_CODE = 128 + signal.SIGTERM  # as a shell says of a program that was ended by it
 
 
 class EpochOrder(TrainerCallback):
     """
-    Tells the sampler which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
+    Tells the sampler, and what augments clips, which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
     middle of an epoch on several devices: that would begin the first epoch's order again, without a word.
     """
 
-    def __init__(self, sampler: MixtureSampler):
-        self.sampler = sampler
+    def __init__(self, *ordered: MixtureSampler | Augmenter):
+        self.ordered = ordered
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
+        for one in self.ordered:
+            one.set_epoch(int(state.epoch or 0))
 
 
 class EvaluateAtTheEnd(TrainerCallback):
@@ -45,13 +50,25 @@ class EvaluateAtTheEnd(TrainerCallback):
 
 class EvaluateAfterSaving(TrainerCallback):
     """
-    Where a step is evaluated and saved, it is saved first: an evaluation that fails then costs nothing. (transformers evaluates
-    first, to know whether the step is the best, which these runs do not ask.) What was found joins the saved log.
+    Where a step is evaluated and saved, it is saved first: an evaluation that fails then costs nothing. What was found joins the
+    saved state: its log, and whether the step is the best (best.py), for which transformers evaluates first. A run that goes on
+    evaluates the step that it begins with, if that was due and is to be compared with others.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self._due = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        find_best(args, state)
+        evaluated = [entry["step"] for entry in state.log_history if any(name.startswith(PREFIX) for name in entry)]
+        if (
+            args.metric_for_best_model
+            and state.global_step
+            and state.global_step not in evaluated
+            and _is_due(args, state)
+        ):
+            self._evaluate(args, state, control)
 
     def on_step_end(self, args, state, control, **kwargs):
         # A schedule that waits for metrics takes them in transformers' own evaluation.
@@ -67,10 +84,50 @@ class EvaluateAfterSaving(TrainerCallback):
         if not self._due:
             return
         self._due = False
-        self.trainer.evaluate()
-        saved = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / STATE
+        self._evaluate(args, state, control)
+
+    def _evaluate(self, args, state, control):
+        note_best(args, state, measured(args, self.trainer.evaluate()))
+        control.should_save = False  # early stopping asks for it, and it is done
+        saved = checkpoint_of(args, state.global_step) / STATE
         if state.is_world_process_zero and saved.exists():
             state.save_to_json(str(saved))
+
+
+def _is_due(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether the step is one of those that are evaluated."""
+    if args.eval_strategy == IntervalStrategy.EPOCH:
+        return float(state.epoch or 0).is_integer()
+    by_steps = args.eval_strategy == IntervalStrategy.STEPS
+    return by_steps and (state.global_step % state.eval_steps == 0 or state.global_step >= state.max_steps)
+
+
+class TimeToGo(TrainerCallback):
+    """
+    How long the run goes on at the pace that it has had on this machine, evaluations and checkpoints included: said once after
+    `STEPS_TO_TIME` steps, and then known at each log line.
+    """
+
+    def __init__(self):
+        self._first: tuple[int, float] | None = None  # step and time: the first one takes longer than others
+        self.seconds: int | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._first is None:
+            self._first = state.global_step, time.monotonic()
+            return
+        step, began = self._first
+        steps = state.global_step - step
+        pace = (time.monotonic() - began) / steps
+        if steps + 1 >= STEPS_TO_TIME:
+            known = self.seconds is not None
+            self.seconds = round(pace * (state.max_steps - state.global_step))
+            if not known and self.seconds and state.is_world_process_zero:
+                print(
+                    f"{'to go':<22} about {self.seconds:,} s ({timedelta(seconds=self.seconds)}) at {pace:.3g} s a step, for "
+                    f"{state.max_steps - state.global_step:,} steps",
+                    flush=True,
+                )
 
 
 class Terminated(Exception):

@@ -22,6 +22,10 @@ def check_push(training: TrainingArguments):
 def check_together(data: DataArguments, training: TrainingArguments):
     """Raises a `ValueError` for what would silently not happen, or happen otherwise than a recipe says."""
     check_scored(data, training)
+    if getattr(training, "eval_generate", 0) and not data.eval_data:
+        raise ValueError(
+            "eval_generate has held-out questions answered, and there are none: give eval_data, or leave it out."
+        )
     if training.n_gpu > 1:
         # transformers would use DataParallel: larger batches than asked for, and sounds parted from their texts.
         raise ValueError(

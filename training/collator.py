@@ -12,7 +12,7 @@ each question and answer behind it as a branch of its own (data/packing.py). Los
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
+from .augmentation import Augmentation, Augmenter
 from .data.chats import check_answers
 from .data.packing import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
 
@@ -52,12 +53,14 @@ class AudioChatCollator:
             none, `None` for all.
         skip_bad_audio (`bool`): Leave out examples whose clip cannot be read, with a warning that names them, instead of
             raising an error.
+        augmenter (`Augmenter`, *optional*): What becomes of clips before they are learned from. Not for evaluation.
     """
 
     processor: Falcon3AudioProcessor
     max_length: int | None = None
     questions_per_row: int | None = 1
     skip_bad_audio: bool = False
+    augmenter: Augmenter | None = None
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -153,10 +156,21 @@ class AudioChatCollator:
 
     def _encode_clip(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None]:
         """Examples about one clip, which is decoded for the first of them alone; the others have its tokens."""
-        first = self._encode(examples[0])
+        first = self._augment(examples[0], self.augmenter) if self.augmenter else self._encode(examples[0])
         if first is None:
             return [None] * len(examples)
         return [first, *(self._encode_words(example, first) for example in examples[1:])]
+
+    def _augment(self, example: dict[str, Any], augmenter: Augmenter) -> Chat | None:
+        try:
+            augmented = augmenter.of_example(example)
+        except UnreadableAudioError as error:
+            raise UnreadableAudioError(f"{example.get('origin', 'A training example')}: {error}") from error
+        chat = self._encode(augmented)
+        if chat is None or "input_features" not in chat:
+            return chat
+        features = augmenter.of_features(example, chat["input_features"], chat["input_features_mask"])
+        return chat | {"input_features": features}
 
     def _encode_words(self, example: dict[str, Any], first: Chat) -> Chat:
         """An example with silence instead of its clip, which gets as many audio tokens as the clip has in `first`."""
@@ -227,6 +241,16 @@ class AudioChatCollator:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
         } | (_join_audio([row for row in rows if "input_features" in row]) | _join_asked(asked))
+
+
+def augmenting(
+    collator: AudioChatCollator, options: dict[str, Any] | None, seed: int
+) -> tuple[AudioChatCollator, list[Augmenter]]:
+    """The collator of training questions: as it is, or with an augmenter, which has to be told the epoch."""
+    if not options:
+        return collator, []
+    augmenter = Augmenter(Augmentation(**options), seed, collator.processor.max_audio_seconds)
+    return replace(collator, augmenter=augmenter), [augmenter]
 
 
 def _stretches(mask: torch.Tensor) -> list[tuple[int, int]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -71,6 +73,16 @@ def check_same_strategy(checkpoint: Path, trainer: Trainer):
             f"{checkpoint} was written by {' or '.join(writers) or 'nothing that is known here'}, this run is one of "
             f"{strategy}. Go on with the config of training/accelerate that the run was started with."
         )
+
+
+def reshard(model: nn.Module):
+    """
+    Divides a model of FSDP2 among the processes again. After a forward without a backward its outermost unit stays whole, and
+    weights of a checkpoint (`load_best_model_at_end`) would not fit. Other models stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def leave_group(code: int) -> int:

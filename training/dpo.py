@@ -1,36 +1,59 @@
-"""Direct preference optimisation: preference rows with sound become the batch that TRL's DPOTrainer wants.
+"""Direct preference optimisation with TRL's DPOTrainer, on preference rows with sound (preferences.py).
 
-DPOTrainer needs no subclass, only this collator: it hands whatever a batch holds to the model, so that the audio reaches
-policy and reference. The chosen answers are the first half of a batch, the rejected ones the second, each half with the
-audio of its prompts; the loss is on the answers and their end tokens.
+    falcon3-audio dpo --config training/recipes/dpo.yaml --model runs/mine --train_data preferences.jsonl --output_dir runs/dpo
 
-    rows = rows.add_column("images", [[]] * len(rows))  # by it TRL knows rows that the collator prepares
-    args = DPOConfig(output_dir, remove_unused_columns=False)
-    DPOTrainer(model, args=args, train_dataset=rows, processing_class=processor, peft_config=lora,
-               data_collator=AudioPreferenceCollator(processor)).train()
+DPOTrainer needs nothing but a collator: it hands whatever a batch holds to the model, so that the audio reaches policy and
+reference. The chosen answers are the first half of a batch, the rejected ones the second, each half with the audio of its
+prompts; the loss is on the answers and their end tokens. The reference is the model without its adapter.
 """
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
+from trl import DPOConfig, DPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
+from .after_sft import EndsWhereItEnded, print_plan, run_and_save
+from .arguments import DataArguments, LoraArguments, ModelArguments
+from .callbacks import SaveAtSigterm
+from .checks import check_together
 from .collator import IGNORED, join_on_time
 from .data.chats import audio_items, check_answers, clips_of, fill_in
+from .distributed import begin_run, leave_group, whole_weights
+from .learning import choose_trained_weights
+from .model import check_precision, load_model, train_in_float32
+from .preferences import load_preferences
+from .recipe import run_recipe
+from .run_folder import describe_recipe
+
+
+# Options of the trainer that decide the result, beside those of every trainer.
+DECIDING_DPO = (
+    *("beta", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef"),
+    *(
+        "use_weighting",
+        "discopop_tau",
+        "disable_dropout",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+    ),
+)
+NOT_OURS = ("padding_free", "precompute_ref_log_probs", "sync_ref_model", "remove_unused_columns", "push_to_hub")
 
 
 @dataclass
 class AudioPreferenceCollator:
     """
-    Data collator for TRL's `DPOTrainer`, used as shown at the top of this file. Without the column `images` TRL would
-    tokenize all rows, and hear all their audio, before training. Nothing is cut: `max_length` of `DPOConfig` has no
-    effect.
+    Data collator for TRL's `DPOTrainer` (with `remove_unused_columns=False`), for rows that have a column `images`, empty: without
+    it TRL would tokenize all rows, and hear all their audio, before training. Nothing is cut: `max_length` of `DPOConfig` has
+    no effect.
 
     Args:
         processor (`Falcon3AudioProcessor`): The one that belongs to the model.
@@ -91,3 +114,83 @@ def _last_answer(labels: torch.Tensor) -> torch.Tensor:
     mask = torch.zeros_like(labels)
     mask[int(before[-1]) + 1 : last + 1] = 1
     return mask
+
+
+@dataclass
+class AudioDPOConfig(DPOConfig):
+    """`trl.DPOConfig` for rows with sound: nothing is cut, and the columns stay."""
+
+    max_length: int | None = field(default=None, metadata={"help": "Must stay off: nothing is cut."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay False."})
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."}
+    )
+
+    def __post_init__(self):
+        given = [name for name in NOT_OURS if getattr(self, name)] + ["max_length"] * (self.max_length is not None)
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} must stay off: the collator prepares the rows and cuts nothing, the reference is the model "
+                "without its adapter, and what the run leaves is pushed by `falcon3-audio push`."
+            )
+        super().__post_init__()
+
+
+class AudioDPOTrainer(EndsWhereItEnded, DPOTrainer):
+    """TRL's trainer, which ends where the loss is no number: nothing of that step is saved. `FloatingPointError` says so."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "
+                "checkpoints of earlier steps are whole. Lower the learning rate, and do not use float16."
+            )
+        return result
+
+
+def train(
+    model_args: ModelArguments, lora_args: LoraArguments, data_args: DataArguments, args: AudioDPOConfig
+) -> AudioDPOTrainer:
+    """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
+    check_together(data_args, args)
+    if {lora_args.lora_audio_tower, lora_args.lora_language_model} <= {"none", "full"}:
+        raise ValueError(
+            "DPO compares with the model without its adapter: let one tower at least have LoRA (lora_language_model: all)."
+        )
+    rows, sizes = load_preferences(data_args.train_data)
+    held_out = load_preferences(data_args.eval_data)[0] if data_args.eval_data else None
+    options = model_args, lora_args, data_args, args
+    recipe = describe_recipe(*options, also=DECIDING_DPO) | {"examples": sizes}
+    checkpoint = begin_run(args, recipe, options)
+    with whole_weights(args):
+        model, processor = load_model(model_args, args.output_dir, args.seed)
+    check_precision(model, args)
+    stopper = SaveAtSigterm()
+    trainer = AudioDPOTrainer(
+        model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=processor,
+        data_collator=AudioPreferenceCollator(processor),
+        peft_config=choose_trained_weights(model, lora_args),
+        callbacks=[stopper],
+    )
+    train_in_float32(trainer.model)
+    if trainer.is_world_process_zero():
+        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lines = {"data": f"{len(rows):,} preferences", "a step": f"{pairs} pairs of answers; beta {args.beta:g}"}
+        print_plan(trainer.model, lora_args, lines, checkpoint)
+    run_and_save(trainer, checkpoint, stopper, "DPO loss")
+    return trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = [ModelArguments, LoraArguments, DataArguments, AudioDPOConfig]
+    return run_recipe(train, options, arguments, prog="falcon3-audio dpo")
+
+
+if __name__ == "__main__":
+    sys.exit(leave_group(main()))

@@ -23,7 +23,7 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SE
 from falcon3_audio.user_errors import user_errors
 
 from .arguments import OF_COMPOSED, AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
-from .model import PROJECTOR, choose_trained_weights, count_parameters
+from .learning import PROJECTOR, choose_trained_weights, count_parameters
 from .recipe import parse_options
 
 

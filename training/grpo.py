@@ -8,12 +8,10 @@ that the rows it scores are the prompts whose audio it holds.
 """
 
 import inspect
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,23 +22,23 @@ from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
+from .after_sft import EndsWhereItEnded, print_plan, run_and_save
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
 from .collator import join_on_time
 from .data.sources import DataSource
-from .data.training_sets import load_training_data
-from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
-from .model import check_precision, choose_trained_weights, count_parameters, load_model, train_in_float32
+from .data.training_sets import load_training_data, set_of
+from .distributed import begin_run, leave_group, whole_weights
+from .generated import choices_of, right_option
+from .learning import choose_trained_weights
+from .model import check_precision, load_model, train_in_float32
 from .recipe import run_recipe
-from .run_folder import STATE, describe_recipe
+from .rewards import TAGS_REQUEST, content_answer, load_rewards, words
+from .run_folder import describe_recipe
 
 
 AUDIO_INPUTS = ("input_features", "input_features_mask")
-# R1-AQA's words for it.
-TAGS_REQUEST = " Output the final answer in <answer> </answer>."
-TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-
 # Options of the trainer that decide the result, beside those of every trainer.
 DECIDING_GRPO = (
     *("beta", "epsilon", "epsilon_high", "num_generations", "num_iterations", "steps_per_generation", "scale_rewards"),
@@ -67,30 +65,6 @@ OVERRIDDEN = {
 }
 
 
-def exact_answer(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
-    """
-    Reward 1 for a reply with the words of the right answer and no others, in their order, else 0. Case and punctuation
-    do not count. Of a reply with `<answer>` tags only what stands in the first pair of them is read.
-    """
-    replies = [completion[0]["content"] for completion in completions]
-    tagged = [TAGGED.search(reply) for reply in replies]
-    said = [found.group(1) if found else reply for found, reply in zip(tagged, replies)]
-    return [float(_words(got) == _words(right)) for got, right in zip(said, answer)]
-
-
-def answer_format(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
-    """Reward 1 for a reply that ends with an answer in `<answer> </answer>`, its only one, else 0."""
-    replies = [completion[0]["content"].strip() for completion in completions]
-    return [
-        float(reply.endswith("</answer>") and reply.count("<answer>") == reply.count("</answer>") == 1)
-        for reply in replies
-    ]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
 class EncodedPrompt(NamedTuple):
     """A prompt as the processor gives it."""
 
@@ -108,7 +82,7 @@ def join_audio(prompts: list[EncodedPrompt]) -> dict[str, torch.Tensor]:
     return {name: join_on_time([audio[name] for audio in audios]) for name in AUDIO_INPUTS} if audios else {}
 
 
-class AudioGRPOTrainer(GRPOTrainer):
+class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
     """
     TRL's `GRPOTrainer` for Falcon3-Audio. The dataset's `prompt` is a chat as `Falcon3AudioProcessor` takes it, with
     the source of each audio in its item; prompts with one clip, several, or none may be mixed. Reward functions get
@@ -269,6 +243,17 @@ class RewardArguments:
         default=False,
         metadata={"help": "Ask for the answer in <answer> </answer>, and reward that too. Off: for the bare answer."},
     )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What is rewarded: exact (the answer's words), content (of rows with `choices`), format (the tags), or my_module.my_reward "
+            "(default: exact, with answer_tags also format)."
+        },
+    )
+
+    def __post_init__(self):
+        if self.reward_funcs is None:
+            self.reward_funcs = ["exact", "format"] if self.answer_tags else ["exact"]
 
 
 @dataclass
@@ -282,45 +267,56 @@ class AudioGRPOConfig(GRPOConfig):
     )
 
 
-def load_questions(sources: Sequence[DataSource], answer_tags: bool) -> Dataset:
+def load_questions(sources: Sequence[DataSource], answer_tags: bool, with_choices: bool = False) -> Dataset:
     """
     The examples of some sets (see `load_training_data`) as rows with `prompt`, the chat up to its last answer, `answer`,
-    that answer, and `origin`. With `answer_tags` the prompt asks for the tags.
+    that answer, `choices`, the row's options, and `origin`. With `answer_tags` the prompt asks for the tags.
 
     Raises:
-        `ValueError`: for a set that cannot be read, or has a weight; and, when it is read, for a row without an answer.
+        `ValueError`: for a set that cannot be read, or has a weight; and, when it is read, for a row without an answer, and
+            `with_choices` for one without options, or whose answer is none of them.
     """
     for source in sources:
         if source.weight != 1:
             raise ValueError(f"GRPO asks every question once per epoch; leave out the weight of {source.path}.")
-    examples, _ = load_training_data(sources)
-    return Dataset.from_dict({"index": range(len(examples))}).with_transform(_Questions(examples, answer_tags))
+    sets = [load_training_data([source])[0] for source in sources]
+    index = [(number, row) for number, examples in enumerate(sets) for row in range(len(examples))]
+    columns = dict(zip(("set", "index"), map(list, zip(*index))))
+    return Dataset.from_dict(columns).with_transform(_Questions(sets, answer_tags, with_choices))
 
 
 class _Questions:
     """Turns indices into questions; given to `Dataset.with_transform`, so it runs where rows are read."""
 
-    def __init__(self, examples: Dataset, answer_tags: bool):
-        self.examples, self.answer_tags = examples, answer_tags
+    def __init__(self, sets: Sequence[Dataset], answer_tags: bool, with_choices: bool):
+        self.sets, self.answer_tags, self.with_choices = sets, answer_tags, with_choices
+        self.rows = [set_of(examples)[1] for examples in sets]
+        self.places = [examples.with_format("numpy") for examples in sets]
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [self._read(index) for index in batch["index"]]
-        return {name: [row[name] for row in rows] for name in ("prompt", "answer", "origin")}
+        rows = [self._read(*key) for key in zip(batch["set"], batch["index"])]
+        return {name: [row[name] for row in rows] for name in ("prompt", "answer", "choices", "origin")}
 
-    def _read(self, index: int) -> dict[str, Any]:
-        example = self.examples[index]
+    def _read(self, number: int, index: int) -> dict[str, Any]:
+        example = self.sets[number][index]
         *prompt, last = example["messages"]
         answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
-        if last["role"] != "assistant" or not prompt or not _words(answer):
+        if last["role"] != "assistant" or not prompt or not words(answer):
             raise ValueError(f"{example['origin']}: needs a question, and at the end the right answer; got {last}.")
         others = sorted({item["type"] for item in last["content"]} - {"text"})
         if others:
             raise ValueError(
                 f"{example['origin']}: an answer is compared as text, and this one has {', '.join(others)} too."
             )
+        place = self.places[number][index]
+        choices = choices_of(self.rows[number][int(place["row"])], int(place["question"]))
+        if self.with_choices:
+            if not choices:
+                raise ValueError(f"{example['origin']}: the reward `content` needs options, in a column `choices`.")
+            answer = right_option(answer, choices, example["origin"])
         if self.answer_tags:
             prompt[-1] = prompt[-1] | {"content": [*prompt[-1]["content"], {"type": "text", "text": TAGS_REQUEST}]}
-        return {"prompt": prompt, "answer": answer, "origin": example["origin"]}
+        return {"prompt": prompt, "answer": answer, "choices": list(choices), "origin": example["origin"]}
 
 
 def train(
@@ -334,8 +330,10 @@ def train(
     check_together(data_args, args)
     if args.push_to_hub:
         raise ValueError("push_to_hub is for `falcon3-audio train`; push what GRPO leaves when it has ended.")
-    questions = load_questions(data_args.train_data, reward_args.answer_tags)
-    held_out = load_questions(data_args.eval_data, reward_args.answer_tags) if data_args.eval_data else None
+    rewards = load_rewards(reward_args.reward_funcs or [])
+    kind = reward_args.answer_tags, content_answer in rewards
+    questions = load_questions(data_args.train_data, *kind)
+    held_out = load_questions(data_args.eval_data, *kind) if data_args.eval_data else None
     options = model_args, lora_args, data_args, reward_args, args
     recipe = describe_recipe(*options, also=DECIDING_GRPO) | {"examples": len(questions)}
     checkpoint = begin_run(args, recipe, options)
@@ -346,26 +344,18 @@ def train(
     trainer = AudioGRPOTrainer(
         model,
         processing_class=processor,
-        reward_funcs=[exact_answer, answer_format] if reward_args.answer_tags else [exact_answer],
+        reward_funcs=rewards,
         args=args,
         train_dataset=questions,
         eval_dataset=held_out,
         peft_config=choose_trained_weights(model, lora_args),
         callbacks=[stopper],
     )
-    if checkpoint:
-        check_same_strategy(checkpoint, trainer)
     if trainer.is_world_process_zero():
-        total, trained = (sum(counts) for counts in zip(*count_parameters(trainer.model).values()))
         answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        print(f"{'parameters':<22} {total / 1e6:,.2f} M, {trained / total:.2%} trained")
-        print(f"{'a step':<22} {answers} answers, {args.num_generations} to each prompt", flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    stopper.raise_if_stopped()
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
-        print(f"saved in {args.output_dir}", flush=True)
+        lines = {"a step": f"{answers} answers, {args.num_generations} to each prompt"}
+        print_plan(trainer.model, lora_args, lines, checkpoint)
+    run_and_save(trainer, checkpoint, stopper, "GRPO loss")
     return trainer
 
 

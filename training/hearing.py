@@ -14,7 +14,7 @@ and any number of devices. `AudioSFTTrainer` does all this in `evaluate`; nothin
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +27,12 @@ from falcon3_audio.evaluation.clip_intervals import FEWEST_DIFFERING, TAIL, stan
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor
 
 from .arguments import AudioSFTConfig
-from .collator import NUMBER, SILENCE
+from .collator import COUNTERS, NUMBER, SILENCE
 from .data.packing import IGNORED
 
 
 HEARING = "hearing"
+TOGETHER = f"eval_{HEARING}"  # of all sets of `eval_data`
 TRAINING_QUESTIONS = "train"  # name of the set that they make: they are logged as `eval_train_hearing`
 # Training questions that are asked where there is no set to evaluate on, and after how many steps and questions again. On the
 # audio world that takes 5.2 CPU seconds where the training in between takes 166, 3 % (measured); with more questions in a step
@@ -149,6 +150,26 @@ def summarise(scored: Iterable[Scored]) -> dict[str, float]:
     return metrics | (_hearing(with_clips) if with_clips else {})
 
 
+def summarise_sets(scored: Mapping[int, Scored], sizes: Mapping[str, int], prefix: str) -> dict[str, float]:
+    """
+    What `summarise` says of each of several sets, and how many questions of it were left out (`num_dropped`), which is all that is
+    said of a set of which nothing fits into max_length.
+
+    Args:
+        scored: the questions by their numbers, which count through all sets.
+        sizes: of the sets, by name and in order.
+        prefix: before the names, such as `eval`.
+    """
+    metrics: dict[str, float] = {}
+    start = 0
+    for name, size in sizes.items():
+        part = [scored[number] for number in range(start, start + size) if number in scored]
+        start += size
+        found = (summarise(part) if part else {}) | {COUNTERS[1]: size - len(part)}
+        metrics |= {f"{prefix}_{name}_{metric}": value for metric, value in found.items()}
+    return metrics
+
+
 def _hearing(scored: Sequence[Scored]) -> dict[str, float]:
     clips = np.unique([question.clip for question in scored], return_inverse=True)[1]
     sizes = np.bincount(clips, [question.tokens for question in scored])
@@ -164,10 +185,14 @@ def _hearing(scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def not_shown(entry: dict[str, Any], first_step: int) -> list[str]:
-    """The names of `hearing` in a log entry that are not shown to be above 0, if the entry is of `first_step` or later."""
-    return [
+    """
+    The names of `hearing` in a log entry that are not shown to be above 0, if the entry is of `first_step` or later. Where that of
+    all sets together is among them, those of the sets go without saying.
+    """
+    names = [
         name for name in hearing_names([entry]) if entry["step"] >= first_step and entry.get(f"{name}_low", 1) <= 0
     ]
+    return [TOGETHER] if TOGETHER in names else names
 
 
 def new_deafness(log_history: Sequence[dict[str, Any]], first_step: int) -> list[str]:

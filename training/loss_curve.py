@@ -8,6 +8,7 @@ import matplotlib
 
 from falcon3_audio.whole_files import whole_file
 
+from .best import LOADED
 from .hearing import hearing_names
 
 
@@ -15,11 +16,13 @@ matplotlib.use("Agg")  # draws to files; no screen is needed
 from matplotlib import pyplot
 
 
-def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> Path | None:
+def plot_loss(
+    log_history: Sequence[dict[str, Any]], path: Path, label: str = "loss (nats per answer token)"
+) -> Path | None:
     """
     Draws `TrainerState.log_history` to a PNG and returns its path, `None` where nothing was logged.
 
-    Loss and hearing are in nats per answer token. Hearing (see hearing.py) has a part of its own where it was measured, with
+    `label` says what the loss is. It and hearing are in nats per answer token. Hearing (see hearing.py) has a part of its own where it was measured, with
     its 95 % interval.
     """
     logged = [entry for entry in log_history if "loss" in entry]
@@ -36,7 +39,10 @@ def plot_loss(log_history: Sequence[dict[str, Any]], path: Path) -> Path | None:
         loss.plot(
             [entry["step"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated], "o-", label="held out"
         )
-    loss.set_ylabel("loss (nats per answer token)")
+    for entry in log_history:
+        if LOADED in entry:
+            loss.axvline(entry[LOADED], color="black", linewidth=1, linestyle="--", label="best, which the run leaves")
+    loss.set_ylabel(label)
     loss.legend()
     if heard:
         _plot_hearing(axes[1], log_history, heard)

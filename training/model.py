@@ -1,21 +1,20 @@
-"""The model of a run: composed or loaded, with LoRA on the towers that are to learn, the projector trained in full.
+"""The model of a run: composed, loaded, or made of a former run's adapter.
 
-Each tower has a LoRA pattern of its own, because bare layer names such as `q_proj` exist in both. Frozen weights keep the
-run's dtype; what is trained is float32 (the new projector too, which PEFT would leave in bfloat16). A model that is composed
-from backbones is saved first, under `base` in the run's folder: the adapter then has a base model to be loaded onto, and
-every process and every resumed run starts from the same projector.
+Frozen weights keep the run's dtype; what is trained is float32 (the new projector too, which PEFT would leave in bfloat16). A
+model that is composed from backbones is saved first, under `base` in the run's folder: the adapter then has a base model to be
+loaded onto, and every process and every resumed run starts from the same projector. So is a run that is trained on: its
+adapter merged into its base model. What of the model learns is in learning.py.
 """
 
 import math
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -29,32 +28,18 @@ from transformers import (
     set_seed,
 )
 
-from falcon3_audio import FULL_PRECISION_MODULES, LORA_TARGET_MODULES
+from falcon3_audio import FULL_PRECISION_MODULES
 from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .arguments import COMPOSED, LoraArguments, ModelArguments
+from .arguments import COMPOSED, ModelArguments
 from .collator import AudioChatCollator
 from .projector_start import fit_projector
+from .publishing.merge import ADAPTER_CONFIG, merge
 from .run_folder import BASE
 
 
 CLIPS_TO_FIT = 96  # over all sets; each has 25 tokens a second, and what is estimated are means and variances
-TOWERS = ("audio_tower", "language_model")
-PROJECTOR = "multi_modal_projector"
-# PEFT `target_modules` by tower and choice.
-LORA_PATTERNS = {
-    "audio_tower": {
-        "all": LORA_TARGET_MODULES["audio_tower"],
-        "attention": r"model\.audio_tower\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",
-        "qv": r"model\.audio_tower\.layers\.\d+\.self_attn\.(q|v)_proj",
-    },
-    "language_model": {
-        "all": LORA_TARGET_MODULES["language_model"],
-        "attention": r"model\.language_model\.layers\.\d+\.self_attn\.\w+_proj",
-        "qv": r"model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj",
-    },
-}
 
 
 def load_model(
@@ -66,15 +51,16 @@ def load_model(
     Args:
         sets: the training sets, for a projector that is fitted to them.
 
-    Raises the errors of `compose` and of `from_pretrained`, and a `ValueError` if `arguments.model` is an adapter, or was
-    composed with other options than `arguments` has.
+    Raises the errors of `compose`, of `from_pretrained` and of `merge`, and a `ValueError` if `arguments.model` was composed with
+    other options than `arguments` has.
     """
-    if arguments.model and (Path(arguments.model) / "adapter_config.json").exists():
-        raise ValueError(
-            f"{arguments.model} is an adapter; merge it into its model first (`falcon3-audio merge`) and give the result."
+    folder = arguments.model
+    if folder is None or (Path(folder) / ADAPTER_CONFIG).exists():
+        base = Path(output_dir).resolve() / BASE
+        folder = _make_base(
+            base, lambda draft: _merge(arguments, draft) if arguments.model else _compose(arguments, draft, seed, sets)
         )
     # Absolute where it is a folder: so adapters name it, and the Auto classes find it from anywhere.
-    folder = arguments.model or str(_compose_base(arguments, Path(output_dir).resolve() / BASE, seed, sets))
     folder = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
     processor = AutoProcessor.from_pretrained(folder)
     if arguments.model:
@@ -122,29 +108,39 @@ def _check_composed(arguments: ModelArguments, processor: Falcon3AudioProcessor,
         )
 
 
-def _compose_base(arguments: ModelArguments, folder: Path, seed: int, sets: Sequence[Dataset]) -> Path:
+def _make_base(folder: Path, make: Callable[[Path], Any]) -> str:
+    """The folder, which the first process makes, if it is not there yet."""
     state = PartialState()
     if state.is_main_process and not (folder / "config.json").exists():
-        set_seed(seed)  # of the new projector
         draft = folder.with_name(f"{folder.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
-        compose(
-            str(arguments.audio_model),
-            str(arguments.text_model),
-            draft,
-            dtype=arguments.dtype,
-            **{name: getattr(arguments, name) for name in COMPOSED},
-        )
-        if arguments.projector_start == "fitted":
-            _fit(draft, sets)
+        make(draft)
         draft.rename(folder)
     state.wait_for_everyone()
     if not (folder / "config.json").exists():
         raise ValueError(
-            f"{folder}, which the first process composed, is not to be seen from process {state.process_index}: "
+            f"{folder}, which the first process made, is not to be seen from process {state.process_index}: "
             "output_dir must be a folder that all machines share."
         )
-    return folder
+    return str(folder)
+
+
+def _merge(arguments: ModelArguments, draft: Path):
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    merge(str(arguments.model), draft)
+
+
+def _compose(arguments: ModelArguments, draft: Path, seed: int, sets: Sequence[Dataset]):
+    set_seed(seed)  # of the new projector
+    compose(
+        str(arguments.audio_model),
+        str(arguments.text_model),
+        draft,
+        dtype=arguments.dtype,
+        **{name: getattr(arguments, name) for name in COMPOSED},
+    )
+    if arguments.projector_start == "fitted":
+        _fit(draft, sets)
 
 
 def _fit(folder: Path, sets: Sequence[Dataset]):
@@ -184,58 +180,3 @@ def train_in_float32(model: nn.Module):
     if getattr(model, "is_quantized", False):
         for weight in model.parameters():
             weight.data = weight.data.float() if weight.requires_grad else weight.data
-
-
-def choose_trained_weights(model: PreTrainedModel, arguments: LoraArguments) -> LoraConfig | None:
-    """
-    The LoRA configuration for `SFTTrainer(peft_config=...)`, or `None` where no tower has LoRA: then the projector is
-    all that is left trainable in `model`. Makes the projector float32 in either case.
-
-    Raises a `ValueError` if a tower that is to have LoRA holds no layer of the names looked for.
-    """
-    projector = model.model.multi_modal_projector.to(torch.float32)
-    chosen = {tower: getattr(arguments, f"lora_{tower}") for tower in TOWERS}
-    patterns = [LORA_PATTERNS[tower][choice] for tower, choice in chosen.items() if choice != "none"]
-    for pattern in patterns:
-        _check_pattern(model, pattern)
-    if not patterns:
-        model.requires_grad_(False)
-        projector.requires_grad_(True)
-        return None
-    return LoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules="|".join(patterns),
-        modules_to_save=[PROJECTOR],
-        task_type="CAUSAL_LM",
-    )
-
-
-def _check_pattern(model: PreTrainedModel, pattern: str):
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not any(re.fullmatch(pattern, name) for name in linear):
-        tower = pattern.split(r"\.")[1]
-        names = sorted({re.sub(r"\d+", "N", name) for name in linear if f".{tower}." in name})
-        raise ValueError(
-            f"LoRA found no layers to adapt: nothing in the {tower} matches {pattern!r}. It has the layers {names}. Set "
-            f"lora_{tower} to `none`, or choose a model whose layers are named like Llama's."
-        )
-
-
-def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """
-    (all, trained) parameters of each part: `audio_tower`, `multi_modal_projector`, `language_model` with its head.
-
-    Adapters count as trained parameters of their tower; the untrained original that PEFT keeps of the projector does
-    not count. 4-bit weights count as what they stand for.
-    """
-    counts = {part: [0, 0] for part in ("audio_tower", PROJECTOR, "language_model")}
-    for name, parameter in model.named_parameters():
-        if "original_module" in name:
-            continue
-        part = next((part for part in ("audio_tower", PROJECTOR) if f".{part}." in name), "language_model")
-        size = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
-        counts[part][0] += size
-        counts[part][1] += size if parameter.requires_grad else 0
-    return {part: (total, trained) for part, (total, trained) in counts.items()}

@@ -8,10 +8,12 @@ from datasets import Dataset
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .arguments import LoraArguments
+from .augmentation import Augmentation
+from .best import whole_name
 from .collator import QUESTIONS
 from .data.training_sets import describe_sets
 from .hearing import TRAINING_QUESTIONS
-from .model import PROJECTOR, count_parameters
+from .learning import count_parameters, describe_part, learning_rates
 from .trainer import AudioSFTTrainer
 
 
@@ -29,14 +31,14 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         done: steps that the checkpoint to go on from has behind it.
     """
     arguments = trainer.args
-    choices = {"audio_tower": lora.lora_audio_tower, "language_model": lora.lora_language_model}
+    rates = learning_rates(arguments)
     lines = [("data", line) for line in describe_sets(trainer.train_dataset)]
     if isinstance(trainer.eval_dataset, Dataset):
         lines += [("eval data", line) for line in describe_sets(trainer.eval_dataset)]
     counts = count_parameters(trainer.model)
     for part, (total, trained) in counts.items():
-        how = "in full" if part == PROJECTOR else f"LoRA of rank {lora.lora_r} on: {choices[part]}"
-        how = how if trained else "frozen"
+        how = describe_part(part, lora) if trained else "frozen"
+        how += f", at a rate of {rates[part]:g}" if part in rates and trained else ""
         lines.append((part, f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({how})"))
     total, trained = (sum(values) for values in zip(*counts.values()))
     lines.append(("together", f"{total / 1e6:,.2f} M parameters, {trained / total:.2%} trained"))
@@ -57,7 +59,21 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
             f"(mean of the first {min(SAMPLE, len(trainer.sampler))} questions)",
         )
     )
+    if arguments.augmentation:
+        options = Augmentation(**arguments.augmentation)
+        lines.append(
+            ("augmentation", f"of training clips, each with a probability of {options.prob:g}: {options.described()}")
+        )
     lines.append(("hearing", _hearing(trainer)))
+    if trainer.examination is not None:
+        asked, longest = trainer.examination.asked, trainer.examination.max_new_tokens
+        lines.append(
+            (
+                "answers",
+                f"{len(asked)} questions of eval_data are answered at each evaluation, in at most {longest} tokens",
+            )
+        )
+    lines += [("best", line) for line in _best(trainer)]
     if steps <= arguments.get_warmup_steps(steps):
         lines.append(
             (
@@ -95,6 +111,21 @@ def _hearing(trainer: AudioSFTTrainer) -> str:
     else:
         what = f"{sum(map(len, sets.values())) if isinstance(sets, dict) else len(sets):,} questions of eval_data"
     return f"loss with silence less loss with the clips, {when}, on {what}"
+
+
+def _best(trainer: AudioSFTTrainer) -> list[str]:
+    arguments, lines = trainer.args, []
+    if arguments.metric_for_best_model is not None:
+        metric = (
+            f"{'highest' if arguments.greater_is_better else 'lowest'} {whole_name(arguments.metric_for_best_model)}"
+        )
+        if arguments.load_best_model_at_end:
+            lines.append(f"the step with the {metric} is what the run leaves; each evaluated step is saved")
+        if arguments.early_stopping_patience is not None:
+            lines.append(
+                f"the run ends after {arguments.early_stopping_patience} evaluation(s) without a better one ({metric})"
+            )
+    return lines
 
 
 def _precision(trainer: AudioSFTTrainer) -> str:

@@ -32,7 +32,12 @@ DECIDING = (
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("max_length", "questions_per_row", "loss_type", "bf16", "fp16", "seed", "data_seed"),
     *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("early_stopping_patience", "early_stopping_threshold"),
+    *("augmentation", "audio_tower_learning_rate", "projector_learning_rate", "language_model_learning_rate"),
 )
+# Those of them that a run may go on with other values of: it is as if they had been given at first.
+MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold")
 # Options that decide what is composed.
 DECIDING_BASE = ("audio_model", "text_model", *COMPOSED, "projector_start", "dtype", "seed")
 # No room, too much for the quota or the file system, a broken or read-only disk.
@@ -118,15 +123,19 @@ def start_or_go_on(
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before:
         before = with_defaults(before, recipe, options)
-    changed = [name for name in recipe if before and before.get(name) != recipe[name]]
+    changed = [name for name in recipe if before and name not in MAY_CHANGE and before.get(name) != recipe[name]]
     if not checkpoint and not (folder / STATE).exists():  # nothing is trained yet
         changed = [name for name in changed if name in DECIDING_BASE and (folder / BASE).exists()]
     if changed:
         differences = ", ".join(f"{name}: {before.get(name)!r} -> {recipe[name]!r}" for name in changed)
-        raise ValueError(
-            f"{output_dir} holds a run that was started with other options ({differences}). Give another "
-            "output_dir, or remove that folder."
-        )
+        advice = "Give another output_dir, or remove that folder."
+        if set(changed) <= {"num_train_epochs", "max_steps"} and (folder / STATE).exists():
+            # Its learning rate has come down; one that went up again in the middle would be no schedule.
+            advice = (
+                f"It has ended, and so has its schedule. To train on from what it left: `--model {output_dir} --output_dir ANOTHER`, with "
+                "the epochs that are to come on top, in the place of the options that name its model."
+            )
+        raise ValueError(f"{output_dir} holds a run that was started with other options ({differences}). {advice}")
     if write and before != recipe:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:

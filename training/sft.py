@@ -19,14 +19,17 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerState
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from .best import describe_best, name_sets
 from .callbacks import SaveAtSigterm
 from .checks import check_push, check_together
 from .collator import AudioChatCollator
 from .data.training_sets import load_training_data, questions_per_clip
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
+from .generated import draw_questions
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
+from .learning import choose_trained_weights
 from .loss_curve import plot_loss
-from .model import check_precision, choose_trained_weights, load_model
+from .model import check_precision, load_model
 from .plan import describe_plan
 from .publishing.push import check_token, push_finished, whole_repo_id
 from .recipe import run_recipe
@@ -55,7 +58,10 @@ def train(
     train_dataset, sizes = load_training_data(data_args.train_data)
     options = model_args, lora_args, data_args, args
     recipe = describe_recipe(*options) | {"examples": sizes}
-    eval_dataset = load_training_data(data_args.eval_data)[0] if data_args.eval_data else None
+    eval_dataset, eval_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
+    names = name_sets(data_args.eval_data)
+    eval_sets = dict(zip(names, eval_sizes)) if len(eval_sizes) > 1 else {}
+    asked = draw_questions(data_args.eval_data, names, args.eval_generate) if args.eval_generate else []
     if not eval_dataset and args.eval_strategy == "no":
         eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
     checkpoint = begin_run(args, recipe, options)
@@ -84,6 +90,8 @@ def train(
         set_weights=[source.weight for source in data_args.train_data],
         clips=questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
+        eval_sets=eval_sets,
+        asked=asked,
         processing_class=processor,
         data_collator=AudioChatCollator(
             processor, args.max_length, args.questions_per_row, args.on_bad_audio == "skip"
@@ -105,8 +113,14 @@ def train(
     ################
     # Results
     ################
+    if args.load_best_model_at_end:
+        trainer.log(describe_best(trainer.state))
     trainer.save_model()
     if trainer.is_world_process_zero():
+        if args.load_best_model_at_end:
+            print(
+                f"best was step {trainer.state.best_global_step}: {args.metric_for_best_model} {trainer.state.best_metric:.4g}"
+            )
         trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
         plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
         print(f"saved in {args.output_dir}", flush=True)

@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,9 +29,12 @@ from trl import SFTTrainer
 from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
-from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd
-from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS
+from .best import METRICS, EarlyStopping, check_metric, measured
+from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, TimeToGo
+from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
 from .data.sampler import MixtureSampler
+from .distributed import reshard
+from .generated import Asked, Examination, measured_of
 from .hearing import (
     HEARING,
     Numbered,
@@ -43,7 +46,9 @@ from .hearing import (
     score,
     silenced,
     summarise,
+    summarise_sets,
 )
+from .learning import learning_rates, parameter_groups
 from .model import compile_layers, train_in_float32
 
 
@@ -59,6 +64,8 @@ class AudioSFTTrainer(SFTTrainer):
         set_weights: passes over each set per epoch.
         clips: examples of each clip, by set (see `questions_per_clip`).
         questions_per_row: the most questions about a clip that come together, `None` for all.
+        eval_sets: examples of each set that `eval_dataset` is made of, by name and in order, where there are several.
+        asked: questions of `eval_dataset` that are answered when it is evaluated, see generated.py.
         *args, **kwargs: those of `SFTTrainer`.
     """
 
@@ -69,6 +76,8 @@ class AudioSFTTrainer(SFTTrainer):
         set_weights: Sequence[float],
         clips: Sequence[np.ndarray] | None = None,
         questions_per_row: int | None = 1,
+        eval_sets: Mapping[str, int] | None = None,
+        asked: Sequence[Asked] = (),
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -82,9 +91,17 @@ class AudioSFTTrainer(SFTTrainer):
                 f"dataloader_drop_last leaves nothing of the {len(self.sampler)} questions of an epoch: {at_once} go to each of "
                 f"{self.args.world_size} device(s) at once. Leave it off, or lower per_device_train_batch_size."
             )
-        self.add_callback(EpochOrder(self.sampler))
+        self._eval_sets = dict(eval_sets or {})
+        check_metric(self.args, list(self._eval_sets), [*METRICS, *measured_of(asked)])
+        self.examination = self._examination(asked) if asked else None
+        self._train_collator, augmenters = augmenting(self.data_collator, self.args.augmentation, seed)
+        self.add_callback(EpochOrder(self.sampler, *augmenters))
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience, self.args.early_stopping_threshold))
         self.add_callback(EvaluateAtTheEnd())
         self.add_callback(EvaluateAfterSaving(self))
+        self._to_go = TimeToGo()
+        self.add_callback(self._to_go)
         self._scored: list[Scored] = []  # on this device, in this evaluation
         self._evaluation = ""  # its name, such as `eval_train`
         self._seen: defaultdict[str, float] = defaultdict(float)  # on this device, since the last log
@@ -92,6 +109,21 @@ class AudioSFTTrainer(SFTTrainer):
         train_in_float32(self.model)
         if self.args.compile_layers:
             compile_layers(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    def create_optimizer(self, model=None):
+        rates = learning_rates(self.args)
+        if rates and self.optimizer is None:
+            network = self.model if model is None else model
+            given = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, network)
+            groups = parameter_groups(
+                network,
+                self.get_decay_parameter_names(network),
+                self.args.weight_decay,
+                rates,
+                self.args.learning_rate,
+            )
+            self.optimizer_cls_and_kwargs = given[0], given[1] | {"params": groups}
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
         self._last_log = time.monotonic()  # training begins
@@ -101,7 +133,7 @@ class AudioSFTTrainer(SFTTrainer):
             self.train_dataset,
             batch_size=arguments.train_batch_size,
             sampler=self.sampler,
-            collate_fn=partial(self.data_collator.micro_batches, tokens=tokens) if tokens else self.data_collator,
+            collate_fn=partial(self._train_collator.micro_batches, tokens=tokens) if tokens else self._train_collator,
             num_workers=arguments.dataloader_num_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor,
             persistent_workers=arguments.dataloader_persistent_workers,
@@ -134,10 +166,37 @@ class AudioSFTTrainer(SFTTrainer):
             scored = {question.number: question for question in gather_object(self._scored)}
             metrics = summarise(scored.values()) | {COUNTERS[1]: len(dataloader.dataset) - len(scored)}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            if dataloader.dataset.examples is self.eval_dataset:
+                output.metrics.update(summarise_sets(scored, self._eval_sets, metric_key_prefix))
+                output.metrics.update(self._of_answers(metric_key_prefix))
             if math.isnan(metrics.get(HEARING, 0.0)) and self.is_world_process_zero():
                 logger.warning_once(no_hearing(metric_key_prefix))
+        reshard(self.model)
         self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
         return output
+
+    def _examination(self, asked: Sequence[Asked]) -> Examination:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "eval_generate needs the whole model on each device: leave it out, or train with training/accelerate/ddp.yaml. "
+                "`falcon3-audio evaluate` asks a checkpoint."
+            )
+        skip = getattr(self.args, "on_bad_audio", "raise") == "skip"
+        return Examination(asked, self.processing_class, self.args.eval_batch_size, skip)
+
+    @torch.no_grad()
+    def _of_answers(self, prefix: str) -> dict[str, float]:
+        if self.examination is None:
+            return {}
+        with self.accelerator.autocast():  # generation encodes the audio outside of the model's forward
+            found = self.examination.hold(self.model, self.args.process_index, self.args.world_size)
+        return {f"{prefix}_{name}": value for name, value in found.items()}
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.is_in_train and metric_key_prefix == "eval":
+            measured(self.args, metrics)
+        return metrics
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         asked = inputs.pop(ASKED, None)
@@ -170,7 +229,7 @@ class AudioSFTTrainer(SFTTrainer):
             return model(**(inputs | _only_learned(inputs["labels"])), use_cache=False, fused_lm_head=True)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        if self.state.global_step >= self.state.max_steps:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             # A finished run that is started again: transformers would take a step more before it looks.
             self.control.should_training_stop = True
             return [], None
@@ -256,6 +315,8 @@ class AudioSFTTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._throughput())
+            if self._to_go.seconds is not None:
+                logs["seconds_to_go"] = self._to_go.seconds
         elif "train_runtime" in logs:  # the end, and what came after the last line above
             logs["training_seconds"] = self._seconds(time.monotonic())
         super().log(logs, start_time)

@@ -11,7 +11,9 @@ from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, Lora
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
-ESTIMATED = [path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.startswith(("audio_world", "nano"))]
+ESTIMATED = [
+    path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.startswith(("audio_world", "nano", "dpo"))
+]
 PRESET_7B = PRESETS["falcon3-audio-7b"]
 
 

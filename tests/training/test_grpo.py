@@ -15,9 +15,10 @@ from transformers import AutoModelForMultimodalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioModel
-from falcon3_audio.training import grpo
-from falcon3_audio.training.grpo import AudioGRPOTrainer, answer_format, exact_answer
-from falcon3_audio.training.model import choose_trained_weights, load_model
+from falcon3_audio.training import grpo, rewards
+from falcon3_audio.training.grpo import AudioGRPOTrainer
+from falcon3_audio.training.learning import choose_trained_weights
+from falcon3_audio.training.model import load_model
 from falcon3_audio.training.recipe import parse_options
 
 
@@ -300,32 +301,6 @@ def test_rewards_get_the_columns_and_prompts_without_audio(make, clips):
     assert [{"type": "text", "text": "Hi"}] in contents
 
 
-@pytest.mark.parametrize(
-    ("reply", "right", "well_formed"),
-    [
-        ("a dog", 1, 0),
-        ("A dog.", 1, 0),
-        ("dog a", 0, 0),
-        ("a dog and a bell", 0, 0),
-        ("", 0, 0),
-        ("<answer>a dog</answer>", 1, 1),
-        ("<answer>\n A Dog \n</answer>\n", 1, 1),
-        ("It barks, so: <answer>a dog</answer>", 1, 1),
-        ("<answer>a dog</answer> I think", 1, 0),
-        ("<answer>a bell</answer> a dog", 0, 0),
-        ("<answer>a dog", 0, 0),
-        ("a dog</answer>", 0, 0),
-        ("<answer>a dog</answer> <answer>a bell</answer>", 1, 0),
-        ("</answer>a dog<answer>", 0, 0),
-        ("<answer></answer>", 0, 1),
-    ],
-)
-def test_rewards(reply, right, well_formed):
-    completions = [[{"role": "assistant", "content": reply}]]
-    assert exact_answer(completions=completions, answer=["a dog"], origin=["?"]) == [right]
-    assert answer_format(completions=completions, answer=["a dog"]) == [well_formed]
-
-
 def test_the_stock_trainer_scores_without_audio(make, questions):
     """Why there is a subclass: it does not start, and once it does, the model refuses what it is asked."""
     with pytest.raises(AttributeError, match="image_token_id"):
@@ -397,7 +372,8 @@ def recipe(checkpoint, clips, tmp_path):
 
 def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, checkpoint, capsys, monkeypatch):
     arguments, folder = recipe
-    monkeypatch.setattr(grpo, "exact_answer", length_reward)  # an untrained model never says what is right
+    # An untrained model never says what is right.
+    monkeypatch.setitem(rewards.REWARDS, "exact", length_reward)
     assert grpo.main([*arguments, "--answer_tags", "true"]) == 0
     said = capsys.readouterr().out
     assert (
@@ -447,10 +423,10 @@ def test_the_recipe_has_only_options_that_exist(tmp_path):
     assert args.num_generations == 8 and args.disable_dropout and not reward.answer_tags
 
 
-def test_an_adapter_has_to_be_merged_first(recipe, tmp_path, capsys):
+def test_an_adapter_without_its_base_is_no_model_to_begin_with(recipe, tmp_path, capsys):
     (tmp_path / "adapter_config.json").write_text("{}")
     assert grpo.main([*recipe[0], "--model", str(tmp_path)]) == 1
-    assert "is an adapter; merge it" in capsys.readouterr().err
+    assert "comes without its base model" in capsys.readouterr().err
 
 
 def test_an_answer_that_is_not_text_alone_is_an_error(tmp_path):

@@ -14,7 +14,8 @@ from training_runs import assistant, user
 from falcon3_audio.modeling_falcon3_audio_encoder import Falcon3AudioAttention
 from falcon3_audio.training.arguments import LoraArguments, ModelArguments
 from falcon3_audio.training.collator import AudioChatCollator
-from falcon3_audio.training.model import choose_trained_weights, count_parameters, load_model
+from falcon3_audio.training.learning import choose_trained_weights, count_parameters
+from falcon3_audio.training.model import load_model
 
 
 # Written out by hand: the linear layers of a layer of each tower, by choice.
@@ -222,8 +223,3 @@ def test_weights_that_cannot_be_read_are_named(load, checkpoint, tmp_path):
         (folder / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
     with pytest.raises(ValueError, match=f"weights in {folder} cannot be read"):
         load(model=str(folder))
-
-
-def test_an_adapter_is_no_model_to_begin_with(load, finished_run):
-    with pytest.raises(ValueError, match="is an adapter; merge it into its model first"):
-        load(model=finished_run.args.output_dir)

@@ -56,6 +56,11 @@ PACKED = ["--train_data", "FOLDER/clips.parquet", "--per_device_train_batch_size
 PACKED += ["--tokens_per_device", "70", "--max_steps", "3", "--activation_checkpointing", "true"]
 PACKED += ["--use_weighted_layer_sum", "true"]
 QUESTIONS = [5, 1, 4, 2, 1, 3]
+# The worst step is what this one leaves, and an encoder in full is part of it.
+BEST = ["--eval_data", "FOLDER/clips.parquet", "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4"]
+BEST += ["--load_best_model_at_end", "true", "--greater_is_better", "true", "--lora_audio_tower", "full"]
+BEST += ["--max_length", "400"]
+ANSWERS = ["--eval_generate", "5"]
 
 
 @dataclass
@@ -95,13 +100,14 @@ def recipe(backbone_folders, tmp_path_factory):
 def alone(recipe, tmp_path_factory):
     """The runs `whole`, `half` and `packed` in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    for name, options in {"whole": [], "half": HALF, "packed": packed(recipe)}.items():
+    runs = {"whole": [], "half": HALF, "packed": of(recipe, PACKED), "best": of(recipe, BEST + ANSWERS)}
+    for name, options in runs.items():
         assert sft.main(["--config", recipe, "--output_dir", str(folder / name), *options]) == 0
     return folder
 
 
-def packed(recipe):
-    return [option.replace("FOLDER", str(Path(recipe).parent)) for option in PACKED]
+def of(recipe, options):
+    return [option.replace("FOLDER", str(Path(recipe).parent)) for option in options]
 
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
@@ -115,7 +121,8 @@ def launched(request, recipe, tmp_path_factory):
         "whole": [],
         "resumed": ["--resume_from_checkpoint", f"{folder}/whole/checkpoint-4"],
         **({"half": HALF} if strategy == "fsdp2" else {}),
-        "packed": packed(recipe),
+        "packed": of(recipe, PACKED),
+        "best": of(recipe, BEST + (ANSWERS if strategy == "ddp" else [])),
         "ended": ["SIGTERM"],
         "on-RANK": [],  # for the first process the folder `whole`, for the second none
     }
@@ -197,6 +204,19 @@ def test_evaluations_are_those_of_one_process(launched, alone):
         for key in ours:
             if not key.endswith(("_runtime", "_per_second")):
                 assert ours[key] == pytest.approx(theirs[key], abs=1e-5), (name, key)
+
+
+def test_the_best_step_is_that_of_one_process(launched, alone):
+    """With an encoder that learns in full; and, where each process has the whole model, by what it answers."""
+    ours, theirs = (history_of(folder / "best") for folder in (launched.folder, alone))
+    assert ours[-1]["loaded_step"] == theirs[-1]["loaded_step"] == 2
+    assert ours[-1]["loaded_metric"] == pytest.approx(theirs[-1]["loaded_metric"], abs=1e-5)
+    assert farthest(weights_of(launched.folder / "best"), weights_of(alone / "best")) < 1e-5
+    assert farthest(weights_of(alone / "best"), weights_of(alone / "best" / "checkpoint-4")) > 1e-4
+    if launched.strategy == "ddp":
+        for name in ("eval_num_generated", "eval_exact_match", "eval_wer"):
+            values = [[entry[name] for entry in history if name in entry] for history in (ours, theirs)]
+            assert values[0] == values[1] and len(values[0]) == 2
 
 
 def test_the_runs_compared_do_learn(alone):

@@ -1,0 +1,208 @@
+"""Augmented clips: what is done to them, that it follows seed, epoch and row alone, and that evaluation never hears them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import DataLoader
+from training_runs import TEXT, assistant, clip_row, heard, log_of, user, write_chats, write_clips, write_jsonl
+
+from falcon3_audio.processing import SAMPLING_RATE
+from falcon3_audio.training import sft
+from falcon3_audio.training.augmentation import Augmentation, Augmenter, in_room, read_augmentation, with_noise
+from falcon3_audio.training.collator import AudioChatCollator
+from falcon3_audio.training.data.sources import DataSource
+from falcon3_audio.training.data.training_sets import load_training_data
+
+
+ALL = {
+    "prob": 1.0,
+    "speed": [0.9, 1.1],
+    "noise_snr_db": [5, 20],
+    "gain_db": [-6, 6],
+    "mask_time_prob": 0.2,
+    "mask_time_length": 3,
+    "mask_feature_prob": 0.2,
+}
+
+
+@pytest.fixture
+def sound():
+    return np.sin(np.arange(16_000) * 2 * np.pi * 440 / SAMPLING_RATE).astype(np.float32) * 0.3
+
+
+@pytest.fixture
+def examples(tmp_path):
+    return load_training_data([DataSource(str(write_chats(tmp_path / "chats")))])[0]
+
+
+def draw():
+    return np.random.default_rng(0)
+
+
+def collator(processor, seed=0, epoch=0, **options):
+    augmenter = Augmenter(Augmentation(**(options or ALL)), seed)
+    augmenter.set_epoch(epoch)
+    return AudioChatCollator(processor, augmenter=augmenter, questions_per_row=None)
+
+
+def test_speed_changes_length_and_pitch(sound):
+    faster = Augmenter(Augmentation(prob=1.0, speed=[1.25]), 0).of_samples(sound, draw())
+    assert len(faster) == 12_800
+    spectrum = np.abs(np.fft.rfft(faster))
+    assert spectrum.argmax() * SAMPLING_RATE / len(faster) == pytest.approx(550, abs=2)
+    slower = Augmenter(Augmentation(prob=1.0, speed=[0.8]), 0, longest=1.1).of_samples(sound, draw())
+    assert np.array_equal(slower, sound)  # 1.25 s would be too long for the processor
+
+
+@pytest.mark.parametrize("snr", [0, 10, 30])
+def test_noise_is_as_loud_as_asked(sound, snr):
+    noise = draw().standard_normal(len(sound), dtype=np.float32) * 7
+    added = with_noise(sound, noise, snr) - sound
+    assert 10 * np.log10(np.mean(sound**2) / np.mean(added**2)) == pytest.approx(snr, abs=0.01)
+    silence = np.zeros(100, dtype=np.float32)
+    assert np.array_equal(with_noise(silence, noise[:100], snr), silence)
+
+
+def test_noise_comes_from_files(sound, tmp_path):
+    soundfile.write(tmp_path / "hum.wav", np.sign(sound[:1000]), SAMPLING_RATE)
+    augmenter = Augmenter(Augmentation(prob=1.0, noise_snr_db=[0, 0], noise=str(tmp_path)), 0)
+    added = augmenter.of_samples(sound * 0.1, draw()) - sound * 0.1
+    levels = np.unique(np.round(added, 4))
+    assert len(levels) <= 3 and levels[0] == pytest.approx(-levels[-1], abs=1e-4)  # a square wave, over and over
+
+
+def test_a_room_keeps_length_and_loudness_and_delays_nothing(sound):
+    response = np.zeros(4000, dtype=np.float32)
+    response[[800, 1600]] = 0.5, 0.25  # the direct sound after 50 ms
+    heard_in_room = in_room(sound, response)
+    expected = sound + 0.5 * np.concatenate([np.zeros(800, dtype=np.float32), sound[:-800]])
+    expected *= np.sqrt(np.mean(sound**2) / np.mean(expected**2))
+    assert np.allclose(heard_in_room, expected, atol=1e-5)
+    assert np.array_equal(in_room(sound, np.zeros(10, dtype=np.float32)), sound)
+
+
+def test_gain_stays_within_what_can_be_heard(sound):
+    louder = Augmenter(Augmentation(prob=1.0, gain_db=[6, 6]), 0).of_samples(sound, draw())
+    assert np.allclose(louder, sound * 10 ** (6 / 20), atol=1e-6)
+    assert np.abs(Augmenter(Augmentation(prob=1.0, gain_db=[40, 40]), 0).of_samples(sound, draw())).max() == 1
+
+
+def test_masks_hide_a_share_of_frames_and_bands(sound):
+    augmenter = Augmenter(Augmentation(prob=1.0, mask_time_prob=0.1, mask_feature_prob=0.25), 0)
+    features, mask = torch.ones(1, 80, 500), torch.ones(1, 500)
+    mask[:, 400:] = 0
+    hidden = augmenter.of_features({"origin": "row"}, features, mask)[0] == 0
+    assert features.all()  # what was given stays
+    assert 0 < hidden.all(0).sum() <= 50 and not hidden.all(0)[400:].any()
+    assert 0 < hidden.all(1).sum() <= 30
+
+
+def test_it_follows_seed_epoch_and_row_alone(processor, examples):
+    """Not the batch, nor workers, of which some live on from epoch to epoch."""
+
+    def features(collate, rows):
+        return [collate([examples[row]])["input_features"] for row in rows]
+
+    def same(some, others):
+        return [one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others)]
+
+    first = features(collator(processor), [3, 4])
+    assert same(first, features(collator(processor), [3, 4])) == [True, True]
+    for other in (collator(processor, seed=1), collator(processor, epoch=1), AudioChatCollator(processor)):
+        assert same(first, features(other, [3, 4])) == [False, False]
+    collate = collator(processor)
+    loader = DataLoader(examples, batch_size=1, num_workers=1, collate_fn=collate, persistent_workers=True)
+    epochs = []
+    for epoch in (0, 1):
+        collate.augmenter.set_epoch(epoch)
+        epochs.append([batch["input_features"] for batch in loader])
+    assert same([epochs[0][3]], first[:1]) == [True]
+    assert same([epochs[1][3]], features(collator(processor, epoch=1), [3])) == [True]
+    batch = collate([examples[4], examples[3]])
+    collate.augmenter.set_epoch(0)
+    batch = collate([examples[4], examples[3]])
+    frames = first[0].shape[-1]
+    assert torch.equal(batch["input_features"][1, :, :frames], first[0][0])
+
+
+def test_questions_that_share_a_clip_share_what_became_of_it(processor, tmp_path):
+    (clip,) = write_clips(tmp_path, 1)
+    rows = [clip_row(clip, 3) | {"audio": str(clip)}]
+    examples = load_training_data([DataSource(str(write_jsonl(tmp_path / "clips.jsonl", rows)))])[0]
+    shared = collator(processor)(list(examples))
+    assert shared["input_features"].shape[0] == 1
+    alone = collator(processor)
+    alone.questions_per_row = 1
+    separate = alone(list(examples))
+    assert separate["input_features"].shape[0] == 3
+    assert all(torch.equal(features, shared["input_features"][0]) for features in separate["input_features"])
+
+
+def test_chats_without_sound_stay(processor):
+    chat = {"messages": [user("Hi"), assistant("ho")], "origin": "row"}
+    ours, plain = collator(processor)([chat]), AudioChatCollator(processor, questions_per_row=None)([chat])
+    assert ours.keys() == plain.keys() and all(torch.equal(ours[name], plain[name]) for name in ours)
+
+
+def test_a_run_augments_what_it_trains_on_and_nothing_else(recipe, finished_run, tmp_path, capsys):
+    """Evaluated questions are those of a run without; the recipe has it; a run that goes on says if it is another."""
+    options = ("--config", recipe, "--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps")
+    options += ("--eval_steps", "6", "--output_dir", str(tmp_path / "run"), "--save_total_limit", "9")
+    wanted = {"prob": 1, "noise_snr_db": [0, 10], "speed": [0.9, 1.1]}
+    assert sft.main([*options, "--augmentation", json.dumps(wanted)]) == 0
+    assert "of training clips, each with a probability of 1: speed [0.9, 1.1]" in capsys.readouterr().out
+    ours, theirs = (
+        [entry["loss"] for entry in log_of(run)] for run in (tmp_path / "run", Path(finished_run.args.output_dir))
+    )
+    assert ours != theirs
+    assert sft.main([*options, "--augmentation", json.dumps(wanted | {"prob": 0.5})]) == 1
+    assert "started with other options (augmentation: " in capsys.readouterr().err
+    again = [*options, "--augmentation", json.dumps(wanted)]
+    assert sft.main([*again, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]) == 0
+    assert [entry["loss"] for entry in log_of(tmp_path / "run")] == pytest.approx(ours, abs=1e-6)
+
+
+def test_evaluation_hears_clips_as_they_are(recipe, tmp_path):
+    from training_runs import parse
+
+    options = ("--max_steps", "1", "--save_strategy", "no", "--output_dir", str(tmp_path / "run"))
+    trainer = sft.train(*parse("--config", recipe, *options, "--augmentation", json.dumps(ALL)))
+    assert trainer.data_collator.augmenter is None and trainer._train_collator.augmenter is not None
+    assert trainer.get_eval_dataloader("train").collate_fn.augmenter is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{", "augmentation must be a JSON object on the command line"),
+        ({"pitch": [1, 2]}, "augmentation is a mapping with any of prob, speed, "),
+        ({}, "asks for nothing"),
+        ({"speed": [1.1], "prob": 0}, "asks for nothing"),
+        ({"speed": 1.1}, "speed must be a list of factors"),
+        ({"speed": [11]}, "speed must be a list of factors from 0.5 to 2"),
+        ({"gain_db": [6, -6]}, "gain_db must be two numbers, from and to, got"),
+        ({"noise_snr_db": [5]}, "noise_snr_db must be two numbers"),
+        ({"mask_time_prob": 2}, "mask_time_prob must be a share"),
+        ({"mask_time_prob": 0.1, "mask_time_length": 0}, "mask_time_length must be a whole number"),
+        ({"impulse_responses": "nowhere"}, "impulse_responses is to be a folder with sound files"),
+    ],
+)
+def test_mistakes(given, message):
+    with pytest.raises(ValueError, match=message):
+        read_augmentation(given)
+
+
+def test_noise_needs_a_level(tmp_path, sound):
+    soundfile.write(tmp_path / "hum.wav", sound, SAMPLING_RATE)
+    with pytest.raises(ValueError, match="`noise` needs noise_snr_db"):
+        read_augmentation({"noise": str(tmp_path)})
+
+
+def test_a_clip_that_cannot_be_read_is_named(processor, tmp_path):
+    chat = {"messages": [user(heard(tmp_path / "gone.wav"), TEXT), assistant("a dog")], "origin": "set, row 7"}
+    with pytest.raises(ValueError, match="set, row 7: .*gone.wav"):
+        collator(processor)([chat])

@@ -1,0 +1,152 @@
+"""Answers during training: the same as a pipeline's, scored as evaluation scores them, whatever the batch and the processes."""
+
+from pathlib import Path
+
+import pytest
+from training_runs import (
+    TEXT,
+    assistant,
+    clip_row,
+    heard,
+    history_of,
+    log_of,
+    user,
+    write_chats,
+    write_clips,
+    write_jsonl,
+)
+from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
+
+from falcon3_audio.evaluation.word_errors import count_word_errors, error_rate, normalizer
+from falcon3_audio.training import generated, sft
+from falcon3_audio.training.data.sources import DataSource
+from falcon3_audio.training.generated import Asked, Examination, draw_questions, score_replies
+
+
+def asked(answer, choices=(), of="set"):
+    return Asked(of, [user("?")], answer, tuple(choices), "row")
+
+
+@pytest.fixture
+def examination(sensitive, tmp_path):
+    """Of ten chats, one of them with two clips and one of several turns, by a model whose answers depend on the clips."""
+    questions = draw_questions([DataSource(str(write_chats(tmp_path / "chats")))], ["chats"], 64)
+    return Examination(questions, AutoProcessor.from_pretrained(sensitive), 4, False)
+
+
+@pytest.fixture
+def answering(sensitive):
+    return AutoModelForMultimodalLM.from_pretrained(sensitive).eval()
+
+
+def test_replies_are_those_of_a_pipeline(examination, answering, sensitive, monkeypatch):
+    ask = pipeline("audio-text-to-text", model=sensitive)
+    expected = [
+        ask(question.prompt, return_full_text=False, max_new_tokens=examination.max_new_tokens)[0]["generated_text"]
+        for question in examination.asked
+    ]
+    assert len(set(expected)) > 5
+    seen = []
+    monkeypatch.setattr(generated, "score_replies", lambda answered: seen.append(answered) or {})
+    examination.hold(answering)
+    assert [reply for _, reply in seen[0]] == [reply.strip() for reply in expected]
+
+
+def test_processes_answer_a_share_each(examination, answering, monkeypatch):
+    whole, shares = examination.hold(answering), []
+    with monkeypatch.context() as patch:
+        patch.setattr(generated, "gather_object", lambda replies: shares.append(replies) or replies)
+        for process in range(3):
+            examination.hold(answering, process, 3)
+    assert [len(share) for share in shares] == [4, 3, 3]
+    monkeypatch.setattr(generated, "gather_object", lambda replies: sum(shares, []))
+    assert examination.hold(answering, 1, 3) == whole
+
+
+def test_rows_with_options_are_read_for_their_content():
+    options = ["a dog", "a cat"]
+    found = score_replies([(asked("a dog", options), "(A) A dog."), (asked("a cat", options), "It is the dog")])
+    assert found == {"num_generated": 2, "exact_match": 0.0, "accuracy": 0.5}
+
+
+def test_rates_are_those_of_evaluation():
+    pairs = [("the cat sat", "the cat sat down"), ("a dog", "dogs"), ("uh", "nothing was said")]
+    found = score_replies([(asked(reference), reply) for reference, reply in pairs])
+    counted = error_rate(count_word_errors(*map(list, zip(*pairs[:2])), normalizer()))
+    assert (
+        found == {"num_generated": 3, "exact_match": 0.0, "wer": counted["word_error_rate"]} and found["wer"] == 3 / 5
+    )
+    assert score_replies([(asked("你好世界"), "你好地界")]) == {"num_generated": 1, "exact_match": 0.0, "cer": 1 / 4}
+    assert "wer" in score_replies([(asked("привет мир"), "привет")])
+
+
+def test_options_come_from_the_row(tmp_path):
+    (clip,) = write_clips(tmp_path, 1)
+    rows = [
+        {"messages": [user(heard(clip), TEXT), assistant("B. a cat")], "choices": ["a dog", "a cat"]},
+        {"messages": [user(heard(clip), TEXT), assistant("a bell")]},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    one, two = draw_questions([DataSource(str(path))], ["rows"], 5)
+    assert (one.answer, one.choices, two.answer, two.choices) == ("a cat", ("a dog", "a cat"), "a bell", ())
+    assert [item["type"] for item in one.prompt[0]["content"]] == ["audio", "text"] and len(one.prompt) == 1
+    rows[1]["options"] = ["a dog", "a cat"]
+    write_jsonl(path, rows)
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 1: the answer 'a bell' is none of the row's options"):
+        draw_questions([DataSource(str(path))], ["rows"], 5)
+    row = clip_row(clip, 2) | {"audio": str(clip)}
+    row["questions"] = [question | {"choices": [question["output"], "none"]} for question in row["questions"]]
+    path = write_jsonl(tmp_path / "clips.jsonl", [row])
+    assert [question.choices for question in draw_questions([DataSource(str(path))], ["clips"], 5)] == [
+        ("answer 0", "none"),
+        ("answer 1", "none"),
+    ]
+    assert len(draw_questions([DataSource(str(path))], ["clips"], 1)) == 1
+
+
+def test_questions_that_cannot_be_asked(examination, answering, tmp_path):
+    """A clip that is too long leaves its question out; one that cannot be read is an error unless such are skipped."""
+    examination.processor.max_audio_seconds = 0.4
+    assert examination.hold(answering)["num_generated"] < 10
+    examination.processor.max_audio_seconds = 30
+    (tmp_path / "chats" / "3.wav").write_bytes(b"no sound")
+    with pytest.raises(ValueError, match="chats.jsonl, row 3"):
+        examination.hold(answering)
+    examination.skip_bad_audio = True
+    assert examination.hold(answering)["num_generated"] == 9
+
+
+def test_a_run_chooses_its_best_step_by_what_it_answers(recipe, tmp_path, monkeypatch, capsys):
+    measured = iter([0.25, 0.75, 0.5])
+    hold = Examination.hold
+    monkeypatch.setattr(Examination, "hold", lambda *args: hold(*args) | {"exact_match": next(measured)})
+    options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps", "--eval_steps", "2")
+    options += ("--eval_generate", "3", "--load_best_model_at_end", "true", "--metric_for_best_model", "exact_match")
+    assert sft.main(["--config", recipe, "--output_dir", str(tmp_path / "run"), *options]) == 0
+    said = capsys.readouterr().out
+    assert "3 questions of eval_data are answered at each evaluation" in said and "best was step 4" in said
+    entries = [entry for entry in history_of(tmp_path / "run") if "eval_exact_match" in entry]
+    assert [entry["eval_num_generated"] for entry in entries] == [3, 3, 3] and "eval_wer" in entries[0]
+    assert history_of(tmp_path / "run")[-1]["loaded_step"] == 4
+
+
+def test_answering_leaves_training_as_it_is(recipe, tmp_path, finished_run):
+    options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps", "--eval_steps", "2")
+    assert sft.main(["--config", recipe, "--output_dir", str(tmp_path / "run"), *options, "--eval_generate", "2"]) == 0
+    ours, theirs = (
+        [entry["loss"] for entry in log_of(run)] for run in (tmp_path / "run", Path(finished_run.args.output_dir))
+    )
+    assert ours == theirs
+
+
+def test_mistakes(recipe, tmp_path, capsys, monkeypatch):
+    def said(*options):
+        assert sft.main(["--config", recipe, "--output_dir", str(tmp_path / "run"), *options]) == 1
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "there are none: give eval_data" in said("--eval_generate", "4")
+    options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps", "--eval_steps", "2")
+    options += ("--eval_generate", "4")
+    assert "'accuracy' is not measured in this run" in said(*options, "--metric_for_best_model", "accuracy")
+    monkeypatch.setattr(generated, "find_spec", lambda name: None)
+    assert "jiwer, which is not installed" in said(*options)

@@ -1,0 +1,58 @@
+"""What trainings after the supervised one have in common (GRPO, DPO): the plan that they print, and what they leave."""
+
+from pathlib import Path
+
+from torch import nn
+from transformers import Trainer
+
+from .arguments import LoraArguments
+from .callbacks import SaveAtSigterm
+from .distributed import check_same_strategy
+from .learning import count_parameters, describe_part
+from .loss_curve import plot_loss
+from .run_folder import STATE
+
+
+class EndsWhereItEnded:
+    """For trainers: a finished run that is started again takes no step more, which transformers would before it looks."""
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+
+def print_plan(model: nn.Module, lora: LoraArguments, lines: dict[str, str], checkpoint: Path | None):
+    """What learns, `lines`, and where the run goes on."""
+    counts = count_parameters(model)
+    plan = {
+        part: f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({describe_part(part, lora) if trained else 'frozen'})"
+        for part, (total, trained) in counts.items()
+    }
+    total, trained = (sum(values) for values in zip(*counts.values()))
+    plan |= {"parameters": f"{total / 1e6:,.2f} M, {trained / total:.2%} trained"} | lines
+    plan |= {"going on from": str(checkpoint)} if checkpoint else {}
+    for name, text in plan.items():
+        print(f"{name:<22} {text}", flush=True)
+
+
+def run_and_save(trainer: Trainer, checkpoint: Path | None, stopper: SaveAtSigterm, loss: str):
+    """
+    Trains to the end, from the checkpoint if there is one, and saves model, processor, log and loss curve.
+
+    Args:
+        loss: what it is, for the curve.
+
+    Raises `Terminated` if the run was ended by SIGTERM, and a `ValueError` if the checkpoint was written under another strategy.
+    """
+    if checkpoint:
+        check_same_strategy(checkpoint, trainer)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stopper.raise_if_stopped()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        folder = Path(str(trainer.args.output_dir))
+        trainer.state.save_to_json(str(folder / STATE))
+        plot_loss(trainer.state.log_history, folder / "loss_curve.png", loss)
+        print(f"saved in {folder}", flush=True)

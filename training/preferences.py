@@ -1,0 +1,102 @@
+"""Preference sets with sound: a question about a clip with an answer that is better and one that is worse, as TRL has them.
+
+    {"prompt": "What is it?", "chosen": "A dog barks.", "rejected": "A bell.", "audio": "dog.wav"}
+    {"prompt": [{"role": "user", "content": [{"type": "audio", "path": "dog.wav"}, {"type": "text", "text": "What is it?"}]}],
+     "chosen": [{"role": "assistant", "content": "A dog barks."}], "rejected": [{"role": "assistant", "content": "A bell."}]}
+
+Clips are found as in other training sets (data/chats.py). Rows stay as they are stored and are read when asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Audio, Dataset, LargeList, List
+
+from .data.chats import check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
+from .data.open_dataset import open_dataset
+from .data.sources import DataSource
+
+
+NEEDED = ("prompt", "chosen", "rejected")
+READ = (*NEEDED, "audio", "audios")
+
+
+def load_preferences(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]:
+    """
+    All rows of some sets, with `prompt`, a chat with the sources of its clips; `chosen` and `rejected`, one assistant message
+    each; `origin`; and `images`, empty, by which TRL knows rows that a collator prepares. And how many each set has.
+
+    Raises a `ValueError` for a set that cannot be read, has other columns or a weight, or is to be read by `columns` or `prompt`;
+    and, when it is read, for a row that is no preference or has sound against what its set's entry says.
+    """
+    sets = [(source, _open(source)) for source in sources]
+    sizes = [len(rows) for _, rows in sets]
+    index = {"set": np.repeat(np.arange(len(sets)), sizes), "row": np.concatenate([np.arange(size) for size in sizes])}
+    return Dataset.from_dict(index).with_transform(_Reader(sets)), sizes
+
+
+def _open(source: DataSource) -> Dataset:
+    if source.weight != 1 or source.columns or source.prompt:
+        raise ValueError(
+            f"Preferences of {source} are asked once per epoch as they are; leave out weight, columns and prompt."
+        )
+    rows = open_dataset(source.path, source.name, source.split)
+    missing = [name for name in NEEDED if name not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"The preference set {str(source)!r} has no {', '.join(missing)}; its columns are {', '.join(rows.column_names)}. Each row needs "
+            "`prompt`, and two answers to it: `chosen`, the better, and `rejected`."
+        )
+    for feature in rows.info.features.values():
+        feature = feature.feature if isinstance(feature, (List, LargeList)) else feature
+        if isinstance(feature, Audio):
+            feature.decode = False  # the collator hears it
+    return rows
+
+
+class _Reader:
+    """Turns index rows into preferences; given to `Dataset.with_transform`, so it runs where rows are read."""
+
+    def __init__(self, sets: Sequence[tuple[DataSource, Dataset]]):
+        self.sets = sets
+
+    def __call__(self, index: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [self._read(*key) for key in zip(index["set"], index["row"])]
+        return {name: [row[name] for row in rows] for name in (*NEEDED, "origin", "images")}
+
+    def _read(self, number: int, row: int) -> dict[str, Any]:
+        source, rows = self.sets[number]
+        folder = Path(source.path)
+        origin = f"{source}, row {row}"
+        try:
+            chats = _as_chats(rows[row], source.sound, folder if folder.is_dir() else folder.parent)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+        return chats | {"origin": origin, "images": []}
+
+
+def _as_chats(row: Mapping[str, Any], sound: bool | str, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    prompt, clips = _chat(row["prompt"], "user"), clips_of(row)
+    check_all_is_read(row, prompt, READ)
+    if sound:
+        check_sound_is_read(row, prompt, clips, READ)
+    prompt = fill_in(prompt, clips, folder, tags=bool(sound))
+    check_has_sound(prompt, sound)
+    answers = {name: _chat(row[name], "assistant") for name in NEEDED[1:]}
+    for name, answer in answers.items():
+        if [message.get("role") for message in answer] != ["assistant"]:
+            raise ValueError(
+                f"`{name}` must be a text or one assistant message, got {answer}; what comes before it is the `prompt`"
+            )
+    if answers["chosen"] == answers["rejected"]:
+        raise ValueError("`chosen` and `rejected` are the same, so there is nothing to prefer. Leave the row out")
+    return {"prompt": prompt, **answers}
+
+
+def _chat(value: Any, role: str) -> list[Any]:
+    """A text as a message of that role; a chat as it is."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return value if isinstance(value, list) else [value]

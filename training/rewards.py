@@ -1,0 +1,93 @@
+"""What a reply to a question with a known answer earns: the reward functions of grpo.py, as TRL calls them.
+
+A recipe names them in `reward_funcs`: those of `REWARDS` by name, others as `my_module.my_reward`, which is imported from the
+installed packages or from the folder where the run is started. Such a function gets `prompts`, `completions`, `answer`, `choices` and
+`origin`, a list each, and returns a number for each completion (or `None` for those that it does not judge).
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from falcon3_audio.evaluation.read_option import resolve
+
+
+# R1-AQA's words for it.
+TAGS_REQUEST = " Output the final answer in <answer> </answer>."
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def exact_answer(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
+    """
+    Reward 1 for a reply with the words of the right answer and no others, in their order, else 0. Case and punctuation
+    do not count. Of a reply with `<answer>` tags only what stands in the first pair of them is read.
+    """
+    replies = [completion[0]["content"] for completion in completions]
+    tagged = [TAGGED.search(reply) for reply in replies]
+    said = [found.group(1) if found else reply for found, reply in zip(tagged, replies)]
+    return [float(same_words(got, right)) for got, right in zip(said, answer)]
+
+
+def answer_format(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+    """Reward 1 for a reply that ends with an answer in `<answer> </answer>`, its only one, else 0."""
+    replies = [completion[0]["content"].strip() for completion in completions]
+    return [
+        float(reply.endswith("</answer>") and reply.count("<answer>") == reply.count("</answer>") == 1)
+        for reply in replies
+    ]
+
+
+def same_words(reply: str, answer: str) -> bool:
+    """Whether both have the same words in the same order, whatever their case and punctuation."""
+    return words(reply) == words(answer)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return re.findall(r"\w+", text.lower())
+
+
+def content_answer(
+    completions: list[list[dict[str, str]]], answer: list[str], choices: list[list[str]], **_: Any
+) -> list[float]:
+    """
+    Reward 1 for a reply that means the right one of the row's options, as the rule "content" of `falcon3-audio evaluate` reads it,
+    else 0.
+    """
+    replies = [completion[0]["content"] for completion in completions]
+    return [float(resolve(reply, options) == right) for reply, right, options in zip(replies, answer, choices)]
+
+
+REWARDS: dict[str, Callable[..., list[float]]] = {
+    "exact": exact_answer,
+    "content": content_answer,
+    "format": answer_format,
+}
+
+
+def load_rewards(names: Sequence[str]) -> list[Callable[..., Any]]:
+    """
+    The functions of these names or import paths.
+
+    Raises a `ValueError` for one that is not there, and whatever an imported module raises.
+    """
+    return [REWARDS[name] if name in REWARDS else _import(name) for name in names]
+
+
+def _import(path: str) -> Callable[..., Any]:
+    known = f"Known by name are {', '.join(REWARDS)}; others are given as my_module.my_reward."
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ValueError(f"reward_funcs: there is no reward {path!r}. {known}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"reward_funcs: {path!r} cannot be imported: {error}. {known}") from error
+    if not callable(found):
+        raise ValueError(f"reward_funcs: {module} has no function {name!r}. {known}")
+    return found
