@@ -94,6 +94,10 @@ def score(
             questions than `data`, questions without an answer, or open ones among others.
     """
     benchmark = _benchmark(benchmark, predictions)
+    if predictions.rows and predictions.key is None:
+        raise ValueError(
+            f"no row of {predictions.path} has a reply under {', '.join(REPLY_KEYS)}; name the key that has them with --key."
+        )
     rules = rules or BENCHMARKS[benchmark].rules
     if not rules:
         raise ValueError(f"{benchmark} has open questions, which `falcon3-audio judge` scores.")

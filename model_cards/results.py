@@ -212,7 +212,7 @@ def eval_result_files(entries: list[dict[str, Any]]) -> dict[str, str]:
     benchmark's (huggingface.co/docs/hub/eval-results). One for each benchmark that the Hub has, with the percentage by the
     benchmark's own rule; what it was measured with is in the notes, and in full in the card.
     """
-    files = {}
+    files: dict[str, str] = {}
     for entry in entries:
         benchmark, run = BENCHMARKS[entry["benchmark"]], entry["run"]
         if benchmark.hub_id is None or entry["title"] != benchmark.title:
@@ -221,7 +221,7 @@ def eval_result_files(entries: list[dict[str, Any]]) -> dict[str, str]:
         low, high = (f"{100 * limit:.1f}" for limit in found["interval"])
         notes = f"rule {rule}, prompt {run['prompt']}, n {found['n']}, 95 % interval {low} to {high}"
         score = EvalResultEntry(
-            benchmark.hub_id, "default", round(100 * value_of(found), 2), date=run["created"], notes=notes
+            benchmark.hub_id, "default", round(100 * found["accuracy"], 2), date=run["created"], notes=notes
         )
         path = f".eval_results/{entry['benchmark']}.yaml"
         known = yaml.safe_load(files.get(path, "[]"))

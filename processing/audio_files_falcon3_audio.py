@@ -24,7 +24,7 @@ except ImportError:  # `decode_file` says what to install
 try:
     import av
 except ImportError:  # so does `_decode_with_ffmpeg`
-    av = None
+    av = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 

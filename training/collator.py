@@ -24,7 +24,7 @@ from transformers.utils import logging
 from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
 from .augmentation import Augmentation, Augmenter
-from .data.chats import check_answers
+from .data.chats import check_answers, check_is_answered
 from .data.packing import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
 
 
@@ -192,10 +192,9 @@ class AudioChatCollator:
 
     def _encode(self, example: dict[str, Any]) -> Chat | None:
         """One example: 1-D `input_ids` and `labels`, and the features of its audios; `None` if a clip is too long."""
-        if not any(message["role"] == "assistant" for message in example["messages"]):
-            raise ValueError(f"{example.get('origin', 'A training example')}: no assistant message to learn from.")
         options = {"return_labels": True, "truncation": False}
         try:
+            check_is_answered(example["messages"])
             check_answers(example["messages"])
             row = self.processor.apply_chat_template(
                 example["messages"], tokenize=True, return_dict=True, processor_kwargs=options

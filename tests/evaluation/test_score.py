@@ -390,3 +390,11 @@ def test_replies_to_a_question_that_was_worded_otherwise_are_refused(tmp_path, c
     run = write_run(tmp_path / "run", [answered(1, "Man")])
     assert main([str(run), "--data", str(tmp_path / "new.json")]) == 1
     assert "have another question" in capsys.readouterr().err
+
+
+def test_a_file_without_replies_is_no_score_of_nought(tmp_path, capsys):
+    rows = [{"id": "1", "choices": ["a dog", "a bell"], "answer": "a bell", "my_reply": "a bell"}]
+    (tmp_path / "theirs.json").write_text(json.dumps(rows))
+    assert main(["--benchmark", "mmau", str(tmp_path / "theirs.json")]) == 1
+    assert "has a reply under model_output," in capsys.readouterr().err
+    assert main(["--benchmark", "mmau", str(tmp_path / "theirs.json"), "--key", "my_reply"]) == 0

@@ -92,7 +92,11 @@ def test_a_recipe_extends_another(read, tmp_path):
         (("--lora_rank", "4"), {}, "There are no such options: --lora_rank 4"),
         ((), {"extends": "gone.yaml"}, "gone.yaml"),
         ((), {"train_data": []}, "nothing to train on"),
-        ((), {"train_data": [{"path": "a", "wieght": 2}]}, "takes path, name, split, weight, sound, prompt, columns"),
+        (
+            (),
+            {"train_data": [{"path": "a", "wieght": 2}]},
+            "has wieght; it takes path, name, split, weight, sound, prompt, columns",
+        ),
         ((), {"train_data": [7]}, "a path or a mapping with a path, got 7"),
         ((), {"train_data": [{"path": "a", "weight": 0}]}, "weight of a must be a number above 0, got 0"),
         ((), {"train_data": [{"path": "a", "weight": "2"}]}, "weight of a must be a number above 0, got '2'"),

@@ -46,7 +46,7 @@ def test_rows_that_would_end_a_run_are_listed(tmp_path, capsys):
     assert main([str(path), "--workers", "2"]) == 1
     first, counts, *lines = capsys.readouterr().out.splitlines()
     assert first == f"{path}: 6 rows, read as chats (messages)"
-    assert counts == "  6 questions, 2 clips, 0.00 h, the longest 0.5 s"
+    assert counts == "  6 questions, 2 clips, 0.0 min, the longest 0.5 s"
     assert lines[:4] == [
         "  three examples, what is learned of them behind >",
         f"  {path}, row 0",
@@ -68,7 +68,7 @@ def test_a_set_of_texts_is_checked_where_it_is_said_to_be_one(tmp_path, capsys):
     assert main([str(path), "--workers", "1"]) == 1
     assert "No row of the training set" in capsys.readouterr().err
     assert main([str(path), "--workers", "1", "--sound", "false"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "  1 questions, 0 clips, 0.00 h"
+    assert capsys.readouterr().out.splitlines()[1] == "  1 questions, 0 clips, 0.0 min"
 
 
 def test_several_sets_and_bad_input(tmp_path, capsys):
@@ -97,7 +97,7 @@ def test_what_was_understood_is_printed(tmp_path, capsys):
     assert main([str(table), "--workers", "1", "--columns", "audio=path,text=words"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{table}: 3 rows, read as transcripts (path, words), asked 'Transcribe the speech.' (the default of `prompt`)",
-        "  3 questions, 3 clips, 0.08 h, the longest 301.0 s",
+        "  3 questions, 3 clips, 5.0 min, the longest 301.0 s",
         "  not read: the columns speaker",
         "  left out: 1 questions about clips over 300 s",
         "  three examples, what is learned of them behind >",
@@ -133,3 +133,22 @@ def test_rows_without_questions_are_counted(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "  left out: 1 rows without questions" in lines
     assert f"    > assistant  '{'x' * 300}'... (301 characters)" in lines
+
+
+def test_a_row_without_an_answer_is_found_before_a_run_finds_it(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", tone(0.2), SAMPLING_RATE)
+    answered = {"query": "<audio>What?", "response": "A bell.", "audios": ["a.wav"]}
+    asked = {"messages": [{"role": "user", "content": "<audio>What?"}], "audios": ["a.wav"]}
+    (tmp_path / "good.jsonl").write_text(json.dumps(answered))
+    (tmp_path / "bad.jsonl").write_text(json.dumps(asked))
+    assert main([str(tmp_path / "good.jsonl"), "--workers", "1"]) == 0
+    assert main([str(tmp_path / "bad.jsonl"), "--workers", "1"]) == 1
+    assert "bad.jsonl, row 0: no assistant message to learn from. Leave the row out" in capsys.readouterr().out
+
+
+def test_of_many_bad_rows_the_first_are_listed(tmp_path, capsys):
+    rows = [{"audio": f"{number}.wav", "text": "a"} for number in range(60)]
+    (tmp_path / "gone.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main([str(tmp_path / "gone.jsonl"), "--workers", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "row 49:" in said and "row 50:" not in said and "and 10 more like these" in said

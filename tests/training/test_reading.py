@@ -155,3 +155,10 @@ def test_no_column_is_two_things_in_one_format():
     columns = [column for known in KNOWN.values() for column in known]
     assert len(columns) == len(set(columns))
     assert set(KNOWN) <= set(ROLES)
+
+
+def test_labels_that_look_like_numbers_must_be_meant():
+    row = {"audio": "a.wav", "label": "7"}  # as a table has it
+    with pytest.raises(ValueError, match=re.escape("has the labels 7 in `label`, which may be numbers of names")):
+        read(row, prompt="Which digit is said?")
+    assert read(row, prompt="Which digit is said?", columns={"label": "label"}).chat(row, 0)[-1]["content"] == "7"

@@ -64,5 +64,5 @@ def test_what_is_no_table_is_named(rows, text, delimiter, message):
 
 
 def test_other_encodings_are_named(rows):
-    with pytest.raises(ValueError, match="table, line 1: 'utf-8' codec"):
+    with pytest.raises(ValueError, match="table, line 2: this is not UTF-8. Save the file as UTF-8"):
         rows("a,b\n\u00fc,y\n", encoding="latin-1")

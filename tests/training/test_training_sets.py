@@ -196,7 +196,7 @@ def with_audio_columns(folder):
 def test_audio_columns_stay_encoded(folder, tmp_path):
     for name, features, column, inside in with_audio_columns(folder):
         items = [{"type": "audio", "audio": inside}] * (2 if name == "audios" else 1)
-        rows = [{"messages": [user(*items), user()], **({} if name == "inside" else {name: column})}] * 2
+        rows = [{"messages": [user(*items), assistant("a")], **({} if name == "inside" else {name: column})}] * 2
         write_shard(tmp_path / f"{name}.parquet", rows, features)
         # (`datasets` itself would need torchcodec to build a column of Audio.)
         Dataset(pa.Table.from_pylist(rows, schema=features.arrow_schema)).save_to_disk(tmp_path / name)
@@ -223,7 +223,7 @@ def test_a_folder_of_files_and_the_splits_of_a_saved_set(folder, tmp_path):
     examples = load_training_data([DataSource(str(folder), sound=False)])[0]
     assert [sources(example)[0][0] for example in examples] == ["0", "1"]
     splits = {
-        name: Dataset.from_list([{"messages": [user(heard("a.wav"), {**TEXT, "text": name})]}])
+        name: Dataset.from_list([{"messages": [user(heard("a.wav"), {**TEXT, "text": name}), assistant("a")]}])
         for name in ("train", "test")
     }
     DatasetDict(splits).save_to_disk(tmp_path / "splits")

@@ -112,6 +112,12 @@ def check_answers(messages: Iterable[dict[str, Any]]):
             )
 
 
+def check_is_answered(messages: Iterable[dict[str, Any]]):
+    """Raises a `ValueError` for a chat without an answer."""
+    if not any(message["role"] == "assistant" for message in messages):
+        raise ValueError("no assistant message to learn from. Leave the row out, or write what is to be said")
+
+
 def check_sound_is_read(example: Mapping[str, Any], messages: Any, clips: Sequence[Any], read: Collection[str]):
     """
     Raises a `ValueError` for a key that looks like sound and is not read, in a message or in a row without sound.

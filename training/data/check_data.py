@@ -5,7 +5,7 @@
 
 Takes what `train_data` takes. Says how each set is read, what there is of it and what a run would leave out, and shows three of
 its examples. Every chat is put together and every clip decoded, once, in parallel; nothing is written. Rows that would
-end a run are listed, one in a line, and the exit code is then 1.
+end a run are listed, the first 50, one in a line (rows count from 0, and the line of a table's names is none), and the exit code is then 1.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from .training_sets import describe_sets, load_training_data, set_of
 
 PARTS = 32  # for each worker, so that all are busy to the end
 SHOWN = 300  # characters of a text that is shown
+LISTED = 50  # rows that cannot be read
 LEARNED = ">"
 SOUND: dict[str, Any] = {"true": True, "some": "some", "false": False}  # as a recipe has it
 
@@ -125,7 +126,7 @@ def _listen(example: dict, found: Found) -> float:
 
 def describe(found: Found, examples: Dataset) -> list[str]:
     """What there is of a set and what a run leaves out, a line each; `examples` are all of it."""
-    counts = f"{found.examples:,} questions, {found.clips:,} clips, {found.seconds / 3600:.2f} h"
+    counts = f"{found.examples:,} questions, {found.clips:,} clips, {_time(found.seconds)}"
     longest = f", the longest {found.longest:.1f} s" if found.clips else ""
     _, rows, reading = set_of(examples)
     without = len(rows) - len(np.unique(examples.with_format("numpy")["row"][:]))
@@ -139,6 +140,10 @@ def describe(found: Found, examples: Dataset) -> list[str]:
             else []
         ),
     ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def show_examples(examples: Dataset) -> list[str]:
@@ -222,7 +227,9 @@ def _report(source: DataSource, workers: int) -> bool:
     examples, _ = load_training_data([source])
     print(*describe_sets(examples), flush=True)
     found = check_data(examples, workers, sys.stderr.isatty())
-    for line in [*describe(found, examples), *show_examples(examples), *found.unread]:
+    more = len(found.unread) - LISTED
+    rest = [f"and {more:,} more like these"] if more > 0 else []
+    for line in [*describe(found, examples), *show_examples(examples), *found.unread[:LISTED], *rest]:
         print(f"  {line}", flush=True)
     return bool(found.unread)
 

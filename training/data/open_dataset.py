@@ -53,7 +53,7 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
     except (StopIteration, IndexError) as error:  # for a file, a saved set without rows
         raise ValueError(f"The set {path!r} is empty.") from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
         raise ValueError(f"The set {path!r} cannot be read: {error}{cause}") from error
     if len(rows) == 0:
         raise ValueError(f"The set {path!r} is empty.")

@@ -162,7 +162,7 @@ def choose(
         raise ValueError(_nearest(rows, found, given, sound))
     if fitting[0].answers and not any(name in given for name in fitting[0].needs):
         _check_answers([found[layout.name][name] for layout in fitting for name in layout.needs], fitting, names)
-    return _reading(rows, fitting[0], found[fitting[0].name], prompt)
+    return _reading(rows, fitting[0], found[fitting[0].name], given, prompt)
 
 
 def _find(layout: Format, names: Sequence[str], given: Mapping[str, str]) -> Found:
@@ -202,7 +202,9 @@ def _check_answers(answers: Sequence[tuple[str, ...]], fitting: Sequence[Format]
         )
 
 
-def _reading(rows: Dataset, layout: Format, found: Found, prompt: str | Sequence[str] | None) -> Reading:
+def _reading(
+    rows: Dataset, layout: Format, found: Found, given: Mapping[str, str], prompt: str | Sequence[str] | None
+) -> Reading:
     columns = {name: column[0] for name, column in found.items() if name != AUDIO}
     twice = next((name for name in columns if len(found[name]) > 1), None)
     if twice:
@@ -210,7 +212,11 @@ def _reading(rows: Dataset, layout: Format, found: Found, prompt: str | Sequence
         raise ValueError(f"has the columns {' and '.join(found[twice])}. Write into its entry which to read: {ways}")
     feature = rows.features.get(columns.get("label", ""))
     labels = tuple(feature.names) if isinstance(feature, ClassLabel) else None
-    some = _some_labels(rows, columns["label"]) if labels is None and "label" in columns else labels or ()
+    some = (
+        _some_labels(rows, columns["label"], "label" in given)
+        if labels is None and "label" in columns
+        else labels or ()
+    )
     clips = found.get(AUDIO, ())
     others = tuple(name for name in rows.column_names if name not in (*clips, *columns.values()))
     prompts = _prompts(layout, prompt, some)
@@ -232,12 +238,17 @@ def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequenc
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _some_labels(rows: Dataset, column: str) -> tuple[str, ...]:
-    """The first labels of a set; a `ValueError` for numbers."""
+def _some_labels(rows: Dataset, column: str, is_named: bool) -> tuple[str, ...]:
+    """The first labels of a set; a `ValueError` for numbers, and for texts that look so where the entry does not name the column."""
     labels = [row[column] for row in rows.select(range(min(SHOWN, len(rows))))]
     numbers = [label for label in labels if _is_number(label)]
     if numbers:
         raise ValueError(f"has the label {numbers[0]} in `{column}`; {NO_NAMES}")
+    if labels and not is_named and all(str(label).isdecimal() for label in labels):  # as tables have them
+        raise ValueError(
+            f"has the labels {', '.join(labels)} in `{column}`, which may be numbers of names. Write into its entry the column with "
+            f"the names, or this one if they are what is to be answered: {_as_entry({'label': column})}"
+        )
     return tuple(dict.fromkeys(map(str, labels)))
 
 

@@ -35,9 +35,12 @@ class Segment:
     def __init__(self, source: Any, offset: float = 0.0, duration: float | None = None):
         self.source, self.offset, self.duration = source, offset, duration
 
+    @property
+    def _name(self) -> str:
+        return f"{len(self.source)} bytes" if isinstance(self.source, bytes) else str(self.source)
+
     def __repr__(self) -> str:
-        what = f"{len(self.source)} bytes" if isinstance(self.source, bytes) else self.source
-        return f"Segment({what!r}, offset={self.offset:g}, duration={self.duration})"
+        return f"Segment({self._name!r}, offset={self.offset:g}, duration={self.duration})"
 
     def get_all_samples(self) -> SimpleNamespace:
         """
@@ -51,7 +54,11 @@ class Segment:
             math.inf if len(samples) == 0 else 0.0 if self.duration is None else self.duration - len(samples) / rate
         )
         if missing > TOLERANCE:
-            raise ValueError(f"{self!r} is not in the file, which ends before that")
+            to = "its end" if self.duration is None else f"{self.offset + self.duration:g} s"
+            raise ValueError(
+                f"seconds {self.offset:g} to {to} of {self._name} are asked for, and the file ends before that. `offset` and `duration` "
+                "are in seconds"
+            )
         return SimpleNamespace(data=torch.from_numpy(np.ascontiguousarray(samples.T)), sample_rate=rate)
 
     def _seek(self) -> tuple[np.ndarray, int] | None:

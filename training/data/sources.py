@@ -93,9 +93,10 @@ def read_sources(given: Any, option: str) -> list[DataSource]:
             sources.append(DataSource(entry))
         elif isinstance(entry, dict):
             unknown = set(entry) - set(DataSource.__dataclass_fields__)
+            wrong = f"has {', '.join(map(str, sorted(unknown)))}" if unknown else "has no path"
             if unknown or "path" not in entry:
                 raise ValueError(
-                    f"An entry of `{option}` takes {', '.join(DataSource.__dataclass_fields__)}, and needs the path; got {entry}."
+                    f"An entry of `{option}` {wrong}; it takes {', '.join(DataSource.__dataclass_fields__)}, and needs the path. Got {entry}."
                 )
             sources.append(DataSource(**entry))
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by the ending of a file
+NOT_UTF8 = "this is not UTF-8. Save the file as UTF-8 (in Excel: CSV UTF-8), or convert it: iconv -f CP1252 -t UTF-8 OLD > NEW"
 OTHERS = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 
 
@@ -43,8 +44,20 @@ def _read(file: Path, delimiter: str, quoted: bool) -> Iterator[tuple[str, dict[
             for fields in reader:
                 if fields:
                     yield f"line {reader.line_num}", _row(names, fields)
-        except (csv.Error, ValueError) as error:  # of the encoding too
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}, line {_undecodable(file)}: {NOT_UTF8}") from error
+        except (csv.Error, ValueError) as error:
             raise ValueError(f"{file}, line {max(1, reader.line_num)}: {error}") from error
+
+
+def _undecodable(file: Path) -> int:
+    """The line of the first byte that is no UTF-8. (The reader is ahead of its lines, and counts from where it was.)"""
+    data = file.read_bytes()
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 1
 
 
 def _names(fields: list[str], delimiter: str) -> list[str]:

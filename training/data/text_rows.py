@@ -20,7 +20,7 @@ from datasets.data_files import DataFilesDict
 
 from falcon3_audio.strict_json import parse_json
 
-from .tables import read_table
+from .tables import NOT_UTF8, read_table
 from .tars import read_tar
 
 
@@ -156,7 +156,9 @@ def _is_json(text: bytes) -> bool:
 def _parse(text: bytes, place: str) -> Any:
     try:
         return parse_json(text.decode("utf-8-sig"))
-    except ValueError as error:  # of the encoding too
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: {NOT_UTF8}") from error
+    except ValueError as error:
         raise ValueError(f"JSON parse error in {place}: {error}") from error
 
 

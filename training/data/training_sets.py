@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from datasets import Audio, Dataset, LargeList, List
 
-from .chats import audio_items, check_all_is_read, check_has_sound, check_sound_is_read, fill_in
+from .chats import audio_items, check_all_is_read, check_has_sound, check_is_answered, check_sound_is_read, fill_in
 from .open_dataset import open_dataset
 from .reading import Reading, choose
 from .sources import DataSource
@@ -171,4 +171,5 @@ def _as_messages(
         check_sound_is_read(example, chat, clips, reading.read)
     messages = fill_in(chat, clips, folder, tags=bool(sound))
     check_has_sound(messages, sound)
+    check_is_answered(messages)
     return messages
