@@ -530,7 +530,9 @@ def test_a_manifest_names_the_segment_that_is_heard(folder):
     heard = [load_audio(examples[n]["messages"][0]["content"][0]["audio"]) for n in range(3)]
     for samples, (first, last) in zip(heard, ((1.0, 1.5), (2.5, 3.0), (0.0, 0.25)), strict=True):
         np.testing.assert_array_equal(samples, sound[int(first * SAMPLING_RATE) : int(last * SAMPLING_RATE)])
-    with pytest.raises(ValueError, match="seconds 2 to 3.5 s of .*talk.wav are asked for, and the file ends before that"):
+    with pytest.raises(
+        ValueError, match="seconds 2 to 3.5 s of .*talk.wav are asked for, and the file ends before that"
+    ):
         load_audio(examples[3]["messages"][0]["content"][0]["audio"])
     for number, value in ((4, "-1"), (5, "'soon'")):
         with pytest.raises(ValueError, match=f"row {number}: its `offset` must be seconds, 0 or more, got {value}"):

@@ -186,7 +186,12 @@ def test_an_error_names_the_part_of_a_set(folder, tmp_path):
 
 def with_audio_columns(folder):
     """Chats whose audio is columns of datasets' Audio, one and several, and inside of the messages."""
-    messages = List({"role": Value("string"), "content": List({"type": Value("string"), "audio": Audio()})})
+    messages = List(
+        {
+            "role": Value("string"),
+            "content": List({"type": Value("string"), "text": Value("string"), "audio": Audio()}),
+        }
+    )
     clip = {"bytes": (folder / "0.wav").read_bytes(), "path": "0.wav"}
     yield "audio", Features({"messages": messages, "audio": Audio()}), clip, None
     yield "audios", Features({"messages": messages, "audios": List(Audio())}), [clip, clip], None
@@ -196,7 +201,8 @@ def with_audio_columns(folder):
 def test_audio_columns_stay_encoded(folder, tmp_path):
     for name, features, column, inside in with_audio_columns(folder):
         items = [{"type": "audio", "audio": inside}] * (2 if name == "audios" else 1)
-        rows = [{"messages": [user(*items), assistant("a")], **({} if name == "inside" else {name: column})}] * 2
+        said = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
+        rows = [{"messages": [user(*items), said], **({} if name == "inside" else {name: column})}] * 2
         write_shard(tmp_path / f"{name}.parquet", rows, features)
         # (`datasets` itself would need torchcodec to build a column of Audio.)
         Dataset(pa.Table.from_pylist(rows, schema=features.arrow_schema)).save_to_disk(tmp_path / name)
@@ -223,7 +229,9 @@ def test_a_folder_of_files_and_the_splits_of_a_saved_set(folder, tmp_path):
     examples = load_training_data([DataSource(str(folder), sound=False)])[0]
     assert [sources(example)[0][0] for example in examples] == ["0", "1"]
     splits = {
-        name: Dataset.from_list([{"messages": [user(heard("a.wav"), {**TEXT, "text": name}), assistant("a")]}])
+        name: Dataset.from_list(
+            [{"messages": [user(heard("a.wav"), {**TEXT, "text": name}), {"role": "assistant", "content": [TEXT]}]}]
+        )
         for name in ("train", "test")
     }
     DatasetDict(splits).save_to_disk(tmp_path / "splits")
