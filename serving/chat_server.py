@@ -27,6 +27,7 @@ from .generation_queue import GenerationQueue
 from .http_server import HttpServer
 from .request_audio import AudioReader
 from .request_limits import MIB, Limits
+from .transcription_requests import TranscriptionReader
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,9 @@ class Server:
             audio,
         )
         self.queue = GenerationQueue(pipe, settings.max_batch)
-        app = ChatApp(settings.served_model_name, self.reader, self.queue, limits, settings.key, settings.host)
+        transcriptions = TranscriptionReader(self.reader, processor.window_samples)
+        about = (self.queue, limits, settings.key, settings.host)
+        app = ChatApp(settings.served_model_name, self.reader, transcriptions, *about)
         self.http = HttpServer(app, app.limits, settings.host, settings.port)
         self.url = self.http.url
 

@@ -15,7 +15,7 @@ from stand_in_torchcodec import M4A
 from falcon3_audio.processing import load_audio
 from falcon3_audio.serving import request_audio
 from falcon3_audio.serving.chat_answers import ChatAnswer
-from falcon3_audio.serving.chat_requests import ChatReader, read_form
+from falcon3_audio.serving.chat_requests import ChatReader
 from falcon3_audio.serving.generation_queue import Part, Sampling, Step
 from falcon3_audio.serving.request_audio import AudioReader, RefusedRequest
 
@@ -79,7 +79,7 @@ def test_bytes_of_tokens(reader, processor):
     tokens = processor.tokenizer.encode("a世", add_special_tokens=False)
     steps = [Step(token, -1.0, [(token, -1.0)]) for token in tokens]
     answer = ChatAnswer("tiny", reader, read(reader, say("a", logprobs=True, top_logprobs=1)))
-    listed = answer.whole(Part("", len(tokens), steps, "stop"))["choices"][0]["logprobs"]["content"]
+    listed = answer.whole([Part("", len(tokens), steps, "stop")])["choices"][0]["logprobs"]["content"]
     assert [step["bytes"] for step in listed] == [[97], None, None, None]
     assert [step["top_logprobs"][0]["bytes"] for step in listed] == [[97], None, None, None]
 
@@ -253,32 +253,3 @@ def test_named_hosts_are_fetched_from_without_redirects(monkeypatch):
         with pytest.raises(RefusedRequest, match="fetches nothing from 'localhost'"):
             reader.read_all([base.replace("127.0.0.1", "localhost") + "/clip"], "messages")
         server.shutdown()
-
-
-KIND = "multipart/form-data; boundary=limit"
-
-
-def part(name: bytes, value: bytes) -> bytes:
-    return b'--limit\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name, value)
-
-
-def test_forms_keep_every_byte(reader):
-    data = b"\r\n--limi\r\n\n\r\x00\xff\r\n"
-    assert read_form(part(b"file", data) + part(b"model", b"tiny") + b"--limit--\r\n", KIND) == {
-        "file": data,
-        "model": b"tiny",
-    }
-    refused = {
-        part(b"file", b""): "last boundary is missing",
-        b"--limit\r\n\r\n\r\n--limit--": "has no name",
-        part(b"model", b"tiny") + b"--limit--": "has no file",
-        part(b"file", b"") + part(b"temperature", b"warm") + b"--limit--": "temperature: could not convert",
-        part(b"file", wav(0)) + part(b"model", b"x") + b"--limit--": "no model 'x'",
-        part(b"file", wav(0)) + b"--limit--": "0 samples",
-    }
-    for body, reason in refused.items():
-        with pytest.raises(RefusedRequest, match=reason):
-            reader.transcription(body, KIND)
-    for kind in ("", "application/json", "multipart/form-data"):
-        with pytest.raises(RefusedRequest, match="Expected multipart/form-data with a boundary"):
-            reader.transcription(b"", kind)
