@@ -153,6 +153,8 @@ def test_a_stream_is_the_answer_in_parts(server, expected):
     assert [part.choices[0].finish_reason for part in parts] == [None] * (STEPS - 1) + ["length"]
     assert [len(part.choices[0].logprobs.content) for part in parts] == [1] * STEPS
     assert usage.choices == [] and usage.usage.total_tokens == expected["two"][2] + STEPS
+    assert usage.usage == server.chat(CHATS["two"]).usage and all(part.usage is None for part in parts)
+    assert usage.usage.prompt_tokens_details.audio_tokens == 43 + 10  # of 1.7 and 0.4 s, 25 a second
 
 
 def test_stop_strings_end_answers_before_them(server, expected):
