@@ -235,7 +235,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         if text is None:
             return
         if not all(isinstance(sample, str) for sample in text):
-            raise ValueError(f"`text` must be a string or a list of strings, got {[type(s).__name__ for s in text]}.")
+            kinds = ", ".join(sorted({type(sample).__name__ for sample in text}))
+            raise ValueError(f"`text` must be a string or a list of strings, got {kinds}; clips are given as `audio`.")
         counts = [sample.count(self.audio_token) for sample in text]
         clips = 0 if audio is None else len(audio)
         if sum(counts) != clips:

@@ -245,7 +245,8 @@ def test_placeholders_and_audios_must_match(processor):
 def test_calls_without_sense(processor):
     for arguments, message in (
         ({}, "Give the processor `text`, `audio` or both"),
-        ({"text": [3]}, "must be a string or a list of strings"),
+        ({"text": [3]}, "must be a string or a list of strings, got int;"),
+        ({"text": np.zeros(16_000, np.float32)}, "got float32; clips are given as `audio`"),
         ({"text": "a", "images": [np.zeros((3, 8, 8))]}, "got images or videos"),
         ({"text": "a", "return_labels": True}, "use `apply_chat_template`"),
         ({"text": "a", "text_kwargs": {"return_labels": True}}, "use `apply_chat_template`"),
