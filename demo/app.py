@@ -69,14 +69,20 @@ class Chat:
         temperature: float,
     ) -> Iterator[tuple[Any, Any]]:
         """
-        The answer so far, again and again, and with the first of them the spectrogram of the latest clips.
+        The answer so far, again and again, and with the first of them the spectrogram of the latest clips. Where clips are refused,
+        the picture of those before them goes.
 
         Args:
             message: `text` and `files`, paths of uploads.
             history: What the chatbot shows, in Gradio's format.
             temperature: 0 is greedy.
         """
+        before = None if message["files"] else gr.skip()  # what is shown where there is no answer
         try:
+            if not message["files"] and was_unheard(history):
+                raise ConversationError(
+                    "The clip that came last was not heard. Please attach it again, or another one, and ask about it."
+                )
             turns = [*answered_turns(history), Turn(message["text"], tuple(map(_path, message["files"])))]
             prompt = self.assistant.prepare(turns, system_prompt, max_new_tokens)
             figure = draw(self.assistant.processor, prompt.clips)
@@ -88,14 +94,14 @@ class Chat:
             if not answer.strip():
                 raise ConversationError("The model answered with nothing. Please ask in other words.")
         except ConversationError as error:
-            yield _notice(str(error)), gr.skip()
+            yield _notice(str(error)), before
         except torch.OutOfMemoryError:
             logger.exception("out of memory")
-            yield _notice("The server ran out of memory. Please use shorter clips or a new conversation."), gr.skip()
+            yield _notice("The server ran out of memory. Please use shorter clips or a new conversation."), before
         except Exception as error:
             logger.exception("no answer")
             what = f"The server failed with {type(error).__name__}; its log says more. You can go on asking."
-            yield _notice(what), gr.skip()
+            yield _notice(what), before
 
 
 def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
@@ -114,6 +120,25 @@ def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
             turns.append(asked._replace(answer=text.strip()))
             asked = None
     return turns
+
+
+def was_unheard(history: list[dict[str, Any]]) -> bool:
+    """Whether the question with the latest clips has no answer: a further one would be answered about older clips."""
+    unheard = False
+    for message in history:
+        if message["role"] == "user":
+            unheard = unheard or any(item["type"] == "file" for item in message["content"])
+        elif answered_turns([{"role": "user", "content": []}, message]):
+            unheard = False
+    return unheard
+
+
+def name_of(model: str) -> str:
+    """What visitors are told: a Hub id as it is; of a folder its name, or that of the run which it belongs to."""
+    if not Path(model).is_dir():
+        return model
+    path = Path(model).resolve()
+    return path.parent.name if path.name == "model" or path.name.startswith("checkpoint-") else path.name
 
 
 def _path(file: Any) -> str:
@@ -169,7 +194,7 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
                 textbox=gr.MultimodalTextbox(
                     placeholder="Ask about the clip",
                     sources=["upload", "microphone"],
-                    file_types=["audio"],
+                    file_types=["audio", ".webm", ".m4a", ".mp4"],  # what browsers record is video to some
                     file_count="multiple",
                     max_plain_text_length=limits.characters,
                     stop_btn=True,
@@ -194,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         limits = Limits(seconds=options.max_seconds, megabytes=options.max_mb)
         assistant = Assistant.load(options.model, limits, options.device)
         with tempfile.TemporaryDirectory(prefix="falcon3-audio-examples-") as folder:
-            page = build_page(assistant, options.model, write_examples(Path(folder)), options.concurrency)
+            page = build_page(assistant, name_of(options.model), write_examples(Path(folder)), options.concurrency)
             page.queue(max_size=options.queue)
             _, address, _ = page.launch(
                 server_name=options.host,
