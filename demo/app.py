@@ -39,12 +39,18 @@ TITLE = "Falcon3-Audio"
 # Title of messages that are not the model's; they and their questions are left out of the prompt.
 NOT_ANSWERED = "Not answered"
 FILES_ARE_KEPT = 24 * 3600  # seconds that uploads stay on the server
-# The last rule hides a button that shares clips on the Hub, which `buttons` does not remove from uploaded files.
+# One rule hides a button that shares clips on the Hub, which `buttons` does not remove from uploaded files; the one after it the
+# place of the picture until there is one. On phones the picture is to be seen below the chat.
 CSS = """
 .gradio-container {max-width: 1280px !important; width: 100%; margin: auto}
 .minimal-audio-player {height: 3rem !important; min-width: 16rem}
 .examples button {border: 1px solid var(--border-color-primary)}
 .message-buttons .download-link + button {display: none}
+#spectrogram:has(.empty) {display: none}
+@media (max-width: 640px) {
+  #conversation {height: 38vh !important; min-height: 260px !important}
+  .minimal-audio-player {min-width: 12rem}
+}
 """
 
 
@@ -166,10 +172,10 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
             "go on asking, or add more clips."
         )
         with gr.Row():
-            left, right = gr.Column(scale=3, min_width=420), gr.Column(scale=2, min_width=360)
+            left, right = gr.Column(scale=3, min_width=320), gr.Column(scale=2, min_width=320)
         with right:  # first, since the chat asks for its inputs and outputs
             gr.Markdown("### What the model hears")
-            spectrogram = gr.Plot(show_label=False, format="png")
+            spectrogram = gr.Plot(show_label=False, format="png", elem_id="spectrogram")
             with gr.Accordion("Settings", open=False):
                 most = limits.new_tokens
                 max_new_tokens = gr.Slider(1, most, min(128, most), step=1, label="Longest answer (tokens)")
@@ -185,6 +191,7 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
                 multimodal=True,
                 chatbot=gr.Chatbot(
                     show_label=False,
+                    elem_id="conversation",
                     height="calc(100vh - 250px)",
                     min_height=400,
                     render_markdown=False,

@@ -423,6 +423,8 @@ def test_a_port_that_is_taken_is_named(server, folder, capsys):
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 def test_json_that_is_no_configuration(checkpoint, tmp_path, name):
     shutil.copytree(checkpoint, tmp_path / "broken")
-    (tmp_path / "broken" / name).write_text("{}" if name == "tokenizer.json" else "[]")
-    with pytest.raises(ValueError, match="broken cannot be loaded: one of its JSON files"):
-        load(str(tmp_path / "broken"))
+    for content, said in (("{}", "one of its JSON files"), ("[]", f"{name} must hold a JSON object, got list")):
+        (tmp_path / "broken" / name).write_text(content)
+        if content == "[]" or name == "tokenizer.json":
+            with pytest.raises(ValueError, match=said):
+                load(str(tmp_path / "broken"))
