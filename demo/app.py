@@ -39,12 +39,18 @@ TITLE = "Falcon3-Audio"
 # Title of messages that are not the model's; they and their questions are left out of the prompt.
 NOT_ANSWERED = "Not answered"
 FILES_ARE_KEPT = 24 * 3600  # seconds that uploads stay on the server
-# The last rule hides a button that shares clips on the Hub, which `buttons` does not remove from uploaded files.
+# One rule hides a button that shares clips on the Hub, which `buttons` does not remove from uploaded files; the one after it the
+# place of the picture until there is one. On phones the picture is to be seen below the chat.
 CSS = """
 .gradio-container {max-width: 1280px !important; width: 100%; margin: auto}
 .minimal-audio-player {height: 3rem !important; min-width: 16rem}
 .examples button {border: 1px solid var(--border-color-primary)}
 .message-buttons .download-link + button {display: none}
+#spectrogram:has(.empty) {display: none}
+@media (max-width: 640px) {
+  #conversation {height: 38vh !important; min-height: 260px !important}
+  .minimal-audio-player {min-width: 12rem}
+}
 """
 
 
@@ -69,14 +75,20 @@ class Chat:
         temperature: float,
     ) -> Iterator[tuple[Any, Any]]:
         """
-        The answer so far, again and again, and with the first of them the spectrogram of the latest clips.
+        The answer so far, again and again, and with the first of them the spectrogram of the latest clips. Where clips are refused,
+        the picture of those before them goes.
 
         Args:
             message: `text` and `files`, paths of uploads.
             history: What the chatbot shows, in Gradio's format.
             temperature: 0 is greedy.
         """
+        before = None if message["files"] else gr.skip()  # what is shown where there is no answer
         try:
+            if not message["files"] and was_unheard(history):
+                raise ConversationError(
+                    "The clip that came last was not heard. Please attach it again, or another one, and ask about it."
+                )
             turns = [*answered_turns(history), Turn(message["text"], tuple(map(_path, message["files"])))]
             prompt = self.assistant.prepare(turns, system_prompt, max_new_tokens)
             figure = draw(self.assistant.processor, prompt.clips)
@@ -88,14 +100,14 @@ class Chat:
             if not answer.strip():
                 raise ConversationError("The model answered with nothing. Please ask in other words.")
         except ConversationError as error:
-            yield _notice(str(error)), gr.skip()
+            yield _notice(str(error)), before
         except torch.OutOfMemoryError:
             logger.exception("out of memory")
-            yield _notice("The server ran out of memory. Please use shorter clips or a new conversation."), gr.skip()
+            yield _notice("The server ran out of memory. Please use shorter clips or a new conversation."), before
         except Exception as error:
             logger.exception("no answer")
             what = f"The server failed with {type(error).__name__}; its log says more. You can go on asking."
-            yield _notice(what), gr.skip()
+            yield _notice(what), before
 
 
 def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
@@ -114,6 +126,25 @@ def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
             turns.append(asked._replace(answer=text.strip()))
             asked = None
     return turns
+
+
+def was_unheard(history: list[dict[str, Any]]) -> bool:
+    """Whether the question with the latest clips has no answer: a further one would be answered about older clips."""
+    unheard = False
+    for message in history:
+        if message["role"] == "user":
+            unheard = unheard or any(item["type"] == "file" for item in message["content"])
+        elif answered_turns([{"role": "user", "content": []}, message]):
+            unheard = False
+    return unheard
+
+
+def name_of(model: str) -> str:
+    """What visitors are told: a Hub id as it is; of a folder its name, or that of the run which it belongs to."""
+    if not Path(model).is_dir():
+        return model
+    path = Path(model).resolve()
+    return path.parent.name if path.name == "model" or path.name.startswith("checkpoint-") else path.name
 
 
 def _path(file: Any) -> str:
@@ -141,10 +172,10 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
             "go on asking, or add more clips."
         )
         with gr.Row():
-            left, right = gr.Column(scale=3, min_width=420), gr.Column(scale=2, min_width=360)
+            left, right = gr.Column(scale=3, min_width=320), gr.Column(scale=2, min_width=320)
         with right:  # first, since the chat asks for its inputs and outputs
             gr.Markdown("### What the model hears")
-            spectrogram = gr.Plot(show_label=False, format="png")
+            spectrogram = gr.Plot(show_label=False, format="png", elem_id="spectrogram")
             with gr.Accordion("Settings", open=False):
                 most = limits.new_tokens
                 max_new_tokens = gr.Slider(1, most, min(128, most), step=1, label="Longest answer (tokens)")
@@ -160,6 +191,7 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
                 multimodal=True,
                 chatbot=gr.Chatbot(
                     show_label=False,
+                    elem_id="conversation",
                     height="calc(100vh - 250px)",
                     min_height=400,
                     render_markdown=False,
@@ -169,7 +201,7 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
                 textbox=gr.MultimodalTextbox(
                     placeholder="Ask about the clip",
                     sources=["upload", "microphone"],
-                    file_types=["audio"],
+                    file_types=["audio", ".webm", ".m4a", ".mp4"],  # what browsers record is video to some
                     file_count="multiple",
                     max_plain_text_length=limits.characters,
                     stop_btn=True,
@@ -194,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
         limits = Limits(seconds=options.max_seconds, megabytes=options.max_mb)
         assistant = Assistant.load(options.model, limits, options.device)
         with tempfile.TemporaryDirectory(prefix="falcon3-audio-examples-") as folder:
-            page = build_page(assistant, options.model, write_examples(Path(folder)), options.concurrency)
+            page = build_page(assistant, name_of(options.model), write_examples(Path(folder)), options.concurrency)
             page.queue(max_size=options.queue)
             _, address, _ = page.launch(
                 server_name=options.host,

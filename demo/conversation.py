@@ -9,6 +9,7 @@ needs the accelerator. All that belongs to one answer lives in one call, so any 
     print("".join(assistant.stream(prompt.inputs)))
 """
 
+import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,10 @@ from transformers import (
 
 import falcon3_audio  # noqa: F401  registers the Auto classes
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
+from falcon3_audio.processing.audio_files_falcon3_audio import UnknownFormatError
+
+
+logger = logging.getLogger(__name__)
 
 
 class ConversationError(ValueError):
@@ -97,8 +102,14 @@ def read_clip(path: str, limits: Limits) -> Clip:
     with suppress(soundfile.LibsndfileError):  # `load_audio` says what is wrong, or reads the file by other means
         _check_length(name, soundfile.info(path).duration, limits)
     try:
-        clip = Clip(name, load_audio(path, name="The clip"))
+        clip = Clip(name, load_audio(path, name="The clip", max_seconds=limits.seconds))
     except ValueError as error:
+        if isinstance(error.__cause__, UnknownFormatError):
+            logger.warning("%s was refused: %s", name, error)  # what to install is not the visitor's business
+            raise ConversationError(
+                f"{name} cannot be read here: it is damaged, no sound, or in a format that this server does not know. Please "
+                "attach it as wav, mp3, flac or ogg."
+            ) from error
         raise ConversationError(str(error).replace(path, name)) from error
     _check_length(name, clip.seconds, limits)
     return clip

@@ -6,7 +6,6 @@ that in the card. Local paths never get into it; base models and sets are named 
 Run: `facts_of_run(Path("runs/mine"), Path("runs/mine-merged"), "ORG/NAME")`, or `card_for_run` in card.py.
 """
 
-import json
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.saved_json import read_object, readable_json
 from falcon3_audio.training.best import LOADED
 from falcon3_audio.training.data.shards import REPORT
 from falcon3_audio.training.hearing import hearing_names
@@ -77,12 +77,11 @@ def _base_of_adapter(checkpoint: Path, base_model: str | None) -> str | None:
 
 
 def _config(run: Path, checkpoint: Path, recipe: dict[str, Any], adapter_of: str | None) -> PreTrainedConfig:
-    if adapter_of is None:
-        return AutoConfig.from_pretrained(checkpoint)
     composed = run / BASE
-    return AutoConfig.from_pretrained(
-        composed if (composed / "config.json").exists() else recipe.get("model") or adapter_of
-    )
+    base = composed if (composed / "config.json").exists() else recipe.get("model") or adapter_of
+    place = checkpoint if adapter_of is None else base
+    with readable_json(place):
+        return AutoConfig.from_pretrained(place)
 
 
 def _backbones(recipe: dict[str, Any], config: PreTrainedConfig, run: Path) -> dict[str, str | None]:
@@ -120,7 +119,7 @@ def _dataset(source: dict[str, Any], run: Path) -> Dataset:
         return Dataset(path, ", ".join(parts) + ".", hub_id=path)
     known = known or Dataset("A local set", "it is not on the Hub.")
     report = local / REPORT if local else None
-    prepared = json.loads(report.read_text(encoding="utf-8")) if report and report.exists() else {}
+    prepared = read_object(report) if report and report.exists() else {}
     return Dataset(known.name, known.description + _describe_report(prepared))
 
 
@@ -140,7 +139,7 @@ def _last_state(run: Path, checkpoint: Path) -> dict[str, Any]:
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise ValueError(f"The run in {run} has no {STATE}: it has not ended. Start it again, or give a checkpoint-N.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path)
 
 
 def describe_outcome(state: dict[str, Any]) -> list[str]:
@@ -210,7 +209,8 @@ def _shape(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _prompt(checkpoint: Path) -> dict[str, Any]:
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    with readable_json(checkpoint):
+        processor = AutoProcessor.from_pretrained(checkpoint)
     content = [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from .releases_falcon3_audio import CACHE, SubConfigSpec
 
@@ -338,5 +339,9 @@ def _text_config(value: dict | PreTrainedConfig | None) -> PreTrainedConfig:
         raise ValueError(f"`text_config` names the unknown model_type {model_type!r}: use one that transformers has.")
     return CONFIG_MAPPING[model_type](**fields)
 
+
+# The any-to-any pipeline and `transformers serve` look for class names in this table, not for registered classes. It is done
+# here since a checkpoint's own code is loaded by its config first.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[Falcon3AudioConfig.model_type] = _MODEL_CLASS.rpartition(".")[2]
 
 __all__ = ["PRESETS", "Falcon3AudioConfig", "Falcon3AudioEncoderConfig", "check_trailing_silence", "get_preset"]

@@ -14,7 +14,6 @@ from transformers import (
     AutoProcessor,
     WhisperFeatureExtractor,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioEncoderConfig
@@ -37,8 +36,6 @@ AutoModel.register(Falcon3AudioEncoderConfig, Falcon3AudioEncoder)
 AutoModel.register(Falcon3AudioConfig, Falcon3AudioModel)
 for auto_class in (AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForCausalLM):
     auto_class.register(Falcon3AudioConfig, Falcon3AudioForConditionalGeneration)
-# The any-to-any pipeline and `transformers serve` look for class names in this table, not for registered classes.
-MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[Falcon3AudioConfig.model_type] = Falcon3AudioForConditionalGeneration.__name__
 
 PIPELINE_REGISTRY.register_pipeline(
     "audio-text-to-text",

@@ -53,6 +53,10 @@ DURATION_TOLERANCE = 0.5  # seconds
 _OF_FFMPEG = "mov,matroska,webm,aac,ac3,eac3,amr,asf,avi,flv,mpegts"
 
 
+class UnknownFormatError(ValueError):
+    """A file that neither soundfile nor PyAV can begin to decode."""
+
+
 class _Endless(io.BytesIO):
     """A file that says of itself that it is far longer than any sound, and notes when more was wanted than it has."""
 
@@ -273,7 +277,7 @@ def _decode_with_ffmpeg(data: bytes, name: str, error: Any, max_seconds: float |
                     f"{name} is truncated: it announces {promised:.1f} s and holds {len(samples) / rate:.1f} s."
                 )
             return samples, rate
-    raise ValueError(
+    raise UnknownFormatError(
         f"{name} cannot be decoded: {error.error_string} It may be damaged or no audio. soundfile reads wav, flac, ogg and "
         f"mp3; {problem}"
     ) from error
@@ -311,4 +315,4 @@ if soundfile is not None:
             return False
 
 
-__all__ = ["UNKNOWN_FRAMES", "decode_file"]
+__all__ = ["UNKNOWN_FRAMES", "UnknownFormatError", "decode_file"]

@@ -165,6 +165,13 @@ def is_with_rate(source: Any) -> bool:
     return sum(rates) == 1 and isinstance(source[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
 
 
+def is_list_of_clips(audio: Any) -> bool:
+    """A list of numbers is one clip."""
+    if not isinstance(audio, (list, tuple)) or is_with_rate(audio):
+        return False
+    return not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
+
+
 def _begins_a_file(head: bytes) -> bool:
     return head.startswith(_FILE_BEGINS) or head[4:] == b"ftyp"
 
@@ -272,6 +279,7 @@ __all__ = [
     "count_encoded_frames",
     "count_frames",
     "count_tokens",
+    "is_list_of_clips",
     "is_with_rate",
     "load_audio",
 ]

@@ -129,4 +129,30 @@ def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
     return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
 
 
-__all__ = ["check_item", "check_message", "is_conversation", "load_item", "plain_messages"]
+def prepare_messages(conversation: Any, audio_token: str, sampling_rate: int | None, load: bool) -> list:
+    """
+    A copy of the conversation(s), whose audio is loaded if `load`; `sampling_rate` is that of arrays without their own.
+
+    Raises a `ValueError` that names the message for what a template would pass over in silence.
+    """
+    if isinstance(conversation, (list, tuple)) and conversation and is_conversation(conversation[0]):
+        return [prepare_messages(messages, audio_token, sampling_rate, load) for messages in conversation]
+    conversation = plain_messages(conversation)
+    if len(conversation) == 0:
+        raise ValueError("The conversation is empty; give at least one message.")
+    prepared = []
+    for index, message in enumerate(conversation):
+        check_message(message, index)
+        content = message.get("content")
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
+            raise ValueError(f"The content of message {index} must be a string or a list of dicts, got {content!r}.")
+        for item in items:
+            check_item(item, index, audio_token)
+        if not isinstance(content, str) and content is not None and load:
+            message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
+        prepared.append(message)
+    return prepared
+
+
+__all__ = ["load_item", "plain_messages", "prepare_messages"]

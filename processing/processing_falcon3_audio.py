@@ -33,10 +33,10 @@ from .audio_inputs_falcon3_audio import (
     count_encoded_frames,
     count_frames,
     count_tokens,
-    is_with_rate,
+    is_list_of_clips,
     load_audio,
 )
-from .messages_falcon3_audio import check_item, check_message, is_conversation, load_item, plain_messages
+from .messages_falcon3_audio import plain_messages, prepare_messages
 from .tokenizer_falcon3_audio import (
     NEW_AUDIO_TOKEN,
     choose_audio_token,
@@ -57,6 +57,12 @@ MAX_AUDIO_SECONDS = 300.0
 
 class AudioTooLongError(ValueError):
     """A clip over `max_audio_seconds`, where cutting it was refused (`truncation=False`)."""
+
+
+class _Clips(list):
+    """Loaded clips; `features` are the model's inputs for them, once they are made."""
+
+    features: dict[str, Any] | None = None
 
 
 class Falcon3AudioTextKwargs(TextKwargs, total=False):
@@ -203,6 +209,12 @@ class Falcon3AudioProcessor(ProcessorMixin):
         said = {**(kwargs.get("common_kwargs") or {}), **self.tokenizer.init_kwargs, **kwargs}
         defaults = {name: value for name, value in TEXT_DEFAULTS.items() if name not in said}
         kwargs["text_kwargs"] = defaults | (kwargs.get("text_kwargs") or {})
+        if text is not None and audio is not None:
+            # Before the tokenizer is taken: threads would wait for each other's sound.
+            clips = _Clips(self.prepare_inputs_layout(audio=audio, **kwargs)[3] or [])
+            if clips:
+                clips.features = super().__call__(audio=clips, **kwargs).data
+            audio = clips
         with nullcontext() if text is None else tokenizing():
             outputs = super().__call__(text=text, audio=audio, **kwargs)
         if kwargs.get("return_text_replacement_offsets") and "offset_mapping" in outputs:
@@ -218,8 +230,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
             raise ValueError("Clips are given as `audio`, not `audios`.")
         if isinstance(audio, (list, tuple)) and len(audio) == 0:
             audio = None
-        if audio is not None:
-            clips = audio if _is_list_of_clips(audio) else [audio]
+        if audio is not None and not isinstance(audio, _Clips):
+            clips = audio if is_list_of_clips(audio) else [audio]
             rate = _given_sampling_rate(kwargs)
             audio = [load_audio(clip, rate, f"audio {index}") for index, clip in enumerate(clips)]
         if text is not None:
@@ -235,7 +247,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         if text is None:
             return
         if not all(isinstance(sample, str) for sample in text):
-            raise ValueError(f"`text` must be a string or a list of strings, got {[type(s).__name__ for s in text]}.")
+            kinds = ", ".join(sorted({type(sample).__name__ for sample in text}))
+            raise ValueError(f"`text` must be a string or a list of strings, got {kinds}; clips are given as `audio`.")
         counts = [sample.count(self.audio_token) for sample in text]
         clips = 0 if audio is None else len(audio)
         if sum(counts) != clips:
@@ -246,6 +259,10 @@ class Falcon3AudioProcessor(ProcessorMixin):
             )
 
     def _process_audio(self, audio: list[np.ndarray], **kwargs) -> tuple[dict[str, np.ndarray], list[str]]:
+        inputs = getattr(audio, "features", None) or self._hear(audio, **kwargs)
+        return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(audio))]
+
+    def _hear(self, audio: list[np.ndarray], **kwargs) -> dict[str, np.ndarray]:
         # Only `truncation` is read from the kwargs. Padding and lengths given for the text mean nothing here, and
         # `truncation` decides whether a clip over the limit is cut or refused, never where it is cut.
         refuse = kwargs.get("truncation", True) is False
@@ -257,8 +274,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
         for index, (row, clip) in enumerate(zip(rows, clips)):
             features[index, :, : row.shape[1]] = row
             mask[index, : count_frames(len(clip), self.window_samples)] = 1
-        inputs = {"input_features": features, "input_features_mask": mask}
-        return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(rows))]
+        return {"input_features": features, "input_features_mask": mask}
 
     def _limit(self, clip: np.ndarray, name: str, refuse: bool) -> np.ndarray:
         limit = int(self.max_audio_seconds * SAMPLING_RATE)
@@ -329,7 +345,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
                 processor_kwargs[group] = kwargs.pop(group) | (processor_kwargs.get(group) or {})
         return_labels = _take("return_labels", kwargs, processor_kwargs, processor_kwargs.get("text_kwargs"))
         rate = _take("sampling_rate", kwargs, processor_kwargs, processor_kwargs.get("audio_kwargs"))
-        conversation = self._prepare_messages(conversation, rate, load=kwargs.get("tokenize", False))
+        conversation = prepare_messages(conversation, self.audio_token, rate, load=kwargs.get("tokenize", False))
         if return_labels:
             if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
                 raise ValueError("`return_labels` needs `tokenize=True` and `return_dict=True`.")
@@ -345,29 +361,6 @@ class Falcon3AudioProcessor(ProcessorMixin):
         answers = [sum(message["role"] == "assistant" for message in chat[1:]) for chat in chats]
         return _with_labels(outputs, answers, self.audio_token_id)
 
-    def _prepare_messages(self, conversation, sampling_rate: int | None, load: bool) -> list:
-        """A copy of the conversation(s) whose audio is loaded; checks what the template would pass over in silence."""
-        if isinstance(conversation, (list, tuple)) and conversation and is_conversation(conversation[0]):
-            return [self._prepare_messages(messages, sampling_rate, load) for messages in conversation]
-        conversation = plain_messages(conversation)
-        if len(conversation) == 0:
-            raise ValueError("The conversation is empty; give at least one message.")
-        prepared = []
-        for index, message in enumerate(conversation):
-            check_message(message, index)
-            content = message.get("content")
-            items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-            if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
-                raise ValueError(
-                    f"The content of message {index} must be a string or a list of dicts, got {content!r}."
-                )
-            for item in items:
-                check_item(item, index, self.audio_token)
-            if not isinstance(content, str) and content is not None and load:
-                message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
-            prepared.append(message)
-        return prepared
-
 
 def _take(name: str, *places: dict | None) -> Any:
     """Removes an argument from wherever it may stand; the value of the first place that has one."""
@@ -377,13 +370,6 @@ def _take(name: str, *places: dict | None) -> Any:
 
 def _given_sampling_rate(kwargs: dict) -> int | None:
     return kwargs.get("sampling_rate", (kwargs.get("audio_kwargs") or {}).get("sampling_rate"))
-
-
-def _is_list_of_clips(audio: Any) -> bool:
-    # A list of numbers is one clip.
-    if not isinstance(audio, (list, tuple)) or is_with_rate(audio):
-        return False
-    return not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
 
 
 def _with_labels(outputs: BatchFeature, answers: list[int], audio_token_id: int) -> BatchFeature:

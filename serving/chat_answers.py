@@ -10,14 +10,20 @@ from .generation_queue import INCOMPLETE, Part, Step
 
 
 class ChatAnswer:
-    """Parts of an answer in OpenAI's format."""
+    """
+    Attributes:
+        chats: the question that the parts answer.
+        stream: whether it is made of `events`, or `whole`.
+    """
 
     def __init__(self, model: str, reader: ChatReader, request: ChatRequest):
+        self.chats, self.stream = [request], request.stream
         self._reader, self._request = reader, request
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._begun = False
 
-    def whole(self, part: Part) -> dict[str, Any]:
+    def whole(self, parts: list[Part]) -> dict[str, Any]:
+        (part,) = parts
         message = {"role": "assistant", "content": part.text}
         usage = self._usage(part.tokens)
         return {
@@ -27,8 +33,8 @@ class ChatAnswer:
             "usage": usage,
         }
 
-    def events(self, part: Part) -> list[str]:
-        """Of a stream; the last part brings its end."""
+    def events(self, number: int, part: Part) -> list[str]:
+        """Of what has been added to the answer; the last part brings its end."""
         delta = {"content": part.text} if self._begun else {"role": "assistant", "content": part.text}
         self._begun = True
         events = [self._chunk([self._choice(part, delta=delta)])]
@@ -36,7 +42,8 @@ class ChatAnswer:
             events.append(self._chunk([], usage=self._usage(part.tokens)))
         return [*events, "[DONE]"] if part.finish_reason else events
 
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
+        more = {"usage": usage} if self._request.include_usage else {}
         return json.dumps({**self._head, "object": "chat.completion.chunk", "choices": choices, **more})
 
     def _choice(self, part: Part, **content: Any) -> dict[str, Any]:
@@ -55,9 +62,14 @@ class ChatAnswer:
         known = None if INCOMPLETE in text else list(text.encode())
         return {"token": name, "logprob": logprob, "bytes": known}
 
-    def _usage(self, tokens: int) -> dict[str, int]:
+    def _usage(self, tokens: int) -> dict[str, Any]:
         prompt = self._request.prompt_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+        return {
+            "prompt_tokens": prompt,
+            "prompt_tokens_details": {"audio_tokens": self._request.audio_tokens},
+            "completion_tokens": tokens,
+            "total_tokens": prompt + tokens,
+        }
 
 
 __all__ = ["ChatAnswer"]

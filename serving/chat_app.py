@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -28,9 +28,12 @@ from .generation_queue import Generation, GenerationFailed, GenerationQueue, Par
 from .request_audio import RefusedRequest
 from .request_limits import HEADERS, Limits, RequestLimits, openai_error
 from .server_metrics import CLIENT_GONE, Metrics
+from .transcription_answers import TranscriptionAnswer
+from .transcription_requests import TranscriptionReader
 
 
 CHAT, TRANSCRIPTION = "/v1/chat/completions", "/v1/audio/transcriptions"
+TRANSLATION = "/v1/audio/translations"
 
 T = TypeVar("T")
 
@@ -54,13 +57,28 @@ class LoopParts:
         return part
 
 
+class Answer(Protocol):
+    """
+    Attributes:
+        chats: the questions that the parts answer, in order.
+        stream: whether it is made of `events`, or `whole`.
+    """
+
+    chats: list[ChatRequest]
+    stream: bool
+
+    def whole(self, parts: list[Part]) -> dict[str, Any] | str:
+        """Of one part for each question: an object, or a text."""
+
+    def events(self, number: int, part: Part) -> list[str]:
+        """Of what has been added to the answer to one question; those before it are complete."""
+
+
 @dataclass(frozen=True)
 class Answers:
-    """The answers to the POST requests of one path, which `read` reads from body and content type."""
+    """The answers to the POST requests of one path; `read` makes an answer to write of body and content type."""
 
-    read: Callable[[bytes, str], ChatRequest]
-    model: str
-    reader: ChatReader
+    read: Callable[[bytes, str], Answer]
     queue: GenerationQueue
     metrics: Metrics
     threads: CapacityLimiter
@@ -69,49 +87,54 @@ class Answers:
         asked = Request(scope, receive)
         kind = asked.headers.get("content-type", "")
         # Not `asked.body()`, which would be kept.
-        request = await run_sync(
+        answer = await run_sync(
             self.read, b"".join([block async for block in asked.stream()]), kind, limiter=self.threads
         )
-        generation = Generation(request.messages, request.sampling, request.stream, parts := LoopParts())
-        self.queue.submit(generation)
+        generations = [Generation(chat.messages, chat.sampling, answer.stream, LoopParts()) for chat in answer.chats]
+        for generation in generations:
+            self.queue.submit(generation)
         try:
-            first = await _unless_gone(parts.next(), receive)
-            await (await self._response(request, first, parts))(scope, receive, send)
+            arriving = self._parts(answer, [generation.parts for generation in generations])
+            if answer.stream:
+                first = await _unless_gone(anext(arriving), receive)
+                events = self._events(answer, first, arriving)
+                response: Response = StreamingResponse(
+                    events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+                )
+            else:
+                parts = await _unless_gone(_list(arriving), receive)
+                response = _response(await self._written(answer, answer.whole, [part for _, part in parts]))
+            await response(scope, receive, send)
         finally:
-            generation.cancelled.set()
+            for generation in generations:
+                generation.cancelled.set()
 
-    async def _response(self, request: ChatRequest, part: Part, parts: LoopParts) -> Response:
-        answer = ChatAnswer(self.model, self.reader, request)
-        if request.stream:
-            events = self._events(request, answer, part, parts)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self.metrics.count_answer(request, part.tokens)
-        if request.answer_as == "text":
-            return PlainTextResponse(part.text)
-        if request.answer_as == "json":
-            return JSONResponse({"text": part.text})
-        return JSONResponse(await self._written(answer.whole, request, part))
+    async def _parts(self, answer: Answer, queues: list[Any]) -> AsyncIterator[tuple[int, Part]]:
+        """With the number of the question: all parts of the first, of the second, and so on."""
+        for number, queue in enumerate(queues):
+            reason = None
+            while not reason:
+                part = await queue.next()
+                reason = part.finish_reason
+                if reason:
+                    self.metrics.count_answer(answer.chats[number], part.tokens)
+                yield number, part
 
     async def _events(
-        self, request: ChatRequest, answer: ChatAnswer, part: Part, parts: LoopParts
+        self, answer: Answer, part: tuple[int, Part], arriving: AsyncIterator[tuple[int, Part]]
     ) -> AsyncIterator[str]:
         try:
-            while True:
-                if part.finish_reason:
-                    self.metrics.count_answer(request, part.tokens)
-                events = await self._written(answer.events, request, part)
-                yield "".join(f"data: {event}\n\n" for event in events)
-                if part.finish_reason:
-                    return
-                part = await parts.next()
+            yield _event_stream(await self._written(answer, answer.events, *part))
+            async for number, following in arriving:
+                yield _event_stream(await self._written(answer, answer.events, number, following))
         except RefusedRequest as failed:
-            yield f"data: {json.dumps(openai_error(failed))}\n\n"
+            yield _event_stream([json.dumps(openai_error(failed))])
 
-    async def _written(self, write: Callable[[Part], T], request: ChatRequest, part: Part) -> T:
+    async def _written(self, answer: Answer, write: Callable[..., T], *arguments: Any) -> T:
         """Tokens are decoded for log-probabilities, and the tokenizer may have to be waited for."""
-        return (
-            write(part) if request.sampling.top_logprobs is None else await run_sync(write, part, limiter=self.threads)
-        )
+        if answer.chats[0].sampling.top_logprobs is None:
+            return write(*arguments)
+        return await run_sync(write, *arguments, limiter=self.threads)
 
 
 class ChatApp:
@@ -121,21 +144,29 @@ class ChatApp:
 
     Args:
         model: the name by which clients ask.
-        reader: of chats.
+        reader, transcriptions: of requests.
         queue: that answers them.
         limits, key, host: see `RequestLimits`.
     """
 
     def __init__(
-        self, model: str, reader: ChatReader, queue: GenerationQueue, limits: Limits, key: str | None, host: str
+        self,
+        model: str,
+        reader: ChatReader,
+        transcriptions: TranscriptionReader,
+        queue: GenerationQueue,
+        limits: Limits,
+        key: str | None,
+        host: str,
     ):
-        self._model, self._reader, self._queue = model, reader, queue
+        self._model, self._reader, self._transcriptions, self._queue = model, reader, transcriptions, queue
         self._created = int(time.time())
         self._metrics = Metrics(queue)
-        common = (model, reader, queue, self._metrics, CapacityLimiter(limits.max_requests))
+        common = (queue, self._metrics, CapacityLimiter(limits.max_requests))
         routes = [
             Route(CHAT, Answers(self._read_chat, *common), methods=["POST"]),
-            Route(TRANSCRIPTION, Answers(reader.transcription, *common), methods=["POST"]),
+            Route(TRANSCRIPTION, Answers(self._read_transcription, *common), methods=["POST"]),
+            Route(TRANSLATION, _no_translations, methods=["POST"]),
             Route("/v1/models", self._list_models),
             Route("/v1/models/{name:path}", self._retrieve_model),
             Route("/health", self._health),
@@ -156,12 +187,15 @@ class ChatApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def _read_chat(self, body: bytes, content_type: str) -> ChatRequest:
+    def _read_chat(self, body: bytes, content_type: str) -> Answer:
         # Browsers let web pages send some other types to any server without asking it first.
         if content_type.partition(";")[0].strip().lower() != "application/json":
             got = content_type[:100] or "none"
             raise RefusedRequest(f"Expected Content-Type: application/json, got {got}.", status=415)
-        return self._reader.chat(body)
+        return ChatAnswer(self._model, self._reader, self._reader.chat(body))
+
+    def _read_transcription(self, body: bytes, content_type: str) -> Answer:
+        return TranscriptionAnswer(self._transcriptions.read(body, content_type))
 
     @property
     def _description(self) -> dict[str, Any]:
@@ -183,6 +217,18 @@ class ChatApp:
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _response(content: dict[str, Any] | str) -> Response:
+    return PlainTextResponse(content) if isinstance(content, str) else JSONResponse(content)
+
+
+def _event_stream(events: list[str]) -> str:
+    return "".join(f"data: {event}\n\n" for event in events)
+
+
+async def _list(items: AsyncIterator[T]) -> list[T]:
+    return [item async for item in items]
 
 
 async def _unless_gone(waiting: Awaitable[T], receive: Receive) -> T:
@@ -207,6 +253,11 @@ async def _refuse(request: Request, refused: RefusedRequest) -> Response:
     # In ASCII: what it quotes from a request may be half a character.
     content = json.dumps(openai_error(refused))
     return Response(content, refused.status, HEADERS.get(refused.status), "application/json")
+
+
+async def _no_translations(request: Request) -> Response:
+    why = "The transformers engine has no translations: ask a chat to translate, or serve with --engine vllm."
+    raise RefusedRequest(why, status=404)
 
 
 async def _not_here(request: Request, error: HTTPException) -> Response:

@@ -8,22 +8,19 @@ must be the user's.
     request = ChatReader("name", processor, context=8192, ...).chat(body)
 """
 
-import base64
 import copy
 import json
-import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from email.message import Message
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from falcon3_audio import Falcon3AudioProcessor
 from falcon3_audio.processing import SAMPLING_RATE
 
-from . import TRANSCRIBE
 from .generation_queue import Sampling
 from .request_audio import AudioReader, RefusedRequest
 
@@ -61,15 +58,15 @@ class ChatRequest:
     Attributes:
         messages: as `pipeline` takes them; audio as 16 kHz arrays.
         prompt_tokens, audio_seconds: of all messages.
-        answer_as: "chat", "json" (an object with the text) or "text".
-        stream, include_usage, token_ids: how to answer a chat.
+        audio_tokens: those of the prompt's tokens that are sound.
+        stream, include_usage, token_ids: how to answer.
     """
 
     messages: list[dict[str, Any]]
     sampling: Sampling
     prompt_tokens: int
     audio_seconds: float
-    answer_as: str = "chat"
+    audio_tokens: int = 0
     stream: bool = False
     include_usage: bool = False
     token_ids: bool = False
@@ -118,49 +115,41 @@ class ChatReader:
             raise RefusedRequest(f"The body must be a JSON object, got {type(fields).__name__}.")
         return self._read(fields)
 
-    def transcription(self, body: bytes, content_type: str) -> ChatRequest:
-        """A file to transcribe, as multipart/form-data. Raises a `RefusedRequest`."""
-        form = read_form(body, content_type)
-        unknown = sorted(form.keys() - {"file", "model", "prompt", "temperature", "response_format"})
-        if unknown:
-            raise RefusedRequest(
-                f"Transcriptions take no {unknown[0][:100]!r} here; what to do can be said in prompt.",
-                unknown[0][:100],
-            )
-        if "file" not in form:
-            raise RefusedRequest("The form has no file.", "file")
-        texts = {name: value.decode(errors="replace") for name, value in form.items() if name != "file"}
-        answer_as = texts.get("response_format", "json")
-        if answer_as not in ("json", "text"):
-            raise RefusedRequest(f"response_format can be json or text, got {answer_as[:100]!r}.", "response_format")
-        try:
-            temperature = float(texts.get("temperature", 0))
-        except ValueError as error:
-            raise RefusedRequest(f"temperature: {error}", "temperature") from error
-        audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(form["file"]).decode()}}
-        text = {"type": "text", "text": " ".join(filter(None, (TRANSCRIBE, texts.get("prompt"))))}
-        fields = {"messages": [{"role": "user", "content": [audio, text]}], "temperature": temperature}
-        return replace(self._read(fields | {"model": texts.get("model")}), answer_as=answer_as)
+    def ask_about(self, clip: np.ndarray, text: str, settings: dict[str, Any]) -> ChatRequest:
+        """One question about samples at 16 kHz, with the settings of a chat. Raises a `RefusedRequest`."""
+        self._check_length([text], "prompt")
+        sound = {"type": "audio", "audio": clip, "sampling_rate": SAMPLING_RATE}
+        messages = [{"role": "user", "content": [sound, {"type": "text", "text": text}]}]
+        return self._request(settings, messages, "prompt")
+
+    def read_file(self, data: bytes, param: str) -> np.ndarray:
+        """See `AudioReader`."""
+        return self._audio.read_file(data, param)
+
+    def check_model(self, name: Any) -> None:
+        """Raises a `RefusedRequest` where clients ask for another model."""
+        if name not in (None, self._model):
+            raise RefusedRequest(f"There is no model {name!r:.200} here, only {self._model!r}.", "model", 404)
 
     def _read(self, body: dict[str, Any]) -> ChatRequest:
         _check_fields(body)
-        if body.get("model") not in (None, self._model):
-            asked = f"{body['model']!r:.200}"
-            raise RefusedRequest(f"There is no model {asked} here, only {self._model!r}.", "model", 404)
+        self.check_model(body.get("model"))
         stream, options = _flag(body, "stream"), body.get("stream_options") or {}
         if not isinstance(options, dict) or set(options) - {"include_usage"} or (options and not stream):
             raise RefusedRequest("stream_options takes include_usage, for streams.", "stream_options")
-        messages = self._messages(body.get("messages"))
-        tokens = self._count_tokens(messages)
-        return ChatRequest(
-            messages,
-            self._sampling(body, tokens),
-            tokens,
-            sum(len(item["audio"]) for item in _audio_items(messages)) / SAMPLING_RATE,
+        request = self._request(body, self._messages(body.get("messages")), "messages")
+        return replace(
+            request,
             stream=stream,
             include_usage=_flag(options, "include_usage"),
             token_ids=_flag(body, "return_tokens_as_token_ids"),
         )
+
+    def _request(self, settings: dict[str, Any], messages: list[dict[str, Any]], param: str) -> ChatRequest:
+        """`param` is the field with the texts."""
+        tokens, heard = self._count_tokens(messages, param)
+        seconds = sum(len(item["audio"]) for item in _audio_items(messages)) / SAMPLING_RATE
+        return ChatRequest(messages, self._sampling(settings, tokens, param), tokens, seconds, heard)
 
     def _messages(self, messages: Any) -> list[dict[str, Any]]:
         if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
@@ -171,13 +160,7 @@ class ChatReader:
         if parts > MAX_PARTS:
             raise RefusedRequest(f"The messages can have {MAX_PARTS} parts, got {parts}.", "messages")
         read = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-        # Making a prompt of long texts and tokenizing it would take minutes.
-        length = sum(map(len, _texts(read)))
-        if length > self._context * self._longest_token:
-            raise RefusedRequest(
-                f"The texts have {length} characters; the model's context of {self._context} tokens holds fewer.",
-                "messages",
-            )
+        self._check_length(_texts(read), "messages")
         if read[-1]["role"] != "user":
             raise RefusedRequest(f"The last message must be the user's, got one of {read[-1]['role']!r}.", "messages")
         items = list(_audio_items(read))
@@ -188,19 +171,29 @@ class ChatReader:
             item |= {"audio": clip, "sampling_rate": SAMPLING_RATE}
         return read
 
-    def _count_tokens(self, messages: list[dict[str, Any]]) -> int:
+    def _check_length(self, texts: Iterable[str], param: str) -> None:
+        """Making a prompt of long texts and tokenizing it would take minutes."""
+        length = sum(map(len, texts))
+        if length > self._context * self._longest_token:
+            raise RefusedRequest(
+                f"The texts have {length} characters; the model's context of {self._context} tokens holds fewer.",
+                param,
+            )
+
+    def _count_tokens(self, messages: list[dict[str, Any]], param: str) -> tuple[int, int]:
+        """Of the prompt, and those of them that are sound."""
         try:
             prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         # What templates say of roles, and the processor of a placeholder in a text.
         except (ValueError, jinja2.TemplateError) as error:
-            raise RefusedRequest(f"The chat cannot be made a prompt: {error}", "messages") from error
+            raise RefusedRequest(f"The chat cannot be made a prompt: {error}", param) from error
         with self._tokenizing:
             written = len(self._processor.tokenizer.encode(prompt, add_special_tokens=False))
         lengths = [len(item["audio"]) for item in _audio_items(messages)]
-        heard = self._processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"]
-        return written - len(lengths) + sum(heard)
+        heard = sum(self._processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"])
+        return written - len(lengths) + heard, heard
 
-    def _sampling(self, body: dict[str, Any], prompt_tokens: int) -> Sampling:
+    def _sampling(self, body: dict[str, Any], prompt_tokens: int, param: str) -> Sampling:
         left = self._context - prompt_tokens
         field = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
         wanted = _number(body, field, 1, 2**31, None, int)
@@ -208,7 +201,7 @@ class ChatReader:
             asked = "" if wanted is None else f" and {wanted} tokens of answer were asked for"
             raise RefusedRequest(
                 f"The prompt has {prompt_tokens} tokens{asked}; the model's context holds {self._context} in all.",
-                "messages" if wanted is None or left < 1 else field,
+                param if wanted is None or left < 1 else field,
             )
         top_p = _number(body, "top_p", 0, 1, 1.0)
         if top_p == 0:
@@ -222,34 +215,6 @@ class ChatReader:
             stop=_stops(body.get("stop")),
             top_logprobs=_top_logprobs(body),
         )
-
-
-def read_form(body: bytes, content_type: str) -> dict[str, bytes]:
-    """The fields of multipart/form-data. Raises a `RefusedRequest`."""
-    kind = _header(content_type)
-    boundary = kind.get_param("boundary")
-    if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
-        raise RefusedRequest(f"Expected multipart/form-data with a boundary, got {content_type[:100]!r}.")
-    # The first delimiter has no line before it.
-    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(errors="replace"))
-    if len(parts) < 3 or not parts[-1].startswith(b"--"):
-        raise RefusedRequest("The form is not whole: its last boundary is missing.")
-    form: dict[str, bytes] = {}
-    for part in parts[1:-1]:
-        head, _, value = part.partition(b"\r\n\r\n")
-        found = re.search(rb"^content-disposition:([^\r\n]*)", head, re.IGNORECASE | re.MULTILINE)
-        name = _header(found[1].decode(errors="replace")).get_param("name") if found else None
-        if not isinstance(name, str):
-            raise RefusedRequest("A part of the form has no name.")
-        form[name] = value
-    return form
-
-
-def _header(value: str) -> Message:
-    """For the parameters of a header."""
-    message = Message()
-    message["Content-Type"] = value.strip()
-    return message
 
 
 def _check_fields(body: dict[str, Any]) -> None:
@@ -354,4 +319,4 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
     return None
 
 
-__all__ = ["ChatReader", "ChatRequest", "RefusedRequest", "read_form"]
+__all__ = ["ChatReader", "ChatRequest", "RefusedRequest"]

@@ -20,6 +20,7 @@ from transformers import pipeline
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioProcessor
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing import SAMPLING_RATE
+from falcon3_audio.saved_json import readable_json
 
 from .chat_app import ChatApp
 from .chat_requests import ChatReader
@@ -27,6 +28,7 @@ from .generation_queue import GenerationQueue
 from .http_server import HttpServer
 from .request_audio import AudioReader
 from .request_limits import MIB, Limits
+from .transcription_requests import TranscriptionReader
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,9 @@ class Server:
             audio,
         )
         self.queue = GenerationQueue(pipe, settings.max_batch)
-        app = ChatApp(settings.served_model_name, self.reader, self.queue, limits, settings.key, settings.host)
+        transcriptions = TranscriptionReader(self.reader, processor.window_samples)
+        about = (self.queue, limits, settings.key, settings.host)
+        app = ChatApp(settings.served_model_name, self.reader, transcriptions, *about)
         self.http = HttpServer(app, app.limits, settings.host, settings.port)
         self.url = self.http.url
 
@@ -103,14 +107,10 @@ def load(model: str) -> AudioTextToTextPipeline:
     Raises a `ValueError` for what is no checkpoint of Falcon3-Audio, and an `OSError` where there is none.
     """
     try:
-        pipe = pipeline("audio-text-to-text", model=model, dtype="auto")
-    # No processor but a tokenizer; a device without room.
-    except (TypeError, RuntimeError) as error:
+        with readable_json(model):
+            pipe = pipeline("audio-text-to-text", model=model, dtype="auto")
+    except RuntimeError as error:  # a device without room
         raise ValueError(f"{model} cannot be loaded: {error}") from error
-    except (KeyError, AttributeError) as error:  # of transformers, for JSON that is no configuration
-        raise ValueError(
-            f"{model} cannot be loaded: one of its JSON files is not what was saved ({error!r})."
-        ) from error
     if not isinstance(pipe.processor, Falcon3AudioProcessor):
         raise ValueError(
             f"{model} is served with {type(pipe.processor).__name__}; expected a checkpoint of Falcon3-Audio."

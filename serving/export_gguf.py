@@ -27,6 +27,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
 
 from falcon3_audio import Falcon3AudioConfig, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.saved_json import readable_json
 from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import check_new_folder, whole_folder
 
@@ -92,8 +93,9 @@ def export_gguf(model: str, output: str | Path, llm_type: str = "f16", converter
     output = Path(output)
     check_new_folder(output)
     _check(model)
-    loaded: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(model, dtype="auto")
-    processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(model)
+    with readable_json(model):
+        loaded: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(model, dtype="auto")
+        processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(model)
     name = Path(os.path.abspath(model)).name
     matrix_type = "f16" if llm_type == "q8_0" else llm_type
     with whole_folder(output) as folder:
@@ -216,7 +218,8 @@ def find_converter(given: str | None) -> Path | None:
 def _check(model: str) -> None:
     if (Path(model) / "adapter_config.json").exists():
         raise ValueError(f"{model} is an adapter; merge it into a checkpoint first: falcon3-audio merge {model} OUT")
-    config: Falcon3AudioConfig = AutoConfig.from_pretrained(model)
+    with readable_json(model):
+        config: Falcon3AudioConfig = AutoConfig.from_pretrained(model)
     if config.model_type != "falcon3_audio":
         raise ValueError(f"{model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
     if getattr(config, "quantization_config", None) is not None:

@@ -72,20 +72,28 @@ class AudioReader:
             before = sum(map(len, clips)) / SAMPLING_RATE
             try:
                 data = self._from_url(source, name) if isinstance(source, str) else _from_base64(source, name)
-                with self._decoding:
-                    self._check_length(data, name, before)
-                    clips.append(load_audio(data, name=name, max_seconds=self.max_seconds))
-                self._check_total(len(clips[-1]) / SAMPLING_RATE, name, before)
+                clips.append(self._decode(data, name, before))
             except ValueError as error:
                 raise RefusedRequest(str(error), param) from error
         return clips
 
+    def read_file(self, data: bytes, param: str) -> np.ndarray:
+        """Samples of a file, as `read_all` gives them. Raises a `RefusedRequest` about `param`."""
+        try:
+            return self._decode(data, "The file", before=0)
+        except ValueError as error:
+            raise RefusedRequest(str(error), param) from error
+
+    def _decode(self, data: bytes, name: str, before: float) -> np.ndarray:
+        with self._decoding:
+            self._check_length(data, name, before)
+            clip = load_audio(data, name=name, max_seconds=self.max_seconds)
+        self._check_total(len(clip) / SAMPLING_RATE, name, before)
+        return clip
+
     def _from_url(self, url: str, name: str) -> bytes:
-        if url.startswith("data:"):
-            head, _, data = url.partition(",")
-            if not head.endswith(";base64"):
-                raise ValueError(f"{name}: a data: URL must be data:TYPE;base64,DATA, got {head[:60]!r}.")
-            return _from_base64(unquote_to_bytes(data), name)
+        if url[:5].lower() == "data:":
+            return _from_data_url(url, name)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise ValueError(f"{name}: expected a data: URL, got {url[:60]!r}.")
@@ -152,7 +160,17 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 _WITHOUT_REDIRECTS = urllib.request.build_opener(_NoRedirects)
 
 
+def _from_data_url(url: str, name: str) -> bytes:
+    head, _, data = url.partition(",")
+    if not head.lower().endswith(";base64"):
+        raise ValueError(f"{name}: a data: URL must be data:TYPE;base64,DATA, got {head[:60]!r}.")
+    return _from_base64(unquote_to_bytes(data), name)
+
+
 def _from_base64(data: bytes, name: str) -> bytes:
+    """Also of a data: URL, which some clients send where OpenAI takes base64 alone."""
+    if data[:5].lower() == b"data:":
+        return _from_data_url(data.decode(errors="replace"), name)
     try:
         return base64.b64decode(b"".join(data.split()), validate=True)  # many programs break it into lines
     except ValueError as error:

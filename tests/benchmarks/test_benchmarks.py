@@ -19,6 +19,7 @@ from benchmarks import (
     clips,
     encoder,
     encoder_operations,
+    hostile_clients,
     measure,
     peak_memory,
     shapes,
@@ -284,3 +285,16 @@ def test_clips_of_30_seconds_share_nothing(shape):
 def test_the_readme_shows_what_is_on_record():
     shown = (summary.RESULTS.parent / "README.md").read_text(encoding="utf-8")
     assert summary.as_markdown(summary.rows()) in shown
+
+
+def test_hostile_clients_leave_the_answers_as_they_are(checkpoint, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    options = ["--requests", "20", "--hostile", "0.25", "--clips", "2", "--clients", "4", "--output", str(output)]
+    assert hostile_clients.main([checkpoint, *options]) == 0
+    results = json.loads(output.read_text())
+    hostile = {
+        f"{kind}: {400 if kind in ('bad JSON', 'wrong audio') else 'gone'}": 1 for kind in hostile_clients.HOSTILE
+    }
+    assert results["endings"] == hostile | {"same answer": 15} and results["same afterwards"]
+    assert len(results["resident MiB"]) == 11 and min(results["resident MiB"]) > 50
+    assert "afterwards are the same" in capsys.readouterr().out

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from ffmpeg_files import RATE, STEREO, with_ffmpeg
 from packaging.requirements import Requirement
 from tiny import SAMPLING_RATE, question, tokenized, tone
 
@@ -76,7 +77,7 @@ def test_a_clip_is_read_as_the_processor_reads_it(clips, tmp_path):
     assert clip.seconds == 1.0
 
 
-def test_files_that_cannot_be_used_are_named_without_their_folder(tmp_path, monkeypatch):
+def test_files_that_cannot_be_used_are_named_without_their_folder(tmp_path, monkeypatch, caplog):
     def said(name, content: bytes | None = None) -> str:
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -87,7 +88,10 @@ def test_files_that_cannot_be_used_are_named_without_their_folder(tmp_path, monk
 
     soundfile.write(tmp_path / "whole.wav", tone(1), SAMPLING_RATE)
     whole = (tmp_path / "whole.wav").read_bytes()
-    assert "broken.mp3) cannot be decoded" in said("broken.mp3", b"no sound at all" * 20)
+    with caplog.at_level(logging.WARNING):
+        refusal = said("broken.mp3", b"no sound at all" * 20)
+    assert refusal.startswith("broken.mp3 cannot be read here") and "wav, mp3, flac or ogg" in refusal
+    assert "install" not in refusal and "soundfile reads" in caplog.text  # the one who runs the server reads that
     assert "empty.wav) is empty" in said("empty.wav", b"")
     assert "cut.wav) is truncated" in said("cut.wav", whole[:-100])
     assert "large.wav has 0.6 MB; a file may have 0.5 MB" in said("large.wav", bytes(600_000))
@@ -95,6 +99,19 @@ def test_files_that_cannot_be_used_are_named_without_their_folder(tmp_path, monk
     monkeypatch.setattr("falcon3_audio.demo.conversation.load_audio", None)  # too long: not even decoded
     soundfile.write(tmp_path / "long.flac", np.zeros(200 * SAMPLING_RATE), SAMPLING_RATE)
     assert "long.flac is 200.0 s long; a clip may last 3 s" in said("long.flac")
+
+
+def test_recordings_of_browsers_are_heard(tmp_path):
+    (tmp_path / "recording.webm").write_bytes(with_ffmpeg("webm", "libopus", rate=48_000))
+    (tmp_path / "recording.m4a").write_bytes(with_ffmpeg("ipod", "alac"))
+    clip = read_clip(str(tmp_path / "recording.m4a"), LIMITS)
+    np.testing.assert_allclose(clip.samples, load_audio(STEREO, RATE), atol=2**-14)  # it keeps 16 bits
+    assert (
+        abs(len(read_clip(str(tmp_path / "recording.webm"), LIMITS).samples) / SAMPLING_RATE - 2.0 * 44_100 / 48_000)
+        < 0.1
+    )
+    with pytest.raises(ConversationError, match="recording.webm.* is longer than 1 s"):
+        read_clip(str(tmp_path / "recording.webm"), Limits(seconds=1))
 
 
 def test_turns_that_cannot_be_answered_say_what_to_do(assistant, clips):
@@ -267,6 +284,35 @@ def test_what_was_not_answered_is_left_out_of_the_prompt(assistant, clips):
     *_, (said, _) = app.Chat(assistant).respond({"text": "It?", "files": [{"path": high}]}, history, "", 12, 0)
     expected = assistant.prepare([*app.answered_turns(history), Turn("It?", (high,))])
     assert said == answer(assistant, expected)
+
+
+def test_after_a_refused_clip_nothing_older_is_shown_or_answered(assistant, clips, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no sound at all")
+    chat, broken = app.Chat(assistant), str(tmp_path / "broken.wav")
+    history = [user("What?", clips[0]), bot("A tone.")]
+    ((said, shown),) = chat.respond({"text": "This?", "files": [broken]}, history, "", 12, 0)
+    assert "broken.wav cannot be read" in said["content"] and shown is None
+    history += [user("This?", broken), bot(said["content"], app.NOT_ANSWERED)]
+    for _ in range(2):
+        ((said, shown),) = chat.respond({"text": "Is it high?", "files": []}, history, "", 12, 0)
+        assert "clip that came last was not heard" in said["content"] and shown == gradio.skip()
+        history += [user("Is it high?"), bot(said["content"], app.NOT_ANSWERED)]
+    *_, (answered, _) = chat.respond({"text": "And this?", "files": [clips[1]]}, history, "", 12, 0)
+    history += [user("And this?", clips[1]), bot(answered)]
+    *_, (said, _) = chat.respond({"text": "Is it high?", "files": []}, history, "", 12, 0)
+    assert said == answer(assistant, assistant.prepare([*app.answered_turns(history), Turn("Is it high?")]))
+    assert not app.was_unheard(history) and app.was_unheard([*history, user("Stopped", clips[0]), bot("")])
+
+
+def test_the_page_names_the_checkpoint_and_not_its_place(tmp_path):
+    for folder, name in (
+        ("runs/barks/model", "barks"),
+        ("runs/barks/checkpoint-200", "barks"),
+        ("falcon-1b", "falcon-1b"),
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        assert app.name_of(str(tmp_path / folder)) == name
+    assert app.name_of("me/my-model") == "me/my-model"
 
 
 def test_on_zero_gpu_only_the_generation_asks_for_a_gpu(assistant, clips, monkeypatch):

@@ -116,7 +116,7 @@ def server(talkative, visitors, tmp_path_factory) -> Iterator[tuple[str, Path]]:
         )
     try:
         address = f"http://127.0.0.1:{port}/"
-        await_until(lambda: process.poll() is not None or f"answers at {address}" in (folder / "log").read_text(), 60)
+        await_until(lambda: process.poll() is not None or f"answers at {address}" in (folder / "log").read_text(), 240)
         assert process.poll() is None, (folder / "log").read_text()
         yield address, folder
     finally:
@@ -135,8 +135,9 @@ def browser():
 class User:
     """Somebody with a page of their own."""
 
-    def __init__(self, browser, address: str):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, permissions=["microphone"])
+    def __init__(self, browser, address: str, width: int = 1280, height: int = 900):
+        size = {"width": width, "height": height}
+        self.context = browser.new_context(viewport=size, permissions=["microphone"])
         self.context.set_default_timeout(TIMEOUT)
         self.page = self.context.new_page()
         self.requests: list[str] = []
@@ -179,8 +180,8 @@ class User:
 def new_user(browser, server):
     users: list[User] = []
 
-    def make() -> User:
-        users.append(User(browser, server[0]))
+    def make(**size: int) -> User:
+        users.append(User(browser, server[0], **size))
         return users[-1]
 
     yield make
@@ -242,11 +243,17 @@ def test_two_turns_about_a_clip_and_a_damaged_file_between(new_user, server, vis
     assert picture.evaluate("image => image.naturalWidth") > 500
     user.ask("And this?", files / "broken.wav")
     refusal = user.read(2)
-    assert "Not answered" in refusal and "broken.wav) cannot be decoded" in refusal
+    assert "Not answered" in refusal and "broken.wav cannot be read here" in refusal
+    assert picture.count() == 0  # that of the older clip
     user.ask("Is it high?")
-    second = user.read(3)
-    turns = ("user", "What do you hear?", low), ("assistant", first.strip()), ("user", "Is it high?")
+    assert "came last was not heard" in user.read(3)
+    user.ask("And this?", files / "high.wav")
+    second = user.read(4)
+    turns = ("user", "What do you hear?", low), ("assistant", first.strip()), ("user", "And this?", files / "high.wav")
     assert second.strip() == expected(pipe, *turns) != first.strip()
+    user.ask("Is it high?")
+    third = user.read(5)
+    assert third.strip() == expected(pipe, *turns, ("assistant", second.strip()), ("user", "Is it high?"))
     keep(user, "demo.png")
     assert visitors[0] == []
 
@@ -321,3 +328,26 @@ def test_an_example_and_the_microphone(new_user):
     user.page.locator(".thumbnail-item").wait_for()
     user.ask("And this?")
     assert "Not answered" not in user.read(2)
+
+
+def test_on_a_phone_all_is_within_the_screen(new_user, files, keep):
+    width, height = 390, 844
+    user = new_user(width=width, height=height)
+    keep(user, "phone-empty.png")
+    assert not user.page.locator("#spectrogram").is_visible()
+    user.limit_answers(16)
+    user.page.get_by_text("Settings").click()
+    user.ask("What do you hear?", files / "low.wav")
+    user.read(1)
+    picture = user.page.locator("img[src^='data:image/png']")
+    picture.wait_for()
+    user.page.evaluate("scrollTo(0, 0)")
+    keep(user, "phone.png")
+    box = picture.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
+    assert user.page.evaluate("document.documentElement.scrollWidth") <= width
+    duration, player = (user.page.locator(part).first for part in (".timestamp", ".minimal-audio-player"))
+    inner, outer = duration.bounding_box(), player.bounding_box()
+    assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] and player.evaluate(
+        "p => p.scrollWidth <= p.clientWidth"
+    )

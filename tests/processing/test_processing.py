@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +16,7 @@ from jinja2 import TemplateError
 from tiny import audio_tokens, make_processor, make_tokenizer, question, tokenized, tone
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
-from falcon3_audio.processing import load_audio
+from falcon3_audio.processing import load_audio, processing_falcon3_audio
 
 
 def features_of(processor, clip) -> np.ndarray:
@@ -59,7 +60,7 @@ def test_features_of_unusual_sounds(processor, clip):
 
 
 def test_features_do_not_depend_on_the_batch(processor):
-    clips = [SOUND[:16_000], SOUND[5_000:5_777], SOUND[: 31 * 16_000], 3 * SOUND[:100]]
+    clips = [SOUND[:SECOND], SOUND[5_000:5_777], SOUND[: 31 * 16_000], 3 * SOUND[:100]]
     batch = processor(text=[processor.audio_token] * 4, audio=clips, sampling_rate=16_000)
     for clip, row, mask in zip(clips, batch["input_features"], batch["input_features_mask"]):
         alone = processor(audio=clip, sampling_rate=16_000)
@@ -245,7 +246,8 @@ def test_placeholders_and_audios_must_match(processor):
 def test_calls_without_sense(processor):
     for arguments, message in (
         ({}, "Give the processor `text`, `audio` or both"),
-        ({"text": [3]}, "must be a string or a list of strings"),
+        ({"text": [3]}, "must be a string or a list of strings, got int;"),
+        ({"text": np.zeros(16_000, np.float32)}, "got float32; clips are given as `audio`"),
         ({"text": "a", "images": [np.zeros((3, 8, 8))]}, "got images or videos"),
         ({"text": "a", "return_labels": True}, "use `apply_chat_template`"),
         ({"text": "a", "text_kwargs": {"return_labels": True}}, "use `apply_chat_template`"),
@@ -514,6 +516,32 @@ def test_threads_with_settings_of_their_own_share_a_processor(processor):
     finally:
         sys.setswitchinterval(before)
     assert all(ids == expected[number % 4] for number, ids in enumerate(found))
+
+
+@pytest.mark.parametrize("what", ["load_audio", "features"])
+def test_threads_do_not_wait_for_each_others_sound(processor, monkeypatch, what):
+    """While a clip of one is fetched, or its features are made, another's question is read."""
+    begun, let = threading.Event(), threading.Event()
+    expected = processor(text=processor.audio_token, audio=SOUND[:SECOND], sampling_rate=16_000)
+    place, name = (processing_falcon3_audio, what) if what == "load_audio" else (processor, "_features")
+    function = getattr(place, name)
+
+    def slow(*arguments):
+        begun.set()
+        assert let.wait(60)
+        return function(*arguments)
+
+    monkeypatch.setattr(place, name, slow)
+    with ThreadPoolExecutor(2) as pool:
+        heard = pool.submit(processor, text=processor.audio_token, audio=SOUND[:SECOND], sampling_rate=16_000)
+        assert begun.wait(60)
+        read = pool.submit(processor, text="What do you hear?")
+        try:
+            assert read.result(timeout=30)["input_ids"].numel()
+        finally:
+            let.set()
+        assert heard.result().keys() == expected.keys()
+        assert all(torch.equal(heard.result()[key], value) for key, value in expected.items())
 
 
 def test_labels_of_a_long_chat_do_not_walk_tensors(processor, monkeypatch):

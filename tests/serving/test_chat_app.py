@@ -22,6 +22,7 @@ from falcon3_audio.serving.generation_queue import GenerationFailed, Part, Sampl
 from falcon3_audio.serving.http_server import HttpServer
 from falcon3_audio.serving.request_audio import RefusedRequest
 from falcon3_audio.serving.request_limits import Limits, RequestLimits
+from falcon3_audio.serving.transcription_requests import Transcription, Window
 
 
 WORDS = ["a", "dog", "barks", "and", "a", "bell", "rings"]
@@ -29,7 +30,7 @@ CHAT_FIELDS = {"model": "echo", "messages": [{"role": "user", "content": " ".joi
 
 
 class Echo:
-    """Reader and queue in one: the answer is the last message, word by word, and does not begin before `let` is set."""
+    """Readers and queue in one: the answer is the last message, word by word, and does not begin before `let` is set."""
 
     def __init__(self):
         self.let, self.broken, self.stopped = threading.Event(), threading.Event(), threading.Event()
@@ -47,10 +48,13 @@ class Echo:
             raise RefusedRequest("a field", *wrong)
         return ChatRequest(fields["messages"], Sampling(99), 5, 0.5, stream=bool(fields.get("stream")))
 
-    def transcription(self, body, content_type):
+    def read(self, body, content_type):
+        """Of a transcription: how many zeros its form has, and "more" as a second window."""
         assert content_type.startswith("multipart/form-data")
-        messages = [{"role": "user", "content": f"{body.count(0)} bytes"}]
-        return ChatRequest(messages, Sampling(99), 5, 0.5, answer_as="json")
+        said = (f"{body.count(0)} bytes", "and more")
+        chats = [ChatRequest([{"role": "user", "content": text}], Sampling(99), 5, 0.5) for text in said]
+        windows = [Window(0, 30, chats[0]), Window(30, 31, chats[1])]
+        return Transcription(windows, "json", None, b'name="stream"' in body)
 
     def submit(self, generation):
         threading.Thread(target=self._answer, args=(generation,), daemon=True).start()
@@ -79,7 +83,7 @@ class Echo:
 class Running:
     def __init__(self, key=None, **limits):
         self.engine = Echo()
-        self.app = ChatApp("echo", self.engine, self.engine, Limits(**limits), key, "127.0.0.1")
+        self.app = ChatApp("echo", self.engine, self.engine, self.engine, Limits(**limits), key, "127.0.0.1")
         self.server = HttpServer(self.app, self.app.limits, "127.0.0.1", 0)
         self.url, self.port = self.server.url, int(self.server.url.rpartition(":")[2])
         self.client = openai.OpenAI(base_url=self.url + "/v1", api_key=key or "none", max_retries=0, timeout=30)
@@ -129,7 +133,7 @@ def test_openais_client(server):
     chunks = [chunk.choices[0] for chunk in stream]
     assert [chunk.delta.content.strip() for chunk in chunks] == WORDS and chunks[-1].finish_reason == "stop"
     heard = server.client.audio.transcriptions.create(model="echo", file=("a.wav", io.BytesIO(bytes(3_000_000))))
-    assert heard.text == "3000000 bytes"
+    assert heard.text == "3000000 bytes and more" and heard.usage.total_tokens == 12
     assert [model.id for model in server.client.models.list()] == ["echo"]
     assert server.client.models.retrieve("echo").owned_by == "falcon3-audio"
 
@@ -175,6 +179,20 @@ def test_a_stream_that_fails_says_so(server):
         next(stream)
 
 
+def test_a_transcription_as_a_stream(server):
+    ask = server.client.audio.transcriptions.create
+    *deltas, done = ask(model="echo", file=("a.wav", b"x"), stream=True)
+    assert [event.delta for event in deltas] == ["0", " bytes", " and", " more"]
+    assert (done.type, done.text) == ("transcript.text.done", "0 bytes and more")
+    assert (done.usage.input_tokens, done.usage.output_tokens) == (10, 4)
+
+
+def test_translations_are_refused_by_name(server):
+    with pytest.raises(openai.NotFoundError, match="has no translations") as error:
+        server.client.audio.translations.create(model="echo", file=("a.wav", b"x"))
+    assert error.value.type == "invalid_request_error"
+
+
 def test_what_is_not_there(server):
     for method, path, status in (("GET", "/no", 404), ("POST", "/v1/no", 404), ("GET", CHAT, 405), ("PUT", CHAT, 405)):
         answer = server.ask(method, path, b"{}" if method != "GET" else None)
@@ -195,7 +213,7 @@ def test_bodies_without_a_length(server):
         yield from [b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\n', *[bytes(1000)] * 500, b"\r\n--B--"]
 
     answer = server.ask("POST", TRANSCRIPTION, blocks(), **{"Content-Type": "multipart/form-data; boundary=B"})
-    assert answer.status == 200 and json.loads(answer.text) == {"text": "500000 bytes"}
+    assert answer.status == 200 and json.loads(answer.text)["text"] == "500000 bytes and more"
     body = iter([json.dumps(CHAT_FIELDS).encode()])
     assert server.ask("POST", CHAT, body, **{"Content-Type": "application/json"}).status == 200
     with running(max_body_mib=0.1) as small:
@@ -235,7 +253,7 @@ def test_metrics(server):
     assert grown[name + "requests_total", "200"] == 2 and grown[name + "requests_total", "404"] == 1
     assert grown[name + "request_seconds_count",] == grown[name + "request_seconds_bucket", "+Inf"] == 2
     assert 0 < grown[name + "request_seconds_sum",] < 60
-    assert grown[name + "prompt_tokens_total",] == 10 and grown[name + "audio_seconds_total",] == 1
+    assert grown[name + "prompt_tokens_total",] == 15 and grown[name + "audio_seconds_total",] == 1.5
     answer = server.ask(path="/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     described = [line.split()[1:3] for line in answer.text.splitlines() if line.startswith("# ")]

@@ -1,5 +1,6 @@
 """Requests as OpenAI's clients send them: what is read, and what is refused with which reason."""
 
+import base64
 import io
 import json
 import os
@@ -15,9 +16,10 @@ from running_server import QUESTION, audio, encoded, input_audio, openai_chat, u
 from falcon3_audio.processing import load_audio
 from falcon3_audio.serving import request_audio
 from falcon3_audio.serving.chat_answers import ChatAnswer
-from falcon3_audio.serving.chat_requests import ChatReader, read_form
+from falcon3_audio.serving.chat_requests import ChatReader
 from falcon3_audio.serving.generation_queue import Part, Sampling, Step
 from falcon3_audio.serving.request_audio import AudioReader, RefusedRequest
+from falcon3_audio.serving.request_limits import openai_error
 
 
 CONTEXT = 1000
@@ -79,14 +81,17 @@ def test_bytes_of_tokens(reader, processor):
     tokens = processor.tokenizer.encode("a世", add_special_tokens=False)
     steps = [Step(token, -1.0, [(token, -1.0)]) for token in tokens]
     answer = ChatAnswer("tiny", reader, read(reader, say("a", logprobs=True, top_logprobs=1)))
-    listed = answer.whole(Part("", len(tokens), steps, "stop"))["choices"][0]["logprobs"]["content"]
+    listed = answer.whole([Part("", len(tokens), steps, "stop")])["choices"][0]["logprobs"]["content"]
     assert [step["bytes"] for step in listed] == [[97], None, None, None]
     assert [step["top_logprobs"][0]["bytes"] for step in listed] == [[97], None, None, None]
 
 
-def test_data_urls(reader):
-    for head in ("data:audio/wav;base64,", "data:;base64,"):
-        message = read(reader, url(head + encoded(wav(0.5)))).messages[0]
+@pytest.mark.parametrize("head", ["", "data:audio/wav;base64,", "data:;base64,", "DATA:audio/x-wav;codecs=1;BASE64,"])
+@pytest.mark.parametrize("encode", [encoded, lambda data: base64.encodebytes(data).decode()], ids=["one", "lines"])
+def test_base64_and_data_urls_in_either_field(reader, head, encode):
+    data = head + encode(wav(0.5))
+    for chat in (say([input_audio(data)]), *([url(data)] if head else [])):
+        message = read(reader, chat).messages[0]
         np.testing.assert_array_equal(message["content"][0]["audio"], load_audio(wav(0.5)))
 
 
@@ -139,8 +144,43 @@ BAD = {
     "another machine": (url("http://169.254.169.254/latest"), "fetches nothing from '169.254.169.254'"),
     "a file": (url("file:///etc/passwd"), "expected a data: URL, got 'file:///etc/passwd'"),
     "no URL": (url("http://[x"), "IPv6"),
+    "data without base64, as input": (say([input_audio("data:audio/wav,abc")]), "must be data:TYPE;base64,DATA"),
+    "broken data": (say([input_audio("data:audio/wav;base64,UklGR!!!")]), "Audio 1 of 1 is broken base64"),
     "data without base64": (url("data:audio/wav,abc"), "must be data:TYPE;base64,DATA, got 'data:audio/wav'"),
 }
+
+
+OURS_ONLY = {
+    "n": 2,
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}},
+    "logit_bias": {"1": 5},
+    "presence_penalty": 1,
+    "frequency_penalty": 0.5,
+    "modalities": ["text", "audio"],
+    "audio": {"voice": "alloy", "format": "wav"},
+    "reasoning_effort": "low",
+    "web_search_options": {},
+    "max_tokens": 0,
+    "max_completion_tokens": "9",
+    "top_logprobs": 21,
+    "seed": 0.5,
+    "stop": 3,
+    "stream": "true",
+    "stream_options": {"include_usage": True},
+    "temperature": -1,
+    "top_p": 1.5,
+}
+
+
+@pytest.mark.parametrize("name", OURS_ONLY)
+def test_what_this_server_does_not_have_is_refused_by_name(reader, name):
+    with pytest.raises(RefusedRequest, match=name) as refused:
+        read(reader, say("a", **{name: OURS_ONLY[name]}))
+    error = openai_error(refused.value)["error"]
+    assert (error["param"], error["type"], refused.value.status) == (name, "invalid_request_error", 400)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -253,32 +293,3 @@ def test_named_hosts_are_fetched_from_without_redirects(monkeypatch):
         with pytest.raises(RefusedRequest, match="fetches nothing from 'localhost'"):
             reader.read_all([base.replace("127.0.0.1", "localhost") + "/clip"], "messages")
         server.shutdown()
-
-
-KIND = "multipart/form-data; boundary=limit"
-
-
-def part(name: bytes, value: bytes) -> bytes:
-    return b'--limit\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name, value)
-
-
-def test_forms_keep_every_byte(reader):
-    data = b"\r\n--limi\r\n\n\r\x00\xff\r\n"
-    assert read_form(part(b"file", data) + part(b"model", b"tiny") + b"--limit--\r\n", KIND) == {
-        "file": data,
-        "model": b"tiny",
-    }
-    refused = {
-        part(b"file", b""): "last boundary is missing",
-        b"--limit\r\n\r\n\r\n--limit--": "has no name",
-        part(b"model", b"tiny") + b"--limit--": "has no file",
-        part(b"file", b"") + part(b"temperature", b"warm") + b"--limit--": "temperature: could not convert",
-        part(b"file", wav(0)) + part(b"model", b"x") + b"--limit--": "no model 'x'",
-        part(b"file", wav(0)) + b"--limit--": "0 samples",
-    }
-    for body, reason in refused.items():
-        with pytest.raises(RefusedRequest, match=reason):
-            reader.transcription(body, KIND)
-    for kind in ("", "application/json", "multipart/form-data"):
-        with pytest.raises(RefusedRequest, match="Expected multipart/form-data with a boundary"):
-            reader.transcription(b"", kind)

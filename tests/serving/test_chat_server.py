@@ -1,5 +1,6 @@
 """The transformers engine: answers equal to the pipeline's, batches, streams, limits, and whatever may hit a server."""
 
+import io
 import json
 import logging
 import os
@@ -13,8 +14,10 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
+import soundfile
 from evaluation_runs import make_telling
 from running_server import (
+    DEFAULT_STEPS,
     QUESTION,
     STEPS,
     Running,
@@ -150,6 +153,8 @@ def test_a_stream_is_the_answer_in_parts(server, expected):
     assert [part.choices[0].finish_reason for part in parts] == [None] * (STEPS - 1) + ["length"]
     assert [len(part.choices[0].logprobs.content) for part in parts] == [1] * STEPS
     assert usage.choices == [] and usage.usage.total_tokens == expected["two"][2] + STEPS
+    assert usage.usage == server.chat(CHATS["two"]).usage and all(part.usage is None for part in parts)
+    assert usage.usage.prompt_tokens_details.audio_tokens == 43 + 10  # of 1.7 and 0.4 s, 25 a second
 
 
 def test_stop_strings_end_answers_before_them(server, expected):
@@ -167,16 +172,46 @@ def test_transcriptions_are_answers_to_a_request_for_one(server):
 
     def asked(text):
         body = {"messages": [user(input_audio(encoded(clip)), {"type": "text", "text": text})]}
-        return server.post(body)[1]["choices"][0]["message"]["content"]
+        return server.post(body)[1]["choices"][0]["message"]["content"].strip()
 
-    assert ask(model="tiny", file=("a.wav", clip)).text == asked("Transcribe the speech.") != ""
-    got = ask(model="tiny", file=("a.wav", clip), prompt="About dogs.", response_format="text")
-    assert got == asked("Transcribe the speech. About dogs.")
-    for wrong, why in (({"language": "fr"}, "language"), ({"response_format": "srt"}, "json or text")):
-        with pytest.raises(openai.BadRequestError, match=why):
-            ask(model="tiny", file=("a.wav", clip), **wrong)
-    with pytest.raises(openai.BadRequestError, match="cannot be decoded"):
-        ask(model="tiny", file=("a.wav", b"This is a text."))
+    heard = ask(model="tiny", file=("a.wav", clip))
+    assert heard.text == asked("Transcribe the speech.") != ""
+    assert heard.usage.output_tokens == DEFAULT_STEPS
+    assert heard.usage.input_tokens - heard.usage.input_token_details.text_tokens == 33  # of 65 encoded frames
+    got = ask(model="tiny", file=("a.wav", clip), prompt="About dogs.", language="fr", response_format="text")
+    assert got == asked("Transcribe the speech. It is in French. About dogs.")
+    *deltas, done = ask(model="tiny", file=("a.wav", clip), stream=True)
+    assert "".join(event.delta for event in deltas) == done.text == heard.text
+    assert done.usage.model_dump() == heard.usage.model_dump()
+    for wrong, why in (
+        ({"language": "xx"}, "ISO 639-1"),
+        ({"response_format": "verbose_json", "timestamp_granularities": ["word"]}, "no times of words"),
+        ({"file": ("a.wav", b"This is a text.")}, "cannot be decoded"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=why) as error:
+            ask(**{"model": "tiny", "file": ("a.wav", clip)} | wrong)
+        assert error.value.param in wrong
+
+
+def test_transcriptions_of_long_sound_are_those_of_its_windows(server):
+    ask = server.client.audio.transcriptions.create
+    clip = wav(40, 610)
+    granularities = {"response_format": "verbose_json", "timestamp_granularities": ["segment"]}
+    verbose = ask(model="tiny", file=("a.wav", clip), **granularities)
+    first, second = verbose.segments
+    assert first.start == 0 and first.end == second.start and second.end == verbose.duration == 40
+    assert verbose.text == ask(model="tiny", file=("a.wav", clip)).text == f"{first.text} {second.text}"
+    samples, rate = soundfile.read(io.BytesIO(clip), dtype="int16")
+    for segment in verbose.segments:
+        file = io.BytesIO()
+        soundfile.write(file, samples[round(segment.start * rate) : round(segment.end * rate)], rate, format="WAV")
+        assert ask(model="tiny", file=("a.wav", file.getvalue())).text == segment.text
+        assert segment.avg_logprob < 0 and len(segment.tokens) == DEFAULT_STEPS
+    subtitles = ask(model="tiny", file=("a.wav", clip), response_format="srt")
+    assert subtitles.startswith("1\n00:00:00,000 --> 00:00:") and subtitles.count("-->") == 2
+    assert ask(model="tiny", file=("a.wav", clip), response_format="vtt").startswith("WEBVTT\n\n00:00:00.000 -->")
+    *deltas, done = ask(model="tiny", file=("a.wav", clip), stream=True)
+    assert "".join(event.delta for event in deltas) == done.text == verbose.text
 
 
 def test_models_health_metrics_and_what_is_not_there(server):
@@ -388,6 +423,8 @@ def test_a_port_that_is_taken_is_named(server, folder, capsys):
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 def test_json_that_is_no_configuration(checkpoint, tmp_path, name):
     shutil.copytree(checkpoint, tmp_path / "broken")
-    (tmp_path / "broken" / name).write_text("{}" if name == "tokenizer.json" else "[]")
-    with pytest.raises(ValueError, match="broken cannot be loaded: one of its JSON files"):
-        load(str(tmp_path / "broken"))
+    for content, said in (("{}", "one of its JSON files"), ("[]", f"{name} must hold a JSON object, got list")):
+        (tmp_path / "broken" / name).write_text(content)
+        if content == "[]" or name == "tokenizer.json":
+            with pytest.raises(ValueError, match=said):
+                load(str(tmp_path / "broken"))

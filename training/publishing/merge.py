@@ -23,6 +23,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing import Falcon3AudioProcessor
+from falcon3_audio.saved_json import readable_json
 from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import whole_folder
 
@@ -61,7 +62,7 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
         if audio_model and text_model:
             _merge_composed(run, audio_model, text_model, folder)
         else:
-            _save(load_merged(run), AutoProcessor.from_pretrained(run), folder)
+            _save(load_merged(run), load_processor(run), folder)
     return output
 
 
@@ -75,7 +76,7 @@ def _merge_composed(adapter: Path, audio_model: str, text_model: str, folder: Pa
         base = Path(work) / BASE
         for line in compose_base(adapter, audio_model, text_model, base):
             print(f"NOTE: {line}", file=sys.stderr)
-        _save(load_adapted(adapter, base).merge_and_unload(), AutoProcessor.from_pretrained(base), folder)
+        _save(load_adapted(adapter, base).merge_and_unload(), load_processor(base), folder)
 
 
 def _save(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor, folder: Path):
@@ -105,10 +106,17 @@ def _load(folder: str | Path) -> Falcon3AudioForConditionalGeneration:
         return AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto")
 
 
+def load_processor(folder: str | Path) -> Falcon3AudioProcessor:
+    """Raises a `ValueError` where the JSON files of the folder are damaged."""
+    with _readable(folder):
+        return AutoProcessor.from_pretrained(folder)
+
+
 @contextmanager
 def _readable(folder: str | Path) -> Iterator[None]:
     try:
-        yield
+        with readable_json(folder):
+            yield
     except SafetensorError as error:
         raise ValueError(f"The weights in {folder} cannot be read: {error}.") from error
 

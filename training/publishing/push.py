@@ -28,7 +28,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from falcon3_audio.model_cards import card_for_run
 from falcon3_audio.model_cards.results import eval_result_files, results_of
@@ -37,7 +37,7 @@ from falcon3_audio.user_errors import user_errors
 from ..arguments import OF_COMPOSED
 from ..run_folder import RECIPE, STATE, explain, find_checkpoint, root_of
 from .adapter_base import find_base
-from .merge import ADAPTER_CONFIG, forget_folders, load_merged
+from .merge import ADAPTER_CONFIG, forget_folders, load_merged, load_processor
 from .verify_push import ask
 
 
@@ -78,7 +78,7 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
             model = model.to(getattr(torch, dtype))
         forget_folders(model)
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-    AutoProcessor.from_pretrained(run).save_pretrained(folder)
+    load_processor(run).save_pretrained(folder)
     root = root_of(run)
     copy_records(run, root, folder)
     card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")

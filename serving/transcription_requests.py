@@ -1,0 +1,215 @@
+"""OpenAI's requests for transcriptions, as multipart/form-data, read into one question for each window of the sound.
+
+Speech of more than 30 s is cut where it is quietest, as vLLM does, so that a transcript does not end where an answer's length
+does, and that there are times to tell: a segment is a window, and no more is known of when its words are said. The language is
+said in the prompt, unless it is English, which the model expects without being told.
+
+    transcription = TranscriptionReader(reader).read(body, content_type)
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any
+
+import numpy as np
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+from falcon3_audio.processing import SAMPLING_RATE
+
+from . import TRANSCRIBE
+from .chat_requests import ChatReader, ChatRequest
+from .request_audio import RefusedRequest
+
+
+FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
+STREAMED = ("json", "text")
+GRANULARITIES = "timestamp_granularities"
+READ = {"file", "model", "language", "prompt", "response_format", "temperature", "stream", GRANULARITIES}
+# The only values of these that this server has.
+FIXED = {"chunking_strategy": "auto"}
+EXPECTED_LANGUAGE = "en"
+# vLLM's: where windows may end, before their last moment, and how much sound is looked at together.
+SEARCHED = SAMPLING_RATE
+QUIET = SAMPLING_RATE // 10
+
+
+@dataclass(frozen=True)
+class Window:
+    """One question about a part of the sound; `start` and `end` are seconds."""
+
+    start: float
+    end: float
+    chat: ChatRequest
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """
+    Attributes:
+        windows: in order, without gaps.
+        response_format: one of `FORMATS`.
+        language: its English name, where the client said it.
+        stream: whether text is sent as it comes.
+    """
+
+    windows: list[Window]
+    response_format: str
+    language: str | None
+    stream: bool
+
+    @property
+    def chats(self) -> list[ChatRequest]:
+        return [window.chat for window in self.windows]
+
+
+class TranscriptionReader:
+    """
+    Threads may share it.
+
+    Args:
+        reader: of chats, whose limits hold here as well.
+        window: samples of the longest window.
+    """
+
+    def __init__(self, reader: ChatReader, window: int):
+        self._reader, self._window = reader, window
+
+    def read(self, body: bytes, content_type: str) -> Transcription:
+        """Raises a `RefusedRequest`."""
+        form = read_form(body, content_type)
+        file = form.pop("file", None)
+        fields = {name.removesuffix("[]"): [_text(value) for value in values] for name, values in form.items()}
+        fields = {name: values for name, values in fields.items() if any(values)}  # empty ones say nothing
+        _check_names(fields)
+        one = {name: _only(name, values) for name, values in fields.items() if name != GRANULARITIES}
+        self._reader.check_model(one.get("model"))
+        response_format = one.get("response_format", "json")
+        if response_format not in FORMATS:
+            why = f"response_format can be {', '.join(FORMATS)} here, got {response_format[:100]!r}."
+            raise RefusedRequest(why, "response_format")
+        _check_granularities(fields.get(GRANULARITIES, []), response_format)
+        stream, language = _flag(one, "stream"), _language(one.get("language"))
+        if stream and response_format not in STREAMED:
+            raise RefusedRequest(f"Streams are of response_format json, got {response_format!r}.", "stream")
+        if not file:
+            raise RefusedRequest("The form has no file.", "file")
+        # Log-probabilities are for the mean of each segment alone.
+        settings = {"temperature": _temperature(one), "logprobs": response_format == "verbose_json"}
+        clip = self._reader.read_file(_only("file", file), "file")
+        windows = self._windows(clip, _instruction(language, one.get("prompt")), settings)
+        return Transcription(windows, response_format, language and LANGUAGES[language], stream)
+
+    def _windows(self, clip: np.ndarray, text: str, settings: dict[str, Any]) -> list[Window]:
+        return [
+            Window(start / SAMPLING_RATE, end / SAMPLING_RATE, self._reader.ask_about(clip[start:end], text, settings))
+            for start, end in cut(clip, self._window)
+        ]
+
+
+def cut(clip: np.ndarray, window: int) -> Iterator[tuple[int, int]]:
+    """Start and end of the windows of a clip `(samples,)`, each of at most `window` samples."""
+    start = 0
+    while len(clip) - start > window:
+        end = start + window
+        end = start + window - _quietest(clip[max(start, end - SEARCHED) : end][::-1])
+        yield start, end
+        start = end
+    yield start, len(clip)
+
+
+def _quietest(samples: np.ndarray) -> int:
+    """Where the first of the quietest stretches ends."""
+    power = np.square(samples[: len(samples) // QUIET * QUIET], dtype=np.float64).reshape(-1, QUIET).sum(1)
+    return int(power.argmin()) * QUIET if len(power) else 0
+
+
+def _instruction(language: str | None, prompt: str | None) -> str:
+    known = "" if language in (None, EXPECTED_LANGUAGE) else f"It is in {LANGUAGES[language].title()}."
+    return " ".join(filter(None, (TRANSCRIBE, known, prompt)))
+
+
+def _check_names(fields: dict[str, list[str]]) -> None:
+    for name, values in fields.items():
+        if name in FIXED:
+            if values != [FIXED[name]]:
+                raise RefusedRequest(f"{name} can only be {FIXED[name]!r} here, got {values[0][:100]!r}.", name)
+        elif name not in READ:
+            why = f"Transcriptions take no {name[:100]!r} here; what to do can be said in prompt."
+            raise RefusedRequest(why, name[:100])
+
+
+def _check_granularities(wanted: list[str], response_format: str) -> None:
+    if "word" in wanted:
+        why = "This server knows no times of words; it has those of segments, windows of at most 30 s."
+        raise RefusedRequest(why, GRANULARITIES)
+    if set(wanted) - {"segment"}:
+        raise RefusedRequest(f"{GRANULARITIES} can be segment here, got {wanted!r:.100}.", GRANULARITIES)
+    if wanted and response_format != "verbose_json":
+        raise RefusedRequest(f"{GRANULARITIES} needs response_format verbose_json.", GRANULARITIES)
+
+
+def _language(said: str | None) -> str | None:
+    """The code of a language given by its code or English name."""
+    if said is None:
+        return None
+    code = TO_LANGUAGE_CODE.get(said.lower(), said.lower())
+    if code not in LANGUAGES:
+        raise RefusedRequest(f"language must be a code of ISO 639-1, such as fr, got {said[:100]!r}.", "language")
+    return code
+
+
+def _temperature(fields: dict[str, str]) -> float:
+    try:
+        return float(fields.get("temperature", 0))
+    except ValueError as error:
+        raise RefusedRequest(f"temperature: {error}", "temperature") from error
+
+
+def _flag(fields: dict[str, str], name: str) -> bool:
+    value = fields.get(name, "false").lower()
+    if value not in ("true", "false"):
+        raise RefusedRequest(f"{name} must be true or false, got {value[:100]!r}.", name)
+    return value == "true"
+
+
+def _only(name: str, values: list[Any]) -> Any:
+    if len(values) > 1:
+        raise RefusedRequest(f"The form has {len(values)} fields {name!r}, expected one.", name)
+    return values[0]
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace").strip()
+
+
+def read_form(body: bytes, content_type: str) -> dict[str, list[bytes]]:
+    """The fields of multipart/form-data, each as often as it is there. Raises a `RefusedRequest`."""
+    kind = _header(content_type)
+    boundary = kind.get_param("boundary")
+    if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
+        raise RefusedRequest(f"Expected multipart/form-data with a boundary, got {content_type[:100]!r}.")
+    # The first delimiter has no line before it.
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(errors="replace"))
+    if len(parts) < 3 or not parts[-1].startswith(b"--"):
+        raise RefusedRequest("The form is not whole: its last boundary is missing.")
+    form: dict[str, list[bytes]] = {}
+    for part in parts[1:-1]:
+        head, _, value = part.partition(b"\r\n\r\n")
+        found = re.search(rb"^content-disposition:([^\r\n]*)", head, re.IGNORECASE | re.MULTILINE)
+        name = _header(found[1].decode(errors="replace")).get_param("name") if found else None
+        if not isinstance(name, str):
+            raise RefusedRequest("A part of the form has no name.")
+        form.setdefault(name, []).append(value)
+    return form
+
+
+def _header(value: str) -> Message:
+    """For the parameters of a header."""
+    message = Message()
+    message["Content-Type"] = value.strip()
+    return message
+
+
+__all__ = ["FORMATS", "Transcription", "TranscriptionReader", "Window", "cut", "read_form"]
