@@ -78,8 +78,9 @@ def _base_of_adapter(checkpoint: Path, base_model: str | None) -> str | None:
 
 def _config(run: Path, checkpoint: Path, recipe: dict[str, Any], adapter_of: str | None) -> PreTrainedConfig:
     composed = run / BASE
-    base = composed if (composed / "config.json").exists() else recipe.get("model") or adapter_of
-    place = checkpoint if adapter_of is None else base
+    place: str | Path = checkpoint
+    if adapter_of is not None:
+        place = composed if (composed / "config.json").exists() else recipe.get("model") or adapter_of
     with readable_json(place):
         return AutoConfig.from_pretrained(place)
 
