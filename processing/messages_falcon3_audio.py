@@ -129,14 +129,17 @@ def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
     return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
 
 
-def prepare_messages(conversation: Any, audio_token: str, sampling_rate: int | None, load: bool) -> list:
+def prepare_messages(
+    conversation: Any, audio_token: str, sampling_rate: int | None, load: bool, any_items: bool = False
+) -> list:
     """
-    A copy of the conversation(s), whose audio is loaded if `load`; `sampling_rate` is that of arrays without their own.
+    A copy of the conversation(s), whose audio is loaded if `load`; `sampling_rate` is that of arrays without their own. With
+    `any_items` the template is one that may know more than text and audio.
 
     Raises a `ValueError` that names the message for what a template would pass over in silence.
     """
     if isinstance(conversation, (list, tuple)) and conversation and is_conversation(conversation[0]):
-        return [prepare_messages(messages, audio_token, sampling_rate, load) for messages in conversation]
+        return [prepare_messages(messages, audio_token, sampling_rate, load, any_items) for messages in conversation]
     conversation = plain_messages(conversation)
     if len(conversation) == 0:
         raise ValueError("The conversation is empty; give at least one message.")
@@ -148,7 +151,8 @@ def prepare_messages(conversation: Any, audio_token: str, sampling_rate: int | N
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
             raise ValueError(f"The content of message {index} must be a string or a list of dicts, got {content!r}.")
         for item in items:
-            check_item(item, index, audio_token)
+            if not any_items or item.get("type") in ("text", "audio"):
+                check_item(item, index, audio_token)
         if not isinstance(content, str) and content is not None and load:
             message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
         prepared.append(message)

@@ -345,7 +345,10 @@ class Falcon3AudioProcessor(ProcessorMixin):
                 processor_kwargs[group] = kwargs.pop(group) | (processor_kwargs.get(group) or {})
         return_labels = _take("return_labels", kwargs, processor_kwargs, processor_kwargs.get("text_kwargs"))
         rate = _take("sampling_rate", kwargs, processor_kwargs, processor_kwargs.get("audio_kwargs"))
-        conversation = prepare_messages(conversation, self.audio_token, rate, load=kwargs.get("tokenize", False))
+        load = kwargs.get("tokenize", False)
+        conversation = prepare_messages(
+            conversation, self.audio_token, rate, load, any_items=chat_template is not None
+        )
         if return_labels:
             if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
                 raise ValueError("`return_labels` needs `tokenize=True` and `return_dict=True`.")

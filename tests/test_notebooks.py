@@ -26,10 +26,10 @@ def test_all_notebooks_are_run():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_notebook(name, checkpoint, tmp_path):
-    soundfile.write(tmp_path / "clip.wav", tone(0.5), SAMPLING_RATE)
-    rows = [
-        {"id": str(n), "audio_id": "clip.wav", "question": "What?", "choices": ["a dog", "a bell"]} for n in (1, 2)
-    ]
+    clips = ["clip.wav", *(f"clip{n}.wav" for n in range(8))]  # fewer than six have no interval
+    for clip in clips:
+        soundfile.write(tmp_path / clip, tone(0.5), SAMPLING_RATE)
+    rows = [{"id": clip, "audio_id": clip, "question": "What?", "choices": ["a dog", "a bell"]} for clip in clips]
     rows = [row | {"answer": "a bell", "task": "sound", "category": "c", "difficulty": "easy"} for row in rows]
     (tmp_path / "test.json").write_text(json.dumps(rows))
     notebook = nbformat.read(FOLDER / name, as_version=4)

@@ -113,7 +113,7 @@ class TimeToGo(TrainerCallback):
         self.seconds: int | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._first is None:
+        if self._first is None or state.global_step <= self._first[0]:  # `train` was called again
             self._first = state.global_step, time.monotonic()
             return
         step, began = self._first

@@ -441,7 +441,8 @@ def test_an_answer_that_is_not_text_alone_is_an_error(tmp_path):
 
 def test_a_row_without_an_answer_and_a_weight_are_errors(tmp_path):
     path = tmp_path / "chats.jsonl"
-    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
+    hi = {"role": "user", "content": "Hi"}
+    path.write_text(json.dumps({"messages": [hi, {"role": "assistant", "content": "Ho"}, hi]}))
     with pytest.raises(ValueError, match="row 0: needs a question, and at the end the right answer"):
         grpo.load_questions([grpo.DataSource(str(path), sound=False)], False)[0]
     with pytest.raises(ValueError, match="leave out the weight"):
