@@ -72,9 +72,9 @@ def _svg(parts: list[str]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">\n{body}\n</svg>\n'
 
 
-def main():
-    IMAGES.mkdir(exist_ok=True)
-    (IMAGES / "architecture.svg").write_text(architecture(), encoding="utf-8")
+def main(folder: Path = IMAGES):
+    folder.mkdir(exist_ok=True)
+    (folder / "architecture.svg").write_text(architecture(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def eval_result_files(entries: list[dict[str, Any]]) -> dict[str, str]:
     benchmark's (huggingface.co/docs/hub/eval-results). One for each benchmark that the Hub has, with the percentage by the
     benchmark's own rule; what it was measured with is in the notes, and in full in the card.
     """
-    files: dict[str, str] = {}
+    files: dict[str, list[EvalResultEntry]] = {}
     for entry in entries:
         benchmark, run = BENCHMARKS[entry["benchmark"]], entry["run"]
         if benchmark.hub_id is None or entry["title"] != benchmark.title:
@@ -223,10 +223,10 @@ def eval_result_files(entries: list[dict[str, Any]]) -> dict[str, str]:
         score = EvalResultEntry(
             benchmark.hub_id, "default", round(100 * found["accuracy"], 2), date=run["created"], notes=notes
         )
-        path = f".eval_results/{entry['benchmark']}.yaml"
-        known = yaml.safe_load(files.get(path, "[]"))
-        files[path] = yaml.safe_dump([*known, *eval_result_entries_to_yaml([score])], sort_keys=False)
-    return files
+        files.setdefault(f".eval_results/{entry['benchmark']}.yaml", []).append(score)
+    return {
+        path: yaml.safe_dump(eval_result_entries_to_yaml(scores), sort_keys=False) for path, scores in files.items()
+    }
 
 
 def table(entry: dict[str, Any]) -> list[list[str]]:

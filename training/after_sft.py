@@ -8,7 +8,7 @@ from transformers import Trainer
 from .arguments import LoraArguments
 from .callbacks import SaveAtSigterm
 from .distributed import check_same_strategy
-from .learning import count_parameters, describe_part
+from .learning import count_parameters, describe_parts
 from .loss_curve import plot_loss
 from .run_folder import STATE
 
@@ -26,10 +26,7 @@ class EndsWhereItEnded:
 def print_plan(model: nn.Module, lora: LoraArguments, lines: dict[str, str], checkpoint: Path | None):
     """What learns, `lines`, and where the run goes on."""
     counts = count_parameters(model)
-    plan = {
-        part: f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({describe_part(part, lora) if trained else 'frozen'})"
-        for part, (total, trained) in counts.items()
-    }
+    plan = dict(describe_parts(counts, lora))
     total, trained = (sum(values) for values in zip(*counts.values()))
     plan |= {"parameters": f"{total / 1e6:,.2f} M, {trained / total:.2%} trained"} | lines
     plan |= {"going on from": str(checkpoint)} if checkpoint else {}

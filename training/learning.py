@@ -7,7 +7,7 @@ latter's layers are saved in the adapter whole, as the projector is. What is tra
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -175,8 +175,24 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {part: (total, trained) for part, (total, trained) in counts.items()}
 
 
-def describe_part(part: str, arguments: LoraArguments) -> str:
-    """How a part learns, for the plan of a run."""
+def describe_parts(
+    counts: Mapping[str, tuple[int, int]], arguments: LoraArguments, rates: Mapping[str, float] | None = None
+) -> list[tuple[str, str]]:
+    """
+    For the plan of a run: the parts, and how large each is, how it learns, and how fast if it has a rate of its own.
+
+    Args:
+        counts, rates: of `count_parameters` and `learning_rates`.
+    """
+    lines = []
+    for part, (total, trained) in counts.items():
+        how = _describe_part(part, arguments) if trained else "frozen"
+        how += f", at a rate of {rates[part]:g}" if rates and part in rates and trained else ""
+        lines.append((part, f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({how})"))
+    return lines
+
+
+def _describe_part(part: str, arguments: LoraArguments) -> str:
     choice = "full" if part == PROJECTOR else getattr(arguments, f"lora_{part}")
     last = None if part == PROJECTOR else getattr(arguments, f"{part}_trainable_layers")
     if choice == "full":

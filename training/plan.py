@@ -13,7 +13,7 @@ from .best import whole_name
 from .collator import QUESTIONS
 from .data.training_sets import describe_sets
 from .hearing import TRAINING_QUESTIONS
-from .learning import count_parameters, describe_part, learning_rates
+from .learning import count_parameters, describe_parts, learning_rates
 from .trainer import AudioSFTTrainer
 
 
@@ -31,15 +31,11 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         done: steps that the checkpoint to go on from has behind it.
     """
     arguments = trainer.args
-    rates = learning_rates(arguments)
     lines = [("data", line) for line in describe_sets(trainer.train_dataset)]
     if isinstance(trainer.eval_dataset, Dataset):
         lines += [("eval data", line) for line in describe_sets(trainer.eval_dataset)]
     counts = count_parameters(trainer.model)
-    for part, (total, trained) in counts.items():
-        how = describe_part(part, lora) if trained else "frozen"
-        how += f", at a rate of {rates[part]:g}" if part in rates and trained else ""
-        lines.append((part, f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({how})"))
+    lines += describe_parts(counts, lora, learning_rates(arguments))
     total, trained = (sum(values) for values in zip(*counts.values()))
     lines.append(("together", f"{total / 1e6:,.2f} M parameters, {trained / total:.2%} trained"))
     lines.append(("precision", _precision(trainer)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Audio, Dataset, LargeList, List
+from datasets import Dataset
 
 from .data.chats import check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
 from .data.open_dataset import open_dataset
@@ -49,10 +49,6 @@ def _open(source: DataSource) -> Dataset:
             f"The preference set {str(source)!r} has no {', '.join(missing)}; its columns are {', '.join(rows.column_names)}. Each row needs "
             "`prompt`, and two answers to it: `chosen`, the better, and `rejected`."
         )
-    for feature in rows.info.features.values():
-        feature = feature.feature if isinstance(feature, (List, LargeList)) else feature
-        if isinstance(feature, Audio):
-            feature.decode = False  # the collator hears it
     return rows
 
 
@@ -68,10 +64,9 @@ class _Reader:
 
     def _read(self, number: int, row: int) -> dict[str, Any]:
         source, rows = self.sets[number]
-        folder = Path(source.path)
         origin = f"{source}, row {row}"
         try:
-            chats = _as_chats(rows[row], source.sound, folder if folder.is_dir() else folder.parent)
+            chats = _as_chats(rows[row], source.sound, source.folder)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
         return chats | {"origin": origin, "images": []}

@@ -186,9 +186,11 @@ def test_a_push_is_one_commit_that_loads_anywhere(run, hub, send, environment, c
 
 def test_measured_scores_go_along_as_the_hub_reads_them(run, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "results_of", lambda repo_id, folder: [repo_id, (folder / "model.safetensors").exists()])
+    monkeypatch.setattr(push, "render_card", lambda facts, entries: ModelCard(f"{facts['repo_id']} {entries[1]}"))
     monkeypatch.setattr(push, "eval_result_files", lambda entries: {".eval_results/mmau.yaml": str(entries)})
     push.stage(run, tmp_path, "org/scored")
     assert (tmp_path / ".eval_results" / "mmau.yaml").read_text() == "['org/scored', True]"
+    assert (tmp_path / "README.md").read_text().endswith("org/scored True")
 
 
 def test_a_dry_run_sends_nothing(run, here, hub):

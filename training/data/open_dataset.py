@@ -9,8 +9,9 @@ Run: `rows = open_dataset("chats.jsonl")`
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+from datasets import Audio, Dataset, DatasetDict, LargeList, List, load_dataset, load_dataset_builder, load_from_disk
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetsError
 
@@ -33,7 +34,7 @@ WHOLE = "train"  # the split of what has no splits
 
 def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Dataset:
     """
-    A set as it is stored.
+    A set as it is stored, memory-mapped, its audio encoded.
 
     Args:
         path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow/.csv/.tsv file, .tar of
@@ -57,7 +58,19 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
         raise ValueError(f"The set {path!r} cannot be read: {error}{cause}") from error
     if len(rows) == 0:
         raise ValueError(f"The set {path!r} is empty.")
+    _leave_encoded(rows.info.features)
     return rows
+
+
+def _leave_encoded(feature: Any):
+    """Audio, however deep in a set's features, is read as bytes. (`cast_column` would copy a set with lists of clips.)"""
+    if isinstance(feature, Audio):
+        feature.decode = False
+    elif isinstance(feature, (List, LargeList)):
+        _leave_encoded(feature.feature)
+    elif isinstance(feature, dict):
+        for part in feature.values():
+            _leave_encoded(part)
 
 
 def _open_hub(path: str, name: str | None, split: str) -> Dataset:

@@ -5,6 +5,7 @@ Run: `read_sources([{"path": "clips.csv", "columns": {"audio": "path"}}], "train
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from .formats import ROLES
@@ -71,6 +72,12 @@ class DataSource:
                 f"`columns` of {self.path} has {', '.join(sorted(unknown))}; a column can be {', '.join(ROLES)}. The column's own "
                 "name comes second: {text: sentence}."
             )
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the set start: it, or the folder of its file."""
+        path = Path(self.path)
+        return path if path.is_dir() else path.parent
 
     def __str__(self) -> str:
         """What errors call the set: its path, and which part of it is meant where that is not the default."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Audio, Dataset, LargeList, List
+from datasets import Dataset, LargeList, List
 
 from .chats import audio_items, check_all_is_read, check_has_sound, check_is_answered, check_sound_is_read, fill_in
 from .open_dataset import open_dataset
@@ -67,24 +67,12 @@ def questions_per_clip(examples: Dataset, sizes: Sequence[int]) -> list[np.ndarr
 
 
 def _open(source: DataSource) -> "_Set":
-    """The set as it is stored, memory-mapped, with its audio left encoded, and how it is read."""
+    """The set as it is stored, and how it is read."""
     rows = open_dataset(source.path, source.name, source.split)
-    _leave_encoded(rows.info.features)
     try:
         return source, rows, choose(rows, source.columns, source.prompt, source.sound)
     except ValueError as error:
         raise ValueError(f"The training set {str(source)!r} {error}.") from error
-
-
-def _leave_encoded(feature: Any):
-    """Audio, however deep in a set's features, is read as bytes. (`cast_column` would copy a set with lists of clips.)"""
-    if isinstance(feature, Audio):
-        feature.decode = False
-    elif isinstance(feature, (List, LargeList)):
-        _leave_encoded(feature.feature)
-    elif isinstance(feature, dict):
-        for part in feature.values():
-            _leave_encoded(part)
 
 
 def _index(source: DataSource, rows: Dataset, reading: Reading) -> np.ndarray:
@@ -153,10 +141,8 @@ class _Reader:
         place = f"{source}, row {row}"
         part = None if question == WHOLE_ROW else question
         origin, clip = (place, None) if part is None else (f"{place}, {reading.format.part} {part}", place)
-        folder = Path(source.path)
-        folder = folder if folder.is_dir() else folder.parent
         try:
-            messages = _as_messages(rows[row], row, part, reading, source.sound, folder)
+            messages = _as_messages(rows[row], row, part, reading, source.sound, source.folder)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
         return {"messages": messages, "origin": origin, "clip": clip}

@@ -30,8 +30,9 @@ from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-from falcon3_audio.model_cards import card_for_run
+from falcon3_audio.model_cards import render_card
 from falcon3_audio.model_cards.results import eval_result_files, results_of
+from falcon3_audio.model_cards.run_facts import facts_of_run
 from falcon3_audio.user_errors import user_errors
 
 from ..arguments import OF_COMPOSED
@@ -81,8 +82,9 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
     load_processor(run).save_pretrained(folder)
     root = root_of(run)
     copy_records(run, root, folder)
-    card_for_run(root, folder, repo_id, adapter_of).save(folder / "README.md")
-    for name, content in eval_result_files(results_of(repo_id, folder)).items():
+    results = results_of(repo_id, folder)
+    render_card(facts_of_run(root, folder, repo_id, adapter_of), results).save(folder / "README.md")
+    for name, content in eval_result_files(results).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
 
