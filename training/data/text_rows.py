@@ -26,10 +26,7 @@ from .tars import read_tar
 
 FORMAT = "3"  # of what is stored; another one is converted anew
 JSON, TAR = "json", "tar"
-ROWS = (
-    None,
-    100,
-)  # that are written at once: `datasets`' own number, and, as it does itself, fewer where rows hold sounds
+WITH_SOUND = 100  # rows that are written at once where they hold sounds; `datasets` does so itself
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 # What an audiofolder's metadata calls a row's clips, and the columns that `datasets` makes of them.
 FOLDER_KEYS = {
@@ -59,9 +56,8 @@ def open_rows(
         `DatasetGenerationError` (whose cause names file and line) or `ValueError`: for a file that is not of its kind, a row
             that is no object, and a split that is not there.
     """
-    builder = TextRows(
-        data_files=files, config_name=config, hash=FORMAT, kind=kind, writer_batch_size=ROWS[kind == TAR]
-    )
+    at_once = WITH_SOUND if kind == TAR else None
+    builder = TextRows(data_files=files, config_name=config, hash=FORMAT, kind=kind, writer_batch_size=at_once)
     builder.download_and_prepare()
     return builder.as_dataset(split=split).with_transform(decode)
 
