@@ -8,6 +8,7 @@ to be there at once. A verb's module is imported when the verb is called.
 import importlib
 import os
 import re
+import signal
 import sys
 
 
@@ -48,6 +49,7 @@ VERBS = {
 def main(arguments: list[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
+    is_program = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
@@ -66,10 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     _quieten()
     try:
-        return _run(verb, arguments[1:])
+        status = _run(verb, arguments[1:])
     except KeyboardInterrupt:  # before the verb has begun
         print(f"falcon3-audio {verb}: stopped.", file=sys.stderr)
-        return 130
+        status = 130
+    if status == 130 and is_program:
+        # A second Ctrl-C would print what Python was taking down, which takes a moment with torch loaded.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 def _run(verb: str, arguments: list[str]) -> int:

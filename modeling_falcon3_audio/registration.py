@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .any_to_any import Falcon3AudioAnyToAnyPipeline
 from .configuration_falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioEncoderConfig
 from .modeling_falcon3_audio import (
     FULL_PRECISION_MODULES,
@@ -43,6 +44,8 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=AutoModelForMultimodalLM,
     type="multimodal",
 )
+# Not `register_pipeline`, which warns of what it replaces. Other models get what they got before.
+PIPELINE_REGISTRY.supported_tasks["any-to-any"]["impl"] = Falcon3AudioAnyToAnyPipeline
 
 # What is saved carries its code, so that it also loads where this package is not installed.
 Falcon3AudioConfig.register_for_auto_class("AutoConfig")

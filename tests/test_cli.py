@@ -31,6 +31,20 @@ def test_help_lists_the_verbs_and_others_are_an_error(capsys):
     assert "unknown verb 'sing'; choose one of compose" in capsys.readouterr().err
 
 
+def test_a_second_interrupt_while_python_ends_prints_nothing():
+    code = (
+        "import atexit, os, signal, sys, time, falcon3_audio_cli as cli\n"
+        "def interrupt(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.01)\n"
+        "atexit.register(interrupt)\n"
+        "cli._run = interrupt\n"
+        "sys.exit(cli.main())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, "train"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "falcon3-audio train: stopped.\n")
+
+
 @pytest.mark.parametrize("module", [module for module, _ in cli.VERBS.values()])
 def test_each_verb_is_a_program_that_ends_as_all_do(module):
     source = Path(find_spec(module).origin).read_text(encoding="utf-8")

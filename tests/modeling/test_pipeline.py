@@ -518,6 +518,41 @@ def test_the_any_to_any_pipeline(folder, pipe):
     assert texts(general(text=chats, **options)) == [about(pipe, "a"), about(pipe, "b")]
 
 
+def test_batches_of_the_any_to_any_pipeline(folder):
+    """Clips of other lengths, two clips, none, the assistant's words to go on with: batches answer as single chats do."""
+    general = pipeline("any-to-any", model=folder, max_new_tokens=8)
+    begun = [*question(CLIPS["b"], text="What?"), {"role": "assistant", "content": "A"}]
+    about_two, about_none = question(CLIPS["a"], CLIPS["c"], text="Which?"), question(text="What?")
+    chats = [question(CLIPS["a"], text="What is it?"), about_two, about_none, begun, question(CLIPS["b"], text="Why?")]
+    single = general(text=chats, return_full_text=False)
+    for size in (2, 5, 8):
+        assert general(text=chats, batch_size=size, return_full_text=False) == single
+    assert general(text=[about_none, about_none], batch_size=2, return_full_text=False) == [single[2]] * 2
+    assert general(text=chats, batch_size=3) == general(text=chats)
+    assert pipeline("any-to-any", model=folder, batch_size=2, max_new_tokens=8)(text=chats) == general(text=chats)
+    token = general.processor.audio_token
+    rows = [{"text": token + name, "audio": CLIPS[name]} for name in "abc"]
+    rows.append({"text": [f"{token}d", f"{token}e"], "audio": [CLIPS["a"], CLIPS["c"]]})
+    generated = [list(general((row for row in rows), batch_size=size)) for size in (1, 2)]
+    assert generated[0] == generated[1] == general(rows, batch_size=4)
+
+
+def test_several_answers_in_batches_of_the_any_to_any_pipeline(folder):
+    general = pipeline("any-to-any", model=folder, max_new_tokens=8)
+    chats = [question(CLIPS[name], text="What?") for name in "abc"]
+    options = {
+        "generate_kwargs": {"num_return_sequences": 2, "num_beams": 2, "do_sample": False},
+        "return_full_text": False,
+    }
+    assert general(text=chats, batch_size=2, **options) == general(text=chats, **options)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0])
+def test_a_batch_size_that_is_none(folder, size):
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number from 1"):
+        list(pipeline("any-to-any", model=folder)(text=[question(CLIPS["a"], text="What?")], batch_size=size))
+
+
 def test_a_column_of_a_dataset(pipe, files):
     """transformers' KeyDataset, which has a length and an index but is no iterable."""
     rows = Dataset.from_list([{"clip": files["a"]}, {"clip": files["b"]}])
