@@ -37,7 +37,7 @@ VERBS = {
     "judge": ("falcon3_audio.evaluation.judge", "have open answers judged by other models"),
     "compare": ("falcon3_audio.evaluation.compare", "compare two files of predictions"),
     "push": ("falcon3_audio.training.publishing.push", "publish a run or a checkpoint on the Hub"),
-    "card": ("falcon3_audio.model_cards.render", "render a model card"),
+    "card": ("falcon3_audio.training.publishing.card", "render a model card"),
     "results": ("falcon3_audio.model_cards.record", "add a score to the results that model cards show"),
     "serve": ("falcon3_audio.serving.serve", "serve a checkpoint behind an OpenAI-compatible API"),
     "export-gguf": ("falcon3_audio.serving.export_gguf", "write GGUF files for llama.cpp"),

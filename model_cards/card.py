@@ -1,10 +1,8 @@
 """Model cards: one template for all checkpoints, filled from facts and from measured results, and from nothing else.
 
-`facts/*.yaml` hold what is known of a checkpoint before it is trained; `run_facts.py` makes the same facts from a finished
-run. A fact that is missing is an error that names it, and a checkpoint without results says that it has none. Licences and
-training sets come from sources.py, scores from results.json (see results.py).
-
-    card = render_card("model_cards/facts/falcon3-audio-1b.yaml", [], repo_id="ORG/NAME"); card.save("README.md")
+`facts/*.yaml` hold what is known of a checkpoint before it is trained; training/publishing/run_facts.py makes the same facts
+from a finished run, and card.py beside it reads either. A fact that is missing is an error that names it, and a checkpoint
+without results says that it has none. Licences and training sets come from sources.py, scores from results.json (see results.py).
 """
 
 from importlib.resources import files
@@ -14,9 +12,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card_facts import check_facts, describe_settings, describe_source, read_mapping
-from .results import RESULTS, check_entry, eval_results, results_of, table
-from .sources import APACHE, DATASETS, REAL_SOUNDS, TINY, is_english_encoder, is_hub_id, licence_of
+from .card_facts import check_facts
+from .results import check_entry, eval_results, table
+from .sources import APACHE, TINY, is_english_encoder, is_hub_id, licence_of
 
 
 TAGS = ("audio-language-model", "audio-question-answering", "falcon3-audio", "speech", "sound", "music")
@@ -26,79 +24,25 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 GIB = 2**30
 
 
-def render_card(
-    facts: dict[str, Any] | str | Path, results: list[dict[str, Any]], repo_id: str | None = None
-) -> ModelCard:
+def render_card(facts: dict[str, Any], results: list[dict[str, Any]]) -> ModelCard:
     """
     The card of a checkpoint.
 
     Args:
-        facts: as in `facts/*.yaml`, or the path of such a file. `data` (what it was trained on) is a list of
-            `sources.Dataset` fields with `examples` and `weight`; with `training.recipe` it and the settings are read
-            from there.
+        facts: as in `facts/*.yaml`, with `repo_id` (ORG/NAME on the Hub), `data` (what it was trained on: a list of
+            `sources.Dataset` fields with `examples` and `weight`) and the settings in `training`.
         results: entries of results.json, all of this checkpoint.
-        repo_id: ORG/NAME on the Hub, if the facts do not have it.
 
     Raises:
         `ValueError`: if facts are missing or not understood, or a result is of another model or has no provenance.
-        `OSError`: if a file cannot be read.
     """
-    facts = dict(facts) if isinstance(facts, dict) else read_mapping(facts)
-    if repo_id is not None:
-        facts["repo_id"] = repo_id
     check_facts(facts)
     for entry in results:
         check_entry(entry)
         if entry["model"] != facts["repo_id"]:
             raise ValueError(f"got a result of {entry['model']} for the card of {facts['repo_id']}; leave it out.")
-    facts = from_recipe(facts) if facts["training"]["status"] in ("planned", "trained") else facts
     data = metadata(facts, results)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(facts, results)}")
-
-
-def card_for_run(
-    run_dir: str | Path,
-    checkpoint_dir: str | Path,
-    repo_id: str,
-    base_model: str | None = None,
-    results: str | Path = RESULTS,
-) -> ModelCard:
-    """
-    The card of what a run left, with the results in results.json that were measured with these very files.
-
-    Args:
-        run_dir: the run's folder. Without a recipe.yaml there, the card says that the training was not recorded.
-        checkpoint_dir: what is published: a plain checkpoint, or an adapter with its processor.
-        repo_id: ORG/NAME on the Hub.
-        base_model: Hub id of an adapter's base model, if the adapter does not name it itself.
-        results: results.json, or another file that `results.add_result` wrote.
-
-    Raises:
-        `ValueError`: if an adapter's base model is not on the Hub, the run has not ended, or results.json has a result under
-            `repo_id` that was measured with other files.
-        `OSError`: if files are missing.
-    """
-    from .run_facts import facts_of_run  # which loads torch
-
-    facts = facts_of_run(Path(run_dir), Path(checkpoint_dir), repo_id, base_model)
-    return render_card(facts, results_of(repo_id, Path(checkpoint_dir), results))
-
-
-def from_recipe(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts with the settings and training sets of the recipe that `training.recipe` names."""
-    from falcon3_audio.training.prepare.real_sounds.tables import read_packages
-    from falcon3_audio.training.recipe import read_recipe  # which loads TRL
-
-    path = files("falcon3_audio.training") / "recipes" / facts["training"]["recipe"]
-    recipe = read_recipe(Path(str(path)))
-    unknown = [source["path"] for source in recipe["train_data"] if source["path"] not in DATASETS]
-    if unknown:
-        raise ValueError(f"{path} trains on {', '.join(unknown)}; sources.py knows {', '.join(DATASETS)}.")
-    data = [describe_source(source, DATASETS[source["path"]]) for source in recipe["train_data"]]
-    facts = facts | {"training": facts["training"] | describe_settings(recipe), "data": data}
-    if any(source["path"].startswith(REAL_SOUNDS) for source in recipe["train_data"]):
-        facts["packages"] = [(one.name, one.version, one.licence) for one in read_packages()]
-    return facts
 
 
 def metadata(facts: dict[str, Any], results: list[dict[str, Any]]) -> ModelCardData:
@@ -190,4 +134,4 @@ def _linked(base: str | None) -> str:
     return f"`tiny_backbones/{name}` of this project" if TINY in f"/{base}" else f"a local folder, `{name}`"
 
 
-__all__ = ["card_for_run", "render_card"]
+__all__ = ["render_card"]

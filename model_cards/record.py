@@ -3,7 +3,7 @@
     falcon3-audio results add runs/mmau/score.json --model ORG/NAME
 
 Taken is what `falcon3-audio score` wrote, with its provenance; see results.py for what is refused. A score of the same
-model with the same questions and prompt is replaced. The cards are then rendered again (render.py). `--file mine.json` keeps
+model with the same questions and prompt is replaced. The cards are then rendered again (training/publishing/card.py). `--file mine.json` keeps
 scores outside of the package.
 """
 

@@ -15,11 +15,11 @@ from falcon3_audio.evaluation.load_air_bench import FOUNDATION
 from falcon3_audio.evaluation.local_model import LocalModel
 from falcon3_audio.evaluation.score import FORMAT as SCORE_FORMAT
 from falcon3_audio.evaluation.score import main as score
-from falcon3_audio.model_cards import card_for_run, render_card
-from falcon3_audio.model_cards.card_facts import read_mapping
+from falcon3_audio.model_cards import render_card
 from falcon3_audio.model_cards.record import main as record
-from falcon3_audio.model_cards.render import main as render
 from falcon3_audio.model_cards.results import FORMAT, add_result, eval_result_files, read_results, results_of
+from falcon3_audio.training.publishing.card import card_for_run, read_facts
+from falcon3_audio.training.publishing.card import main as render
 
 
 WORLD = Path(__file__).resolve().parents[2] / "model_cards" / "facts" / "falcon3-audio-world.yaml"
@@ -62,7 +62,7 @@ def evaluation_of(card):
 
 @pytest.fixture(scope="module")
 def facts():
-    return read_mapping(WORLD) | {"repo_id": REPO}
+    return read_facts(WORLD, REPO)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def results(tmp_path):
 def test_the_projects_results_are_empty_or_whole():
     assert FORMAT == SCORE_FORMAT
     for entry in read_results():
-        assert render_card(read_mapping(WORLD), [entry], repo_id=entry["model"])
+        assert render_card(read_facts(WORLD, entry["model"]), [entry])
 
 
 def test_a_score_becomes_a_result_on_the_card(facts, results, tmp_path, capsys):
@@ -250,7 +250,7 @@ def test_a_new_score_replaces_that_of_the_same_questions_only(results, tmp_path)
 def test_results_of_another_model_are_refused(facts, results, tmp_path):
     entry = add_result(write_score(tmp_path / "run"), REPO, results)
     with pytest.raises(ValueError, match="got a result of somebody/some-model for the card of somebody/other"):
-        render_card(facts, [entry], repo_id="somebody/other")
+        render_card(facts | {"repo_id": "somebody/other"}, [entry])
     assert results_of("somebody/other", path=results) == []
     del entry["run"]["decoding"]
     with pytest.raises(ValueError, match=r"lacks provenance: run\.decoding"):

@@ -2,9 +2,7 @@
 
 import ast
 import copy
-import json
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -12,18 +10,18 @@ import layouts
 import pytest
 import soundfile
 import torch
-import yaml
 from huggingface_hub import ModelCard
-from tiny import FALCON3_TEMPLATE, SAMPLING_RATE, make_llm, make_processor, make_tokenizer, tone
+from model_card_text import python_of, section
+from tiny import FALCON3_TEMPLATE, SAMPLING_RATE, make_processor, make_tokenizer, tone
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
-from falcon3_audio.model_cards import card_for_run, render_card
+from falcon3_audio.model_cards import render_card
 from falcon3_audio.model_cards.card_facts import REQUIRED, read_mapping
-from falcon3_audio.model_cards.render import main as render
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POOLING_WINDOW
 from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS
+from falcon3_audio.training.publishing.card import read_facts
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,18 +47,14 @@ SECTIONS = (
 )
 
 
-def section(card, title):
-    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL)[1]
-
-
 @pytest.fixture(scope="module", params=FACTS, ids=[path.stem for path in FACTS])
 def card(request):
-    return render_card(request.param, [], repo_id=REPO)
+    return render_card(read_facts(request.param, REPO), [])
 
 
 @pytest.fixture(scope="module")
 def facts():
-    return read_mapping(WORLD) | {"repo_id": REPO}
+    return read_facts(WORLD, REPO)
 
 
 def test_there_is_a_card_for_every_preset():
@@ -114,10 +108,6 @@ def test_a_card_without_results_says_so_and_gives_no_number(card):
 def test_what_is_not_verified_is_not_offered(facts):
     assert "vllm" not in render_card(facts, []).text.lower()
     assert f"vllm serve {REPO} --trust-remote-code" in render_card(facts | {"vllm": "0.1"}, []).text
-
-
-def python_of(card):
-    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
 
 
 def test_snippets_compile(card):
@@ -187,7 +177,7 @@ def test_the_prompt_is_what_the_processor_makes(path):
 
 def test_memory_is_computed_from_the_weights():
     """Falcon3-Audio-7B by hand: 7,775,364,096 weights, of which 6,650,068,992 can be in 4 bits."""
-    card = render_card(ROOT / "model_cards" / "facts" / "falcon3-audio-7b.yaml", [], repo_id=REPO)
+    card = render_card(read_facts(ROOT / "model_cards" / "facts" / "falcon3-audio-7b.yaml", REPO), [])
     hardware = section(card, "Hardware")
     assert "not measured" in hardware
     assert re.findall(r"\| ([\d.]+) \|", hardware) == ["29", "14.5", "5.29"]
@@ -197,7 +187,7 @@ def test_memory_is_computed_from_the_weights():
 
 
 def test_a_recipes_settings_and_data():
-    card = render_card(ROOT / "model_cards" / "facts" / "falcon3-audio-3b.yaml", [], repo_id=REPO)
+    card = render_card(read_facts(ROOT / "model_cards" / "facts" / "falcon3-audio-3b.yaml", REPO), [])
     procedure = section(card, "Training procedure")
     for row in ("LoRA rank | 8", "learning rate | 0.0002", "questions per step | 256", "computed in bfloat16 | yes"):
         assert f"| {row} |" in procedure
@@ -225,169 +215,9 @@ def test_facts_that_are_not_understood(facts, tmp_path):
     with pytest.raises(ValueError, match="relation must be one of finetune, adapter, merge, None; got 'child'"):
         render_card(facts | {"relation": "child"}, [])
     with pytest.raises(ValueError, match="repo_id must be ORG/NAME on the Hub, got 'model'"):
-        render_card(facts, [], repo_id="model")
+        render_card(facts | {"repo_id": "model"}, [])
     with pytest.raises(ValueError, match=r"names its base model by its Hub id \(adapter_of\), got None"):
         render_card(facts | {"relation": "adapter"}, [])
     (tmp_path / "facts.yaml").write_text("- a list")
     with pytest.raises(ValueError, match="must be a YAML mapping, got list"):
-        render_card(tmp_path / "facts.yaml", [])
-
-
-#
-# Cards of runs
-#
-
-RECIPE = {
-    "model": None,
-    "audio_model": "openai/whisper-small.en",
-    "text_model": "tiiuae/Falcon3-1B-Instruct",
-    "lora_r": 4,
-    "learning_rate": 3e-4,
-    "train_data": [
-        {"path": "somebody/sounds", "name": "clean", "split": "train", "weight": 0.5},
-        {"path": "mine/prepared", "name": None, "split": "train", "weight": 1.0},
-    ],
-    "examples": [1200, 34],
-}
-LOG = [{"step": 10, "loss": 2.5, "peak_memory_gib": 3.5}, {"step": 20, "loss": 1.23456, "peak_memory_gib": 2.0}]
-HEARD = [
-    {"step": 10, "eval_hearing": -0.1, "eval_hearing_low": -0.2, "eval_hearing_high": 0.1},
-    {"step": 20, "eval_hearing": 0.25, "eval_hearing_low": 0.2, "eval_hearing_high": 0.3},
-    {"step": 20, "eval_few_hearing": 0.5},
-    {"step": 20, "eval_odd_hearing": float("nan")},
-]
-STATE = {"global_step": 20, "epoch": 0.5, "log_history": [*LOG, *HEARD, {"step": 20, "train_runtime": 9.0}]}
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run's records; the second of its sets is a folder beside it, though its name would do for a Hub id."""
-    folder = tmp_path / "work" / "runs" / "one"
-    folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    (folder / "trainer_state.json").write_text(json.dumps(STATE))
-    prepared = tmp_path / "work" / "mine" / "prepared"
-    prepared.mkdir(parents=True)
-    annotations = {"sha256": "abc123", "folder": str(tmp_path)}
-    report = {"finished": True, "parameters": {"source": "open-asqa", "annotations": annotations}}
-    report |= {"total": {"clips": 17, "questions": 34, "hours": 0.25}, "datasets": {"as_20k": {}, "fsd50k": {}}}
-    (prepared / "report.json").write_text(json.dumps(report))
-    return folder
-
-
-@pytest.fixture
-def adapter(checkpoint, tmp_path):
-    """What `save_model` leaves of an adapter, as far as a card reads it."""
-    folder = tmp_path / "adapter"
-    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
-    return folder
-
-
-def test_a_run_card_has_what_was_recorded(run, checkpoint, tmp_path):
-    card = card_for_run(run, checkpoint, REPO)
-    data = card.data.to_dict()
-    assert data["base_model"] == ["tiiuae/Falcon3-1B-Instruct", "openai/whisper-small.en"]
-    assert data["base_model_relation"] == "finetune" and data["language"] == ["en"]
-    assert data["datasets"] == ["somebody/sounds"]
-    sets = section(card, "Training data")
-    assert "name `clean`, split `train`. 1,200 examples. 0.5 passes" in sets
-    assert "17 clips, 0.25 hours and 34 questions of as_20k, fsd50k; sha256 of the annotations `abc123`" in sets
-    assert "mine" not in card.content and str(tmp_path) not in card.content and checkpoint not in card.content
-    procedure = section(card, "Training procedure")
-    assert "| LoRA rank | 4 |" in procedure and "| learning rate | 0.0003 |" in procedure
-    assert "- 20 steps, 0.5 epochs." in procedure
-    assert "loss 1.235 (mean of steps 11 to 20)" in procedure and "3.5 GiB" in procedure
-    assert (
-        "After 20 steps silence in place of the clips costs 0.25 nats per answer token (eval_hearing; 95 %"
-        in procedure
-    )
-    assert "After 20 steps eval_odd_hearing could not be measured" in procedure
-    assert "interval 0.2 to 0.3)." in procedure and "(eval_few_hearing)." in procedure and "-0.1" not in procedure
-    config = json.loads((Path(checkpoint) / "config.json").read_text())
-    assert f"stored as {config['dtype']}" in section(card, "Hardware")
-    assert "{audio}What sound is heard?" in section(card, "Prompt format")
-
-
-def test_a_run_cards_weights_are_counted(run, checkpoint, model):
-    hardware = section(card_for_run(run, checkpoint, REPO), "Hardware")
-    parts = model.model
-    for modules in ([parts.audio_tower], [parts.multi_modal_projector], [parts.language_model, model.lm_head]):
-        count = sum(weight.numel() for module in modules for weight in module.parameters())
-        assert f"{count:,} " in hardware
-
-
-def test_tied_weights_are_counted_once(run, checkpoint, tmp_path):
-    config = AutoConfig.from_pretrained(checkpoint)
-    tied = make_llm(tie_word_embeddings=True)
-    config.text_config, config.tie_word_embeddings = tied.config, True
-    folder = tmp_path / "tied"
-    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config.save_pretrained(folder)
-    hardware = section(card_for_run(run, folder, REPO), "Hardware")
-    assert f"{sum(weight.numel() for weight in tied.parameters()):,} language model" in hardware
-
-
-def test_an_adapters_card_names_its_base(run, adapter, checkpoint, tmp_path):
-    shutil.copytree(checkpoint, run / "base")
-    with pytest.raises(ValueError, match="nobody else could load. Push that first"):
-        card_for_run(run, adapter, REPO)
-    (tmp_path / "nameless").mkdir()
-    (tmp_path / "nameless" / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
-    with pytest.raises(ValueError, match="is None, which nobody else could load"):
-        card_for_run(run, tmp_path / "nameless", REPO)
-    card = card_for_run(run, adapter, REPO, base_model="somebody/base")
-    assert card.data.to_dict()["base_model"] == ["somebody/base"] and card.data.base_model_relation == "adapter"
-    assert "lora" in card.data.tags and card.data.license_name == "falcon-llm-license"
-    (code,) = python_of(card)
-    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    named = {argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)}
-    assert named == {"somebody/base", REPO}
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/other"}))
-    assert card_for_run(run, adapter, REPO).data.base_model == ["somebody/other"]
-
-
-def test_a_composed_base_and_a_checkpoint_without_records(run, checkpoint):
-    shutil.copytree(checkpoint, run / "base")
-    composed = card_for_run(run / "base", run / "base", REPO)
-    assert composed.data.base_model_relation == "merge" and "has not been trained" in composed.text
-    assert composed.data.datasets is None and "steps" not in section(composed, "Training procedure")
-    unknown = card_for_run(checkpoint, checkpoint, REPO)
-    assert not {"base_model", "base_model_relation", "license", "language"} & set(unknown.data.to_dict())
-    for title in ("Training data", "Training procedure"):
-        assert section(unknown, title).strip() == "Not recorded with this checkpoint."
-
-
-def test_other_base_models_are_linked_not_guessed_about(run, checkpoint):
-    recipe = RECIPE | {"audio_model": None, "text_model": None, "model": "somebody/base", "num_generations": 8}
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"examples": 1234}))
-    card = card_for_run(run, checkpoint, REPO)
-    assert card.data.base_model == ["somebody/base"] and card.data.language is None
-    assert card.data.license_link == "https://huggingface.co/somebody/base"
-    assert "GRPO" in section(card, "Training procedure") and "1,234" not in section(card, "Training data")
-
-
-def test_a_run_that_has_not_ended(run, checkpoint):
-    (run / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="has no trainer_state.json: it has not ended"):
-        card_for_run(run, checkpoint, REPO)
-    (run / "recipe.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="recipe.yaml is no YAML"):
-        card_for_run(run, checkpoint, REPO)
-
-
-#
-# The command
-#
-
-
-def test_the_command_writes_a_card(run, checkpoint, tmp_path, capsys):
-    assert render([str(WORLD), "--repo-id", REPO]) == 0
-    assert capsys.readouterr().out.strip() == render_card(WORLD, [], repo_id=REPO).content.strip()
-    output = tmp_path / "card" / "README.md"
-    assert render([str(run), "--checkpoint", checkpoint, "--repo-id", REPO, "--output", str(output)]) == 0
-    assert ModelCard.load(output).content == card_for_run(run, checkpoint, REPO).content
-    for arguments in ([str(tmp_path / "none.yaml")], [str(WORLD), "--base-model", "a/b"], [str(run)]):
-        assert render([*arguments, "--repo-id", REPO]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("falcon3-audio card: ") and "Traceback" not in said
+        read_facts(tmp_path / "facts.yaml", REPO)

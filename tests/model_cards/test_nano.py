@@ -10,8 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 from falcon3_audio.model_cards.card_facts import read_mapping
-from falcon3_audio.model_cards.run_facts import describe_outcome
 from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from falcon3_audio.training.publishing.run_facts import describe_outcome
 from falcon3_audio.training.real import NANO, RECIPE
 from falcon3_audio.training.recipe import parse_options
 from falcon3_audio.training.run_folder import describe_recipe, with_defaults

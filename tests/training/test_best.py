@@ -8,10 +8,10 @@ import pytest
 from training_runs import farthest, history_of, weights_of, write_chats
 from transformers import TrainerState
 
-from falcon3_audio.model_cards.run_facts import describe_outcome
 from falcon3_audio.training import sft
 from falcon3_audio.training.best import check_metric, less_is_better, name_sets, note_best
 from falcon3_audio.training.data.sources import DataSource
+from falcon3_audio.training.publishing.run_facts import describe_outcome
 from falcon3_audio.training.trainer import AudioSFTTrainer
 
 

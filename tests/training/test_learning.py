@@ -9,12 +9,12 @@ from peft import get_peft_model
 from training_runs import farthest, parse, weights_of
 from transformers import AutoModelForMultimodalLM
 
-from falcon3_audio.model_cards.run_facts import facts_of_run
 from falcon3_audio.training import sft
 from falcon3_audio.training.arguments import LoraArguments, ModelArguments
 from falcon3_audio.training.learning import choose_trained_weights, part_of
 from falcon3_audio.training.model import load_model
 from falcon3_audio.training.publishing.merge import load_merged, merge
+from falcon3_audio.training.publishing.run_facts import facts_of_run
 
 
 PROJECTOR = "model.multi_modal_projector."

@@ -32,13 +32,13 @@ from transformers import AutoConfig
 
 from falcon3_audio.model_cards import render_card
 from falcon3_audio.model_cards.results import eval_result_files, results_of
-from falcon3_audio.model_cards.run_facts import facts_of_run
 from falcon3_audio.user_errors import user_errors
 
 from ..arguments import OF_COMPOSED
 from ..run_folder import RECIPE, STATE, explain, find_checkpoint, root_of
 from .adapter_base import find_base
 from .merge import ADAPTER_CONFIG, forget_folders, load_merged, load_processor
+from .run_facts import facts_of_run
 from .verify_push import ask
 
 

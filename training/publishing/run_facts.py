@@ -15,15 +15,23 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.model_cards.card_facts import describe_settings, describe_source, read_mapping
+from falcon3_audio.model_cards.sources import (
+    DATASETS,
+    FALCON,
+    FALCON_LANGUAGES,
+    Dataset,
+    is_english_encoder,
+    is_hub_id,
+    licence_of,
+)
 from falcon3_audio.saved_json import read_object, readable_json
-from falcon3_audio.training.best import LOADED
-from falcon3_audio.training.data.shards import REPORT
-from falcon3_audio.training.hearing import hearing_names
-from falcon3_audio.training.learning import count_parameters
-from falcon3_audio.training.run_folder import BASE, RECIPE, STATE
 
-from .card_facts import describe_settings, describe_source, read_mapping
-from .sources import DATASETS, FALCON, FALCON_LANGUAGES, Dataset, is_english_encoder, is_hub_id, licence_of
+from ..best import LOADED
+from ..data.shards import REPORT
+from ..hearing import hearing_names
+from ..learning import count_parameters
+from ..run_folder import BASE, RECIPE, STATE
 
 
 QUESTION = "What sound is heard?"
