@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: backbones as from the Hub, and a composed checkpoint."""
 
+import gc
 import os
 import shutil
 import sys
@@ -38,6 +39,11 @@ LONGEST = (
     "real",
     "package",
 )
+
+
+def pytest_collection_finish():
+    # Every run of the trainer collects garbage; what has been imported by now is none, and takes a second to look through.
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
