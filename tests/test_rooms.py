@@ -143,3 +143,18 @@ def test_what_is_read_is_what_is_there(graph):
 def test_files_are_short_enough_to_read_in_one_sitting():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()}
     assert {path.relative_to(ROOT): count for path, count in lines.items() if count > 400} == {}
+
+
+def test_making_sets_loads_nothing_that_trains(graph):
+    """Whoever makes a set need not have TRL."""
+    known = modules()
+    begun = [name for name in known if name.startswith("falcon3_audio.training.prepare.")]
+    assert "falcon3_audio.training.prepare.real_sounds.build" in begun
+    loaded = {}
+    while begun:
+        name = begun.pop()
+        # A module's package is imported before it.
+        parents = [name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)]
+        loaded[name] = set(imports(name, known[name]))
+        begun += [other for other in {*graph[name], *parents} if other in known and other not in loaded]
+    assert not {name for name, others in loaded.items() if any(other.partition(".")[0] == "trl" for other in others)}

@@ -283,15 +283,21 @@ def test_too_much_missing_fails_before_decoding_and_continues(source, tmp_path, 
     assert files_of(out) == files_of(tmp_path / "fresh")
 
 
+def files_and_times(folder):
+    """Name -> which file it is, of every shard. A number is used again once its file is gone; the time tells those apart."""
+    stats = {path.name: path.stat() for path in folder.glob("*.arrow")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
 def test_broken_audio_that_was_mended_is_taken(source, tmp_path, small_buckets):
     whole = (source / "as" / "id-0.wav").read_bytes()
     (source / "as" / "id-0.wav").write_bytes(b"no sound")
     with pytest.raises(ValueError, match="as_20k: 0 of 4 clips are missing and 1 broken"):
         run(source, tmp_path / "out")
-    kept = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
+    kept = files_and_times(tmp_path / "out")
     (source / "as" / "id-0.wav").write_bytes(whole)
     run(source, tmp_path / "out")
-    now = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
+    now = files_and_times(tmp_path / "out")
     redone = {name.split("-")[0] for name in now if kept.get(name) != now[name]}
     assert len(redone) == 1 and len(now) > 4  # the one bucket
     run(source, tmp_path / "fresh")
