@@ -49,8 +49,21 @@ VERBS = {
 def main(arguments: list[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
-    is_program = arguments is None
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        return run(arguments)
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as shells have it
+    if status == 130:
+        # A second Ctrl-C would print what Python was taking down, which takes a moment with torch loaded.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
+
+
+def run(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         usage = (
@@ -68,17 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     _quieten()
     try:
-        status = _run(verb, arguments[1:])
+        return _run_verb(verb, arguments[1:])
     except KeyboardInterrupt:  # before the verb has begun
         print(f"falcon3-audio {verb}: stopped.", file=sys.stderr)
-        status = 130
-    if status == 130 and is_program:
-        # A second Ctrl-C would print what Python was taking down, which takes a moment with torch loaded.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return status
+        return 130
 
 
-def _run(verb: str, arguments: list[str]) -> int:
+def _run_verb(verb: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(VERBS[verb][0])
     except ModuleNotFoundError as error:

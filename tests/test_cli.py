@@ -38,11 +38,25 @@ def test_a_second_interrupt_while_python_ends_prints_nothing():
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(0.01)\n"
         "atexit.register(interrupt)\n"
-        "cli._run = interrupt\n"
+        "cli._run_verb = interrupt\n"
         "sys.exit(cli.main())\n"
     )
     run = subprocess.run([sys.executable, "-c", code, "train"], capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (130, "", "falcon3-audio train: stopped.\n")
+
+
+def test_a_reader_that_goes_is_no_fault():
+    code = (
+        "import sys, falcon3_audio_cli as cli\n"
+        "cli._run_verb = lambda *_: print('a line\\n' * 100_000) or 0\n"
+        "sys.exit(cli.main())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "train"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout.readline() == "a line\n"
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == ("", 141)
 
 
 @pytest.mark.parametrize("module", [module for module, _ in cli.VERBS.values()])
