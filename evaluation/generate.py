@@ -35,6 +35,9 @@ from .prompts import PROMPTS, Prompt
 from .questions import Clip, QuestionSet
 
 
+OF_SOME = ("check", "references")  # what only some benchmarks' rows have
+
+
 def generate(
     questions: QuestionSet,
     answerer: Answerer,
@@ -213,6 +216,7 @@ def _row(item: Item, outcome: Outcome, control: str) -> dict[str, Any]:
         error=outcome["error"],
         prompt=item.prompt,
         check=question.check,
+        references=question.references,
     )
-    row = {name: value for name, value in asdict(prediction).items() if name != "check" or value is not None}
+    row = {name: value for name, value in asdict(prediction).items() if name not in OF_SOME or value}
     return row | outcome | ({"heard": item.names} if control == "shuffled" else {})

@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.caption_metrics import CAPTION_METRICS
 from falcon3_audio.whole_files import write_json
 
 from .sources import is_hub_id
@@ -71,6 +72,7 @@ METRICS = {
     "accuracy": "accuracy",
     "word_error_rate": "wer",
     "character_error_rate": "cer",
+    **{key: name for name, key in CAPTION_METRICS.items()},
 }  # key of a score: metric on the Hub
 
 
@@ -177,7 +179,7 @@ def _key(entry: dict[str, Any]) -> str:
 
 
 def value_of(found: dict[str, Any]) -> float | None:
-    """Accuracy or word error rate of a rule, 0 to 1 (a word error rate can be more)."""
+    """Accuracy, error rate or caption metric of a rule, 0 to 1 (a word error rate or CIDEr-D can be more)."""
     return next((found[key] for key in (*METRICS, "macro") if key in found), None)
 
 
