@@ -22,6 +22,7 @@ from .load_mmau_pro import load_mmau_pro
 from .load_mmsu import QUESTIONS as MMSU_QUESTIONS
 from .load_mmsu import TASKS as MMSU_TASKS
 from .load_mmsu import load_mmsu
+from .load_voicebench import load_voicebench
 from .questions import QuestionSet
 
 
@@ -110,6 +111,7 @@ BENCHMARKS = {
         tasks=MMSU_TASKS,
         hub_id="ddwang2000/MMSU",
     ),
+    "voicebench": Benchmark(load_voicebench, "sound-alone", (), ("task",), "VoiceBench"),
     "esc-50": Benchmark(
         load_esc50,
         "plain",

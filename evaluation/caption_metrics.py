@@ -52,7 +52,7 @@ def caption_results(rule: str, rows: Sequence[Prediction]) -> list[Result]:
     try:
         tokens = _tokenizer()
         texts = [(tokens(row.reply or ""), tuple(map(tokens, row.references))) for row in rows]
-        return texts if rule == BLEU else _each(rule, texts)
+        return list(texts) if rule == BLEU else _each(rule, texts)
     except ImportError as error:
         raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[captions]'") from error
 

@@ -103,7 +103,12 @@ def _items(questions: QuestionSet, prompt: Prompt, control: str, seed: int) -> l
             f"{len(twice)} ids belong to several questions, the first is {twice[0]!r}; expected one each."
         )
     clips = heard(questions.questions, control, seed)
-    return [Item(question, prompt.fill(question), played) for question, played in zip(questions.questions, clips)]
+    items = [Item(question, prompt.fill(question), played) for question, played in zip(questions.questions, clips)]
+    if any(not item.prompt and not item.heard for item in items):
+        raise ValueError(
+            f"The prompt {prompt.name!r} has no words and the control {control!r} no sound; give another --prompt."
+        )
+    return items
 
 
 def _settings(
