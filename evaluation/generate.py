@@ -33,6 +33,7 @@ from .orders import in_orders
 from .predictions import PREDICTIONS, RUN, Prediction
 from .prompts import PROMPTS, Prompt
 from .questions import Clip, QuestionSet
+from .wordings import Paraphrases, in_wordings
 
 
 OF_SOME = ("check", "references")  # what only some benchmarks' rows have
@@ -46,6 +47,7 @@ def generate(
     control: str = "none",
     seed: int = 0,
     shuffled_orders: int = 0,
+    paraphrases: Paraphrases | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> Counter[str] | None:
@@ -59,6 +61,7 @@ def generate(
         control: a name in `controls.CONTROLS`.
         seed: of the control "shuffled" and of shuffled options.
         shuffled_orders: in how many other orders of their options questions are asked as well, see orders.py.
+        paraphrases: other words in which questions are asked as well, see wordings.py; not with shuffled options.
         process, processes: the number of this process from 0, and how many share the questions.
 
     Returns:
@@ -70,10 +73,16 @@ def generate(
     """
     output = Path(output)
     prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt, PROMPTS[prompt])
+    if shuffled_orders and paraphrases:
+        raise ValueError(
+            "got shuffled options and paraphrases; expected one of them, so that it is known what replies depend on."
+        )
     questions = in_orders(questions, shuffled_orders, seed) if shuffled_orders else questions
+    questions = in_wordings(questions, paraphrases) if paraphrases else questions
     items = _items(questions, prompt, control, seed)
     settings = _settings(questions, items, answerer, prompt, control, seed)
     settings |= {"shuffled_orders": shuffled_orders} if shuffled_orders else {}
+    settings |= {"paraphrases_sha256": paraphrases.sha256} if paraphrases else {}
     journal = Journal(output, settings, process)
     try:
         if any(item.heard for item in items) and journal.audio_check is None:

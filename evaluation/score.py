@@ -30,7 +30,7 @@ from .benchmarks import BENCHMARKS, title_of
 from .caption_metrics import CAPTION_METRICS, NOTE, caption_results, caption_score, mean_caption_score
 from .intervals import clip_numbers, mean_of_shares, share_interval
 from .judged import overall, read_judged
-from .orders import ORDER, consistency, published_id
+from .orders import ORDER, WORDING, consistency, published_id
 from .predictions import (
     ANSWERED,
     FAILED,
@@ -88,7 +88,7 @@ def score(
     Returns:
         `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
         mean (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`, of captions see `caption_metrics`. Shares are 0 to 1; `null` where nothing was counted.
-        `notes` say in words what a reader must know of the rules. `consistency` is there of a run with shuffled options, see `orders.consistency`.
+        `notes` say in words what a reader must know of the rules. `consistency` is there of a run with shuffled options or paraphrases, see `orders.consistency`.
 
     Raises:
         `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
@@ -102,21 +102,19 @@ def score(
     rules = rules or BENCHMARKS[benchmark].rules
     if not rules:
         raise ValueError(f"{benchmark} has open questions, which `falcon3-audio judge` scores.")
-    orders = predictions.provenance.get("shuffled_orders")
-    if orders and data:
-        raise ValueError(
-            f"{predictions.path} has its questions in several orders of the options; score it without --data."
-        )
+    ways, manner = _ways(predictions.provenance)
+    if ways and data:
+        raise ValueError(f"{predictions.path} has its questions in several {manner}; score it without --data.")
     rows, sha256 = questions_of(predictions, benchmark, data)
     breakdowns = BENCHMARKS[benchmark].breakdowns
     title = title_of(
         benchmark,
-        {published_id(row) for row in rows} if orders else [row.id for row in rows],
+        {published_id(row) for row in rows} if ways else [row.id for row in rows],
         (row.groups.get(next(iter(breakdowns), ""), NO_GROUP) for row in rows),
     )
-    if orders:
-        title += f" with the options in {orders + 1} orders"
-        breakdowns = (*breakdowns, ORDER) if breakdowns else ()
+    if ways:
+        title += f" in {len({row.groups.get(ways) for row in rows})} {manner}"
+        breakdowns = (*breakdowns, ways) if breakdowns else ()
     everything = rows
     if not set(rules) <= UNITS.keys() | CAPTION_METRICS.keys():
         rows, title = _without_open(rows, title, without_open or judged is not None)
@@ -142,7 +140,7 @@ def score(
         "counts": counts | {"left out before asking": left_out},
         "coverage": counts[ANSWERED] / (len(rows) + sum(left_out.values())),
         "rules": scores,
-        **({"consistency": consistency(rows, clips)} if orders else {}),
+        **({"consistency": {"of": manner} | consistency(rows, clips)} if ways else {}),
         **({} if judged is None else {"overall": _overall(everything, rules, Path(judged), predictions.sha256)}),
         "baselines": baselines(rows) if all(row.choices for row in rows) else None,
         "spelling": spelling,
@@ -150,6 +148,13 @@ def score(
         "run": predictions.provenance,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
+
+
+def _ways(run: dict[str, Any]) -> tuple[str | None, str]:
+    """The group of a run that asks its questions in several ways, and what these are called; `None` for other runs."""
+    if run.get("shuffled_orders"):
+        return ORDER, "orders of the options"
+    return (WORDING, "wordings") if run.get("paraphrases_sha256") else (None, "")
 
 
 def _without_open(rows: list[Prediction], title: str, without_open: bool) -> tuple[list[Prediction], str]:

@@ -47,7 +47,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     if "consistency" in result:
         found = result["consistency"]
         console.print(
-            f"the same option in two orders: {percent(found['rate'])} % {_limits(found)} of {found['pairs']} pairs, "
+            f"the same option in two {found['of']}: {percent(found['rate'])} % {_limits(found)} of {found['pairs']} pairs, "
             f"{found['questions']} questions",
             soft_wrap=True,
         )

@@ -27,6 +27,7 @@ from .sources import is_hub_id
 
 RESULTS = Path(str(files(__package__))) / "results.json"
 FORMAT = 1  # of score files, as evaluation/score.py has it
+WAYS = ("shuffled_orders", "paraphrases_sha256")  # of asking questions more than once
 # What an entry keeps of a score file, and of the run in it. The run's `model` is left out: it may be a local path.
 OF_SCORE = (
     "format",
@@ -42,6 +43,7 @@ OF_SCORE = (
     "overall",
     "baselines",
     "spelling",
+    "notes",
     "versions",
 )
 NEEDED_OF_RUN = (
@@ -60,13 +62,14 @@ OF_RUN = (
     "prompt_sha256",
     "questions_sha256",
     "generation_config",
+    *WAYS,
     "model_dtype",
     "audio_tokens",
     "audio_check",
 )
 ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
 # One entry for each of these; another score of the same takes its place.
-KEY = ("model", "benchmark", "prompt", "prompt_sha256", "shuffled_orders", "data_sha256", "spelling")
+KEY = ("model", "benchmark", "prompt", "prompt_sha256", *WAYS, "data_sha256", "spelling")
 OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
 METRICS = {
     "accuracy": "accuracy",

@@ -1,11 +1,15 @@
 """AudioCaps' and Clotho's files made small: a clip is one question, and its captions are the references."""
 
 import hashlib
+import json
 
 import pytest
 from benchmark_files import write_clip
+from evaluation_runs import rows_of
+from stub_endpoint import Answer, StubEndpoint
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS, title_of
+from falcon3_audio.evaluation.evaluate import main
 from falcon3_audio.evaluation.load_captions import load_audiocaps, load_clotho
 
 
@@ -95,3 +99,24 @@ def test_a_part_is_not_called_by_the_sets_name(audiocaps, clotho):
     for name, path in (("audiocaps", audiocaps / "test.csv"), ("clotho", clotho)):
         ids = [question.id for question in BENCHMARKS[name].load(path).questions]
         assert title_of(name, ids) == f"Own questions in {BENCHMARKS[name].title}'s format"
+
+
+def test_from_the_files_to_a_score(audiocaps, tmp_path, capsys):
+    pytest.importorskip("pycocoevalcap")
+
+    def answers(body):
+        tokens = 100 * len(body["messages"][0]["content"])
+        said = "Constant rattling noise."
+        return Answer(said, usage={"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1})
+
+    out = tmp_path / "out"
+    with StubEndpoint(answers) as stub:
+        command = ["--benchmark", "audiocaps", "--data", str(audiocaps / "test.csv"), "--output-dir", str(out)]
+        assert main([*command, "--endpoint", stub.url, "--endpoint-model", "m"]) == 0
+        asked = {str(request.body["messages"][0]["content"][-1]) for request in stub.requests}
+    assert any("Describe what is heard in one sentence." in text for text in asked)
+    row = rows_of(out)["7fmOlUlwoNg"]
+    assert row["references"] == ["Constant rattling noise", "Something vibrates"]
+    assert "cider-d" in capsys.readouterr().out
+    found = json.loads((out / "score.json").read_text())
+    assert found["rules"]["rouge-l"]["rouge_l"] == pytest.approx(1 / 3) and found["coverage"] == 1
