@@ -21,7 +21,7 @@ CIDER, ROUGE, BLEU = "cider-d", "rouge-l", "bleu-4"
 CAPTION_METRICS = {CIDER: "cider_d", ROUGE: "rouge_l", BLEU: "bleu_4"}  # the key of each one's value in a score
 NOTE = (
     "Captions: without METEOR, SPICE and SPIDEr (Java) and FENSE (a model); tokens are NLTK's, published ones PTBTokenizer's. "
-    "CIDEr-D times 100, as a rule; BLEU-4 has no interval."
+    "CIDEr-D is shown times 100; BLEU-4 has no interval."
 )
 ORDERS = 4  # of n-grams
 # As pycocoevalcap leaves them out after its tokenizer. Brackets stay, as "-lrb-": its list has them in capitals, its words are in lower case.
@@ -54,7 +54,8 @@ def caption_results(rule: str, rows: Sequence[Prediction]) -> list[Result]:
         texts = [(tokens(row.reply or ""), tuple(map(tokens, row.references))) for row in rows]
         return list(texts) if rule == BLEU else _each(rule, texts)
     except ImportError as error:
-        raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[captions]'") from error
+        package = (error.name or "pycocoevalcap").partition(".")[0]
+        raise ValueError(f"--rule {rule} needs {package}: pip install 'falcon3-audio[captions]'") from error
 
 
 def caption_score(rule: str, results: Results) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 
 import pytest
 from benchmark_files import write_clip
@@ -9,8 +10,10 @@ from evaluation_runs import rows_of
 from stub_endpoint import Answer, StubEndpoint
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS, title_of
+from falcon3_audio.evaluation.caption_metrics import caption_results
 from falcon3_audio.evaluation.evaluate import main
 from falcon3_audio.evaluation.load_captions import load_audiocaps, load_clotho
+from falcon3_audio.evaluation.predictions import ANSWERED, Prediction
 
 
 AUDIOCAPS = """audiocap_id,youtube_id,start_time,caption
@@ -99,6 +102,13 @@ def test_a_part_is_not_called_by_the_sets_name(audiocaps, clotho):
     for name, path in (("audiocaps", audiocaps / "test.csv"), ("clotho", clotho)):
         ids = [question.id for question in BENCHMARKS[name].load(path).questions]
         assert title_of(name, ids) == f"Own questions in {BENCHMARKS[name].title}'s format"
+
+
+def test_without_the_packages_a_score_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    row = Prediction("a", ANSWERED, "a dog", answer="a dog", references=("a dog",))
+    with pytest.raises(ValueError, match=r"--rule cider-d needs nltk: pip install 'falcon3-audio\[captions\]'"):
+        caption_results("cider-d", [row])
 
 
 def test_from_the_files_to_a_score(audiocaps, tmp_path, capsys):
