@@ -9,8 +9,10 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from .caption_metrics import CAPTION_METRICS
 from .load_air_bench import FOUNDATION, load_chat, load_foundation
 from .load_asr import load_asr
+from .load_captions import load_audiocaps, load_clotho
 from .load_esc50 import CLIPS, KIND_OF, load_esc50
 from .load_jsonl import load_jsonl
 from .load_mmau import load_mmar, load_mmau
@@ -20,6 +22,7 @@ from .load_mmau_pro import load_mmau_pro
 from .load_mmsu import QUESTIONS as MMSU_QUESTIONS
 from .load_mmsu import TASKS as MMSU_TASKS
 from .load_mmsu import load_mmsu
+from .load_voicebench import load_voicebench
 from .questions import QuestionSet
 
 
@@ -29,7 +32,7 @@ class Benchmark:
     Attributes:
         load: `load(path, audio_root=None, on_error="raise")`, which returns a `QuestionSet`.
         prompt: name in `prompts.PROMPTS`.
-        rules: names in `rules.RULES` or `word_errors.UNITS`, the official one first; none where a judge scores.
+        rules: names in `rules.RULES`, `word_errors.UNITS` or `caption_metrics.CAPTION_METRICS`, the official one first; none where a judge scores.
         breakdowns: the groups that scores are broken down by; none: all that the questions have.
         title: what it is called where it is published.
         ids_sha256: `ids_digest` of each published version's questions. Content has changed under one name, ids hardly.
@@ -108,6 +111,7 @@ BENCHMARKS = {
         tasks=MMSU_TASKS,
         hub_id="ddwang2000/MMSU",
     ),
+    "voicebench": Benchmark(load_voicebench, "sound-alone", (), ("task",), "VoiceBench"),
     "esc-50": Benchmark(
         load_esc50,
         "plain",
@@ -116,6 +120,26 @@ BENCHMARKS = {
         "ESC-50",
         size=CLIPS,
         tasks=frozenset(KIND_OF),
+        plain=(),
+    ),
+    "audiocaps": Benchmark(
+        load_audiocaps,
+        "question",
+        tuple(CAPTION_METRICS),
+        (),
+        "AudioCaps",
+        # test.csv of github.com/cdjkim/audiocaps; AudioCaps 2.0 has the same clips in it.
+        ("c57e4406111c4ef9082e438a4257b0973845581a6c7e2d55bdadcc3efdff2a8e",),
+        plain=(),
+    ),
+    "clotho": Benchmark(
+        load_clotho,
+        "question",
+        tuple(CAPTION_METRICS),
+        (),
+        "Clotho",
+        # clotho_captions_evaluation.csv of Clotho 2.1.
+        ("a1326648e7a1662d244437bbf2de02bf05a17cddfe1d1493507ce8861074a107",),
         plain=(),
     ),
     "asr": Benchmark(load_asr, "question", ("wer", "cer"), ("split", "dataset", "language"), "Transcripts", plain=()),

@@ -27,6 +27,7 @@ from .local_model import LocalModel, own_device
 from .predictions import FAILED, read_predictions
 from .prompts import PLACEHOLDERS, PROMPTS, read_prompt
 from .remote_model import RemoteModel
+from .wordings import read_paraphrases
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,6 +51,7 @@ def evaluate(options: argparse.Namespace) -> int:
         options.control,
         options.seed,
         options.shuffle_choices or 0,
+        read_paraphrases(options.paraphrases) if options.paraphrases else None,
         process,
         processes,
     )
@@ -127,7 +129,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--max-new-tokens", type=_positive, default=256, help="of a reply (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="of what is shuffled, and for endpoints (default: 0)")
-    parser.add_argument(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--paraphrases", type=Path, metavar="FILE", help="ask in other words as well, see wordings.py")
+    ways.add_argument(
         "--shuffle-choices", type=_positive, metavar="K", help="ask in K shuffled orders of the options as well"
     )
     options = parser.parse_args(arguments)

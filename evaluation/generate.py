@@ -33,6 +33,10 @@ from .orders import in_orders
 from .predictions import PREDICTIONS, RUN, Prediction
 from .prompts import PROMPTS, Prompt
 from .questions import Clip, QuestionSet
+from .wordings import Paraphrases, in_wordings
+
+
+OF_SOME = ("check", "references")  # what only some benchmarks' rows have
 
 
 def generate(
@@ -43,6 +47,7 @@ def generate(
     control: str = "none",
     seed: int = 0,
     shuffled_orders: int = 0,
+    paraphrases: Paraphrases | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> Counter[str] | None:
@@ -56,6 +61,7 @@ def generate(
         control: a name in `controls.CONTROLS`.
         seed: of the control "shuffled" and of shuffled options.
         shuffled_orders: in how many other orders of their options questions are asked as well, see orders.py.
+        paraphrases: other words in which questions are asked as well, see wordings.py; not with shuffled options.
         process, processes: the number of this process from 0, and how many share the questions.
 
     Returns:
@@ -67,10 +73,16 @@ def generate(
     """
     output = Path(output)
     prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt, PROMPTS[prompt])
+    if shuffled_orders and paraphrases:
+        raise ValueError(
+            "got shuffled options and paraphrases; expected one of them, so that it is known what replies depend on."
+        )
     questions = in_orders(questions, shuffled_orders, seed) if shuffled_orders else questions
+    questions = in_wordings(questions, paraphrases) if paraphrases else questions
     items = _items(questions, prompt, control, seed)
     settings = _settings(questions, items, answerer, prompt, control, seed)
     settings |= {"shuffled_orders": shuffled_orders} if shuffled_orders else {}
+    settings |= {"paraphrases_sha256": paraphrases.sha256} if paraphrases else {}
     journal = Journal(output, settings, process)
     try:
         if any(item.heard for item in items) and journal.audio_check is None:
@@ -100,7 +112,12 @@ def _items(questions: QuestionSet, prompt: Prompt, control: str, seed: int) -> l
             f"{len(twice)} ids belong to several questions, the first is {twice[0]!r}; expected one each."
         )
     clips = heard(questions.questions, control, seed)
-    return [Item(question, prompt.fill(question), played) for question, played in zip(questions.questions, clips)]
+    items = [Item(question, prompt.fill(question), played) for question, played in zip(questions.questions, clips)]
+    if any(not item.prompt and not item.heard for item in items):
+        raise ValueError(
+            f"The prompt {prompt.name!r} has no words and the control {control!r} no sound; give another --prompt."
+        )
+    return items
 
 
 def _settings(
@@ -213,6 +230,7 @@ def _row(item: Item, outcome: Outcome, control: str) -> dict[str, Any]:
         error=outcome["error"],
         prompt=item.prompt,
         check=question.check,
+        references=question.references,
     )
-    row = {name: value for name, value in asdict(prediction).items() if name != "check" or value is not None}
+    row = {name: value for name, value in asdict(prediction).items() if name not in OF_SOME or value}
     return row | outcome | ({"heard": item.names} if control == "shuffled" else {})

@@ -37,8 +37,8 @@ def _sentences(reply: str) -> int:
         return len(sent_tokenize(reply))
     except (ImportError, LookupError) as error:
         raise ValueError(
-            "MMAU-Pro counts sentences with NLTK's Punkt, which is not here: pip install nltk, and python -c "
-            f"\"import nltk; nltk.download('punkt_tab')\" ({type(error).__name__})."
+            "MMAU-Pro counts sentences with NLTK's Punkt, which is not here: pip install 'falcon3-audio[eval]', and "
+            f"python -m nltk.downloader punkt_tab ({type(error).__name__})."
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Open answers (AIR-Bench Chat, MMAU-Pro) rated by language models behind any OpenAI-compatible endpoint.
+"""Open answers (AIR-Bench Chat, MMAU-Pro, VoiceBench) rated by language models behind any OpenAI-compatible endpoint.
 
     falcon3-audio judge PREDICTIONS --endpoint http://127.0.0.1:8000/v1 --judge NAME [NAME2 ...]
 
-The judge reads a description of the clip (not for MMAU-Pro), the question, the reference and the answer, by judge_prompts.py.
+The judge reads a description of the clip (of AIR-Bench), the question, the reference (where there is one) and the answer, by judge_prompts.py.
 Every reply is kept in OUT/replies, named by what was asked, so the same command goes on where it was stopped. An answer
 counts only if all of its replies can be read and, of several judges, all of them rated it; every other one is named in
 OUT/judge.json, and the exit status is not 0 unless --allow-incomplete is given. OUT/judgements.jsonl has each answer's
@@ -31,8 +31,9 @@ from falcon3_audio.whole_files import whole_file
 
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
 from .judge_prompts import RUBRICS, Judgement, Rubric
+from .judge_report import report
 from .judged import JUDGEMENTS, RESULT
-from .length_control import RESAMPLES, at_equal_length, count_words, mean, spearman
+from .length_control import RESAMPLES, Controlled, at_equal_length, count_words, mean, spearman
 from .load_air_bench import CHAT
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 
@@ -41,6 +42,7 @@ from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
 REPLIES = "replies"
 TASK_KEYS = ("task_name", "task")  # where the task stands in a prediction's `groups`
+NO_REFERENCE = "answers without a reference have no length to be equal to"
 NO_REPLY, ERROR, CUT, UNREADABLE = "no answer from the model", "endpoint error", "reply cut off", "unreadable reply"
 
 # Why an answer has no score: one of the four above, and what was said.
@@ -98,7 +100,8 @@ def _check(rows: Sequence[Prediction], path: str, rubric: Rubric) -> None:
     if not rows:
         raise ValueError(f"{path} holds no predictions of open questions.")
     described = {"description": "meta_info"} if rubric.describes else {}
-    needed = {"question": "question", "answer": "answer_gt"} | described
+    compared = {"answer": "answer_gt"} if rubric.compares else {}
+    needed = {"question": "question"} | compared | described
     for name, alias in needed.items():
         lacking = [row.id for row in rows if not getattr(row, name)]
         if lacking:
@@ -187,13 +190,17 @@ def _summary(
     clips = np.unique([_clip(row) for row, _ in judged], return_inverse=True)[1]
     words = np.array([count_words(row.reply or "") for row, _ in judged])
     reference_words = np.array([count_words(row.answer or "") for row, _ in judged])
+    referred = all(row.answer for row, _ in judged)
+    controlled = (
+        at_equal_length(scores, words, reference_words, clips) if referred else Controlled(reason=NO_REFERENCE)
+    )
     summary |= {
         "score": asdict(mean(scores, clips)),
-        "score at equal length": asdict(at_equal_length(scores, words, reference_words, clips)),
+        "score at equal length": asdict(controlled),
         "by task": _by_task([row for row, _ in judged], scores),
         "length": {
             "mean words": float(words.mean()),
-            "mean words of the references": float(reference_words.mean()),
+            "mean words of the references": float(reference_words.mean()) if referred else None,
             "empty answers": int((words == 0).sum()),
             "spearman of score and words": spearman(scores, words),
         },
@@ -289,62 +296,6 @@ def _words(replies: list[Reply | str]) -> dict[str, list[str | None]]:
 def _write(path: Path, text: str) -> None:
     with whole_file(path) as file:
         file.write(text.encode())
-
-
-def report(result: dict[str, Any]) -> str:
-    """What there is to know at a glance, several lines."""
-    low, high = result["scale"]
-    blocks = {"all judges": result["all judges"]} | result["judges"] if len(result["judges"]) > 1 else result["judges"]
-    lines = [f"rubric {result['rubric']!r}, {low:g} to {high:g}; 95 % intervals in brackets"]
-    control = result["provenance"]["run"].get("control") or "none"
-    if control != "none":
-        lines.append(f"Control: {control}. This is not the model's score.")
-    for name, block in blocks.items():
-        lines.append(f"\n{name}: {block['judged']} of {block['n']} answers judged ({block['coverage']:.1%})")
-        lines += _block_lines(block) if block["judged"] else []
-    for pair in result["agreement"]:
-        if pair["n"]:
-            lines.append(
-                f"\n{' and '.join(pair['judges'])}: Spearman {_number(pair['spearman'])}, "
-                f"{pair['mean absolute difference']:.2f} points apart on average"
-            )
-    return "\n".join(lines)
-
-
-def _block_lines(block: dict[str, Any]) -> list[str]:
-    length, controlled = block["length"], block["score at equal length"]
-    said = {"score": _interval(block["score"]), "score at equal length": f"none: {controlled['reason']}"}
-    if controlled["value"] is not None:
-        said["score at equal length"] = (
-            f"{_interval(controlled)}; {controlled['per_doubling']:+.2f} points for twice the words; "
-            f"{controlled['near']:.0%} of the answers have half to twice the words of their reference"
-        )
-    for name in ("lead over the reference", "lead at equal length"):
-        if name in block and block[name]["value"] is not None:
-            said[name] = _interval(block[name])
-    said["words"] = (
-        f"{length['mean words']:.1f} (references {length['mean words of the references']:.1f}), Spearman of score and "
-        f"words {_number(length['spearman of score and words'])}"
-    )
-    if "order" in block:
-        said["order"] = (
-            f"swapping changes {block['order']['swap flips']:.1%} of the verdicts; standing first is worth "
-            f"{block['order']['points for standing first']:+.2f} points"
-        )
-    if "claims" in block:
-        said["claims"] = ", ".join(f"{count} {name}" for name, count in block["claims"].items())
-    for name, value in block["by task"].get("AIR-Bench", block["by task"].get("means", {})).items():
-        said[f"score: {name}"] = f"{value:.2f}"
-    return [f"  {name:<25} {text}" for name, text in said.items()]
-
-
-def _interval(estimate: dict[str, Any]) -> str:
-    interval = estimate["interval"]
-    return f"{estimate['value']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2f}"
 
 
 def _gaps(result: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What a judge is asked about an answer, and how its reply becomes numbers.
 
-Three rubrics. "official" is AIR-Bench Chat's protocol (Yang et al. 2024, arXiv 2402.07729): the reference and the model's
+Four rubrics. "official" is AIR-Bench Chat's protocol (Yang et al. 2024, arXiv 2402.07729): the reference and the model's
 answer side by side, two scores from 1 to 10, once in either order, mean of both. Its criteria are named; the wording is
 this project's own, so numbers are NOT comparable with published ones, whoever judges. "correctness" asks what the
 protocol does not: which claims that the question calls for are made, and which claims are false. Being short costs
@@ -8,6 +8,9 @@ nothing, and words that nobody asked for earn nothing. The description of the cl
 "mmau-pro" is MMAU-Pro's protocol for its open questions (Kumar et al. 2025, arXiv 2508.13992): question, reference and
 answer, no description, and the mean of four scores from 1 to 5. The published judge is Qwen2.5-7B-Instruct at temperature
 0.1, and each score that its reply lacks counts 3; here such a reply is unreadable. The wording is this project's own, too.
+"voicebench" rates what an assistant says to a spoken request (Chen et al. 2024, arXiv 2410.17196): one score from 1 to 5, beside a
+reference where there is one. Published are means of three ratings by GPT-4o-mini at temperature 0.5, in other words, and for questions
+with a reference the share that is right: other numbers.
 """
 
 import re
@@ -48,6 +51,7 @@ class Rubric:
         combine: from the replies, in the order of the prompts. Raises `ValueError`, with the reason, for a reply that
             is not what the template asks for.
         describes: whether the judge reads a description of the clip, which each question must then have.
+        compares: whether each question must have a reference.
     """
 
     template: str
@@ -55,6 +59,7 @@ class Rubric:
     prompts: Callable[[Prediction], tuple[str, ...]]
     combine: Callable[[list[str]], Judgement]
     describes: bool = True
+    compares: bool = True
 
 
 OFFICIAL = """\
@@ -128,9 +133,34 @@ clarity: is it clear and well put?
 End with one line of the form
 correctness: 1, relevance: 1, completeness: 1, clarity: 1"""
 
+VOICEBENCH = """\
+Rate what an assistant answered to a spoken request. You cannot hear the request; this is what was said.
+
+<request>
+{question}
+</request>
+<reference>
+{reference}
+</reference>
+<answer>
+{answer}
+</answer>
+
+Give one score from 1 (worst) to 5 (best):
+5: it does all that was asked for, is right, and keeps to the point
+4: it is right and helps, with a small part missing or too much said
+3: it helps in part; something that matters is missing, wrong or beside the point
+2: it is about the request, and helps little
+1: it is wrong, about something else, or no answer
+A reference is right where there is one, but other words may be as right; an answer that says something else than it is a 1.
+End with one line of the form
+score: 1"""
+REFERENCE = "<reference>\n{reference}\n</reference>\n"  # of the template, left out where there is none
+
 NUMBER = r"(\d+(?:\.\d+)?)"
 # Alone on its line, perhaps in bold. "8/10" is no pair of scores.
 PAIR = re.compile(rf"[*`\s]*{NUMBER},?\s+{NUMBER}[*`\s]*")
+ONE_SCORE = re.compile(r"\W*score\W+(\d+)\W*", re.IGNORECASE)
 CLAIMS = ("right", "contradicted", "missing")
 COUNTS, SCORES = (
     re.compile(r"\W*" + r"\W+".join(rf"{name}\W+(\d+)" for name in names) + r"\W*", re.IGNORECASE)
@@ -175,8 +205,21 @@ def _mmau_pro_prompts(row: Prediction) -> tuple[str, ...]:
 
 def _combine_mmau_pro(replies: list[str]) -> Judgement:
     """Score: the mean of the four."""
-    low, high = RUBRICS["mmau-pro"].scale
-    scores = [int(score) for score in _line(SCORES, replies[0], "four scores")]
+    return _mean_of("mmau-pro", _line(SCORES, replies[0], "four scores"))
+
+
+def _voicebench_prompts(row: Prediction) -> tuple[str, ...]:
+    template = VOICEBENCH if row.answer else VOICEBENCH.replace(REFERENCE, "")
+    return (template.format(question=row.question, reference=row.answer, answer=row.reply),)
+
+
+def _combine_voicebench(replies: list[str]) -> Judgement:
+    return _mean_of("voicebench", _line(ONE_SCORE, replies[0], "a score"))
+
+
+def _mean_of(rubric: str, said: tuple[str, ...]) -> Judgement:
+    low, high = RUBRICS[rubric].scale
+    scores = [int(score) for score in said]
     if not all(low <= score <= high for score in scores):
         raise ValueError(f"got the scores {scores}; expected {low:g} to {high:g}")
     return Judgement(score=sum(scores) / len(scores))
@@ -207,6 +250,9 @@ RUBRICS = {
     "official": Rubric(OFFICIAL, (1, 10), _official_prompts, _combine_official),
     "correctness": Rubric(CORRECTNESS, (0, 10), _correctness_prompts, _combine_correctness),
     "mmau-pro": Rubric(MMAU_PRO, (1, 5), _mmau_pro_prompts, _combine_mmau_pro, describes=False),
+    "voicebench": Rubric(
+        VOICEBENCH, (1, 5), _voicebench_prompts, _combine_voicebench, describes=False, compares=False
+    ),
 }
 
 __all__ = ["RUBRICS", "Judgement", "Rubric"]

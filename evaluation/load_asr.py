@@ -84,7 +84,7 @@ def _parquet(files: list[Path], audio_root: Path | None) -> Source:
     for file in files:
         tables[str(file)], digest = open_parquet(file, (AUDIO,), "such a set", audio_root)
         sha256 |= digest
-        rows += _named(file, table_rows(tables[str(file)], AUDIO))
+        rows += _named(file, files, table_rows(tables[str(file)], AUDIO))
     return rows, lambda row: clip_in(tables[row["file"]], AUDIO, row, id_of(row)), sha256
 
 
@@ -94,7 +94,7 @@ def _json(files: list[Path], audio_root: Path | None) -> Source:
     for file in files:
         content, digest = read_rows(file)
         sha256 |= digest
-        rows += _named(file, iter(content))
+        rows += _named(file, files, iter(content))
 
     def clip(row: dict[str, Any]) -> Clip:
         key = next((key for key in AUDIO_PATHS if key in row), AUDIO)
@@ -103,14 +103,19 @@ def _json(files: list[Path], audio_root: Path | None) -> Source:
     return rows, clip, sha256
 
 
-def _named(file: Path, rows: Iterator[Row]) -> Iterator[Row]:
+def _named(file: Path, files: list[Path], rows: Iterator[Row]) -> Iterator[Row]:
     """The rows of one of several files: each with its file and split, and an id by its place where it has none."""
-    split = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
+    split = _split(file)
+    alone = [_split(other) for other in files].count(split) == 1
     for place, row in rows:
         if isinstance(row, dict):
-            identity = f"{split}, {place}" if row.get("id") is None else row["id"]
+            identity = f"{split if alone else file.stem}, {place}" if row.get("id") is None else row["id"]
             row = row | {"id": identity, SPLIT: split, "file": str(file)}
         yield f"{file.name}, {place}", row
+
+
+def _split(file: Path) -> str:
+    return re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -6,6 +6,7 @@ found. Audio is looked for but not read. Paths in a benchmark's file may not lea
 they name can be sent to an endpoint; links inside that folder are the user's own and are followed.
 """
 
+import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -63,6 +64,31 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
         return rows, sha256
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or of lists within lists without end
         raise ValueError(f"{path} is neither a JSON list nor JSON lines{where}: {error}") from None
+
+
+def read_csv(path: Path, columns: Iterable[str], benchmark: str) -> list[Row]:
+    """
+    The rows of a CSV file with a header, by column; "line 7" is where a row ends.
+
+    Args:
+        columns: that the file must have.
+        benchmark: whose file is expected, for messages.
+
+    Raises:
+        `ValueError`: no such file, no CSV in UTF-8, or columns that are missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected {benchmark}'s CSV.")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows: list[Row] = [(f"line {reader.line_num}", row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file: {error}") from None
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{path} has the columns {reader.fieldnames}; {benchmark}'s file also has {missing}.")
+    return rows
 
 
 def collect(

@@ -5,11 +5,10 @@ in the order of their numbers, and one in 50 is right by chance. Any file with t
 Run: `load_esc50("ESC-50/meta/esc50.csv")`
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
-from .load_checks import FIELD, OnError, Row, RowFault, clip_of, collect, groups_of, text_of
+from .load_checks import FIELD, OnError, Row, RowFault, clip_of, collect, groups_of, read_csv, text_of
 from .questions import Question, QuestionSet, file_sha256
 
 
@@ -53,7 +52,7 @@ def load_esc50(path: str | Path, audio_root: Path | None = None, on_error: OnErr
             label has another number than before.
     """
     path = Path(path)
-    rows = _read(path)
+    rows = read_csv(path, COLUMNS, "ESC-50")
     targets = _targets(rows)
     choices = tuple(sorted(targets, key=lambda label: (targets[label], label)))
     if len(choices) < 2:
@@ -69,23 +68,6 @@ def load_esc50(path: str | Path, audio_root: Path | None = None, on_error: OnErr
         return Question(id=name, audio=(clip,), question=ASK, choices=choices, answer=label, groups=groups)
 
     return collect("esc-50", path, rows, to_question, {path.name: file_sha256(path)}, on_error)
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
-        raise ValueError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected ESC-50's esc50.csv."
-        )
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows: list[Row] = [(f"line {reader.line_num}", row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file: {error}") from None
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{path} has the columns {reader.fieldnames}; ESC-50's file also has {missing}.")
-    return rows
 
 
 def _targets(rows: list[Row]) -> dict[str, int]:

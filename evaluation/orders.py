@@ -10,7 +10,7 @@ Run: `falcon3-audio evaluate ... --shuffle-choices 3`
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -21,7 +21,11 @@ from .questions import Question, QuestionSet
 from .read_option import resolve
 
 
-ORDER, PUBLISHED = "order of the options", "as published"  # the group of a question, and the first in it
+ORDER, WORDING = (
+    "order of the options",
+    "wording of the question",
+)  # the groups of a question that is asked in several ways
+PUBLISHED = "as published"  # the first of these ways
 
 
 def in_orders(questions: QuestionSet, shuffled: int, seed: int) -> QuestionSet:
@@ -34,12 +38,15 @@ def in_orders(questions: QuestionSet, shuffled: int, seed: int) -> QuestionSet:
     """
     if shuffled < 1 or not any(question.choices for question in questions.questions):
         raise ValueError(f"got {shuffled} orders; expected 1 or more, of questions that have options.")
-    orders = (order for question in questions.questions for order in _orders(question, shuffled, seed))
+    orders = (
+        order
+        for question in questions.questions
+        for order in as_variants(question, _shuffled(question, shuffled, seed), ORDER)
+    )
     return replace(questions, questions=tuple(orders))
 
 
-def _orders(question: Question, shuffled: int, seed: int) -> Iterator[Question]:
-    yield replace(question, groups=question.groups | {ORDER: PUBLISHED})
+def _shuffled(question: Question, shuffled: int, seed: int) -> Iterator[Question]:
     places = list(range(len(question.choices)))
     seen = {tuple(places)}
     for number in range(1, min(shuffled + 1, math.factorial(len(places)))):
@@ -47,32 +54,35 @@ def _orders(question: Question, shuffled: int, seed: int) -> Iterator[Question]:
         while tuple(places) in seen:
             draw.shuffle(places)
         seen.add(tuple(places))
-        yield replace(
-            question,
-            id=f"{question.id}#{number}",
-            choices=tuple(question.choices[place] for place in places),
-            groups=question.groups | {ORDER: str(number)},
-        )
+        yield replace(question, choices=tuple(question.choices[place] for place in places))
+
+
+def as_variants(question: Question, others: Iterable[Question], group: str) -> Iterator[Question]:
+    """A question as it is published, then each of the others under "ID#1", "ID#2", ...; the group has "as published" or the number."""
+    yield replace(question, groups=question.groups | {group: PUBLISHED})
+    for number, other in enumerate(others, 1):
+        yield replace(other, id=f"{question.id}#{number}", groups=question.groups | {group: str(number)})
 
 
 def published_id(row: Prediction) -> str:
-    """The id of the question that a row asks in some order."""
-    return row.id.removesuffix(f"#{row.groups.get(ORDER)}")
+    """The id of the question that a row asks in some way."""
+    way = row.groups.get(ORDER, row.groups.get(WORDING))
+    return row.id.removesuffix(f"#{way}")
 
 
 def consistency(rows: Sequence[Prediction], clips: Sequence[int]) -> dict[str, Any]:
     """
-    How far replies are the same in all orders.
+    How far replies are the same in all orders or wordings.
 
-    Replies that mean no option agree with none. Over questions with as many orders the rate is the paper's; elsewhere
+    Replies that mean no option agree with none. Over questions with as many of them the rate is the paper's; elsewhere
     questions count by their pairs.
 
     Args:
-        rows: of `in_orders`.
+        rows: of `in_orders` or `wordings.in_wordings`.
         clips: the number of each row's clip, see `intervals.clip_numbers`.
 
     Returns:
-        `questions` and `pairs` of orders, the `rate` (`None` without pairs), and its 95 % `interval` over clips.
+        `questions` and `pairs` of ways to ask them, the `rate` (`None` without pairs), and its 95 % `interval` over clips.
     """
     questions: dict[str, list[tuple[str | None, int]]] = {}
     for row, clip in zip(rows, clips):
@@ -87,4 +97,4 @@ def consistency(rows: Sequence[Prediction], clips: Sequence[int]) -> dict[str, A
     return {"questions": len(questions), "pairs": len(pairs), "rate": rate, "interval": interval}
 
 
-__all__ = ["ORDER", "PUBLISHED", "consistency", "in_orders", "published_id"]
+__all__ = ["ORDER", "PUBLISHED", "WORDING", "as_variants", "consistency", "in_orders", "published_id"]

@@ -30,7 +30,7 @@ class Prediction:
     One question with its reply.
 
     Attributes:
-        id, question, choices, answer, groups, description, check: as in `Question`.
+        id, question, choices, answer, groups, description, check, references: as in `Question`.
         audio: the clips' names.
         status: "answered"; "failed" where the model or the audio raised an error (see `error`); "missing" where a
             published file has a row without a reply.
@@ -51,6 +51,7 @@ class Prediction:
     error: str | None = None
     prompt: str | None = None
     check: dict[str, Any] | None = None
+    references: tuple[str, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -186,8 +187,15 @@ def _of_run(row: dict[str, Any]) -> Prediction:
         audio=_clips(row.get("audio")),
         groups=groups_of(groups, groups),
         check=_check(row.get("check")),
+        references=_references(row.get("references")),
         **{name: optional_text_of(row, name) for name in ("description", "error", "prompt")},
     )
+
+
+def _references(references: Any) -> tuple[str, ...]:
+    if not isinstance(references, (list, type(None))) or not all(isinstance(text, str) for text in references or ()):
+        raise RowFault(FIELD, f"'references' is {references!r}, expected a list of texts")
+    return tuple(references or ())
 
 
 def _check(check: Any) -> dict[str, Any] | None:

@@ -86,6 +86,11 @@ def alone(question: Question) -> str:
     return question.question
 
 
+def sound_alone(question: Question) -> str:
+    """No words: the clip says what is asked."""
+    return ""
+
+
 def audio_world(question: Question) -> str:
     """As models of the audio world are trained, see `training.world.audio_world.build_prompt`."""
     return f"{question.question} Choose one: {', '.join(question.choices)}." if question.choices else question.question
@@ -152,6 +157,7 @@ PROMPTS: dict[str, Callable[[Question], str]] = {
     "air-bench-foundation": air_bench_foundation,
     "mmsu": mmsu,
     "question": alone,
+    "sound-alone": sound_alone,
     "audio-world": audio_world,
 }
 

@@ -44,6 +44,7 @@ class Question:
         groups: what scores are broken down by, such as `{"task": "sound", "difficulty": "easy"}`.
         description: what the clip holds, in words (AIR-Bench Chat's `meta_info`), for a judge that cannot hear.
         check: what the reply must look like where the question asks for that (`instruction_checks.check_of`), as JSON.
+        references: all answers that are as good, such as the captions of a clip; `answer` is the first of them.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Question:
     groups: dict[str, str] = field(default_factory=dict)
     description: str | None = None
     check: dict[str, Any] | None = None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -112,4 +112,5 @@ def _chat(prompt: str, wavs: list[bytes]) -> list[dict[str, Any]]:
         {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav).decode(), "format": "wav"}}
         for wav in wavs
     ]
-    return [{"role": "user", "content": [*audio, {"type": "text", "text": prompt}]}]
+    words = [{"type": "text", "text": prompt}] if prompt else []  # servers refuse an empty text
+    return [{"role": "user", "content": [*audio, *words]}]

@@ -7,7 +7,7 @@
 No question is dropped: replies that are missing, failed, empty or unresolved are wrong, except for an official rule that leaves
 them out, which the table shows. With fewer replies than questions the exit status is 1, unless --allow-incomplete.
 With --data the questions, answers and options are the file's, and predictions about others are refused: published
-benchmarks have changed under one name. Pure Python; only the rules wer and cer need jiwer and transformers.
+benchmarks have changed under one name. Pure Python; only the rules wer and cer need jiwer and transformers, and those of captions pycocoevalcap and NLTK.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import write_json
 
 from .benchmarks import BENCHMARKS, title_of
+from .caption_metrics import CAPTION_METRICS, NOTE, caption_results, caption_score, mean_caption_score
 from .intervals import clip_numbers, mean_of_shares, share_interval
 from .judged import overall, read_judged
-from .orders import ORDER, consistency, published_id
+from .orders import ORDER, WORDING, consistency, published_id
 from .predictions import (
     ANSWERED,
     FAILED,
@@ -79,15 +80,15 @@ def score(
     Args:
         benchmark: a name in `BENCHMARKS`; by default the run's.
         data: the benchmark's own file, see the module.
-        rules: names in `RULES`, "wer" or "cer"; by default those of the benchmark.
+        rules: names in `RULES` or `CAPTION_METRICS`, "wer" or "cer"; by default those of the benchmark.
         spelling: see `word_errors.read_spelling`; for "wer".
         without_open: leave open questions among others to a judge; the title then says so.
         judged: what `falcon3-audio judge` wrote about the open ones: `overall` then has both parts, by each rule.
 
     Returns:
         `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
-        mean (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`. Shares are 0 to 1; `null` where nothing was counted.
-        `consistency` is there of a run with shuffled options, see `orders.consistency`.
+        mean (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`, of captions see `caption_metrics`. Shares are 0 to 1; `null` where nothing was counted.
+        `notes` say in words what a reader must know of the rules. `consistency` is there of a run with shuffled options or paraphrases, see `orders.consistency`.
 
     Raises:
         `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
@@ -101,23 +102,21 @@ def score(
     rules = rules or BENCHMARKS[benchmark].rules
     if not rules:
         raise ValueError(f"{benchmark} has open questions, which `falcon3-audio judge` scores.")
-    orders = predictions.provenance.get("shuffled_orders")
-    if orders and data:
-        raise ValueError(
-            f"{predictions.path} has its questions in several orders of the options; score it without --data."
-        )
+    ways, manner = _ways(predictions.provenance)
+    if ways and data:
+        raise ValueError(f"{predictions.path} has its questions in several {manner}; score it without --data.")
     rows, sha256 = questions_of(predictions, benchmark, data)
     breakdowns = BENCHMARKS[benchmark].breakdowns
     title = title_of(
         benchmark,
-        {published_id(row) for row in rows} if orders else [row.id for row in rows],
+        {published_id(row) for row in rows} if ways else [row.id for row in rows],
         (row.groups.get(next(iter(breakdowns), ""), NO_GROUP) for row in rows),
     )
-    if orders:
-        title += f" with the options in {orders + 1} orders"
-        breakdowns = (*breakdowns, ORDER) if breakdowns else ()
+    if ways:
+        title += f" in {len({row.groups.get(ways) for row in rows})} {manner}"
+        breakdowns = (*breakdowns, ways) if breakdowns else ()
     everything = rows
-    if not UNITS.keys() >= set(rules):
+    if not set(rules) <= UNITS.keys() | CAPTION_METRICS.keys():
         rows, title = _without_open(rows, title, without_open or judged is not None)
     check_answers(rows)
     left_out = {} if data else {reason: len(ids) for reason, ids in predictions.provenance.get("left_out", {}).items()}
@@ -126,7 +125,10 @@ def score(
         counts |= {UNANSWERABLE: sum(row.check is None and answer_option(row) is None for row in rows)}
     clips = clip_numbers([row.audio for row in rows])
     scores = {rule: _score_by(rule, rows, clips, breakdowns, spelling) for rule in rules}
-    packages = ("falcon3-audio", "jiwer", "transformers") if UNITS.keys() & set(rules) else ("falcon3-audio",)
+    captions = not CAPTION_METRICS.keys().isdisjoint(rules)
+    packages = ["falcon3-audio"]
+    packages += [] if UNITS.keys().isdisjoint(rules) else ["jiwer", "transformers"]
+    packages += ["pycocoevalcap", "nltk"] if captions else []
     return {
         "format": FORMAT,
         "benchmark": benchmark,
@@ -138,13 +140,21 @@ def score(
         "counts": counts | {"left out before asking": left_out},
         "coverage": counts[ANSWERED] / (len(rows) + sum(left_out.values())),
         "rules": scores,
-        **({"consistency": consistency(rows, clips)} if orders else {}),
+        **({"consistency": {"of": manner} | consistency(rows, clips)} if ways else {}),
         **({} if judged is None else {"overall": _overall(everything, rules, Path(judged), predictions.sha256)}),
         "baselines": baselines(rows) if all(row.choices for row in rows) else None,
         "spelling": spelling,
+        "notes": [NOTE] if captions else [],
         "run": predictions.provenance,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
+
+
+def _ways(run: dict[str, Any]) -> tuple[str | None, str]:
+    """The group of a run that asks its questions in several ways, and what these are called; `None` for other runs."""
+    if run.get("shuffled_orders"):
+        return ORDER, "orders of the options"
+    return (WORDING, "wordings") if run.get("paraphrases_sha256") else (None, "")
 
 
 def _without_open(rows: list[Prediction], title: str, without_open: bool) -> tuple[list[Prediction], str]:
@@ -216,6 +226,10 @@ def _score_by(
     if rule in UNITS:
         results: Results = list(zip(_errors(rule, rows, spelling), clips))
         part, mean = partial(_error_rate, UNITS[rule]), partial(_mean_error_rate, UNITS[rule])
+        whole = part(results)
+    elif rule in CAPTION_METRICS:
+        results = list(zip(caption_results(rule, rows), clips))
+        part, mean = partial(caption_score, rule), partial(mean_caption_score, rule)
         whole = part(results)
     else:
         verdicts = [RULES[rule](row) for row in rows]
@@ -356,7 +370,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--key", metavar="NAME", help=f"where the replies are (default: the first of {', '.join(REPLY_KEYS)})"
     )
     parser.add_argument(
-        "--rule", action="append", choices=[*RULES, *UNITS], default=[], help="default: the benchmark's"
+        "--rule",
+        action="append",
+        choices=[*RULES, *UNITS, *CAPTION_METRICS],
+        default=[],
+        help="default: the benchmark's",
     )
     parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
     parser.add_argument("--judged", metavar="FOLDER", help="of `judge`, about the open questions: all in one number")

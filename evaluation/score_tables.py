@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .caption_metrics import CAPTION_METRICS
 from .predictions import ANSWERED, FAILED, MISSING
 from .rules import Verdict
 from .word_errors import UNITS, WER
@@ -12,7 +13,7 @@ from .word_errors import UNITS, WER
 
 ALWAYS = "always option"  # a baseline by position
 UNANSWERABLE = "without a right option"  # of the answered and others: no option is the answer, so they are wrong
-VALUES = ("accuracy", *(f"{unit}_error_rate" for unit in UNITS.values()), "macro")
+VALUES = ("accuracy", *(f"{unit}_error_rate" for unit in UNITS.values()), *CAPTION_METRICS.values(), "macro")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -46,7 +47,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     if "consistency" in result:
         found = result["consistency"]
         console.print(
-            f"the same option in two orders: {percent(found['rate'])} % {_limits(found)} of {found['pairs']} pairs, "
+            f"the same option in two {found['of']}: {percent(found['rate'])} % {_limits(found)} of {found['pairs']} pairs, "
             f"{found['questions']} questions",
             soft_wrap=True,
         )
@@ -60,6 +61,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     if result["baselines"]:
         shares = [f"{name} {percent(value)}" for name, value in result["baselines"].items() if name != ALWAYS]
         console.print(f"without listening: {', '.join(shares)}", soft_wrap=True)
+    for note in result["notes"]:
+        console.print(note, soft_wrap=True)
     if WER in result["rules"] and not result["spelling"]:
         console.print("Spelling as it is (no --spelling): British for American counts as an error.", soft_wrap=True)
 

@@ -49,7 +49,7 @@ def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[
     """A benchmark's questions as rows without a reply. Clips are needed only where a file's rows do not say all, see `plain`."""
     if path.suffix not in BENCHMARKS[benchmark].plain:
         loaded = BENCHMARKS[benchmark].load(path)
-        shared = ("id", "question", "choices", "answer", "groups", "check")
+        shared = ("id", "question", "choices", "answer", "groups", "check", "references")
         values = [
             {name: getattr(question, name) for name in shared} | {"audio": tuple(clip.name for clip in question.audio)}
             for question in loaded.questions

@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
+from falcon3_audio.evaluation.caption_metrics import CAPTION_METRICS
 from falcon3_audio.whole_files import write_json
 
 from .sources import is_hub_id
@@ -26,6 +27,7 @@ from .sources import is_hub_id
 
 RESULTS = Path(str(files(__package__))) / "results.json"
 FORMAT = 1  # of score files, as evaluation/score.py has it
+WAYS = ("shuffled_orders", "paraphrases_sha256")  # of asking questions more than once
 # What an entry keeps of a score file, and of the run in it. The run's `model` is left out: it may be a local path.
 OF_SCORE = (
     "format",
@@ -41,6 +43,7 @@ OF_SCORE = (
     "overall",
     "baselines",
     "spelling",
+    "notes",
     "versions",
 )
 NEEDED_OF_RUN = (
@@ -59,18 +62,20 @@ OF_RUN = (
     "prompt_sha256",
     "questions_sha256",
     "generation_config",
+    *WAYS,
     "model_dtype",
     "audio_tokens",
     "audio_check",
 )
 ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
 # One entry for each of these; another score of the same takes its place.
-KEY = ("model", "benchmark", "prompt", "prompt_sha256", "shuffled_orders", "data_sha256", "spelling")
+KEY = ("model", "benchmark", "prompt", "prompt_sha256", *WAYS, "data_sha256", "spelling")
 OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
 METRICS = {
     "accuracy": "accuracy",
     "word_error_rate": "wer",
     "character_error_rate": "cer",
+    **{key: name for name, key in CAPTION_METRICS.items()},
 }  # key of a score: metric on the Hub
 
 
@@ -177,7 +182,7 @@ def _key(entry: dict[str, Any]) -> str:
 
 
 def value_of(found: dict[str, Any]) -> float | None:
-    """Accuracy or word error rate of a rule, 0 to 1 (a word error rate can be more)."""
+    """Accuracy, error rate or caption metric of a rule, 0 to 1 (a word error rate or CIDEr-D can be more)."""
     return next((found[key] for key in (*METRICS, "macro") if key in found), None)
 
 

@@ -289,8 +289,8 @@ def test_the_readme_shows_what_is_on_record():
 
 def test_hostile_clients_leave_the_answers_as_they_are(checkpoint, tmp_path, capsys):
     output = tmp_path / "results.json"
-    options = ["--requests", "20", "--hostile", "0.25", "--clips", "2", "--clients", "4", "--output", str(output)]
-    assert hostile_clients.main([checkpoint, *options]) == 0
+    options = ["--requests", "16", "--warm-up", "4", "--hostile", "0.25", "--clips", "2", "--clients", "4"]
+    assert hostile_clients.main([checkpoint, *options, "--output", str(output)]) == 0
     results = json.loads(output.read_text())
     hostile = {
         f"{kind}: {400 if kind in ('bad JSON', 'wrong audio') else 'gone'}": 1 for kind in hostile_clients.HOSTILE
@@ -298,3 +298,11 @@ def test_hostile_clients_leave_the_answers_as_they_are(checkpoint, tmp_path, cap
     assert results["endings"] == hostile | {"same answer": 15} and results["same afterwards"]
     assert len(results["resident MiB"]) == 11 and min(results["resident MiB"]) > 50
     assert "afterwards are the same" in capsys.readouterr().out
+
+
+def test_the_slope_of_memory_is_that_of_the_later_half():
+    grown, flat = [100, 200, 300, 400, 450, *6 * [500]], [500] * 5 + [500, 501, 502, 503, 504, 505]
+    assert hostile_clients.slope(grown, 10_000) == pytest.approx(0)
+    assert hostile_clients.slope(flat, 10_000) == pytest.approx(1) and hostile_clients.slope(
+        flat, 1000
+    ) == pytest.approx(10)

@@ -91,7 +91,7 @@ def test_sentences_are_counted_by_nltk(monkeypatch):
 
 def test_without_nltk_nothing_is_guessed(monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk.tokenize", None)
-    with pytest.raises(ValueError, match="NLTK's Punkt, which is not here: pip install nltk"):
+    with pytest.raises(ValueError, match="NLTK's Punkt, which is not here: pip install .falcon3-audio.eval.., and"):
         follows(check_of("Number Sentences (at most)", {"N": 2}, ""), "A dog. A cat.")
 
 

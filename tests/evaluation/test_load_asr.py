@@ -81,6 +81,15 @@ def test_json_lines_with_other_names_and_without_ids(tmp_path):
     assert single.questions[0].id == "list, row 1"
 
 
+def test_files_of_one_split_have_ids_of_their_own(tmp_path):
+    write_clip(tmp_path / "x.wav")
+    for number in range(2):
+        write_lines(tmp_path / f"test-0000{number}-of-00002.jsonl", [{"audio": "x.wav", "text": f"Hi {number}"}])
+    first, second = load_asr(tmp_path).questions
+    assert [first.id, second.id] == [f"test-0000{number}-of-00002, line 1" for number in range(2)]
+    assert first.groups == second.groups == {"split": "test"}
+
+
 @pytest.mark.parametrize(
     "row, fault",
     [

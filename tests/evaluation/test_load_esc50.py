@@ -90,7 +90,7 @@ def test_what_is_no_such_file_is_an_error(folder):
         load_esc50(write(folder, header="filename,category"))
     with pytest.raises(ValueError, match=r"has the labels \['dog'\]; expected two or more"):
         load_esc50(write(folder, ROWS[0]))
-    with pytest.raises(ValueError, match="is a folder; expected ESC-50's esc50.csv"):
+    with pytest.raises(ValueError, match="is a folder; expected ESC-50's CSV"):
         load_esc50(folder)
     path = write(folder)
     path.write_bytes(b"\xff\xfe\x00")

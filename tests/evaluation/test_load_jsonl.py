@@ -220,12 +220,20 @@ def test_choices_keep_their_text_but_for_empty_ones_at_the_end():
 
 def test_benchmarks_have_loaders_prompts_and_rules():
     assert list(BENCHMARKS) == [
-        *("mmau", "mmar", "air-bench-foundation", "air-bench-chat", "mmau-pro", "mmsu", "esc-50", "asr", "jsonl")
+        *("mmau", "mmar", "air-bench-foundation", "air-bench-chat", "mmau-pro", "mmsu", "voicebench", "esc-50"),
+        *("audiocaps", "clotho", "asr", "jsonl"),
     ]
     prompts = pytest.importorskip("falcon3_audio.evaluation.prompts").PROMPTS
     rules = pytest.importorskip("falcon3_audio.evaluation.rules").RULES
     for benchmark in BENCHMARKS.values():
-        assert benchmark.prompt in prompts and set(benchmark.rules) <= {*rules, "wer", "cer"}
+        assert benchmark.prompt in prompts and set(benchmark.rules) <= {
+            *rules,
+            "wer",
+            "cer",
+            "cider-d",
+            "rouge-l",
+            "bleu-4",
+        }
 
 
 def test_questions_are_loaded_without_torch_or_datasets(folder):

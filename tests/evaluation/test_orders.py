@@ -95,7 +95,7 @@ def test_a_model_that_takes_the_first_option_is_found_out(tmp_path, capsys, monk
     assert (run["shuffled_orders"], run["seed"], run["statuses"]) == (2, 5, {"answered": 18})
     found = read_predictions(tmp_path / "out")
     result = score(found)
-    assert result["title"] == "Own questions with the options in 3 orders" and result["coverage"] == 1
+    assert result["title"] == "Own questions in 3 orders of the options" and result["coverage"] == 1
     orders = result["rules"]["content"]["breakdowns"][ORDER]["groups"]
     assert list(orders) == ["1", "2", "as published"] and {part["n"] for part in orders.values()} == {6}
     assert orders["as published"]["accuracy"] == 0  # it is always the last that is right
@@ -104,6 +104,6 @@ def test_a_model_that_takes_the_first_option_is_found_out(tmp_path, capsys, monk
     same = sum((a == b) + (a == c) + (b == c) for a, b, c in firsts.values())
     assert result["consistency"]["rate"] == pytest.approx(same / 18) and same < 12
     assert score_main([str(tmp_path / "out")]) == 0
-    assert f"the same option in two orders: {100 * same / 18:.1f} %" in capsys.readouterr().out
+    assert f"the same option in two orders of the options: {100 * same / 18:.1f} %" in capsys.readouterr().out
     with pytest.raises(ValueError, match="several orders of the options; score it without --data"):
         score(found, data=tmp_path / "mine.jsonl")

@@ -37,6 +37,7 @@ AIR = (
             "\n\nQuestion: What's heard?\n\nA. A dog\nB. it's a cat",
         ),
         ("question", "What's heard?"),
+        ("sound-alone", ""),
         ("audio-world", "What's heard? Choose one: A dog, it's a cat."),
     ],
 )
@@ -45,7 +46,16 @@ def test_wording(name, text):
 
 
 def test_all_are_worded_here_and_benchmarks_name_them():
-    assert set(PROMPTS) == {"plain", "r1-aqa", "mmar", "air-bench-foundation", "mmsu", "question", "audio-world"}
+    assert set(PROMPTS) == {
+        "plain",
+        "r1-aqa",
+        "mmar",
+        "air-bench-foundation",
+        "mmsu",
+        "question",
+        "sound-alone",
+        "audio-world",
+    }
     assert {benchmark.prompt for benchmark in BENCHMARKS.values()} <= set(PROMPTS)
 
 

@@ -195,6 +195,20 @@ def test_word_error_rates_are_results_too(facts):
     assert (card.data.eval_results[0].metric_type, card.data.eval_results[0].metric_value) == ("wer", 0.25)
 
 
+def test_captions_are_results_with_what_the_score_says_of_them(facts):
+    rules = {
+        "cider-d": {"n": 5, "cider_d": 1.125, "interval": [1.0, 1.25], "breakdowns": {}},
+        "bleu-4": {"n": 5, "bleu_4": 0.25, "interval": None, "breakdowns": {}},
+    }
+    entry = {"model": REPO, "format": 1, "benchmark": "clotho", "title": "Clotho", "coverage": 1.0, "rules": rules}
+    entry |= {"data_sha256": {"a.csv": "ab"}, "counts": {"questions": 5, "empty": 0}, "predictions_sha256": "cd"}
+    card = render_card(facts, [entry | {"run": PROVENANCE, "notes": ["Without SPICE."]}])
+    assert "| all questions | 112.5 (100.0, 125.0) | 25.0 |" in evaluation_of(card)
+    assert "\n- Without SPICE.\n" in evaluation_of(card)
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics == {"cider-d": 1.125, "bleu-4": 0.25}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -244,6 +258,15 @@ def test_a_new_score_replaces_that_of_the_same_questions_only(results, tmp_path)
         ("another/model", "plain"),
         (REPO, "plain"),
         (REPO, "mmar"),
+    ]
+
+
+def test_a_score_of_several_ways_to_ask_stands_beside_that_of_one(results, tmp_path):
+    ways = ({}, {"shuffled_orders": 2}, {"paraphrases_sha256": {"words.jsonl": "ab"}})
+    for number, way in enumerate(ways):
+        add_result(write_score(tmp_path / str(number), **way), REPO, results)
+    assert [entry["title"].partition(" in 1 ")[2] for entry in read_results(results)] == [
+        *("", "orders of the options", "wordings")
     ]
 
 
