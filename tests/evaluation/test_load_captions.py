@@ -105,7 +105,7 @@ def test_a_part_is_not_called_by_the_sets_name(audiocaps, clotho):
 
 
 def test_without_the_packages_a_score_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nltk", None)
+    monkeypatch.setitem(sys.modules, "nltk.tokenize", None)
     row = Prediction("a", ANSWERED, "a dog", answer="a dog", references=("a dog",))
     with pytest.raises(ValueError, match=r"--rule cider-d needs nltk: pip install 'falcon3-audio\[captions\]'"):
         caption_results("cider-d", [row])
