@@ -114,8 +114,10 @@ def load_everywhere(versions: list[str], placeholder: str) -> int:
 def test_package(versions: list[str]) -> int:
     """How many versions fail that the package allows; the installed one is tested by `make test`."""
     others = [version for version in versions if is_allowed(version) and version != transformers.__version__]
+    options = ["--numprocesses", "2", "--dist", "loadfile"]
     runs = [
-        subprocess.run([make_environment(version).parent / "pytest", *PACKAGE_TESTS], cwd=ROOT) for version in others
+        subprocess.run([make_environment(version).parent / "pytest", *options, *PACKAGE_TESTS], cwd=ROOT)
+        for version in others
     ]
     return sum(run.returncode != 0 for run in runs)
 
