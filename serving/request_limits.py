@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -33,6 +34,9 @@ MIB = 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses of this machine alone
 POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 IDLE = 60  # seconds that a client may leave what it is sent unread
+LINGER = (
+    5  # seconds that a refused body is still taken, since a connection that is cut meanwhile takes the answer along
+)
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")  # as browsers send it
 # OpenAI's names; other errors are an invalid_request_error below 500, and a server_error from there on.
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -167,6 +171,8 @@ class RequestLimits:
             async with asyncio.timeout(limit) as deadline:
                 refused = await self._read(scope, exchange) or self._refusal(scope) or self._no_place()
                 if refused:
+                    deadline.reschedule(None)
+                    self._hold(exchange, 0)
                     await exchange.refuse(refused)
                 else:
                     await self._pass_on(scope, exchange)
@@ -179,20 +185,17 @@ class RequestLimits:
             )
 
     async def _read(self, scope: Scope, exchange: "_Exchange") -> RefusedRequest | None:
-        """Why the body is refused, if so, when as much of it is read as is read of refused ones."""
-        refused, largest, read = self._refusal(scope), int(self.limits.max_body_mib * MIB), 0
+        """Reads the body; or why it is refused."""
+        refused, read = self._refusal(scope), 0
         announced = int(dict(scope["headers"]).get(b"content-length", 0))
         async for block in exchange.blocks():
             read += len(block)
             refused = refused or self._no_room(max(read, announced), len(block))
             if refused:
-                exchange.body.clear()
-            else:
-                exchange.body += block
+                return refused
+            exchange.body += block
             self._hold(exchange, len(exchange.body))
-            if read > 2 * largest:
-                break
-        return refused
+        return None
 
     def _hold(self, exchange: "_Exchange", size: int) -> None:
         self._held += size - exchange.held
@@ -279,7 +282,17 @@ class _Exchange:
             content = f"data: {content}\n\n"
         else:
             raise TimeoutError(str(refused))
-        await self.send({"type": "http.response.body", "body": content.encode()})
+        await self.send({"type": "http.response.body", "body": content.encode(), "more_body": True})
+        await self._discard()
+        await self.send({"type": "http.response.body"})
+
+    async def _discard(self) -> None:
+        """What of the body is still to come, for a while: most clients send all of it before they read."""
+        self.body.clear()
+        with suppress(TimeoutError, _ClientGone):
+            async with asyncio.timeout(LINGER):
+                async for _ in self.blocks():
+                    pass
 
 
 def _is_address(host: str) -> bool:

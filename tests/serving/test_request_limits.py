@@ -212,7 +212,9 @@ def test_bodies_that_arrive_take_no_place_and_share_a_limit():
     run(check())
 
 
-def test_a_server_that_drains_takes_nothing_new():
+def test_a_server_that_drains_takes_nothing_new(monkeypatch):
+    monkeypatch.setattr(request_limits, "LINGER", 0.02)
+
     async def check():
         echo = Echo()
         echo.wait.clear()
@@ -318,7 +320,9 @@ def test_the_application_learns_that_a_client_has_gone():
     ]
 
 
-def test_time_limits():
+def test_time_limits(monkeypatch):
+    monkeypatch.setattr(request_limits, "LINGER", 0.02)
+
     async def check():
         limits = Limits(timeout=0.05, max_requests=1)
         slow = Client(b"a", b"b")
@@ -390,7 +394,21 @@ def test_settings_that_mean_nothing(wrong, reason):
         Limits(**wrong)
 
 
-def test_a_client_that_sends_too_much_is_told_so_over_a_socket():
+def test_a_refused_body_without_an_end_is_taken_for_a_while(monkeypatch):
+    monkeypatch.setattr(request_limits, "LINGER", 0.02)
+
+    async def check():
+        client = Client(b"a" * MIB, b"b", b"never the last")
+        client.messages[-1]["more_body"] = True  # and then nothing comes
+        await client.ask(RequestLimits(Echo(), Limits(max_body_mib=1)))
+        assert client.status == 413 and client.messages == []
+        assert [message.get("more_body", False) for message in client.sent[1:]] == [True, False]
+
+    run(check())
+
+
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["kept", "closed"])
+def test_a_client_that_sends_too_much_is_told_so_over_a_socket(headers):
     """http.client sends all it has before it reads: were the connection cut, it would see a broken pipe."""
     config = uvicorn.Config(
         RequestLimits(Echo(), Limits(max_body_mib=1)), port=0, log_level="critical", lifespan="off"
@@ -402,9 +420,9 @@ def test_a_client_that_sends_too_much_is_told_so_over_a_socket():
         thread.join(0.01)
         assert thread.is_alive()
     port = server.servers[0].sockets[0].getsockname()[1]
-    for size, status in ((20 * MIB, 413), (MIB, 200)):
+    for size, status in ((60 * MIB, 413), (MIB, 200)):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        connection.request("POST", "/", b"x" * size)
+        connection.request("POST", "/", b"x" * size, headers)
         assert connection.getresponse().status == status
         connection.close()
     server.should_exit = True
@@ -497,7 +515,8 @@ def test_web_pages_of_others_are_refused(checkpoint, key):
             assert server.post({}, Host=name, **shown)[0] == 400
 
 
-def test_refused_clients_are_read_no_further_than_bodies_may_go(checkpoint):
+def test_refused_clients_are_told_before_all_is_read(checkpoint, monkeypatch):
+    monkeypatch.setattr(request_limits, "LINGER", 0.02)
     with Running(checkpoint, key="a-key", limits=Limits(max_body_mib=0.001)) as server, server.connect() as connection:
         connection.sendall(post_head(f"Content-Length: {10**12}") + b"a" * 3000)
         answer = answer_of(connection)  # without the rest
