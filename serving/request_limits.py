@@ -2,9 +2,9 @@
 
 A body is read whole before the engine sees its request, and only then takes one of the places: slow clients take none. What
 arrived and is not answered yet is at most `max_bodies_mib`; joining one body takes it once more for a moment. A client that is
-cut off while it sends sees a broken connection, and not why: so refused bodies are read and thrown away, up to twice the size
-of the largest, before the refusal is sent. Errors are in OpenAI's format. Requests without a body, such as /health, have no limits, but their sender is looked
-at. vLLM imports the class by name, so it reads its settings from the environment, and there the key of vLLM (`VLLM_API_KEY`).
+cut off while it sends sees a broken connection, and not why: so a refusal is sent at once, and what still comes of the body is
+thrown away for some seconds before the connection ends. Errors are in OpenAI's format. Requests without a body, such as
+/health, have no limits, but their sender is looked at. vLLM imports the class by name, so it reads its settings from the environment, and there the key of vLLM (`VLLM_API_KEY`).
 """
 
 import asyncio
