@@ -65,7 +65,7 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
         rows = _open_local(Path(path), name, split) if is_here(path) else _open_hub(path, name, split)
         if len(rows) == 0:
             raise IndexError("no rows")
-    _leave_encoded(rows.info.features)
+    leave_encoded(rows.info.features)
     return rows
 
 
@@ -89,15 +89,15 @@ def told_of(path: str) -> Iterator[None]:
         raise ValueError(f"The set {path!r} cannot be read: {error}{cause}") from error
 
 
-def _leave_encoded(feature: Any):
+def leave_encoded(feature: Any):
     """Audio, however deep in a set's features, is read as bytes. (`cast_column` would copy a set with lists of clips.)"""
     if isinstance(feature, Audio):
         feature.decode = False
     elif isinstance(feature, (List, LargeList)):
-        _leave_encoded(feature.feature)
+        leave_encoded(feature.feature)
     elif isinstance(feature, dict):
         for part in feature.values():
-            _leave_encoded(part)
+            leave_encoded(part)
 
 
 def _open_hub(path: str, name: str | None, split: str) -> Dataset:
@@ -156,7 +156,7 @@ def with_clips(rows: Rows, path: Path, files: Mapping[str, Sequence[str]]) -> Ro
     elsewhere = [file.parent for file in metadata if file.parent != (path if path.is_dir() else path.parent)]
     if given and elsewhere:
         raise ValueError(f"sounds lie beside their {METADATA} in {elsewhere[0]}; give that folder as a set of its own")
-    return rows.rename_columns(given)
+    return rows.rename_columns(given) if given else rows
 
 
 def part_of(parts: Mapping[str, Part], split: str) -> Part:

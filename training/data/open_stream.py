@@ -14,9 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.table import InMemoryTable
 
 from .files import REMOTE, open_file
-from .open_dataset import BY_DATASETS, WHOLE, files_in, hub_builder, is_here, open_mapped, part_of, told_of, with_clips
+from .open_dataset import (
+    BY_DATASETS,
+    WHOLE,
+    files_in,
+    hub_builder,
+    is_here,
+    leave_encoded,
+    open_mapped,
+    part_of,
+    told_of,
+    with_clips,
+)
 from .text_rows import as_stored, read_rows
 
 
@@ -89,7 +101,11 @@ def first_rows(path: str, shards: Sequence[Shard], count: int = FIRST_ROWS) -> D
             raise IndexError("no rows")
         if isinstance(shards[0], TextShard):
             return as_stored(rows)
-        return Dataset.from_list(rows, shards[0].stream.features)
+        # Not `Dataset.from_list`, which would encode sounds anew.
+        features = shards[0].stream.features
+        found = Dataset(InMemoryTable.from_pylist(rows, schema=features.arrow_schema if features else None))
+    leave_encoded(found.info.features)
+    return found
 
 
 def _shards_here(path: Path, name: str | None, split: str) -> list[Shard]:
@@ -99,14 +115,15 @@ def _shards_here(path: Path, name: str | None, split: str) -> list[Shard]:
     kind, files = files_in(path)
     if kind not in BY_DATASETS:
         return _text_shards(part_of(files, split), kind)
-    return _shards(with_clips(load_dataset(kind, data_files=files, split=split, streaming=True), path, files))
+    encoded = load_dataset(kind, data_files=files, split=split, streaming=True).decode(False)
+    return _shards(with_clips(encoded, path, files))
 
 
 def _shards_of_hub(path: str, name: str | None, split: str) -> list[Shard]:
     builder, kind = hub_builder(path, name)
     if kind is not None:
         return _text_shards(part_of(builder.config.data_files, split), kind)
-    return _shards(builder.as_streaming_dataset(split=split))
+    return _shards(builder.as_streaming_dataset(split=split).decode(False))
 
 
 def _text_shards(files: Sequence[str], kind: str) -> list[Shard]:
@@ -122,9 +139,9 @@ def _mapped_shards(rows: Dataset) -> list[Shard]:
 
 
 def _shards(stream: IterableDataset) -> list[Shard]:
-    encoded, count = stream.decode(False), stream.num_shards
+    count = stream.num_shards
     return [
-        DatasetShard(encoded.shard(count, number), f"shard {number} of {count}, " if count > 1 else "")
+        DatasetShard(stream.shard(count, number), f"shard {number} of {count}, " if count > 1 else "")
         for number in range(count)
     ]
 

@@ -56,7 +56,9 @@ def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
 def describe_sets(examples: Dataset) -> list[str]:
     """How each set of some training data is read, a line for each, in the order of the sets."""
     return [
-        f"{source}: {'a stream, its length is not known' if source.streaming else f'{len(rows):,} rows'}, read as {reading}"
+        f"{source}: a stream, its length is not known; by its first {len(rows):,} rows read as {reading}"
+        if source.streaming
+        else f"{source}: {len(rows):,} rows, read as {reading}"
         for source, rows, reading in _sets(examples)
     ]
 
