@@ -169,9 +169,9 @@ def test_a_set_whose_later_rows_have_no_questions(tmp_path, clips):
 
 
 def test_rows_are_named(tmp_path, texts):
-    """By file and line, or as `datasets` counts them."""
+    """By file and number; what is no JSON by its line."""
     (tmp_path / "texts" / "1.jsonl").write_text(json.dumps({"messages": [user("1"), assistant("")]}) + "\n")
-    with pytest.raises(ValueError, match=r"texts, 1.jsonl, line 1: message 1, an answer, has no text"):
+    with pytest.raises(ValueError, match=r"texts, 1.jsonl, row 0: message 1, an answer, has no text"):
         first_pass(open_stream(texts))
     (tmp_path / "texts" / "1.jsonl").write_text("\n{nonsense\n")
     with pytest.raises(ValueError, match=r"JSON parse error in .*1.jsonl"):
@@ -222,7 +222,7 @@ def test_columns_that_come_later_and_numbers_without_names(tmp_path):
         {"messages": [user("1"), assistant("a")], "tools": ["b"]}
     ]
     source = DataSource(str(write_jsonl(tmp_path / "chats.jsonl", rows)), sound=False, streaming=True)
-    with pytest.raises(ValueError, match="chats.jsonl, line 101: .*tools"):
+    with pytest.raises(ValueError, match="chats.jsonl, row 100: .*tools"):
         first_pass(open_stream(source))
 
 

@@ -3,7 +3,7 @@
 A set is a list of shards, which are read one after another and parted among the readers of a run (stream.py): its files, or
 what `datasets` streams as one. JSON, tables and tars are read by what reads them in loaded sets (text_rows.py), so that a row is
 the same in both. The first rows of a set are opened as a small loaded set, by which its columns are understood.
-Run: `shards = open_shards("big.jsonl")`, `for place, row in shards[0].rows(): ...`
+Run: `shards = open_shards("big.jsonl")`, `for row in shards[0].rows(): ...`
 """
 
 import posixpath
@@ -53,10 +53,9 @@ class TextShard:
     name: str = ""
     first: int = 0
 
-    def rows(self, start: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows from one on, each with its place."""
-        for place, row in islice(read_rows(self.file, self.kind), start, None):
-            yield self.name + place, row
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows from one on."""
+        return (row for _, row in islice(read_rows(self.file, self.kind), start, None))
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,13 @@ class DatasetShard:
     name: str = ""
     first: int = 0
 
-    def rows(self, start: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows from one on, each with its place."""
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows from one on."""
         # Batches: iterated by rows, `datasets` would part this shard among a data loader's workers once more.
         batches = (self.stream.skip(start) if start else self.stream).iter(batch_size=AT_ONCE)
-        rows = (dict(zip(batch, values)) for batch in batches for values in zip(*batch.values()))
-        for number, row in enumerate(rows, self.first + start):
-            yield f"{self.name}row {number}", {name: _fetched(value) for name, value in row.items()}
+        for batch in batches:
+            for values in zip(*batch.values()):
+                yield {name: _fetched(value) for name, value in zip(batch, values)}
 
 
 Shard = TextShard | DatasetShard
@@ -96,7 +95,7 @@ def first_rows(path: str, shards: Sequence[Shard], count: int = FIRST_ROWS) -> D
     Raises a `ValueError` for a set that has none or cannot be read.
     """
     with told_of(path):
-        rows = [row for _, row in islice(chain.from_iterable(shard.rows() for shard in shards), count)]
+        rows = list(islice(chain.from_iterable(shard.rows() for shard in shards), count))
         if not rows:
             raise IndexError("no rows")
         if isinstance(shards[0], TextShard):

@@ -51,14 +51,15 @@ class Row:
     Attributes:
         at: pass, place of its shard in the reader's order, and place in the shard.
         window: of those that are shuffled together.
-        number, place: in its set, see `Shard`.
+        number: in its file, or in its set where `shard` is empty.
+        shard: the name of what it is of, see `TextShard`.
         values: of its columns.
     """
 
     at: tuple[int, int, int]
     window: tuple[int, int]
     number: int
-    place: str
+    shard: str
     values: dict[str, Any]
 
 
@@ -191,10 +192,10 @@ class _Part:
         for turn in count(first):
             taken = 0
             for place, (shard, own, sharers) in enumerate(self._shards(turn)[start:], start):
-                for number, (name, values) in enumerate(shard.rows(begin), begin):
+                for number, values in enumerate(shard.rows(begin), begin):
                     if number % sharers == own:
                         window = turn, taken // self.stream.buffer_size
-                        yield Row((turn, place, number), window, shard.first + number, name, values)
+                        yield Row((turn, place, number), window, shard.first + number, shard.name, values)
                         taken += 1
                 begin = 0
             start, empty = 0, 0 if taken else empty + 1
@@ -239,7 +240,9 @@ class _Part:
 
     def _example(self, row: Row, question: int) -> dict[str, Any]:
         values = dict.fromkeys(self.set.columns) | row.values
-        example = read_example(self.set.source, self.set.reading, values, row.number, question, row.place)
+        example = read_example(
+            self.set.source, self.set.reading, values, row.number, question, f"{row.shard}row {row.number}"
+        )
         return example | {PASS: row.at[0]}
 
     def _chance(self, *key: int) -> random.Random:
