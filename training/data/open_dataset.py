@@ -84,7 +84,7 @@ def told_of(path: str) -> Iterator[None]:
         yield
     except (StopIteration, IndexError) as error:  # for a file, a saved set without rows
         raise ValueError(f"The set {path!r} is empty.") from error
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:  # some builders need torchcodec
         cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
         raise ValueError(f"The set {path!r} cannot be read: {error}{cause}") from error
 
