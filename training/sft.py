@@ -65,8 +65,8 @@ def train(
     recipe = describe_recipe(*options) | {"examples": [None] * len(sizes) if streamed else sizes}
     eval_dataset, eval_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
     names = name_sets(data_args.eval_data)
-    eval_sets = dict(zip(names, eval_sizes)) if len(eval_sizes) > 1 else {}
-    asked = draw_questions(data_args.eval_data, names, args.eval_generate) if args.eval_generate else []
+    held_out = dict(zip(names, eval_sizes))
+    asked = draw_questions(eval_dataset, held_out, args.eval_generate) if args.eval_generate else []
     if not eval_dataset and args.eval_strategy == "no":
         eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
     checkpoint = begin_run(args, recipe, options)
@@ -97,7 +97,7 @@ def train(
         stream=stream,
         clips=None if stream else questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
-        eval_sets=eval_sets,
+        eval_sets=held_out if len(held_out) > 1 else {},
         asked=asked,
         processing_class=processor,
         data_collator=AudioChatCollator(

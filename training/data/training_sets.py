@@ -59,17 +59,18 @@ def describe_sets(examples: Dataset) -> list[str]:
         f"{source}: a stream, its length is not known; by its first {len(rows):,} rows read as {reading}"
         if source.streaming
         else f"{source}: {len(rows):,} rows, read as {reading}"
-        for source, rows, reading in _sets(examples)
+        for source, rows, reading in sets_of(examples)
     ]
 
 
 def set_of(examples: Dataset) -> "OpenSet":
     """The one set of some training data: its entry, its rows as they are stored, and how it is read."""
-    (only,) = _sets(examples)
+    (only,) = sets_of(examples)
     return only
 
 
-def _sets(examples: Dataset) -> list["OpenSet"]:
+def sets_of(examples: Dataset) -> list["OpenSet"]:
+    """The sets of some training data, in order."""
     return examples.format["format_kwargs"]["transform"].sets
 
 
