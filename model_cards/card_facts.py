@@ -146,4 +146,5 @@ def _plain(value: Any) -> Any:
 
 def describe_source(source: dict[str, Any], dataset: Dataset, examples: int | None = None) -> dict[str, Any]:
     """One set of the facts' `data`, from an entry of `train_data` in a recipe and from what that is."""
-    return {**vars(dataset), "examples": examples, "weight": source.get("weight", 1)}
+    weight, streamed = source.get("weight", 1), source.get("streaming", False)
+    return {**vars(dataset), "examples": examples, "weight": weight, "streamed": streamed}

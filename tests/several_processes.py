@@ -3,7 +3,7 @@
     accelerate launch ... tests/several_processes.py FOLDER    # reads FOLDER/runs.json, writes FOLDER/report-RANK.json
 
 `RANK` in an argument becomes the process's number. With `SIGTERM` among them, the last process gets that signal in its first step.
-The report has the exit codes and the classes of all modules that ran.
+The report has the exit codes, the classes of all modules that ran, and the origins of the rows that were read from streams.
 """
 
 import json
@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from falcon3_audio.training import sft
 from falcon3_audio.training.callbacks import SaveAtSigterm
+from falcon3_audio.training.data import stream
 
 
 def allow_fsdp_on_cpu() -> list[str]:
@@ -47,8 +48,17 @@ if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     classes: set[str] = set()
     register_module_forward_pre_hook(lambda module, inputs: classes.add(type(module).__name__))
+    streamed: list[str] = []
+    read_example = stream.read_example
+
+    def note(*arguments):
+        example = read_example(*arguments)
+        streamed.append(example["origin"])
+        return example
+
+    stream.read_example = note
     codes = [run(arguments) for arguments in json.loads((folder / "runs.json").read_text())]
-    report = {"codes": codes, "classes": sorted(classes)}
+    report = {"codes": codes, "classes": sorted(classes), "streamed": streamed}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
     # Several runs in one process leave threads of groups that are gone; the interpreter's end now and then aborts on them.
     sys.stdout.flush()

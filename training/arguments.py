@@ -34,11 +34,17 @@ class DataArguments:
     train_data: list[DataSource] = field(
         default_factory=list,
         metadata={
-            "help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight, sound, prompt, columns}."
+            "help": "Training sets: paths or Hub ids; in YAML also {path, name, split, weight, sound, prompt, columns, streaming}."
         },
     )
     eval_data: list[DataSource] = field(
         default_factory=list, metadata={"help": "Sets for the evaluation loss and hearing (see hearing.py)."}
+    )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "Rows of each set with `streaming: true` that a worker holds in memory and shuffles at a time (1: none)."
+        },
     )
 
     def __post_init__(self):
@@ -48,6 +54,24 @@ class DataArguments:
             raise ValueError("There is nothing to train on: give at least one set in `train_data`.")
         if any(source.weight != 1 for source in self.eval_data):
             raise ValueError("Sets in `eval_data` are scored once and whole; leave out their weights.")
+        if any(source.streaming for source in self.eval_data):
+            raise ValueError(
+                "Sets in `eval_data` are scored whole, so they cannot be streamed; leave out `streaming`. A part of a large one is "
+                '`split: "validation[:1000]"`.'
+            )
+        loaded = [str(source) for source in self.train_data if not source.streaming]
+        if loaded and len(loaded) < len(self.train_data):
+            raise ValueError(
+                f"Some sets of `train_data` are streamed and others are not ({', '.join(loaded)}): write `streaming: true` into the "
+                "entries of all, or of none."
+            )
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(f"shuffle_buffer_size must be at least 1 row, got {self.shuffle_buffer_size}.")
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the training sets are streamed: all are, or none."""
+        return self.train_data[0].streaming
 
 
 @dataclass

@@ -35,6 +35,8 @@ from scipy.signal import fftconvolve
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 from falcon3_audio.processing.messages_falcon3_audio import load_item
 
+from .data.stream import PASS
+
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 LONG_ENOUGH = 0.01  # seconds, of what is left of a clip
@@ -206,7 +208,8 @@ class Augmenter:
         """By the clip where several rows are about it, else by the row."""
         name = example.get("clip") or example.get("origin") or ""
         digest = hashlib.sha256(f"{what} {name}".encode()).digest()
-        return np.random.default_rng([self.seed, int(self._epoch[0]), int.from_bytes(digest[:8])])
+        epoch = example.get(PASS, int(self._epoch[0]))
+        return np.random.default_rng([self.seed, epoch, int.from_bytes(digest[:8])])
 
     def _faster(self, samples: np.ndarray, factor: float) -> np.ndarray:
         seconds = len(samples) / SAMPLING_RATE / factor

@@ -1,7 +1,7 @@
 """Checks of options that are each allowed, but not together."""
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from .arguments import DataArguments
 
@@ -32,6 +32,23 @@ def check_together(data: DataArguments, training: TrainingArguments):
             f"One process sees {training.n_gpu} GPUs. Start a process for each (`accelerate launch --config_file "
             "training/accelerate/ddp.yaml ...`), or let it see one: CUDA_VISIBLE_DEVICES=0."
         )
+
+
+def check_streaming(data: DataArguments, training: TrainingArguments):
+    """Raises a `ValueError` for options that need to know how long a set is, where sets are streamed."""
+    streamed = next((source for source in data.train_data if source.streaming), None)
+    if streamed is None:
+        return
+    what = f"{streamed} is streamed, so it is not known how long it is"
+    if training.max_steps <= 0:
+        raise ValueError(f"{what}: say with max_steps how many steps to train, got {training.max_steps}.")
+    if training.num_train_epochs != 1:  # the default
+        raise ValueError(
+            f"{what}: max_steps says how long to train; leave out num_train_epochs, got {training.num_train_epochs:g}."
+        )
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(training, name) == IntervalStrategy.EPOCH.value:
+            raise ValueError(f"{what}, and there are no epochs: set {name} to `steps`.")
 
 
 def check_scored(data: DataArguments, training: TrainingArguments):

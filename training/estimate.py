@@ -67,6 +67,10 @@ def estimate(
     flops = questions = 0.0
     longest = 0.0, 0.0  # positions and audio tokens of a question
     for source in data.train_data:
+        if source.streaming:
+            raise ValueError(
+                f"{source} is streamed, so its size is not known; leave out `streaming` to estimate a run"
+            )
         if source.path not in PUBLISHED:
             raise ValueError(f"got the data {source.path!r}; sizes are known here of {', '.join(PUBLISHED)}")
         published, clips, seconds = PUBLISHED[source.path]

@@ -10,8 +10,9 @@ greedily and in batches; of several processes each answers its share. What is me
 - `exact_match`: all rows. The words of the answer and no others, in their order (rewards.py).
 """
 
+import itertools
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 
 from falcon3_audio.evaluation.predictions import ANSWERED, Prediction
 from falcon3_audio.evaluation.read_option import resolve
@@ -26,8 +28,7 @@ from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.word_errors import character_normalizer, count_word_errors, normalizer
 from falcon3_audio.processing import AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
-from .data.sources import DataSource
-from .data.training_sets import WHOLE_ROW, load_training_data, set_of
+from .data.training_sets import WHOLE_ROW, sets_of
 from .rewards import same_words
 
 
@@ -50,28 +51,39 @@ class Asked:
     origin: str
 
 
-def draw_questions(sources: Sequence[DataSource], names: Sequence[str], count: int) -> list[Asked]:
+def draw_questions(examples: Dataset, sets: Mapping[str, int], count: int) -> list[Asked]:
     """
     Up to `count` questions of each set, drawn once.
+
+    Args:
+        examples: from `load_training_data`.
+        sets: how many of them each set has, by name and in order.
+        count: 1 or more.
 
     Raises a `ValueError` for a chat that does not end with an answer, options that the answer is none of, and without jiwer
     if there are questions without options.
     """
-    asked = [question for source, name in zip(sources, names) for question in _draw(source, name, count)]
+    starts = itertools.accumulate(sets.values(), initial=0)
+    asked = [
+        question
+        for (name, size), start in zip(sets.items(), starts)
+        for question in _draw(examples, range(start, start + size), name, count)
+    ]
     if find_spec("jiwer") is None and any(not question.choices for question in asked):
         raise ValueError("eval_generate counts word errors with jiwer, which is not installed: pip install jiwer.")
     return asked
 
 
-def _draw(source: DataSource, name: str, count: int) -> Iterator[Asked]:
-    examples = load_training_data([source])[0]
-    rows, places = set_of(examples)[1], examples.with_format("numpy")
-    for index in sorted(np.random.default_rng(SEED).permutation(len(examples))[:count].tolist()):
+def _draw(examples: Dataset, part: range, name: str, count: int) -> Iterator[Asked]:
+    sets, places = sets_of(examples), examples.with_format("numpy")
+    for number in sorted(np.random.default_rng(SEED).permutation(len(part))[:count].tolist()):
+        index = part[number]
         example, place = examples[index], places[index]
         *prompt, last = example["messages"]
         answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
         if last["role"] != "assistant" or not prompt:
             raise ValueError(f"{example['origin']}: eval_generate needs a question, and at the end its answer.")
+        _, rows, _ = sets[int(place["set"])]
         choices = choices_of(rows[int(place["row"])], int(place["question"]))
         answer = right_option(answer, choices, example["origin"]) if choices else answer
         yield Asked(name, prompt, answer, choices, example["origin"])

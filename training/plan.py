@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 from datasets import Dataset
 
@@ -45,6 +46,9 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         times = f"in micro-batches of at most {arguments.tokens_per_device:,} tokens"
     each = f"{arguments.per_device_train_batch_size} on each of {arguments.world_size} device(s)"
     lines.append(("batch", f"{global_batch} questions: {each}, {times}"))
+    length = "the data is a stream, its length is not known"
+    if trainer.stream is None:
+        length = f"{len(trainer.sampler):,} questions per epoch"
     steps = math.ceil(math.ceil(len(trainer.sampler) / global_batch) * arguments.num_train_epochs)
     steps = arguments.max_steps if arguments.max_steps > 0 else steps
     tokens, seconds = estimate_example(trainer)
@@ -52,7 +56,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         (
             "a step",
             f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of sound "
-            f"(mean of the first {min(SAMPLE, len(trainer.sampler))} questions)",
+            f"(mean of the first {min(SAMPLE, len(trainer.sampler) or len(trainer.train_dataset))} questions)",
         )
     )
     if arguments.augmentation:
@@ -78,13 +82,13 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
                 "num_train_epochs.",
             )
         )
-    lines.append(("steps", f"{steps - done} to go of {steps}, {len(trainer.sampler):,} questions per epoch"))
+    lines.append(("steps", f"{steps - done} to go of {steps}, {length}"))
     return "\n".join(f"{name:<22} {text}" for name, text in lines)
 
 
 def estimate_example(trainer: AudioSFTTrainer) -> tuple[float, float]:
     """Mean tokens and audio seconds per question, over the first batches that will be asked; `SAMPLE` questions or more."""
-    order = iter(trainer.sampler)
+    order: Iterator[int] = iter(trainer.sampler if trainer.stream is None else range(len(trainer.train_dataset)))
     questions = tokens = frames = 0
     while questions < SAMPLE and (indices := list(itertools.islice(order, trainer.args.train_batch_size))):
         batch = trainer.data_collator([trainer.train_dataset[index] for index in indices])

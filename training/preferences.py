@@ -38,6 +38,8 @@ def load_preferences(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]
 
 
 def _open(source: DataSource) -> Dataset:
+    if source.streaming:
+        raise ValueError(f"Preferences of {source} are loaded; leave out `streaming`.")
     if source.weight != 1 or source.columns or source.prompt:
         raise ValueError(
             f"Preferences of {source} are asked once per epoch as they are; leave out weight, columns and prompt."

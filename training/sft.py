@@ -21,8 +21,9 @@ from transformers import TrainerCallback, TrainerState
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .best import describe_best, name_sets
 from .callbacks import SaveAtSigterm
-from .checks import check_push, check_together
+from .checks import check_push, check_streaming, check_together
 from .collator import AudioChatCollator
+from .data.stream import open_streams
 from .data.training_sets import load_training_data, questions_per_clip
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
 from .generated import draw_questions
@@ -34,6 +35,7 @@ from .plan import describe_plan
 from .publishing.push import check_token, push_finished, whole_repo_id
 from .recipe import run_recipe
 from .run_folder import STATE, describe_recipe
+from .streaming import make_stream
 from .trainer import AudioSFTTrainer
 
 
@@ -49,23 +51,27 @@ def train(
     # Data, and the run's folder
     ################
     check_together(data_args, args)
+    check_streaming(data_args, args)
     check_push(args)
     # Not by the trainer, which would upload all that is in the folder, and during training what is not finished.
     to_hub, args.push_to_hub = args.push_to_hub, False
     if to_hub:
         check_token()
         repo_id = whole_repo_id(args.hub_model_id, args.output_dir)
-    train_dataset, sizes = load_training_data(data_args.train_data)
+    streamed, (train_dataset, sizes) = (
+        open_streams(data_args.train_data) if data_args.is_streamed else ([], load_training_data(data_args.train_data))
+    )
     options = model_args, lora_args, data_args, args
-    recipe = describe_recipe(*options) | {"examples": sizes}
+    recipe = describe_recipe(*options) | {"examples": [None] * len(sizes) if streamed else sizes}
     eval_dataset, eval_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
     names = name_sets(data_args.eval_data)
-    eval_sets = dict(zip(names, eval_sizes)) if len(eval_sizes) > 1 else {}
-    asked = draw_questions(data_args.eval_data, names, args.eval_generate) if args.eval_generate else []
+    held_out = dict(zip(names, eval_sizes))
+    asked = draw_questions(eval_dataset, held_out, args.eval_generate) if args.eval_generate else []
     if not eval_dataset and args.eval_strategy == "no":
         eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
     checkpoint = begin_run(args, recipe, options)
     before = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
+    stream = make_stream(streamed, args, data_args.shuffle_buffer_size, checkpoint) if streamed else None
 
     ################
     # Model, processor
@@ -86,11 +92,12 @@ def train(
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        set_sizes=sizes,
-        set_weights=[source.weight for source in data_args.train_data],
-        clips=questions_per_clip(train_dataset, sizes),
+        set_sizes=[] if stream else sizes,
+        set_weights=[] if stream else [source.weight for source in data_args.train_data],
+        stream=stream,
+        clips=None if stream else questions_per_clip(train_dataset, sizes),
         questions_per_row=args.questions_per_row,
-        eval_sets=eval_sets,
+        eval_sets=held_out if len(held_out) > 1 else {},
         asked=asked,
         processing_class=processor,
         data_collator=AudioChatCollator(

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from .best import METRICS, EarlyStopping, check_metric, measured
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, TimeToGo
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
 from .data.sampler import MixtureSampler
+from .data.stream import TrainingStream
 from .distributed import reshard
 from .generated import Asked, Examination, measured_of
 from .hearing import (
@@ -50,6 +52,7 @@ from .hearing import (
 )
 from .learning import learning_rates, parameter_groups
 from .model import compile_layers, train_in_float32
+from .streaming import ShareOfTheRun, pass_on, save_stream, stream_loader
 
 
 logger = logging.get_logger(__name__)
@@ -62,6 +65,7 @@ class AudioSFTTrainer(SFTTrainer):
     Args:
         set_sizes: examples of each set that `train_dataset` is made of, in order (see `load_training_data`).
         set_weights: passes over each set per epoch.
+        stream: what is trained on instead of `train_dataset`, which then stands for it where examples are looked at.
         clips: examples of each clip, by set (see `questions_per_clip`).
         questions_per_row: the most questions about a clip that come together, `None` for all.
         eval_sets: examples of each set that `eval_dataset` is made of, by name and in order, where there are several.
@@ -72,8 +76,9 @@ class AudioSFTTrainer(SFTTrainer):
     def __init__(
         self,
         *args,
-        set_sizes: Sequence[int],
-        set_weights: Sequence[float],
+        set_sizes: Sequence[int] = (),
+        set_weights: Sequence[float] = (),
+        stream: TrainingStream | None = None,
         clips: Sequence[np.ndarray] | None = None,
         questions_per_row: int | None = 1,
         eval_sets: Mapping[str, int] | None = None,
@@ -85,8 +90,12 @@ class AudioSFTTrainer(SFTTrainer):
         at_once = self.args.train_batch_size
         step = at_once * self.args.gradient_accumulation_steps * self.args.world_size
         self._questions_of_a_step = step
+        self.stream = stream
         self.sampler = MixtureSampler(set_sizes, set_weights, seed, clips, questions_per_row, step, at_once)
-        if self.args.dataloader_drop_last and len(self.sampler) < at_once * self.args.world_size:
+        if stream is not None:
+            self.args.ignore_data_skip = True  # it goes on by itself, where transformers would read all again
+            self.add_callback(ShareOfTheRun())
+        elif self.args.dataloader_drop_last and len(self.sampler) < at_once * self.args.world_size:
             raise ValueError(
                 f"dataloader_drop_last leaves nothing of the {len(self.sampler)} questions of an epoch: {at_once} go to each of "
                 f"{self.args.world_size} device(s) at once. Leave it off, or lower per_device_train_batch_size."
@@ -129,18 +138,18 @@ class AudioSFTTrainer(SFTTrainer):
         self._last_log = time.monotonic()  # training begins
         arguments = self.args
         tokens = arguments.tokens_per_device
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=arguments.train_batch_size,
-            sampler=self.sampler,
-            collate_fn=partial(self._train_collator.micro_batches, tokens=tokens) if tokens else self._train_collator,
-            num_workers=arguments.dataloader_num_workers,
-            prefetch_factor=arguments.dataloader_prefetch_factor,
-            persistent_workers=arguments.dataloader_persistent_workers,
-            pin_memory=arguments.dataloader_pin_memory and torch.cuda.is_available(),
-            drop_last=arguments.dataloader_drop_last,
-        )
-        return self.accelerator.prepare(loader)
+        collate = partial(self._train_collator.micro_batches, tokens=tokens) if tokens else self._train_collator
+        options: dict[str, Any] = {
+            "batch_size": arguments.train_batch_size,
+            "num_workers": arguments.dataloader_num_workers,
+            "prefetch_factor": arguments.dataloader_prefetch_factor,
+            "persistent_workers": arguments.dataloader_persistent_workers,
+            "pin_memory": arguments.dataloader_pin_memory and torch.cuda.is_available(),
+        }
+        if self.stream is not None:
+            return stream_loader(self.stream, collate, **options)
+        options |= {"sampler": self.sampler, "drop_last": arguments.dataloader_drop_last}
+        return self.accelerator.prepare(DataLoader(self.train_dataset, collate_fn=collate, **options))
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         given = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -236,6 +245,7 @@ class AudioSFTTrainer(SFTTrainer):
         began = time.monotonic()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self._seen["waited"] += time.monotonic() - began
+        batches = pass_on(self.stream, batches) if self.stream is not None else batches
         if not self.args.tokens_per_device:
             return super().get_batch_samples(iter(batches), num_batches, device)
         parts = [part for batch in batches for part in batch]
@@ -373,6 +383,8 @@ class AudioSFTTrainer(SFTTrainer):
                 f"{len(broken)} trained weights are no longer finite numbers ({broken[0]} for one), so nothing is saved; "
                 "the checkpoints of earlier steps are whole. Lower the learning rate and go on from one of them."
             )
+        if self.stream is not None and _internal_call and output_dir:  # of a checkpoint
+            save_stream(self.stream, Path(output_dir))
         super().save_model(output_dir, _internal_call)
 
 

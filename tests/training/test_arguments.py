@@ -126,6 +126,20 @@ def test_a_recipe_extends_another(read, tmp_path):
         ),
         ((), {"train_data": [{"path": ""}]}, "needs a `path`"),
         ((), {"eval_data": [{"path": "a", "weight": 2}]}, "`eval_data` are scored once and whole"),
+        *(
+            ((), {"train_data": [{"path": "a", "streaming": given}]}, "`streaming` of a must be true or false, got")
+            for given in ("yes", 1, None)
+        ),
+        (
+            (),
+            {"eval_data": [{"path": "a", "streaming": True}]},
+            "`eval_data` are scored whole, so they cannot be stre",
+        ),
+        (
+            (),
+            {"train_data": [{"path": "a", "streaming": True}, "b", {"path": "c", "split": "dev"}]},
+            r"Some sets .* are streamed and others are not \(b, c, split dev\): .* all, or of none",
+        ),
         ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),
         ((), {"model": None, "audio_model": "a"}, "got model=None, audio_model='a', text_model=None"),
         ((), {"model": None}, "Give either `model`"),

@@ -152,3 +152,19 @@ def test_of_many_bad_rows_the_first_are_listed(tmp_path, capsys):
     assert main([str(tmp_path / "gone.jsonl"), "--workers", "1"]) == 1
     said = capsys.readouterr().out
     assert "row 49:" in said and "row 50:" not in said and "and 10 more like these" in said
+
+
+def test_the_first_rows_alone(tmp_path, capsys):
+    """Later ones are not read, and nothing of the set is converted."""
+    (clip,) = write_clips(tmp_path, 1)
+    rows = [{"messages": [user(heard(clip), TEXT), assistant("a bell")]}] * 3
+    path = write_jsonl(tmp_path / "set.jsonl", rows)
+    path.write_text(path.read_text() + "no JSON\n")
+    assert main([str(path), "--first", "3", "--workers", "1"]) == 0
+    first, seen, counts, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"{path}: a stream, its length is not known; by its first 3 rows read as chats (messages)"
+    assert seen == "  the first 3 rows are looked at, no others"
+    assert counts.startswith("  3 questions, 3 clips")
+    assert main([str(path), "--first", "4", "--workers", "1"]) == 1
+    with pytest.raises(SystemExit):
+        main([str(path), "--first", "0"])

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import tarfile
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from training_runs import write_jsonl
 from falcon3_audio.processing import load_audio
 from falcon3_audio.training.arguments import DataArguments, DataSource
 from falcon3_audio.training.data import formats
+from falcon3_audio.training.data.stream import TrainingStream, open_streams
 from falcon3_audio.training.data.training_sets import describe_sets, load_training_data
 
 
@@ -130,8 +132,15 @@ def clip_name(item):
 
 
 def said(path, **entry):
-    """Each example of a set as lines, with the name of each clip where it is heard."""
-    examples, _ = load_training_data([DataSource(**{"path": str(path)} | entry)])
+    """Each example of a set as lines, with the name of each clip where it is heard; the same where the set is streamed."""
+    source = DataSource(**{"path": str(path)} | entry)
+    loaded = lines(load_training_data([source])[0])
+    if "[" not in source.split:
+        assert lines(first_pass(source)) == loaded
+    return loaded
+
+
+def lines(examples):
     return [
         [
             f"{message['role']}: "
@@ -140,6 +149,12 @@ def said(path, **entry):
         ]
         for example in examples
     ]
+
+
+def first_pass(source):
+    """The examples of a stream in the order of the set."""
+    (streamed,), _ = open_streams([source])
+    return list(takewhile(lambda example: example["pass"] == 0, TrainingStream([streamed], questions_per_row=None)))
 
 
 def format_of(path, **entry):

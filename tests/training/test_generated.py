@@ -20,6 +20,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 from falcon3_audio.evaluation.word_errors import count_word_errors, error_rate, normalizer
 from falcon3_audio.training import generated, sft
 from falcon3_audio.training.data.sources import DataSource
+from falcon3_audio.training.data.training_sets import load_training_data
 from falcon3_audio.training.generated import Asked, Examination, draw_questions, score_replies
 
 
@@ -27,10 +28,15 @@ def asked(answer, choices=(), of="set"):
     return Asked(of, [user("?")], answer, tuple(choices), "row")
 
 
+def draw(path, count):
+    examples, (size,) = load_training_data([DataSource(str(path))])
+    return draw_questions(examples, {"set": size}, count)
+
+
 @pytest.fixture
 def examination(sensitive, tmp_path):
     """Of ten chats, one of them with two clips and one of several turns, by a model whose answers depend on the clips."""
-    questions = draw_questions([DataSource(str(write_chats(tmp_path / "chats")))], ["chats"], 64)
+    questions = draw(write_chats(tmp_path / "chats"), 64)
     return Examination(questions, AutoProcessor.from_pretrained(sensitive), 4, False)
 
 
@@ -87,21 +93,39 @@ def test_options_come_from_the_row(tmp_path):
         {"messages": [user(heard(clip), TEXT), assistant("a bell")]},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    one, two = draw_questions([DataSource(str(path))], ["rows"], 5)
+    one, two = draw(path, 5)
     assert (one.answer, one.choices, two.answer, two.choices) == ("a cat", ("a dog", "a cat"), "a bell", ())
     assert [item["type"] for item in one.prompt[0]["content"]] == ["audio", "text"] and len(one.prompt) == 1
     rows[1]["options"] = ["a dog", "a cat"]
     write_jsonl(path, rows)
     with pytest.raises(ValueError, match=r"rows.jsonl, row 1: the answer 'a bell' is none of the row's options"):
-        draw_questions([DataSource(str(path))], ["rows"], 5)
+        draw(path, 5)
     row = clip_row(clip, 2) | {"audio": str(clip)}
     row["questions"] = [question | {"choices": [question["output"], "none"]} for question in row["questions"]]
     path = write_jsonl(tmp_path / "clips.jsonl", [row])
-    assert [question.choices for question in draw_questions([DataSource(str(path))], ["clips"], 5)] == [
+    assert [question.choices for question in draw(path, 5)] == [
         ("answer 0", "none"),
         ("answer 1", "none"),
     ]
-    assert len(draw_questions([DataSource(str(path))], ["clips"], 1)) == 1
+    assert len(draw(path, 1)) == 1
+
+
+def test_questions_are_drawn_of_each_of_several_sets(tmp_path):
+    """The same ones as of each set alone, with the options of their own rows."""
+    (clip,) = write_clips(tmp_path, 1)
+    paths = []
+    for name in ("one", "two"):
+        answers = [f"{name} {number}" for number in range(9)]
+        rows = [
+            {"messages": [user(heard(clip), TEXT), assistant(answer)], "choices": ["none", answer]}
+            for answer in answers
+        ]
+        paths.append(write_jsonl(tmp_path / f"{name}.jsonl", rows))
+    examples, sizes = load_training_data([DataSource(str(path)) for path in paths])
+    together = draw_questions(examples, dict(zip(("one", "two"), sizes)), 4)
+    assert [question.of for question in together] == ["one"] * 4 + ["two"] * 4
+    assert [q.origin for q in together] == [q.origin for path in paths for q in draw(path, 4)]
+    assert all(q.answer.startswith(q.of) and q.choices == ("none", q.answer) for q in together)
 
 
 def test_questions_that_cannot_be_asked(examination, answering, tmp_path):

@@ -61,6 +61,7 @@ BEST = ["--eval_data", "FOLDER/clips.parquet", "--eval_strategy", "steps", "--ev
 BEST += ["--load_best_model_at_end", "true", "--greater_is_better", "true", "--lora_audio_tower", "full"]
 BEST += ["--max_length", "400"]
 ANSWERS = ["--eval_generate", "5"]
+STREAMED = ["--config", "FOLDER/streamed.yaml", "--max_steps", "4", "--save_steps", "2"]
 
 
 @dataclass
@@ -84,6 +85,15 @@ def recipe(backbone_folders, tmp_path_factory):
     wavs = [folder / f"{number}.wav" for number, seconds in enumerate(SECONDS) if seconds is not None]
     clips = [clip_row(wav, questions) for wav, questions in zip(wavs, QUESTIONS)]
     write_shard(folder / "clips.parquet", clips, CLIP_FEATURES)
+    (folder / "parts").mkdir()
+    rows_from_there = json.loads(json.dumps(rows).replace('"path": "', '"path": "../'))
+    for number in range(2):
+        write_jsonl(folder / "parts" / f"{number}.jsonl", rows_from_there[number::2])
+    write_recipe(
+        folder / "streamed.yaml",
+        extends="recipe.yaml",
+        train_data=[{"path": str(folder / "parts"), "sound": "some", "streaming": True}],
+    )
     audio, text = backbone_folders
     data = str(write_jsonl(folder / "chats.jsonl", rows))
     options = {"per_device_train_batch_size": 1, "global_batch_size": BATCH, "max_steps": STEPS, "lora_dropout": 0.0}
@@ -123,6 +133,14 @@ def launched(request, recipe, tmp_path_factory):
         **({"half": HALF} if strategy == "fsdp2" else {}),
         "packed": of(recipe, PACKED),
         "best": of(recipe, BEST + (ANSWERS if strategy == "ddp" else [])),
+        **(
+            {
+                "streamed": of(recipe, STREAMED),
+                "streamed_on": [*of(recipe, STREAMED), "--resume_from_checkpoint", f"{folder}/streamed/checkpoint-2"],
+            }
+            if strategy == "ddp"
+            else {}
+        ),
         "ended": ["SIGTERM"],
         "on-RANK": [],  # for the first process the folder `whole`, for the second none
     }
@@ -242,6 +260,20 @@ def test_resumed_in_the_second_epoch(launched):
     assert STEPS_PER_EPOCH < 4 < STEPS and "2 to go of 6" in launched.output
     assert [entry["loss"] for entry in log_of(run)] == [entry["loss"] for entry in log_of(launched.folder / "whole")]
     assert farthest(weights_of(run), weights_of(launched.folder / "whole")) == 0
+
+
+def test_a_stream_is_parted_and_gone_on_with(launched):
+    """Four steps of four rows, two on each of two processes; then the last two of them again."""
+    if launched.strategy != "ddp":
+        pytest.skip("streams are read alike under all strategies")
+    parts = [report["streamed"] for report in launched.reports]
+    assert [len(part) for part in parts] == [8 + 4] * 2
+    first = [set(part[:6]) for part in parts]  # a pass
+    assert len(first[0]) == len(first[1]) == 6 and not first[0] & first[1]
+    assert all(part[8:] == part[4:8] for part in parts)
+    logs = [log_of(launched.folder / name) for name in ("streamed", "streamed_on")]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+    assert farthest(*(weights_of(launched.folder / name) for name in ("streamed", "streamed_on"))) == 0
 
 
 def test_the_batch_is_the_recipes_whatever_the_devices(launched):

@@ -2,6 +2,7 @@
 
     falcon3-audio check-data data/train.jsonl data/more --workers 8
     falcon3-audio check-data clips.csv --columns audio=path,text=sentence --prompt "Write down what is said."
+    falcon3-audio check-data owner/large --first 1000    # of a set that is too large to be loaded
 
 Takes what `train_data` takes. Says how each set is read, what there is of it and what a run would leave out, and shows three of
 its examples. Every chat is put together and every clip decoded, once, in parallel; nothing is written. Rows that would
@@ -25,6 +26,7 @@ from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS
 from falcon3_audio.user_errors import user_errors
 
 from .sources import DataSource
+from .stream import open_streams
 from .training_sets import describe_sets, load_training_data, set_of
 
 
@@ -204,9 +206,17 @@ def main(arguments: list[str] | None = None) -> int:
         help="what is asked about each clip of sets with answers alone: `prompt` of the sets' entries; may be given several times",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one for each core")
+    parser.add_argument(
+        "--first",
+        type=int,
+        metavar="N",
+        help="look at the first N rows alone, and load no others: for sets to train from with `streaming: true`",
+    )
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
+    if options.first is not None and options.first < 1:
+        parser.error(f"--first must be at least 1, got {options.first}")
     bad = False
     with user_errors(parser.prog) as end:
         for path in options.sets:
@@ -217,15 +227,18 @@ def main(arguments: list[str] | None = None) -> int:
                 sound=SOUND[options.sound],
                 prompt=options.prompt,
                 columns=options.columns,
+                streaming=options.first is not None,
             )
-            bad = _report(source, options.workers) or bad
+            bad = _report(source, options.workers, options.first) or bad
     return end.status or int(bad)
 
 
-def _report(source: DataSource, workers: int) -> bool:
-    """Prints what there is to say about a set; whether something of it cannot be read."""
-    examples, _ = load_training_data([source])
+def _report(source: DataSource, workers: int, first: int | None) -> bool:
+    """Prints what there is to say about a set, or about its first rows; whether something of it cannot be read."""
+    examples, _ = open_streams([source], first)[1] if first else load_training_data([source])
     print(*describe_sets(examples), flush=True)
+    if first:
+        print(f"  the first {len(set_of(examples)[1]):,} rows are looked at, no others")
     found = check_data(examples, workers, sys.stderr.isatty())
     more = len(found.unread) - LISTED
     rest = [f"and {more:,} more like these"] if more > 0 else []

@@ -8,10 +8,23 @@ Run: `rows = open_dataset("chats.jsonl")`
 
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from datasets import Audio, Dataset, DatasetDict, LargeList, List, load_dataset, load_dataset_builder, load_from_disk
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    IterableDataset,
+    LargeList,
+    List,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetsError
 
@@ -30,6 +43,8 @@ SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wr
 METADATA = "metadata.parquet"  # of an audiofolder; its other kinds are read in text_rows.py
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
 WHOLE = "train"  # the split of what has no splits
+Rows = TypeVar("Rows", Dataset, IterableDataset)
+Part = TypeVar("Part")
 
 
 def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Dataset:
@@ -46,74 +61,106 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
     Raises:
         `ValueError`: for a set that is not there, cannot be read, is empty, or lacks the split.
     """
-    here = Path(path).exists()
-    if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix in ALL):
-        raise ValueError(f"The set {path!r} cannot be read: there is no such file or folder here.")
-    try:
-        rows = _open_local(Path(path), name, split) if here else _open_hub(path, name, split)
-    except (StopIteration, IndexError) as error:  # for a file, a saved set without rows
-        raise ValueError(f"The set {path!r} is empty.") from error
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
-        raise ValueError(f"The set {path!r} cannot be read: {error}{cause}") from error
-    if len(rows) == 0:
-        raise ValueError(f"The set {path!r} is empty.")
-    _leave_encoded(rows.info.features)
+    with told_of(path):
+        rows = _open_local(Path(path), name, split) if is_here(path) else _open_hub(path, name, split)
+        if len(rows) == 0:
+            raise IndexError("no rows")
+    leave_encoded(rows.info.features)
     return rows
 
 
-def _leave_encoded(feature: Any):
+def is_here(path: str) -> bool:
+    """Whether a set is a file or folder here, or else one of the Hub. Raises a `ValueError` for what can be neither."""
+    here = Path(path).exists()
+    if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix in ALL):
+        raise ValueError("there is no such file or folder here.")
+    return here
+
+
+@contextmanager
+def told_of(path: str) -> Iterator[None]:
+    """Raises what goes wrong when a set is opened as a `ValueError` that names it."""
+    try:
+        yield
+    except (StopIteration, IndexError) as error:  # for a file, a saved set without rows
+        raise ValueError(f"The set {path!r} is empty.") from error
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:  # some builders need torchcodec
+        cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
+        raise ValueError(f"The set {path!r} cannot be read: {error}{cause}") from error
+
+
+def leave_encoded(feature: Any):
     """Audio, however deep in a set's features, is read as bytes. (`cast_column` would copy a set with lists of clips.)"""
     if isinstance(feature, Audio):
         feature.decode = False
     elif isinstance(feature, (List, LargeList)):
-        _leave_encoded(feature.feature)
+        leave_encoded(feature.feature)
     elif isinstance(feature, dict):
         for part in feature.values():
-            _leave_encoded(part)
+            leave_encoded(part)
 
 
 def _open_hub(path: str, name: str | None, split: str) -> Dataset:
-    builder = load_dataset_builder(path, name)
-    kinds = {"json": JSON, "csv": getattr(builder.config, "sep", ""), "webdataset": TAR}
-    if builder.name in kinds:
-        return open_rows(builder.config.data_files, split, builder.config.name, kinds[builder.name])
+    builder, kind = hub_builder(path, name)
+    if kind is not None:
+        return open_rows(builder.config.data_files, split, builder.config.name, kind)
     builder.download_and_prepare()
     return builder.as_dataset(split=split)
 
 
+def hub_builder(path: str, name: str | None) -> tuple[DatasetBuilder, str | None]:
+    """What builds a Hub set, and the kind of its files, as of `open_rows`, where these are read here."""
+    builder = load_dataset_builder(path, name)
+    kinds = {"json": JSON, "csv": getattr(builder.config, "sep", ""), "webdataset": TAR}
+    return builder, kinds.get(builder.name)
+
+
 def _open_local(path: Path, name: str | None, split: str) -> Dataset:
+    mapped = open_mapped(path, name, split)
+    if mapped is not None:
+        return mapped
+    kind, files = files_in(path)
+    if kind not in BY_DATASETS:
+        return open_rows(files, split, kind=kind)
+    return with_clips(load_dataset(kind, data_files=files, split=split), path, files)
+
+
+def open_mapped(path: Path, name: str | None, split: str) -> Dataset | None:
+    """A set of prepared shards or of `save_to_disk`; `None` for what is neither."""
     if name is not None:
         raise ValueError(f"got the configuration {name!r}, which only sets on the Hub have")
     if (path / REPORT).exists():
-        return _split({WHOLE: read_shards(path)}, split)
+        return part_of({WHOLE: read_shards(path)}, split)
     if any((path / name).is_file() for name in SAVED):
         saved = load_from_disk(os.fspath(path))
-        return _split(
+        return part_of(
             saved if isinstance(saved, DatasetDict) else {str(saved.split or WHOLE): saved, WHOLE: saved}, split
         )
+    return None
+
+
+def files_in(path: Path) -> tuple[str, dict[str, list[str]]]:
+    """The kind of a set's data files, and the files by split. Raises a `ValueError` for files of several kinds, or none."""
     files = {WHOLE: [path]} if path.is_file() else _files_of(path)
     kinds = {ALL.get(file.suffix) for parts in files.values() for file in parts}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
         raise ValueError(f"expected files of one kind that end in {', '.join(ALL)}")
-    data_files = {part: [os.fspath(file) for file in files[part]] for part in files}
-    if kind not in BY_DATASETS:
-        return open_rows(data_files, split, kind=kind)
-    rows = load_dataset(kind, data_files=data_files, split=split)
-    return _with_clips(rows, path, {file for parts in files.values() for file in parts if file.name == METADATA})
+    return kind, {part: [os.fspath(file) for file in files[part]] for part in files}
 
 
-def _with_clips(rows: Dataset, path: Path, metadata: set[Path]) -> Dataset:
+def with_clips(rows: Rows, path: Path, files: Mapping[str, Sequence[str]]) -> Rows:
     """Rows of an audiofolder with its sounds under the names of their columns. (`datasets` would decode and copy them.)"""
+    metadata = {Path(file) for parts in files.values() for file in parts if Path(file).name == METADATA}
     given = {name: column for name, column in FOLDER_KEYS.items() if metadata and name in rows.column_names}
     elsewhere = [file.parent for file in metadata if file.parent != (path if path.is_dir() else path.parent)]
     if given and elsewhere:
         raise ValueError(f"sounds lie beside their {METADATA} in {elsewhere[0]}; give that folder as a set of its own")
-    return rows.rename_columns(given)
+    return rows.rename_columns(given) if given else rows
 
 
-def _split(parts: dict[str, Dataset] | DatasetDict, split: str) -> Dataset:
+def part_of(parts: Mapping[str, Part], split: str) -> Part:
+    """The part of a set that is called `split`. Raises a `ValueError` where there is none."""
     if split not in parts:
         raise ValueError(f"got the split {split!r}; expected one of {', '.join(parts)}")
     return parts[split]

@@ -18,12 +18,14 @@ class DataSource:
 
     Args:
         path, name, split: see `open_dataset`.
-        weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice.
+        weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice. Of sets that are streamed, how
+            often one is drawn compared with the others.
         sound: whether each row has sound (`True`), only some have (`"some"`), or none has (`False`, a set of texts alone).
             A row, or a set, that is otherwise is an error.
         prompt: what is asked about each clip, for sets of transcripts, captions or labels alone. Of several, one is drawn for
             each row, the same in each epoch.
         columns: which column holds what (`{audio: path, text: utterance}`), where that is not told by its name; see formats.py.
+        streaming: whether its rows are read as they are needed, so that it may be larger than the disk; see stream.py.
     """
 
     path: str
@@ -33,6 +35,7 @@ class DataSource:
     sound: bool | Literal["some"] = True
     prompt: str | list[str] | None = None
     columns: dict[str, str] | None = None
+    streaming: bool = False
 
     def __post_init__(self):
         if not self.path or not isinstance(self.path, str):
@@ -47,6 +50,8 @@ class DataSource:
                 f"`sound` of {self.path} must be true, some (chats without sound among others) or false (texts alone), got "
                 f"{self.sound!r}."
             )
+        if not isinstance(self.streaming, bool):
+            raise ValueError(f"`streaming` of {self.path} must be true or false, got {self.streaming!r}.")
         self._check_prompt()
         self._check_columns()
 

@@ -3,12 +3,14 @@
 The first line names the columns; one without a name (an index that pandas wrote) is left out. UTF-8, with or without a byte
 order mark. Fields may be quoted, and then hold delimiters, lines and doubled quotes. Some write TSV without quoting, so that
 quotes are part of its texts (Common Voice): a TSV that is right without quoting, and wrong or shorter with it, is read without.
-Run: `for place, row in read_table(Path("clips.csv"), ","): ...`
+Run: `for place, row in read_table("clips.csv", ","): ...`
 """
 
 import csv
+import os
 from collections.abc import Iterator
-from pathlib import Path
+
+from .files import open_file
 
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by the ending of a file
@@ -16,7 +18,7 @@ NOT_UTF8 = "this is not UTF-8. Save the file as UTF-8 (in Excel: CSV UTF-8), or 
 OTHERS = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 
 
-def read_table(file: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
+def read_table(file: str | os.PathLike, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
     """
     The rows of a table, each with its line.
 
@@ -27,7 +29,7 @@ def read_table(file: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str]
     return _read(file, delimiter, quoted=not unquoted or _count(file, delimiter, True) == unquoted)
 
 
-def _count(file: Path, delimiter: str, quoted: bool) -> int:
+def _count(file: str | os.PathLike, delimiter: str, quoted: bool) -> int:
     """The rows of a table; 0 for one that is wrong when it is read so."""
     try:
         return sum(1 for _ in _read(file, delimiter, quoted))
@@ -35,8 +37,8 @@ def _count(file: Path, delimiter: str, quoted: bool) -> int:
         return 0
 
 
-def _read(file: Path, delimiter: str, quoted: bool) -> Iterator[tuple[str, dict[str, str]]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+def _read(file: str | os.PathLike, delimiter: str, quoted: bool) -> Iterator[tuple[str, dict[str, str]]]:
+    with open_file(file, "rt", encoding="utf-8-sig", newline="") as lines:
         dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, "strict": True}
         reader = csv.reader(lines, **dialect)  # type: ignore[arg-type]  # which knows the numbers as literals alone
         try:
@@ -50,9 +52,10 @@ def _read(file: Path, delimiter: str, quoted: bool) -> Iterator[tuple[str, dict[
             raise ValueError(f"{file}, line {max(1, reader.line_num)}: {error}") from error
 
 
-def _undecodable(file: Path) -> int:
+def _undecodable(file: str | os.PathLike) -> int:
     """The line of the first byte that is no UTF-8. (The reader is ahead of its lines, and counts from where it was.)"""
-    data = file.read_bytes()
+    with open_file(file) as content:
+        data = content.read()
     try:
         data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

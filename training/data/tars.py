@@ -3,24 +3,26 @@
 Its sound is the row's `audio`; what its `.json` holds are columns; `.txt` and other texts, and the number in `.cls`, are columns
 of that name. (`datasets` reads such tars too, but with torchcodec only; it takes the types from the first five rows, makes a
 text of a number that comes later, and drops keys that do.)
-Run: `for place, row in read_tar(Path("shard-000.tar")): ...`
+Run: `for place, row in read_tar("shard-000.tar"): ...`
 """
 
+import os
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from falcon3_audio.strict_json import parse_json
 
 from .chats import SOUND_FILE
+from .files import open_file
 
 
 TEXTS = ("txt", "text", "transcript")
 
 
-def read_tar(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_tar(file: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     The rows of a tar, each with the name that its files share. Files of kinds that are not read are columns without values.
 
@@ -28,7 +30,7 @@ def read_tar(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number, and a kind of file that a row has twice.
     """
     try:
-        with tarfile.open(file) as members:
+        with open_file(file) as content, tarfile.open(fileobj=content) as members:
             files = ((*_name(member), member) for member in members if member.isfile() and "." in _last(member))
             for key, group in groupby(files, lambda named: named[0]):
                 yield key, _row(file, members, [(kind, member) for _, kind, member in group])
@@ -46,7 +48,7 @@ def _name(member: tarfile.TarInfo) -> tuple[str, str]:
     return f"{PurePosixPath(member.name).parent / stem}", kind.lower()
 
 
-def _row(file: Path, tar: tarfile.TarFile, members: list[tuple[str, tarfile.TarInfo]]) -> dict[str, Any]:
+def _row(file: str | os.PathLike, tar: tarfile.TarFile, members: list[tuple[str, tarfile.TarInfo]]) -> dict[str, Any]:
     sounds = [kind for kind, _ in members if SOUND_FILE.search(f".{kind}")]
     told: dict[str, Any] = {}
     row: dict[str, Any] = {}

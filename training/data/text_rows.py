@@ -9,10 +9,10 @@ Run: `rows = open_rows({"train": ["chats.jsonl"]}, "train")`
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from posixpath import basename, dirname
 from typing import Any
 
 from datasets import BuilderConfig, Dataset, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Value
@@ -20,6 +20,7 @@ from datasets.data_files import DataFilesDict
 
 from falcon3_audio.strict_json import parse_json
 
+from .files import open_file
 from .tables import NOT_UTF8, read_table
 from .tars import read_tar
 
@@ -91,12 +92,7 @@ class TextRows(GeneratorBasedBuilder):
             str(part): list(chain.from_iterable(dl_manager.iter_files(path) for path in paths))
             for part, paths in get(self.config.data_files).items()
         }
-        columns: dict[str, bool] = {}  # and whether it holds bytes
-        for row in chain.from_iterable(self._rows(files) for files in parts.values()):
-            columns |= {name: columns.get(name, False) or isinstance(value, bytes) for name, value in row.items()}
-        if not columns:
-            raise IndexError("no rows")
-        self.info.features = Features({name: Value("binary" if columns[name] else "string") for name in columns})
+        self.info.features = _features(chain.from_iterable(self._rows(files) for files in parts.values()))
         return [SplitGenerator(part, gen_kwargs={"files": files}) for part, files in parts.items()]
 
     def _generate_shards(self, files: list[str]) -> Iterator[str]:
@@ -104,19 +100,45 @@ class TextRows(GeneratorBasedBuilder):
 
     def _generate_examples(self, files: list[str]) -> Iterator[tuple[int, dict[str, str | bytes | None]]]:
         for number, row in enumerate(self._rows(files)):
-            yield number, {name: _encode(row.get(name), name, kind) for name, kind in self.info.features.items()}
+            yield number, _encode_row(row, self.info.features)
 
     def _rows(self, files: list[str]) -> Iterator[dict[str, Any]]:
-        for file in map(Path, files):
-            for place, row in self._values(file):
-                if not isinstance(row, dict):
-                    raise ValueError(f"{file}, {place}: expected an object, got {json.dumps(row):.100}")
-                yield _with_clips(row, file.parent) if file.name in METADATA else row
+        return (row for file in files for _, row in read_rows(file, self.config.kind))
 
-    def _values(self, file: Path) -> Iterator[tuple[str, Any]]:
-        if self.config.kind == JSON:
-            return _json_values(file)
-        return read_tar(file) if self.config.kind == TAR else read_table(file, self.config.kind)
+
+def read_rows(file: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """
+    The rows of a file, or of one that a URL names, each with its place there, such as `line 3`.
+
+    Args:
+        kind: as of `open_rows`.
+
+    Raises a `ValueError` that names file and place for what is not of its kind, and a row that is no object.
+    """
+    values = _json_values(file) if kind == JSON else read_tar(file) if kind == TAR else read_table(file, kind)
+    for place, row in values:
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, {place}: expected an object, got {json.dumps(row):.100}")
+        yield place, _with_clips(row, dirname(file)) if basename(file) in METADATA else row
+
+
+def as_stored(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Some rows of `read_rows` as `open_rows` has them, in memory."""
+    features = _features(rows)
+    return Dataset.from_list([_encode_row(row, features) for row in rows], features).with_transform(decode)
+
+
+def _features(rows: Iterable[Mapping[str, Any]]) -> Features:
+    columns: dict[str, bool] = {}  # and whether it holds bytes
+    for row in rows:
+        columns |= {name: columns.get(name, False) or isinstance(value, bytes) for name, value in row.items()}
+    if not columns:
+        raise IndexError("no rows")
+    return Features({name: Value("binary" if columns[name] else "string") for name in columns})
+
+
+def _encode_row(row: Mapping[str, Any], features: Features) -> dict[str, str | bytes | None]:
+    return {name: _encode(row.get(name), name, kind) for name, kind in features.items()}
 
 
 def _encode(value: Any, name: str, stored_as: Value) -> str | bytes | None:
@@ -127,15 +149,16 @@ def _encode(value: Any, name: str, stored_as: Value) -> str | bytes | None:
     return json.dumps(value)
 
 
-def _json_values(file: Path) -> Iterator[tuple[str, Any]]:
+def _json_values(file: str) -> Iterator[tuple[str, Any]]:
     """What a file holds and where: the elements of a list, an object over several lines, or what each line holds."""
-    with file.open("rb") as lines:
+    with open_file(file) as lines:
         first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
     if first and (first.startswith(b"[") or not _is_json(first)):
-        value = _parse(file.read_bytes(), f"{file}")
+        with open_file(file) as content:
+            value = _parse(content.read(), file)
         yield from ((f"row {number}", row) for number, row in enumerate(value if isinstance(value, list) else [value]))
         return
-    with file.open("rb") as lines:
+    with open_file(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"line {number}", _parse(line, f"{file}, line {number}")
@@ -158,14 +181,14 @@ def _parse(text: bytes, place: str) -> Any:
         raise ValueError(f"JSON parse error in {place}: {error}") from error
 
 
-def _with_clips(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _with_clips(row: dict[str, Any], folder: str) -> dict[str, Any]:
     """The row with its clips under the names of an audiofolder's columns, as absolute paths."""
     given = [name for name in FOLDER_KEYS if name in row]
     others = {name: value for name, value in row.items() if name not in given}
     return others | {FOLDER_KEYS[name]: _inside(row[name], folder) for name in given}
 
 
-def _inside(value: Any, folder: Path) -> Any:
+def _inside(value: Any, folder: str) -> Any:
     if isinstance(value, list):
         return [_inside(part, folder) for part in value]
-    return os.path.abspath(folder / value) if isinstance(value, str) and value else value
+    return os.path.abspath(os.path.join(folder, value)) if isinstance(value, str) and value else value

@@ -33,7 +33,16 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
         `ValueError`: a set that cannot be found or read, is empty, is in no format that is known, or has no sound and is not
             said to be of texts alone. Rows that are wrong raise one when they are read.
     """
-    sets = [_open(source) for source in sources]
+    streamed = next((source for source in sources if source.streaming), None)
+    if streamed is not None:
+        raise ValueError(
+            f"{streamed} is to be streamed, which `train_data` of `falcon3-audio train` alone can be; leave out `streaming`."
+        )
+    return index_sets([_open(source) for source in sources])
+
+
+def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
+    """`load_training_data` of sets that are open."""
     parts = [_index(*opened) for opened in sets]
     columns = {
         "set": np.repeat(np.arange(len(parts), dtype=np.int16), [len(part) for part in parts]),
@@ -46,16 +55,22 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
 
 def describe_sets(examples: Dataset) -> list[str]:
     """How each set of some training data is read, a line for each, in the order of the sets."""
-    return [f"{source}: {len(rows):,} rows, read as {reading}" for source, rows, reading in _sets(examples)]
+    return [
+        f"{source}: a stream, its length is not known; by its first {len(rows):,} rows read as {reading}"
+        if source.streaming
+        else f"{source}: {len(rows):,} rows, read as {reading}"
+        for source, rows, reading in sets_of(examples)
+    ]
 
 
-def set_of(examples: Dataset) -> "_Set":
+def set_of(examples: Dataset) -> "OpenSet":
     """The one set of some training data: its entry, its rows as they are stored, and how it is read."""
-    (only,) = _sets(examples)
+    (only,) = sets_of(examples)
     return only
 
 
-def _sets(examples: Dataset) -> list["_Set"]:
+def sets_of(examples: Dataset) -> list["OpenSet"]:
+    """The sets of some training data, in order."""
     return examples.format["format_kwargs"]["transform"].sets
 
 
@@ -66,9 +81,16 @@ def questions_per_clip(examples: Dataset, sizes: Sequence[int]) -> list[np.ndarr
     return [np.diff(np.flatnonzero(np.diff(part, prepend=-1, append=-1))) for part in parts]
 
 
-def _open(source: DataSource) -> "_Set":
-    """The set as it is stored, and how it is read."""
-    rows = open_dataset(source.path, source.name, source.split)
+def _open(source: DataSource) -> "OpenSet":
+    return understand(source, open_dataset(source.path, source.name, source.split))
+
+
+def understand(source: DataSource, rows: Dataset) -> "OpenSet":
+    """
+    A set as it is stored, with how it is read.
+
+    Raises a `ValueError` that names it for one that fits no format, or several.
+    """
     try:
         return source, rows, choose(rows, source.columns, source.prompt, source.sound)
     except ValueError as error:
@@ -93,7 +115,12 @@ def _index(source: DataSource, rows: Dataset, reading: Reading) -> np.ndarray:
 
 def _check_sound(source: DataSource, rows: Dataset, reading: Reading):
     """Looks at rows until one has sound; a set whose every row has none is seldom what was meant."""
-    if not source.sound or any(_may_have_sound(row, reading) for row in rows):
+    if (
+        not source.sound
+        or source.streaming
+        and source.sound == "some"
+        or any(_may_have_sound(row, reading) for row in rows)
+    ):
         return
     _Reader([(replace(source, sound="some"), rows, reading)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
     raise ValueError(
@@ -123,13 +150,13 @@ def _lengths(rows: Dataset, column: str) -> Iterator[int]:
         yield from [WHOLE_ROW] * len(rows)
 
 
-_Set = tuple[DataSource, Dataset, Reading]
+OpenSet = tuple[DataSource, Dataset, Reading]
 
 
 class _Reader:
     """Turns index rows into examples; given to `Dataset.with_transform`, so it runs where rows are read."""
 
-    def __init__(self, sets: Sequence[_Set]):
+    def __init__(self, sets: Sequence[OpenSet]):
         self.sets = list(sets)
 
     def __call__(self, index: dict[str, list[int]]) -> dict[str, list[Any]]:
@@ -138,14 +165,29 @@ class _Reader:
 
     def _read(self, number: int, row: int, question: int) -> dict[str, Any]:
         source, rows, reading = self.sets[number]
-        place = f"{source}, row {row}"
-        part = None if question == WHOLE_ROW else question
-        origin, clip = (place, None) if part is None else (f"{place}, {reading.format.part} {part}", place)
-        try:
-            messages = _as_messages(rows[row], row, part, reading, source.sound, source.folder)
-        except ValueError as error:
-            raise ValueError(f"{origin}: {error}") from error
-        return {"messages": messages, "origin": origin, "clip": clip}
+        return read_example(source, reading, rows[row], row, question, f"row {row}")
+
+
+def read_example(
+    source: DataSource, reading: Reading, row: dict[str, Any], number: int, question: int, place: str
+) -> dict[str, Any]:
+    """
+    One example of a row, which is the only one where `question` is `WHOLE_ROW`.
+
+    Args:
+        number: of the row, which draws what is asked.
+        place: what errors call it in its set.
+
+    Raises a `ValueError` that names the row for what is wrong in it.
+    """
+    place = f"{source}, {place}"
+    part = None if question == WHOLE_ROW else question
+    origin, clip = (place, None) if part is None else (f"{place}, {reading.format.part} {part}", place)
+    try:
+        messages = _as_messages(row, number, part, reading, source.sound, source.folder)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    return {"messages": messages, "origin": origin, "clip": clip}
 
 
 def _as_messages(

@@ -46,7 +46,8 @@ def facts_of_run(run: Path, checkpoint: Path, repo_id: str, base_model: str | No
     relation = {"run": "finetune", "composed": "merge"}.get(status)
     training = {"status": status, **(describe_settings(recipe) if status == "run" else {})}
     if status == "run":
-        training["outcome"] = describe_outcome(_last_state(run, checkpoint))
+        streamed = any(source.get("streaming") for source in recipe.get("train_data", []))
+        training["outcome"] = describe_outcome(_last_state(run, checkpoint), streamed)
     return {
         "repo_id": repo_id,
         "name": repo_id.partition("/")[2],
@@ -151,9 +152,10 @@ def _last_state(run: Path, checkpoint: Path) -> dict[str, Any]:
     return read_object(path)
 
 
-def describe_outcome(state: dict[str, Any]) -> list[str]:
-    """Lines about how a training ended, from its `trainer_state.json`."""
-    lines = [f"{state['global_step']:,} steps, {state['epoch']:.4g} epochs."]
+def describe_outcome(state: dict[str, Any], streamed: bool = False) -> list[str]:
+    """Lines about how a training ended, from its `trainer_state.json`; there are no epochs of sets that were streamed."""
+    passes = " of a stream" if streamed else f", {state['epoch']:.4g} epochs"
+    lines = [f"{state['global_step']:,} steps{passes}."]
     kept = next((entry for entry in state["log_history"] if LOADED in entry), None)
     if kept:
         lines.append(
