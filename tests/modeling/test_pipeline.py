@@ -521,7 +521,8 @@ def test_the_any_to_any_pipeline(folder, pipe):
 def test_batches_of_the_any_to_any_pipeline(folder):
     """Clips of other lengths, two clips, none, the assistant's words to go on with: batches answer as single chats do."""
     general = pipeline("any-to-any", model=folder, max_new_tokens=8)
-    begun = [*question(CLIPS["b"], text="What?"), {"role": "assistant", "content": "A"}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A"}]}  # as items: 5.23 goes on with no others
+    begun = [*question(CLIPS["b"], text="What?"), answer]
     about_two, about_none = question(CLIPS["a"], CLIPS["c"], text="Which?"), question(text="What?")
     chats = [question(CLIPS["a"], text="What is it?"), about_two, about_none, begun, question(CLIPS["b"], text="Why?")]
     single = general(text=chats, return_full_text=False)
