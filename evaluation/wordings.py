@@ -66,11 +66,12 @@ def _of_row(row: Any) -> tuple[str, tuple[str, ...]]:
 
 def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet:
     """
-    Each question as it is published and in its other words, under the ids "ID#1", "ID#2", ...; others once. All have the group
-    `orders.WORDING`.
+    Each question as it is published and in its other words, under the ids "ID#1", "ID#2", ...; those without options once. All
+    have the group `orders.WORDING`.
 
     Raises:
-        `ValueError`: paraphrases of questions that are not there or have no options, and those that say the same words twice.
+        `ValueError`: paraphrases of questions that are not there or have no options, those that say the same words twice, and
+            questions with options that have none: wordings of other questions could not be compared.
     """
     file = ", ".join(paraphrases.sha256)
     known = {question.id: question for question in questions.questions}
@@ -84,6 +85,15 @@ def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet
         said = [text.strip() for text in (known[identity].question, *texts)]
         if len(set(said)) < len(said):
             raise ValueError(f"{file}: two wordings of {identity!r} are the same.")
+    without = [
+        question.id
+        for question in questions.questions
+        if question.choices and question.id not in paraphrases.questions
+    ]
+    if without:
+        raise ValueError(
+            f"{file} has no other words for {len(without)} of {len(known)} questions ({without[0]!r} for one): write a line for each."
+        )
     asked = (row for question in questions.questions for row in _wordings(question, paraphrases))
     return replace(questions, questions=tuple(asked))
 

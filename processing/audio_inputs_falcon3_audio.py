@@ -9,6 +9,7 @@ transformers give. Whatever would make a wrong answer in silence (NaN, a contrad
 import base64
 import math
 import os
+import re
 import urllib.request
 from typing import Any
 
@@ -47,6 +48,7 @@ MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz
 MAX_FLOAT_PEAK = 100.0
 DOWNLOAD_TIMEOUT = 30.0  # seconds
 _FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")
+_BASE64 = re.compile(r"[\w+/=\s-]{40,}")
 _DICT_KEYS = {"array", "raw", "bytes", "path", "sampling_rate"}
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
@@ -213,7 +215,8 @@ def _read_path(path: str, name: str, most: float | None) -> tuple[np.ndarray, in
         path = f"{scheme.lower()}:{rest}"
         return decode_file(_fetch(path, name), f"{name} ({path[:100]})", most)
     if not os.path.isfile(path):
-        raise ValueError(f"{name}: there is no file {path[:200]!r}. Base64 audio goes in a `data:` URL.")
+        advice = " Base64 audio goes in a `data:` URL." if _BASE64.fullmatch(path) else ""
+        raise ValueError(f"{name}: there is no file {path[:200]!r}.{advice}")
     with open(path, "rb") as file:
         return decode_file(file.read(), f"{name} ({path})", most)
 

@@ -136,7 +136,7 @@ class AudioSFTConfig(SFTConfig):
         },
     )
     max_bad_audio: float = field(
-        default=0.01, metadata={"help": "With `skip`: the share of the run's questions that may be left out so."}
+        default=0.05, metadata={"help": "With `skip`: the share of the run's questions that may be left out so."}
     )
     compile_layers: bool = field(
         default=False,

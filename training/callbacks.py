@@ -48,6 +48,14 @@ class EvaluateAtTheEnd(TrainerCallback):
             control.should_evaluate = True
 
 
+class LogTheEnd(TrainerCallback):
+    """The last step is logged too, however short a run is, and what is checked where it logs is checked then."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class EvaluateAfterSaving(TrainerCallback):
     """
     Where a step is evaluated and saved, it is saved first: an evaluation that fails then costs nothing. What was found joins the

@@ -41,7 +41,7 @@ def check_streaming(data: DataArguments, training: TrainingArguments):
         return
     what = f"{streamed} is streamed, so it is not known how long it is"
     if training.max_steps <= 0:
-        raise ValueError(f"{what}: say with max_steps how many steps to train, got {training.max_steps}.")
+        raise ValueError(f"{what}: say with max_steps how many steps to train.")
     if training.num_train_epochs != 1:  # the default
         raise ValueError(
             f"{what}: max_steps says how long to train; leave out num_train_epochs, got {training.num_train_epochs:g}."

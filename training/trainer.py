@@ -31,7 +31,7 @@ from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 
 from .best import METRICS, EarlyStopping, check_metric, measured
-from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, TimeToGo
+from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, LogTheEnd, TimeToGo
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
 from .data.sampler import MixtureSampler
 from .data.stream import TrainingStream
@@ -107,8 +107,8 @@ class AudioSFTTrainer(SFTTrainer):
         self.add_callback(EpochOrder(self.sampler, *augmenters))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience, self.args.early_stopping_threshold))
-        self.add_callback(EvaluateAtTheEnd())
-        self.add_callback(EvaluateAfterSaving(self))
+        for callback in (LogTheEnd(), EvaluateAtTheEnd(), EvaluateAfterSaving(self)):
+            self.add_callback(callback)
         self._to_go = TimeToGo()
         self.add_callback(self._to_go)
         self._scored: list[Scored] = []  # on this device, in this evaluation

@@ -37,13 +37,18 @@ def paraphrases(folder, *rows):
 
 
 def test_each_wording_is_a_question_with_the_same_options(tmp_path):
-    words = paraphrases(tmp_path, {"id": "a", "questions": ["Which one barks?", "Who barks?"]})
+    words = paraphrases(
+        tmp_path,
+        {"id": "a", "questions": ["Which one barks?", "Who barks?"]},
+        {"id": "b", "questions": ["Who meows?"]},
+    )
     asked = in_wordings(QUESTIONS, words).questions
     assert [(row.id, row.question, row.groups[WORDING]) for row in asked] == [
         ("a", "What barks?", "as published"),
         ("a#1", "Which one barks?", "1"),
         ("a#2", "Who barks?", "2"),
         ("b", "What meows?", "as published"),
+        ("b#1", "Who meows?", "1"),
         ("c", "What else?", "as published"),
     ]
     assert {(row.choices, row.answer, row.audio, row.groups["task"]) for row in asked[:3]} == {
@@ -57,6 +62,7 @@ def test_each_wording_is_a_question_with_the_same_options(tmp_path):
         ([{"id": "z", "questions": ["?"]}], "words.jsonl paraphrases 'z', which is no question's id"),
         ([{"id": "c", "questions": ["?"]}], "paraphrases 'c', which has no options"),
         ([{"id": "a", "questions": ["What barks? "]}], "two wordings of 'a' are the same"),
+        ([{"id": "a", "questions": ["Who?"]}], "no other words for 1 of 3 questions \\('b' for one\\): write a line"),
         ([{"id": "a", "questions": "Who?"}], "line 1: 'questions' is 'Who\\?', expected a list of one or more texts"),
         ([{"id": "a", "questions": ["Who?", " "]}], "expected a list of one or more texts"),
         ([{"questions": ["Who?"]}], "line 1: no 'id'"),
@@ -91,7 +97,7 @@ def test_a_model_that_reacts_to_words_is_found_out(tmp_path, capsys, monkeypatch
                 model,
                 tmp_path / "out",
                 "plain",
-                paraphrases=paraphrases(tmp_path, {"id": "a", "questions": ["?"]}),
+                paraphrases=paraphrases(tmp_path, *({"id": name, "questions": ["?"]} for name in "ab")),
             )
         with pytest.raises(ValueError, match="got shuffled options and paraphrases"):
             generate(closed, model, tmp_path / "both", "plain", shuffled_orders=1, paraphrases=words)

@@ -53,14 +53,16 @@ def test_rows_that_would_end_a_run_are_listed(tmp_path, capsys):
         "      user       [0.50 s of sound] 'What do you hear?'",
         "    > assistant  'a bell'",
     ]
-    lines = lines[4:]  # the examples in the middle and at the end cannot be read
+    # The examples in the middle and at the end cannot be read.
+    assert lines[4] == "  NOT READABLE: 4; a run would end there (rows are counted from 0)"
+    lines = lines[5:]
     assert [line.strip().split(": ")[0] for line in lines] == [f"{path}, row {number}" for number in (1, 3, 4, 5)]
     assert "truncated" in lines[0] and "gone.wav" in lines[1] and "stranger" in lines[2]
     assert "the row has no sound" in lines[3] and "`sound: some`" in lines[3]
     assert main([str(path), "--workers", "1", "--sound", "some"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip().split(": ")[0] for line in lines[-3:]] == [f"{path}, row {number}" for number in (1, 3, 4)]
-    assert lines[-4] == "    > assistant  'ho'"  # the chat without sound is shown, and not listed
+    assert lines[-5] == "    > assistant  'ho'"  # the chat without sound is shown, and not listed
 
 
 def test_a_set_of_texts_is_checked_where_it_is_said_to_be_one(tmp_path, capsys):

@@ -242,7 +242,12 @@ def _report(source: DataSource, workers: int, first: int | None) -> bool:
     found = check_data(examples, workers, sys.stderr.isatty())
     more = len(found.unread) - LISTED
     rest = [f"and {more:,} more like these"] if more > 0 else []
-    for line in [*describe(found, examples), *show_examples(examples), *found.unread[:LISTED], *rest]:
+    verdict = (
+        [f"NOT READABLE: {len(found.unread):,}; a run would end there (rows are counted from 0)"]
+        if found.unread
+        else []
+    )
+    for line in [*describe(found, examples), *show_examples(examples), *verdict, *found.unread[:LISTED], *rest]:
         print(f"  {line}", flush=True)
     return bool(found.unread)
 
