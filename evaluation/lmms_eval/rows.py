@@ -14,7 +14,12 @@ from ..prompts import PROMPTS
 from ..questions import Question, QuestionSet
 
 
-TASKS = ("task", "category", "label")  # the groups that metrics are averaged over; a question has one of them
+TASKS = (
+    "task",
+    "modality",
+    "category",
+    "label",
+)  # the groups that metrics are averaged over: the first that a question has
 
 
 def load(benchmark: str) -> QuestionSet:

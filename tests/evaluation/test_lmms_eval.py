@@ -67,6 +67,19 @@ def test_rows_are_those_of_the_file_in_the_environment(mmau, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
+    ("groups", "task"),
+    [
+        ({"modality": "mix-sound-speech", "category": "Signal Layer"}, "mix-sound-speech"),  # as MMAR has them
+        ({"category": "sound"}, "sound"),
+        ({"place": "city"}, ""),
+    ],
+)
+def test_the_group_that_macro_averages_are_over(groups, task):
+    question = Question("q", (Clip("x", bytes),), "What?", ("a dog", "a bell"), "a bell", groups)
+    assert rows.row_of(question)["task"] == task
+
+
+@pytest.mark.parametrize(
     ("choices", "answer", "lacks"), [((), "a bell", "options"), (("a dog", "a bell"), None, "answer")]
 )
 def test_what_cannot_be_scored_is_no_row(choices, answer, lacks):
@@ -140,7 +153,7 @@ class Loader(yaml.SafeLoader):
 Loader.add_constructor("!function", lambda loader, node: tuple(loader.construct_scalar(node).rsplit(".", 1)))
 
 
-@pytest.mark.parametrize("name", ["mmau", "air_bench_foundation", "mmsu", "esc_50", "mmau_pro_without_open"])
+@pytest.mark.parametrize("name", ["mmau", "mmar", "air_bench_foundation", "mmsu", "esc_50", "mmau_pro_without_open"])
 def test_task_files_name_what_there_is(name):
     task = yaml.load((TASKS / f"{name}_falcon3_audio.yaml").read_text(), Loader)
     assert task["task"] == f"{name}_falcon3_audio" and task["dataset_path"] in BENCHMARKS
