@@ -286,7 +286,7 @@ def test_texts_alone(folder):
             "`system` must",
         ),
         ({"query": "?", "response": ""}, "has no text to learn"),
-        ({"query": "?", "response": None}, "its `response` must be a text, got None"),
+        ({"query": "?", "response": None}, "its `response` is missing. Leave the row out"),
         ({"query": "?", "response": "a", "history": ["?", "a"]}, "`history` must be a list of pairs"),
         ({"query": "?", "response": "a", "history": [["?", None]]}, "`history` must be a list of pairs"),
         ({"instruction": "?", "input": 3, "output": "a"}, "its `input` must be a text, got 3"),
@@ -372,7 +372,7 @@ def test_labels_with_names_are_their_names(folder):
     examples, _ = load_training_data([DataSource(str(path), prompt="Which?")])
     for number, message in (
         (3, "its `label` is 3; the set"),
-        (4, "its `label` must be a text"),
+        (4, "its `label` is missing"),
         (5, "no text to learn"),
     ):
         with pytest.raises(ValueError, match=f"row {number}: .*{message}"):

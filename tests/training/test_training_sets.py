@@ -1,6 +1,7 @@
 """Training data of every kind becomes chats with a source in every audio item."""
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -631,3 +632,10 @@ def test_an_audiofolder_has_its_sounds(folder, tmp_path):
     (folder / "metadata.parquet").rename(tmp_path / "above" / "it" / "metadata.parquet")
     with pytest.raises(ValueError, match="sounds lie beside their metadata.parquet in .*above/it; give that folder"):
         load_training_data([DataSource(str(tmp_path / "above"))])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it is a path")
+def test_an_absolute_path_of_windows_is_named_as_it_is_written(tmp_path):
+    rows = [{"messages": [user(heard(r"C:\data\a.wav"), TEXT), assistant("a dog")]}]
+    examples, _ = load_training_data([DataSource(str(write_jsonl(tmp_path / "rows.jsonl", rows)))])
+    assert sources(examples[0])[0][1] == r"C:\data\a.wav"

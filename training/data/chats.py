@@ -9,7 +9,7 @@ Run: `messages = fill_in(row["messages"], clips_of(row), Path("my_set"))`
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .segments import Segment
@@ -274,6 +274,8 @@ def _resolve(item: dict[str, Any], folder: Path):
 def _from_folder(source: Any, folder: Path) -> Any:
     if not isinstance(source, str) or "://" in source or source.startswith("data:"):
         return source
+    if PureWindowsPath(source).is_absolute():
+        return source  # of another machine, unless this one has Windows
     path = os.fspath(folder / source)  # an absolute path stays as it is
     # Written on Windows, as `sounds\\a.wav`; elsewhere that is a name that a file may have.
     return os.fspath(folder / source.replace("\\", "/")) if "\\" in source and not os.path.exists(path) else path

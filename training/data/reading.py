@@ -233,7 +233,7 @@ def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequenc
         some = ", ".join(repr(label) for label in labels[:SHOWN])
         raise ValueError(
             f"has labels ({some}, ...), which do not say what is asked. Write it into its entry, such as "
-            "`prompt: \"Which animal is heard?\"` (`check-data --prompt '...'`)"
+            "`prompt: \"Which animal is heard?\"` in a recipe (for check-data alone: `--prompt '...'`)"
         )
     return (given,) if isinstance(given, str) else tuple(given)
 

@@ -133,6 +133,8 @@ def _text(held: Held, name: str, needed: bool = True) -> str:
     text = held.get(name)
     if text is None and not needed:
         return ""
+    if text is None:
+        raise ValueError(f"its `{name}` is missing. Leave the row out, or write what is to be said")
     if not isinstance(text, str):
         raise ValueError(f"its `{name}` must be a text, got {text!r:.100}")
     return text
