@@ -638,4 +638,4 @@ def test_an_audiofolder_has_its_sounds(folder, tmp_path):
 def test_an_absolute_path_of_windows_is_named_as_it_is_written(tmp_path):
     rows = [{"messages": [user(heard(r"C:\data\a.wav"), TEXT), assistant("a dog")]}]
     examples, _ = load_training_data([DataSource(str(write_jsonl(tmp_path / "rows.jsonl", rows)))])
-    assert sources(examples[0])[0][1] == r"C:\data\a.wav"
+    assert sources(examples[0])[0][1] == [r"C:\data\a.wav"]
