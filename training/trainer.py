@@ -353,12 +353,12 @@ class AudioSFTTrainer(SFTTrainer):
         return rates | totals | {"data_wait_share": round(waiting, 3), "peak_memory_gib": peak_memory_gib()}
 
     def _check_bad_audio(self, count: int):
-        allowed = self.args.max_bad_audio * self.state.max_steps * self._questions_of_a_step
-        if count > allowed:
+        total = self.state.max_steps * self._questions_of_a_step
+        if count > self.args.max_bad_audio * total:
             raise ValueError(
-                f"{count} questions were left out up to step {self.state.global_step}, because their clips cannot be read; at most "
-                f"{allowed:.0f} may be, a share of {self.args.max_bad_audio:g} of the run (max_bad_audio). The warnings above name "
-                "them; `falcon3-audio check-data` lists all. Mend or remove them, and start the run again."
+                f"{count} of the run's {total} questions were left out up to step {self.state.global_step}, because their clips cannot be "
+                f"read; at most a share of {self.args.max_bad_audio:g} may be (max_bad_audio). The warnings above name them; "
+                "`falcon3-audio check-data` lists all. Mend or remove them, and start the run again."
             )
 
     def _before(self, name: str) -> Any:

@@ -240,7 +240,7 @@ def test_a_run_that_ended_at_a_clip_goes_on_without_it(recipe, launch, tmp_path,
     assert f"{data}, row 3: " in capsys.readouterr().err.strip().splitlines()[-1]
     assert launch(*options, "--on_bad_audio", "skip") == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "1 questions were left out up to step" in said and "at most 0 may be, a share of 0.01 of the run" in said
+    assert "1 of the run's 8 questions were left out up to step" in said and "at most a share of 0.05 may be" in said
     assert launch(*options, "--on_bad_audio", "skip", "--max_bad_audio", "0.2") == 0
     assert log_of(tmp_path / "run")[-1]["num_bad_audio"] == 1
 

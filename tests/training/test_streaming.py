@@ -138,7 +138,9 @@ def test_clips_that_cannot_be_read_are_left_out(streams, tmp_path):
     with pytest.raises(ValueError, match=r"rows.jsonl, row 3"):
         run("raise")
     assert run("skip", "--on_bad_audio", "skip", "--max_bad_audio", "0.2")[-1]["num_bad_audio"] == 1  # of 8
-    with pytest.raises(ValueError, match="1 questions were left out up to step .*at most 0 may be"):
+    with pytest.raises(
+        ValueError, match="1 of the run's 8 questions were left out up to step .*at most a share of 0.05 may be"
+    ):
         run("limit", "--on_bad_audio", "skip", "--max_bad_audio", "0.05")
 
 
