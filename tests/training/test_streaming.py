@@ -149,7 +149,7 @@ def test_clips_that_cannot_be_read_are_left_out(streams, tmp_path):
     [
         (
             ["--max_steps", "-1"],
-            "is streamed, so it is not known how long it is: say with max_steps how many steps to train, got -1",
+            "is streamed, so it is not known how long it is: say with max_steps how many steps to train",
         ),
         (["--num_train_epochs", "2"], "max_steps says how long to train; leave out num_train_epochs, got 2"),
         (["--save_strategy", "epoch"], "there are no epochs: set save_strategy to `steps`"),
