@@ -34,6 +34,7 @@ def test_help_lists_the_verbs_and_others_are_an_error(capsys):
 def test_a_second_interrupt_while_python_ends_prints_nothing():
     code = (
         "import atexit, os, signal, sys, time, falcon3_audio_cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background\n"
         "def interrupt(*_):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(0.01)\n"

@@ -1,5 +1,6 @@
 """What a run says between its steps: how long it will take. The other callbacks are tested where they act (test_sft.py)."""
 
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -36,8 +37,9 @@ def test_the_time_to_go_is_that_of_the_pace_so_far(clock, capsys):
 
 def test_a_log_has_the_seconds_to_go(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(callbacks, "STEPS_TO_TIME", 3)
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=count().__next__))  # a second a step
     assert sft.main(["--config", recipe, "--output_dir", str(tmp_path / "run")]) == 0
-    assert "s a step, for 3 steps" in capsys.readouterr().out
+    assert "about 3 s (0:00:03) at 1 s a step, for 3 steps" in capsys.readouterr().out
     entries = [entry for entry in history_of(tmp_path / "run") if "loss" in entry]
     assert ["seconds_to_go" in entry for entry in entries] == [False, False, True, True, True, True]
     assert entries[-1]["seconds_to_go"] == 0
