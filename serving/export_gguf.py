@@ -7,8 +7,8 @@ Encoder and projector are written here, with PyPI's `gguf`. The language model i
 that it is, and converted by llama.cpp's own script. llama.cpp has no projector with a norm behind its last layer, and stock
 llama.cpp encodes 30 s whatever the clip, which ruins the answers of checkpoints that were trained on real frames alone. So it
 has to be built with llama_cpp.patch (beside this file; for 0.5 and 0.6, `git apply` in its folder), which adds the
-projector, and 30 s windows for checkpoints made with `pad_to_window` only. Without it llama.cpp refuses the file.
-Checkpoints made with `trailing_silence` or `use_weighted_layer_sum` are refused here. The audio placeholder, which `generate`
+projector, 30 s windows for checkpoints made with `pad_to_window` only, and the silence of `trailing_silence`. Without it llama.cpp
+refuses the file. Checkpoints made with `read_trailing_silence=False` or `use_weighted_layer_sum` are refused here. The audio placeholder, which `generate`
 never picks, is not suppressed there; use llama-server's `logit_bias` if it shows. One that lies beyond the language model's
 vocabulary is left out: llama.cpp places audio without it.
 """
@@ -27,6 +27,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
 
 from falcon3_audio import Falcon3AudioConfig, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 from falcon3_audio.saved_json import readable_json
 from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import check_new_folder, whole_folder
@@ -35,9 +36,10 @@ from falcon3_audio.whole_files import check_new_folder, whole_folder
 CONVERTER = "convert_hf_to_gguf.py"
 PATCH = Path(__file__).with_name("llama_cpp.patch")
 LLM_TYPES = ("f32", "f16", "bf16", "q8_0")
-# What the patch calls the projector, and its one key that `gguf` has no method for.
+# What the patch calls the projector, and its keys that `gguf` has no method for.
 PROJECTOR_TYPE = "falcon3_audio"
 PAD_TO_WINDOW = "clip.audio.pad_to_window"
+TRAILING_SILENCE = "clip.audio.trailing_silence"  # in mel frames
 # llama.cpp's Whisper graph has windows of 30 s.
 WINDOW_POSITIONS = 1500
 
@@ -125,6 +127,7 @@ def write_mmproj(model: Falcon3AudioForConditionalGeneration, path: Path, name: 
     writer.add_audio_num_mel_bins(encoder.num_mel_bins)
     writer.add_audio_stack_factor(config.pooling_window)
     writer.add_bool(PAD_TO_WINDOW, config.pad_to_window)
+    writer.add_uint32(TRAILING_SILENCE, round(config.trailing_silence * FRAMES_PER_SECOND))
     kinds = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
     kind = (kinds | {"bf16": gguf.GGMLQuantizationType.BF16})[matrix_type]
     for ours, tensor in model.model.state_dict().items():
@@ -224,10 +227,10 @@ def _check(model: str) -> None:
         raise ValueError(f"{model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{model} is quantised; export the checkpoint that it was made from.")
-    if config.trailing_silence:
+    if not config.read_trailing_silence:
         raise ValueError(
-            f"{model} was made with trailing_silence={config.trailing_silence:g}; the patched llama.cpp encodes real sound alone, or "
-            "whole windows (pad_to_window), and would give other answers. Serve it with `falcon3-audio serve`."
+            f"{model} was made with read_trailing_silence=False; the patched llama.cpp reads all that it encodes, and would give other "
+            "answers. Serve it with `falcon3-audio serve`."
         )
     if config.use_weighted_layer_sum:
         raise ValueError(

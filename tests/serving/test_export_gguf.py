@@ -8,6 +8,8 @@ import base64
 import io
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoPro
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 from falcon3_audio.compose import compose
+from falcon3_audio.processing.audio_inputs_falcon3_audio import POOLING_WINDOW
 from falcon3_audio.serving import export_gguf
 
 
@@ -116,6 +119,7 @@ def make_model(backbone_folders):
         ({"pooling_window": 4}, 1.01),
         ({"pooling_window": 4}, 0.03),  # fewer positions than a mean has
         ({"pooling_window": 1, "projector_type": "linear"}, 0.5),
+        ({"trailing_silence": 0.5}, 0.73),
     ],
 )
 def test_llama_cpps_graph_on_the_file_gives_the_models_audio(make_model, backbone_folders, tmp_path, options, seconds):
@@ -150,6 +154,7 @@ def test_keys(make_model, tmp_path):
         "clip.audio.num_mel_bins": 80,
         "clip.audio.projector.stack_factor": 3,
         "clip.audio.pad_to_window": True,
+        "clip.audio.trailing_silence": 0,
     }
     assert {name: keys[name] for name in expected} == expected
 
@@ -174,7 +179,41 @@ def test_matrices_are_rounded_and_nothing_else(make_model, tmp_path, kind, dtype
 def test_the_patch_reads_what_is_written():
     added = [line[1:] for line in export_gguf.PATCH.read_text().splitlines() if line.startswith("+")]
     assert any(f'"{export_gguf.PROJECTOR_TYPE}"' in line for line in added)
-    assert any(f'"{export_gguf.PAD_TO_WINDOW}"' in line for line in added)
+    for key in (export_gguf.PAD_TO_WINDOW, export_gguf.TRAILING_SILENCE):
+        assert any(f'"{key}"' in line for line in added)
+
+
+@pytest.fixture(scope="module")
+def frames_of_the_patch(tmp_path_factory):
+    """Compiles the patch's function alone: (frames of silence, whether padded, samples) -> frames of each window."""
+    added = "\n".join(line[1:] for line in export_gguf.PATCH.read_text().splitlines() if line.startswith("+"))
+    function = re.search(r"^bool mtmd_audio_preprocessor_falcon3_audio::preprocess.*?^}$", added, re.M | re.S)[0]
+    around = Path(__file__).with_name("around_the_patch.cpp").read_text()
+    folder = tmp_path_factory.mktemp("patch")
+    (folder / "main.cpp").write_text(around.replace("// FUNCTION", function))
+    subprocess.run(["g++", "-std=c++17", "-o", folder / "main", folder / "main.cpp"], check=True)
+
+    def frames(*given: int) -> list[int]:
+        run = subprocess.run([folder / "main", *map(str, given)], capture_output=True, text=True, check=True)
+        return [int(line) for line in run.stdout.split()]
+
+    return frames
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("seconds", [0.03, 0.735, 29.3, 29.99, 30, 31.01])
+@pytest.mark.parametrize(
+    "options", [{}, {"trailing_silence": 1.0}, {"trailing_silence": 0.25}, {"pad_to_window": True}]
+)
+def test_the_patch_encodes_as_many_frames_as_the_processor(frames_of_the_patch, backbone_folders, options, seconds):
+    processor = Falcon3AudioProcessor.from_backbones(*backbone_folders, **options)
+    samples = tone(seconds)
+    ids = tokenized(processor, question(samples))["input_ids"][0]
+    silence = round(options.get("trailing_silence", 0) * 100)
+    windows = frames_of_the_patch(silence, int("pad_to_window" in options), len(samples))
+    # Its encoder makes a position of every two frames, and its projector a token of every two positions.
+    tokens = sum(-(-(frames // 2) // POOLING_WINDOW) for frames in windows)
+    assert tokens == (ids == processor.audio_token_id).sum()
 
 
 def test_the_language_model_is_a_checkpoint_of_its_family(checkpoint, model, tmp_path, capsys):
@@ -298,7 +337,8 @@ def test_what_cannot_be_exported(checkpoint, backbone_folders, make_model, tmp_p
     assert "activation is 'relu'" in refused(changed(activation_function="relu"))
     assert "window has 750 positions; llama.cpp's has 1500" in refused(changed(max_source_positions=750))
     assert "is quantised" in refused(changed(quantization_config={"quant_method": "bitsandbytes"}))
-    assert "made with trailing_silence=0.5; the patched llama.cpp" in refused(changed(trailing_silence=0.5))
+    unread = refused(changed(trailing_silence=0.5, read_trailing_silence=False))
+    assert "made with read_trailing_silence=False; the patched llama.cpp" in unread
     assert "made with use_weighted_layer_sum=True; llama.cpp's" in refused(changed(use_weighted_layer_sum=True))
     assert "nowhere" in refused(tmp_path / "nowhere")
     (tmp_path / "adapter").mkdir()
