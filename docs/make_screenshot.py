@@ -1,4 +1,4 @@
-"""Takes the picture of the demo: `python docs/make_screenshot.py CHECKPOINT CLIP QUESTION...` writes docs/images/demo.png.
+"""Takes pictures of the demo: `python docs/make_screenshot.py CHECKPOINT CLIP QUESTION...` writes docs/images/demo.png and demo_phone.png.
 
 With the checkpoint of `make demo` and one of its clips. Needs playwright and Debian's chromium.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 from playwright.sync_api import Error, sync_playwright
 
 
-PICTURE = Path(__file__).parent / "images" / "demo.png"
+IMAGES = Path(__file__).parent / "images"
+SIZES = {"demo.png": (1280, 720), "demo_phone.png": (390, 844)}  # pixels
 SECONDS = 240  # that the page may take to answer
 
 
@@ -24,7 +25,7 @@ def main(checkpoint: str, clip: str, *questions: str):
     try:
         with sync_playwright() as driver:
             chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            page = chromium.new_page(viewport={"width": 1280, "height": 720})
+            page = chromium.new_page()
             page.set_default_timeout(SECONDS * 1000)
             _open(page, f"http://127.0.0.1:{port}/")
             page.set_input_files("input[type=file]", clip)
@@ -36,7 +37,10 @@ def main(checkpoint: str, clip: str, *questions: str):
                 page.get_by_test_id("bot").nth(number).wait_for()
                 page.locator("textarea:enabled[data-testid=textbox]").first.wait_for()
                 page.get_by_label("Submit").wait_for()
-            page.screenshot(path=PICTURE)
+            for name, (width, height) in SIZES.items():
+                page.set_viewport_size({"width": width, "height": height})
+                page.wait_for_timeout(1000)  # until it is laid out anew
+                page.screenshot(path=IMAGES / name)
     finally:
         server.terminate()
         server.wait()
