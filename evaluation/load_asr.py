@@ -8,13 +8,12 @@ Run: `load_asr("LibriSpeech")`
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .load_checks import FIELD, OnError, Row, RowFault, clip_of, collect, groups_of, id_of, read_rows, text_of
-from .load_parquet import clip_in, open_parquet, table_rows
+from .load_checks import FIELD, OnError, Row, RowFault, Source, clip_of, collect, groups_of, id_of, read_rows, text_of
+from .load_parquet import clip_in, open_parquet, split_of, table_rows
 from .questions import Clip, Question, QuestionSet, file_sha256
 
 
@@ -25,9 +24,6 @@ AUDIO, AUDIO_PATHS = "audio", ("audio", "audio_filepath")  # the second is NeMo'
 SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 GROUPS = ("dataset", "language")  # beside the split
 SPLIT = "split of the file"
-
-# The rows of a set, the clip of each, the file digests.
-Source = tuple[list[Row], Callable[[dict[str, Any]], Clip], dict[str, str]]
 
 
 def load_asr(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
@@ -105,17 +101,13 @@ def _json(files: list[Path], audio_root: Path | None) -> Source:
 
 def _named(file: Path, files: list[Path], rows: Iterator[Row]) -> Iterator[Row]:
     """The rows of one of several files: each with its file and split, and an id by its place where it has none."""
-    split = _split(file)
-    alone = [_split(other) for other in files].count(split) == 1
+    split = split_of(file)
+    alone = [split_of(other) for other in files].count(split) == 1
     for place, row in rows:
         if isinstance(row, dict):
             identity = f"{split if alone else file.stem}, {place}" if row.get("id") is None else row["id"]
             row = row | {"id": identity, SPLIT: split, "file": str(file)}
         yield f"{file.name}, {place}", row
-
-
-def _split(file: Path) -> str:
-    return re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -21,6 +21,8 @@ from .questions import Clip, Question, QuestionSet
 OnError = Literal["raise", "skip"]
 # ("row 7", what it holds): numbered from 1, lines of JSON lines as in an editor.
 Row = tuple[str, Any]
+# The rows of a set, the clip of each, the file digests.
+Source = tuple[list[Row], Callable[[dict[str, Any]], Clip], dict[str, str]]
 Fault = tuple[str, str, str]  # the row's id, or its place where it has none; its place; what is wrong
 
 FIELD = "field missing or malformed"
@@ -119,9 +121,7 @@ def collect(
     for place, row in rows:
         count += 1
         try:
-            if not isinstance(row, dict):
-                raise RowFault(FIELD, f"expected a JSON object, got {type(row).__name__}")
-            question = to_question(row)
+            question = to_question(object_of(row))
             if question.id in questions:
                 raise RowFault(DUPLICATE, "an earlier row has it")
             questions[question.id] = question
@@ -161,6 +161,13 @@ def text_of(row: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowFault(FIELD, f"{key!r} is {value!r}, expected a text" if key in row else f"no {key!r}")
     return value
+
+
+def object_of(row: Any) -> dict[str, Any]:
+    """A row that is a JSON object. Raises a `RowFault` for any other."""
+    if not isinstance(row, dict):
+        raise RowFault(FIELD, f"expected a JSON object, got {type(row).__name__}")
+    return row
 
 
 def id_of(row: dict[str, Any], key: str = "id") -> str:

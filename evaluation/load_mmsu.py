@@ -5,13 +5,12 @@ predictions, the clips are files. Each question has two to four options, and the
 Run: `load_mmsu("MMSU/data")`
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .load_checks import (
     OnError,
-    Row,
+    Source,
     answer_among,
     clip_of,
     collect,
@@ -22,7 +21,7 @@ from .load_checks import (
     text_of,
 )
 from .load_parquet import clip_in, is_parquet, open_parquet, table_rows
-from .questions import Clip, Question, QuestionSet
+from .questions import Question, QuestionSet
 
 
 QUESTIONS, TASKS = 5_000, 47
@@ -58,9 +57,6 @@ def load_mmsu(path: str | Path, audio_root: Path | None = None, on_error: OnErro
         )
 
     return collect("mmsu", path, rows, to_question, sha256, on_error)
-
-
-Source = tuple[list[Row], Callable[[dict[str, Any]], Clip], dict[str, str]]
 
 
 def _parquet(path: Path, audio_root: Path | None) -> Source:

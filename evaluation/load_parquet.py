@@ -6,6 +6,7 @@ Run: `table, sha256 = open_parquet(path, ("audio", "question"), "MMSU")`, then `
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,11 @@ NUMBER, AUDIO_BYTES = "row number", "audio bytes"
 def is_parquet(path: Path) -> bool:
     """Whether a path is a folder, which then holds parquet files, or one such file by its name."""
     return path.is_dir() or path.suffix == ".parquet"
+
+
+def split_of(file: Path) -> str:
+    """The split that a file of the Hub holds, by its name: without "-00000-of-00001"."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
 
 
 def open_parquet(
@@ -111,4 +117,4 @@ def plain_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
     return [(f"row {number}", row) for number, row in enumerate(rows, 1)], {path.name: file_sha256(path)}
 
 
-__all__ = ["clip_in", "is_parquet", "open_parquet", "plain_rows", "table_rows"]
+__all__ = ["clip_in", "is_parquet", "open_parquet", "plain_rows", "split_of", "table_rows"]

@@ -9,14 +9,12 @@ are in the words that are said, and the published rules draw or read letters), `
 Run: `load_voicebench("voicebench/alpacaeval")`
 """
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .load_checks import OnError, Row, collect, text_of
-from .load_parquet import clip_in, open_parquet, table_rows
-from .questions import Clip, Question, QuestionSet
+from .load_checks import OnError, Row, Source, collect, text_of
+from .load_parquet import clip_in, open_parquet, split_of, table_rows
+from .questions import Question, QuestionSet
 
 
 AUDIO, PROMPT, REFERENCE = "audio", "prompt", "reference"
@@ -26,8 +24,6 @@ SUBSETS = {
     for name in ("alpacaeval", "alpacaeval_full", "alpacaeval_speaker", "commoneval", "wildvoice")
 } | {"sd-qa": (AUDIO, PROMPT, REFERENCE)}
 ONLY_SPLIT = "test"
-
-Source = tuple[list[Row], Callable[[dict[str, Any]], Clip], dict[str, str]]
 
 
 def load_voicebench(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
@@ -71,7 +67,7 @@ def _read(path: Path, subset: str, audio_root: Path | None) -> Source:
     for file in files:
         tables[str(file)], digest = open_parquet(file, SUBSETS[subset], f"VoiceBench's {subset}", audio_root)
         sha256 |= digest
-        split = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
+        split = split_of(file)
         for place, row in table_rows(tables[str(file)], AUDIO):
             number = counts[split] = counts.get(split, 0) + 1
             named = {"id": f"{subset}/{split}/{number}", "file": str(file)}

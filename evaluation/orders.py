@@ -21,10 +21,8 @@ from .questions import Question, QuestionSet
 from .read_option import resolve
 
 
-ORDER, WORDING = (
-    "order of the options",
-    "wording of the question",
-)  # the groups of a question that is asked in several ways
+# The groups of a question that is asked in several ways.
+ORDER, WORDING = "order of the options", "wording of the question"
 PUBLISHED = "as published"  # the first of these ways
 
 

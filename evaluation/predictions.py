@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .instruction_checks import check_of
-from .load_checks import FIELD, Row, RowFault, choices_of, groups_of, id_of, optional_text_of, read_rows
+from .load_checks import FIELD, Row, RowFault, choices_of, groups_of, id_of, object_of, optional_text_of, read_rows
 from .load_mmau_pro import GROUPS as MMAU_PRO_GROUPS
 from .load_mmau_pro import WITHOUT_OPTIONS, check_in
 from .load_parquet import is_parquet, plain_rows
@@ -154,8 +154,7 @@ def _provenance(path: Path) -> dict[str, Any]:
 
 def _checked(row: Any, key: str | None, where: str) -> Prediction:
     try:
-        if not isinstance(row, dict):
-            raise RowFault(FIELD, f"expected a JSON object, got {type(row).__name__}")
+        row = object_of(row)
         return _of_run(row) if _is_ours(row) and key == "reply" else _published(row, key)
     except RowFault as fault:
         raise ValueError(f"{where}: {fault.detail}.") from None

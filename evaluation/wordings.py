@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .load_checks import FIELD, RowFault, id_of, read_rows
+from .load_checks import FIELD, RowFault, id_of, object_of, read_rows
 from .orders import WORDING, as_variants
 from .questions import Question, QuestionSet
 
@@ -55,9 +55,7 @@ def read_paraphrases(path: str | Path) -> Paraphrases:
 
 
 def _of_row(row: Any) -> tuple[str, tuple[str, ...]]:
-    if not isinstance(row, dict):
-        raise RowFault(FIELD, f"expected a JSON object, got {type(row).__name__}")
-    questions = row.get("questions")
+    questions = object_of(row).get("questions")
     texts = questions if isinstance(questions, list) else []
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise RowFault(FIELD, f"'questions' is {questions!r}, expected a list of one or more texts")

@@ -1,14 +1,13 @@
 """`pipeline("any-to-any", batch_size=...)`, whose own padding (transformers 5.24) takes clips apart: it refuses, or keeps one each."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AnyToAnyPipeline
 
 from .configuration_falcon3_audio import Falcon3AudioConfig
+from .pipeline_inputs_falcon3_audio import check_batch_size, in_batches
 
 
 @dataclass
@@ -25,9 +24,8 @@ class Falcon3AudioAnyToAnyPipeline(AnyToAnyPipeline):
         arguments = (preprocess_params, forward_params, postprocess_params)
         if batch_size == 1 or not isinstance(self.model.config, Falcon3AudioConfig):
             return super().get_iterator(inputs, num_workers, batch_size, *arguments)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a whole number from 1, got {batch_size!r}.")
-        answered = super().get_iterator(_batches(inputs, batch_size), 0, 1, *arguments)
+        check_batch_size(batch_size)
+        answered = super().get_iterator(map(_Batch, in_batches(inputs, batch_size)), 0, 1, *arguments)
         return (records for batch in answered for records in batch)
 
     def preprocess(self, inputs=None, **kwargs):
@@ -62,9 +60,3 @@ class Falcon3AudioAnyToAnyPipeline(AnyToAnyPipeline):
             records.append(super().postprocess({"prompt_text": prompt, **parts}, **kwargs))
             start = rows.stop
         return records
-
-
-def _batches(inputs: Any, size: int) -> Iterator[_Batch]:
-    rest = iter(inputs)
-    while batch := list(islice(rest, size)):
-        yield _Batch(batch)

@@ -19,7 +19,16 @@ from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
 from .audio_cache_falcon3_audio import AudioCache, digests
-from .pipeline_inputs_falcon3_audio import Request, each, in_batches, is_audio, is_many, make_request, pair
+from .pipeline_inputs_falcon3_audio import (
+    Request,
+    check_batch_size,
+    each,
+    in_batches,
+    is_audio,
+    is_many,
+    make_request,
+    pair,
+)
 from .prompt_cache_falcon3_audio import (
     PromptCache,
     Token,
@@ -173,8 +182,7 @@ class AudioTextToTextPipeline(Pipeline):
         return preprocess, {**(generate_kwargs or {}), **kwargs}, postprocess
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a whole number from 1, got {batch_size!r}.")
+        check_batch_size(batch_size)
         # Clips of a batch differ in length, which only the processor can pad: it gets whole batches.
         if isinstance(inputs, Sized):
             batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]

@@ -162,10 +162,16 @@ def is_audio(item: dict[str, Any]) -> bool:
     return item["type"] == "audio" if "type" in item else not item.keys().isdisjoint(("audio", "path", "url"))
 
 
-def in_batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    batch: list[Request] = []
-    for request in requests:
-        batch.append(request)
+def check_batch_size(size: Any):
+    """Raises a `ValueError` for what is no whole number from 1."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"`batch_size` must be a whole number from 1, got {size!r}.")
+
+
+def in_batches(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for one in inputs:
+        batch.append(one)
         if len(batch) == size:
             yield batch
             batch = []
@@ -173,4 +179,4 @@ def in_batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]
         yield batch
 
 
-__all__ = ["Request", "each", "in_batches", "is_audio", "is_many", "make_request", "pair"]
+__all__ = ["Request", "check_batch_size", "each", "in_batches", "is_audio", "is_many", "make_request", "pair"]

@@ -6,7 +6,7 @@ the same in both. The first rows of a set are opened as a small loaded set, by w
 Run: `shards = open_shards("big.jsonl")`, `for row in shards[0].rows(): ...`
 """
 
-import posixpath
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
@@ -126,8 +126,8 @@ def _shards_of_hub(path: str, name: str | None, split: str) -> list[Shard]:
 
 
 def _text_shards(files: Sequence[str], kind: str) -> list[Shard]:
-    folder = posixpath.commonpath(posixpath.dirname(file) for file in files)
-    names = [f"{posixpath.relpath(file, folder)}, " if len(files) > 1 else "" for file in files]
+    folder = os.path.commonpath(os.path.dirname(file) for file in files)
+    names = [f"{os.path.relpath(file, folder)}, " if len(files) > 1 else "" for file in files]
     return [TextShard(file, kind, name) for file, name in zip(files, names)]
 
 

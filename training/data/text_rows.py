@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from posixpath import basename, dirname
+from os.path import basename, dirname
 from typing import Any
 
 from datasets import BuilderConfig, Dataset, DatasetInfo, Features, GeneratorBasedBuilder, SplitGenerator, Value
