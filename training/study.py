@@ -1,7 +1,8 @@
 """A study: arms (a recipe with some options changed, or stages one after the other) times seeds, trained and compared.
 
     falcon3-audio study STUDY.yaml OUT [--only ARM ...] [--jobs 2]
-    falcon3-audio study STUDY.yaml OUT --report      # of what is there already
+    falcon3-audio study STUDY.yaml OUT --report                          # of what is there already
+    falcon3-audio study STUDY.yaml OUT --report --pack results.tar.xz    # and what it is made of, for another machine
 
 Each arm and seed is trained, merged and asked the benchmarks, with the sound and with each control, in processes of its
 own under OUT/ARM/seed-N, with a log of each. The first seed of all arms comes first. What is finished is not done again: a
@@ -32,6 +33,7 @@ from falcon3_audio.whole_files import whole_file, write_json
 from .data.shards import is_set
 from .studies.study_file import make_study, read_study
 from .studies.study_report import write_report
+from .studies.study_results import pack
 from .studies.study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
 
 
@@ -246,6 +248,8 @@ def _study(options: argparse.Namespace) -> int:
         check_unchanged(runs, "give another OUT, or choose other arms with --only")
         failed = perform_all(runs, options.jobs)
     print(write_report(study, output))
+    if options.pack:
+        print(f"{pack(study, output, options.pack)} runs are packed in {options.pack}")
     for said in failed:
         print(f"falcon3-audio study: {said}", file=sys.stderr)
     return 1 if failed else 0
@@ -258,7 +262,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="ARM", nargs="+", default=[], help="train and evaluate these arms only")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="only make the report, of what is there")
+    parser.add_argument(
+        "--pack", metavar="FILE", type=Path, help="write what the report is made of: a .tar.xz without weights"
+    )
     options = parser.parse_args(arguments)
+    if options.pack and not options.pack.parent.is_dir():
+        parser.error(f"--pack: there is no folder {options.pack.parent} for {options.pack.name}")
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     # Lines of some messages are commands to copy.

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -234,6 +235,50 @@ def test_replies_that_are_missing_are_told(world, tmp_path, monkeypatch, capsys)
         shutil.rmtree(output / folder)
     assert main([str(path), str(output)]) == 0
     assert "without a reply" not in (output / "report.md").read_text()
+
+
+def test_results_that_were_packed_go_on_elsewhere(world, tmp_path, monkeypatch, capsys):
+    """The first seeds have ended and travel without weights: unpacked, nothing of them is done again and the report is the same."""
+    path, _ = world
+    here, there, archive = tmp_path / "out", tmp_path / "there", tmp_path / "results.tar.xz"
+    assert main([str(path), str(here), "--only", "a"]) == 0
+    (here / "a/seed-0/model/model.safetensors").write_bytes(bytes(1000))
+    (here / "a/seed-2/scores/mmau/silence/score.json").unlink()  # not ended
+    assert main([str(path), str(here), "--report", "--pack", str(archive)]) == 0
+    assert f"2 runs are packed in {archive}" in capsys.readouterr().out
+    first = archive.read_bytes()
+    assert main([str(path), str(here), "--report", "--pack", str(archive)]) == 0
+    assert archive.read_bytes() == first
+
+    with tarfile.open(archive) as tar:
+        tar.extractall(there, filter="data")
+    contents = {file: file.read_text() for file in there.rglob("*") if file.is_file()}
+    assert {file.suffix for file in contents} == {".json", ".jsonl"}
+    assert "model" in contents[there / "a/seed-0/scores/mmau/none/run.json"]
+    assert not [file for file, content in contents.items() if "/home/me" in content]
+    assert main([str(path), str(there), "--report"]) == 0
+    tables = [(folder / "report.md").read_text().partition("## mmau")[2] for folder in (here, there)]
+    assert tables[0] == tables[1] != ""
+
+    done = []
+    run = module._run_process
+    monkeypatch.setattr(module, "_run_process", lambda *given: done.append(given[0]) or run(*given))
+    shutil.rmtree(here)
+    there.rename(here)  # the replies that are known are those of this folder
+    assert main([str(path), str(here), "--only", "a"]) == 0
+    assert len(done) == 4 and all("seed-2" in " ".join(command) for command in done)
+
+
+@pytest.mark.parametrize(
+    "file, said", [("nowhere/results.tar.xz", "no folder"), ("results.tar.xz", "nothing to pack")]
+)
+def test_results_that_cannot_be_packed(world, tmp_path, capsys, file, said):
+    path, _ = world
+    try:
+        assert main([str(path), str(tmp_path / "out"), "--report", "--pack", str(tmp_path / file)]) == 1
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert said in capsys.readouterr().err and not (tmp_path / file).exists()
 
 
 def test_data_that_changed_is_refused(world, tmp_path, capsys):

@@ -54,7 +54,7 @@ def make_report(study: Study, output: Path) -> dict[str, Any]:
     Raises a `ValueError` where runs were asked other questions.
     """
     runs = runs_of(study, output)
-    states = {str(run): _state(run) for run in runs}
+    states = {str(run): state_of(run) for run in runs}
     ended = [run for run in runs if states[str(run)] is None]
     missing = [{"arm": run.arm, "seed": run.seed} | state for run in runs if (state := states[str(run)])]
     report = {
@@ -72,7 +72,7 @@ def make_report(study: Study, output: Path) -> dict[str, Any]:
     return without_paths(json.loads(json.dumps(report)))
 
 
-def _state(run: Run) -> dict[str, Any] | None:
+def state_of(run: Run) -> dict[str, Any] | None:
     """Why a run is not in the tables; `None` for one that has ended."""
     changed, _ = changes(run)
     if changed:
