@@ -2,12 +2,17 @@
 
 import json
 import re
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from falcon3_audio.evaluation.paired import interval_text, points
+from falcon3_audio.evaluation.predictions import read_predictions
+from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.score_tables import percent
+from falcon3_audio.evaluation.scored_rows import tidy
 from falcon3_audio.training import study
 from falcon3_audio.training.studies.study_tables import as_markdown
 from falcon3_audio.training.world.audio_world import QUESTION_TYPES
@@ -15,6 +20,7 @@ from falcon3_audio.training.world.audio_world import QUESTION_TYPES
 
 STUDIES = Path(study.__file__).parent / "studies"
 REPORTS = sorted(STUDIES.glob("*/report.json"))
+ARCHIVES = sorted(STUDIES.glob("*/results.tar.xz"))
 PAGE = (STUDIES / "README.md").read_text(encoding="utf-8")
 
 
@@ -26,6 +32,26 @@ def read(path):
 def test_a_reports_text_is_that_of_its_numbers(path):
     assert path.with_name("report.md").read_text(encoding="utf-8") == as_markdown(read(path))
     assert (STUDIES / f"{path.parent.name}.yaml").exists() and f"({path.parent.name}/report.md)" in PAGE
+
+
+@pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.parent.name)
+def test_a_report_counts_the_replies_that_lie_beside_it(path, tmp_path):
+    with tarfile.open(path) as tar:
+        tar.extractall(tmp_path, filter="data")
+    report = read(path.with_name("report.json"))
+    found: dict = {}
+    for name, benchmark in report["benchmarks"].items():
+        for arm, entry in benchmark["arms"].items():
+            for seed in entry["seeds"]:
+                folder = tmp_path / arm / f"seed-{seed}" / "scores" / name
+                rows = [
+                    [tidy(row) for row in read_predictions(folder / control).rows] for control in ("none", "silence")
+                ]
+                right = [sum(is_right(row, benchmark["rule"]) for row in part) / len(part) for part in rows]
+                assert entry["by_seed"][str(seed)] == pytest.approx(right[0])
+                found.setdefault((name, arm), []).append(right[1])
+            assert entry["controls"]["silence"]["accuracy"] == pytest.approx(np.mean(found[name, arm]))
+    assert found
 
 
 def test_the_table_of_the_papers_questions_has_the_numbers_of_the_report():

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import yaml
 from tiny import SAMPLING_RATE, tone
+from training_runs import write_recipe
 
 from falcon3_audio.evaluation import evaluate, score
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
@@ -81,7 +82,7 @@ def world(recipe, tmp_path, monkeypatch):
 
     def run(command, log, *others):
         name, *arguments = command
-        if name.endswith("sft"):
+        if name.endswith(("sft", "grpo")):
             write_run(yaml.safe_load(Path(arguments[1]).read_text()))
         elif name.endswith("merge"):
             Path(arguments[1]).mkdir()
@@ -235,6 +236,20 @@ def test_replies_that_are_missing_are_told(world, tmp_path, monkeypatch, capsys)
         shutil.rmtree(output / folder)
     assert main([str(path), str(output)]) == 0
     assert "without a reply" not in (output / "report.md").read_text()
+
+
+def test_a_stage_of_grpo_has_no_loss_in_nats(world, tmp_path, capsys):
+    """What it logs as its loss is neither in the table nor in the curve."""
+    path, right = world
+    right["c", 0, "none"] = right["c", 0, "silence"] = right["a", 0, "none"]
+    write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)
+    study = yaml.safe_load(path.read_text())
+    study["arms"]["c"] = {"seeds": [0], "stages": [{}, {"grpo": "grpo.yaml"}]}
+    path.write_text(yaml.safe_dump(study))
+    assert main([str(path), str(tmp_path / "out"), "--only", "c"]) == 0
+    (run,) = json.loads((tmp_path / "out" / "report.json").read_text())["training"]
+    assert run["final_loss"] is None and [len(stage["loss"]) for stage in run["stages"]] == [2, 0]
+    assert run["stages"][1]["steps"] == 2 and "| c, seed 0 | 2 + 2 | 43 | 2.75 | - |" in capsys.readouterr().out
 
 
 def test_results_that_were_packed_go_on_elsewhere(world, tmp_path, monkeypatch, capsys):

@@ -102,7 +102,7 @@ def _losses(axes: Axes, runs: Sequence[dict[str, Any]], colours: dict[str, Any])
     axes.set_ylabel("training loss (nats per answer token)")
     axes.grid(alpha=0.3)
     if named:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the lines, not on them
 
 
 __all__ = ["draw"]

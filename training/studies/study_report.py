@@ -23,7 +23,7 @@ from falcon3_audio.whole_files import whole_file, write_json
 
 from ..run_folder import STATE
 from .study_figure import draw
-from .study_file import SOUND, Evaluation, Study
+from .study_file import SFT, SOUND, Evaluation, Study
 from .study_runs import FAILED, Run, Step, changes, package, runs_of, scores_of, steps_of
 from .study_tables import as_markdown
 
@@ -227,7 +227,10 @@ def _trainings(run: Run) -> list[Step]:
 
 
 def _training(run: Run) -> dict[str, Any]:
-    """Of the stages together the seconds and the most memory; loss and what was evaluated are the last of the last stage."""
+    """
+    Of the stages together the seconds and the most memory; loss (`None` of GRPO) and what was evaluated are the last of the
+    last stage.
+    """
     stages = [_log(step) for step in _trainings(run)]
     return {
         "arm": run.arm,
@@ -245,6 +248,8 @@ def _log(step: Step) -> dict[str, Any]:
     state = json.loads((step.folder / STATE).read_text(encoding="utf-8"))
     history = state["log_history"]
     logged = [entry for entry in history if "loss" in entry]
+    # What GRPO logs as its loss is around 0 whatever was learned, and not in nats per answer token.
+    losses = [[entry["step"], entry["loss"]] for entry in logged] if step.method is SFT else []
     evaluated: dict[str, Any] = next(
         (entry for entry in reversed(history) if any(key.startswith("eval_") for key in entry)), {}
     )
@@ -255,8 +260,8 @@ def _log(step: Step) -> dict[str, Any]:
         "peak_memory_gib": max(
             (entry["peak_memory_gib"] for entry in logged if "peak_memory_gib" in entry), default=None
         ),
-        "final_loss": logged[-1]["loss"] if logged else None,
-        "loss": [[entry["step"], entry["loss"]] for entry in logged],
+        "final_loss": losses[-1][1] if losses else None,
+        "loss": losses,
         "evaluated": {key: value for key, value in evaluated.items() if key.startswith("eval_")},
     }
 
