@@ -15,7 +15,7 @@ from falcon3_audio.whole_files import whole_file
 
 from .study_file import Study
 from .study_report import state_of, without_paths
-from .study_runs import runs_of, steps_of
+from .study_runs import Run, runs_of, steps_of
 
 
 def pack(study: Study, output: Path, archive: Path) -> int:
@@ -38,7 +38,7 @@ def pack(study: Study, output: Path, archive: Path) -> int:
     return len(ended)
 
 
-def _results_of(run) -> Iterator[tuple[Path, bytes]]:
+def _results_of(run: Run) -> Iterator[tuple[Path, bytes]]:
     """Each file of a run, and its content."""
     for step in steps_of(run):
         if step.trains or step.evaluates:
