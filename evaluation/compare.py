@@ -10,7 +10,6 @@ as comparison.json, and a forest plot of the differences as comparison.png and .
 
 import argparse
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from falcon3_audio.user_errors import user_errors
-from falcon3_audio.whole_files import whole_file
+from falcon3_audio.whole_files import as_json, whole_file
 
 from .intervals import clip_numbers
 from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
@@ -342,7 +341,7 @@ def forest_plot(comparison: Comparison) -> Figure:
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """comparison.json, .png and .svg, the same bytes for the same comparison; each appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"json": (json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n").encode()}
+    contents = {"json": as_json(asdict(comparison))}
     # Names may hold dollar signs, which are no formulas here.
     with matplotlib.rc_context({"svg.hashsalt": "falcon3-audio", "text.parse_math": False}):
         for kind, metadata in (("png", None), ("svg", {"Date": None})):

@@ -50,7 +50,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def as_json(content: Any) -> bytes:
+    """As `write_json` writes it."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, all of it or nothing."""
     with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write(as_json(content))

@@ -284,16 +284,19 @@ def test_results_that_were_packed_go_on_elsewhere(world, tmp_path, monkeypatch, 
     assert len(done) == 4 and all("seed-2" in " ".join(command) for command in done)
 
 
-@pytest.mark.parametrize(
-    "file, said", [("nowhere/results.tar.xz", "no folder"), ("results.tar.xz", "nothing to pack")]
-)
-def test_results_that_cannot_be_packed(world, tmp_path, capsys, file, said):
+def test_without_a_run_that_has_ended_nothing_is_packed(world, tmp_path, capsys):
     path, _ = world
-    try:
-        assert main([str(path), str(tmp_path / "out"), "--report", "--pack", str(tmp_path / file)]) == 1
-    except SystemExit as ended:
-        assert ended.code == 2
-    assert said in capsys.readouterr().err and not (tmp_path / file).exists()
+    archive = tmp_path / "results.tar.xz"
+    assert main([str(path), str(tmp_path / "out"), "--report", "--pack", str(archive)]) == 1
+    assert "nothing to pack" in capsys.readouterr().err and not archive.exists()
+
+
+def test_an_archive_without_a_folder_is_refused_before_anything_is_done(world, tmp_path, capsys):
+    path, _ = world
+    archive = tmp_path / "nowhere" / "results.tar.xz"
+    with pytest.raises(SystemExit, match="2"):
+        main([str(path), str(tmp_path / "out"), "--pack", str(archive)])
+    assert "no folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_data_that_changed_is_refused(world, tmp_path, capsys):

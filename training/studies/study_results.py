@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN
-from falcon3_audio.whole_files import whole_file
+from falcon3_audio.whole_files import as_json, whole_file
 
 from .study_file import Study
 from .study_report import state_of, without_paths
@@ -48,5 +48,4 @@ def _results_of(run: Run) -> Iterator[tuple[Path, bytes]]:
             yield step.folder / PREDICTIONS, (step.folder / PREDICTIONS).read_bytes()
             made.append(step.folder / RUN)
         for path in made:
-            content = without_paths(json.loads(path.read_text(encoding="utf-8")))
-            yield path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+            yield path, as_json(without_paths(json.loads(path.read_text(encoding="utf-8"))))
