@@ -1,4 +1,4 @@
-# Everything starts from a machine with Python 3.11, pip and make. `make test` and `make demo` are the two commands.
+# Everything starts from a machine with Python 3.11 or later, pip and make. `make test` and `make demo` are the two commands.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
@@ -26,12 +26,12 @@ links:
 demo: setup
 	$(BIN)/python -m falcon3_audio.training.world.demo runs/demo
 
-# falcon3-audio-nano: its backbones and the recordings are fetched (2.1 GB, needs apt-get), and it is asked what it hears.
+# falcon3-audio-nano: its backbones and the recordings are fetched (2.1 GB, needs apt-get), and it is evaluated.
 real: setup
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt tinysoundfont
 	$(BIN)/python -m falcon3_audio.training.real runs/real
 
-# The paper's questions on the audio world (training/studies/README.md): 15 arms, three seeds, some hours. It goes on after a stop.
+# The paper's questions on the audio world (training/studies/README.md): 15 arms, three seeds, two hours on two cores. It resumes after a stop.
 WORLD := runs/paper_world
 paper-world: setup
 	$(BIN)/python -m falcon3_audio.training.world.audio_world $(WORLD)/world --train-clips 900 --test-clips 600 --seed 0 --workers 2

@@ -110,7 +110,7 @@ def test_making_the_papers_data(tmp_path, monkeypatch):
         soundfile.write(sounds / name / "a.wav", tone(0.3), SAMPLING_RATE)
     rows = [{"dataset": name, "audio_id": "/elsewhere/a.wav"} for name in ("as_20k", "vggsound_train")]
     asked = {"instruction": "What is heard?", "input": "", "task": "open", "output": "a tone"}
-    Path("open_asqa_v2.json").write_text(json.dumps([row | asked for row in rows]))
+    Path("openasqa_10.3M_v2.json").write_text(json.dumps([row | asked for row in rows]))
     assert main([word.replace("/sounds", str(sounds)) for word in prepare]) == 0
     said = [{"instruction": "Name three animals.", "input": "", "output": "Dog, cat, cow."}]
     Path("alpaca.jsonl").write_text("\n".join(map(json.dumps, said)))

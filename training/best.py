@@ -24,7 +24,7 @@ from .data.sources import DataSource
 PREFIX = "eval_"
 # Of these less is better; transformers knows that of losses alone.
 LESS_IS_BETTER = ("loss", "entropy", "wer", "cer")
-# What each set is given, see hearing.py, and with `eval_generate` generated_metrics.py.
+# What each set is given, see hearing.py, and with `eval_generate` generated.py.
 METRICS = ("loss", "entropy", "mean_token_accuracy", "hearing", "hearing_low", "hearing_high")
 LOADED = "loaded_step"
 

@@ -216,7 +216,7 @@ def describe_deafness(name: str, entry: dict[str, Any]) -> str:
     return (
         f"After {entry['step']} steps no hearing can be shown: {name} is {entry[name]:.4f} nats per answer token, with a 95 % interval "
         f"from {entry[f'{name}_low']:.4f} to {entry[f'{name}_high']:.4f} that is not above 0. The run may be learning the form of the "
-        "answers alone. Check that the clips can be heard and belong to their questions; try more steps, a higher learning_rate, or "
+        "answers alone. Check that the clips can be heard and belong to their questions; try more steps, another learning_rate, or "
         "the projector alone first (training/recipes/ablations/two_stage_1_projector.yaml). `falcon3-audio evaluate --control "
         "silence` shows what a checkpoint answers to silence."
     )
