@@ -2,7 +2,7 @@
 """Where releases of transformers differ, in one place: each difference with its release, and when it can go.
 
 Saved code runs on 5.16 (August 2026) and later, and in general on the releases of the twelve months before it; the
-table is in CHANGELOG.md. (The processor, in another folder, has one of its own: an empty `_defaults`.) Travels with every
+table is in docs/compatibility.md. (The processor, in another folder, has one of its own: an empty `_defaults`.) Travels with every
 saved checkpoint.
 """
 
