@@ -9,6 +9,7 @@ embeddings: the cache empties itself when weights or adapters were changed. Trav
 import hashlib
 import threading
 from collections import OrderedDict
+from itertools import chain
 from typing import Any
 
 import torch
@@ -88,18 +89,39 @@ class AudioCache:
 
 def fingerprint(model: torch.nn.Module) -> list[Any]:
     """
-    Differs when weights were changed in place or replaced, and when adapters were added, chosen, scaled or disabled. A
-    write through `weight.data` is not seen by anybody: empty the caches then.
+    Differs when weights were changed in place or replaced, and when adapters were added, merged, chosen, scaled or
+    disabled. A write through `weight.data` is seen where it changes one of the values that are looked at, as a merge does.
     """
-    # The count of changes in place is no public attribute of a tensor, and the only way to see them; tensors made in
-    # inference mode have none.
-    state: list[Any] = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()]
+    weights = list(model.parameters())
+    # The count of changes in place is no public attribute of a tensor; tensors made in inference mode have none.
+    state: list[Any] = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
     for module in model.modules():
         # Layers of PEFT's; transformers' models have methods by these names.
         if isinstance(getattr(module, "disable_adapters", None), bool):
-            scales = tuple(getattr(module, "scaling", {}).items())
-            state.append((module.disable_adapters, tuple(module.active_adapters), scales))
-    return state
+            scales = getattr(module, "scaling", {})
+            state.append((module.disable_adapters, tuple(module.active_adapters), tuple(map(str, scales.items()))))
+    return [*state, _some_values(weights)]
+
+
+def _some_values(tensors: list[torch.Tensor]) -> list[bytes]:
+    """
+    Some 16 values of each tensor, which PEFT and others write to through `weight.data`, so that nothing counts the change.
+    They are gathered first: to read them one by one would wait for the device as many times.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for part in chain.from_iterable(map(_parts, tensors)):
+        if part.device.type != "meta":
+            flat = part.detach().reshape(-1)
+            # An odd step, since all may be equal in a column of a matrix.
+            kinds.setdefault((flat.device, flat.dtype), []).append(flat[:: len(flat) // 16 | 1])
+    return [torch.cat(parts).view(torch.uint8).cpu().numpy().tobytes() for parts in kinds.values()]
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that one is made of: several where torchao quantised it, or devices share it (`DTensor`)."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
 
 
 def digests(input_features: torch.Tensor, input_features_mask: torch.Tensor) -> list[str]:

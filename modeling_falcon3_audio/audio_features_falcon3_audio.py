@@ -10,12 +10,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .configuration_falcon3_audio import FRAMES_PER_POSITION
+from .configuration_falcon3_audio import FRAMES_PER_POSITION, Falcon3AudioConfig
 from .modeling_falcon3_audio_encoder import Falcon3AudioPreTrainedModel, average_pool, read_frames
 
 
 class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
     """The half of [`Falcon3AudioModel`] that hears: `audio_tower`, pooling and `multi_modal_projector`."""
+
+    def __init__(self, config: Falcon3AudioConfig):
+        # `from_pretrained` sets the options that it is given one by one, on a config that was looked at before.
+        config.validate_options()
+        config.validate_silence()
+        super().__init__(config)
 
     @can_return_tuple
     def get_audio_features(

@@ -199,7 +199,7 @@ class Falcon3AudioConfig(PreTrainedConfig):
             "audio_config": Falcon3AudioEncoderConfig,
             "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         }
-    keys_to_ignore_at_inference = [CACHE]
+    keys_to_ignore_at_inference = [CACHE, "audio_hidden_states"]
 
     audio_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

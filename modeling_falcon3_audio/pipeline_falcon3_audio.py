@@ -9,6 +9,8 @@ Any transformers model with an audio chat template can be used. Travels with eve
     pipe("clip.wav", text="What do you hear?")[0]["generated_text"]
 """
 
+import copy
+import os
 from collections.abc import Iterator, Sized
 from itertools import accumulate
 from typing import Any
@@ -25,9 +27,11 @@ from .pipeline_inputs_falcon3_audio import (
     each,
     in_batches,
     is_audio,
+    is_begun,
     is_many,
     make_request,
     pair,
+    with_answer,
 )
 from .prompt_cache_falcon3_audio import (
     PromptCache,
@@ -38,6 +42,7 @@ from .prompt_cache_falcon3_audio import (
     can_be_cropped,
     content_of,
     count_audio,
+    has_learned_prompt,
 )
 from .releases_falcon3_audio import CACHE
 
@@ -76,8 +81,8 @@ class AudioTextToTextPipeline(Pipeline):
     to so many tokens in all (default 0: none). A prompt that begins like one of them, as the next turn of a chat or
     another question about a clip does, then computes only the rest; answers are the same up to rounding. A token takes
     `2 * layers * key-value heads * head_dim` numbers, in bfloat16 72 KiB for Falcon3-1B, 88 for 3B and 112 for 7B.
-    Batches, language models with sliding windows, and settings of `generate` that are not known to go with it (beams,
-    several answers to a prompt, drafts, a cache of one's own) do without.
+    Batches, language models with sliding windows, prompts that PEFT learned, and settings of `generate` that are not known
+    to go with it (beams, several answers to a prompt, drafts, a cache of one's own) do without.
     """
 
     _load_processor = True
@@ -89,24 +94,33 @@ class AudioTextToTextPipeline(Pipeline):
         self, *args, audio_cache_tokens: int = DEFAULT_AUDIO_CACHE_TOKENS, prompt_cache_tokens: int = 0, **kwargs
     ):
         super().__init__(*args, **kwargs)
-        own = hasattr(self.model, "count_audio_tokens")
-        # Beside a prompt cache a clip may be placed in part, which takes its embeddings, even where none are kept.
-        reuses = own and max(audio_cache_tokens, prompt_cache_tokens) > 0
-        self._audio_cache = AudioCache(self.model, audio_cache_tokens) if reuses else None
-        self._begins_together = own and can_be_cropped(self.model)
-        goes_on = self._begins_together and prompt_cache_tokens > 0
-        self._prompt_cache = PromptCache(self.model, prompt_cache_tokens) if goes_on else None
-        if prompt_cache_tokens > 0 and not goes_on:
-            logger.warning(
-                f"`prompt_cache_tokens={prompt_cache_tokens}` has no effect: {type(self.model).__name__} is no "
-                "Falcon3-Audio, or its language model keeps only a part of the prompt (sliding windows, recurrent states)."
-            )
+        # Apart from `_forward_params`, since a call's `generation_config` replaces them, as in transformers' own pipelines.
+        fields = (vars(GenerationConfig()).keys() | {"generation_config"}) & self._forward_params.keys()
+        self._made_with = {name: self._forward_params.pop(name) for name in fields}
+        self._cache_sizes = (audio_cache_tokens, prompt_cache_tokens)
+        self._make_caches()
         modalities = self.model.input_modalities
         modalities = (modalities,) if isinstance(modalities, str) else modalities
         if "audio" not in modalities:
             raise ValueError(
                 f"{type(self.model).__name__} takes {', '.join(modalities)}, but audio-text-to-text "
                 "needs a model that takes audio."
+            )
+
+    def _make_caches(self):
+        audio_tokens, prompt_tokens = self._cache_sizes
+        self._cached_model = self.model
+        own = hasattr(self.model, "count_audio_tokens")
+        # Beside a prompt cache a clip may be placed in part, which takes its embeddings, even where none are kept.
+        reuses = own and max(audio_tokens, prompt_tokens) > 0
+        self._audio_cache = AudioCache(self.model, audio_tokens) if reuses else None
+        self._begins_together = own and can_be_cropped(self.model)
+        goes_on = self._begins_together and prompt_tokens > 0
+        self._prompt_cache = PromptCache(self.model, prompt_tokens) if goes_on else None
+        if prompt_tokens > 0 and not goes_on:
+            logger.warning(
+                f"`prompt_cache_tokens={prompt_tokens}` has no effect: {type(self.model).__name__} is no "
+                "Falcon3-Audio, or its language model keeps only a part of the prompt (sliding windows, recurrent states)."
             )
 
     def __call__(self, audio: Any = None, text: Any = None, sampling_rate: int | None = None, **kwargs):
@@ -125,7 +139,7 @@ class AudioTextToTextPipeline(Pipeline):
             **kwargs: Generation parameters; `batch_size` and `num_workers`; `return_full_text=True` for the whole
                 chat with the answer instead of the answer alone; `processor_kwargs`; for the chat template `tools`,
                 `documents`, `enable_thinking`, `chat_template`, and `chat_template_kwargs` for all else it may know;
-                `continue_final_message`, whether the last message is to be continued (default: if it is the assistant's).
+                `continue_final_message`, whether the last message is to be continued (default: if it is words of the assistant's).
 
         Returns:
             For one input a list of `{"input_text": messages, "generated_text": answer}`, one per returned sequence. For
@@ -137,6 +151,8 @@ class AudioTextToTextPipeline(Pipeline):
         """
         if audio is None and text is None:
             raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
+        if self.model is not self._cached_model:  # `pipe.model = ...`
+            self._make_caches()
         rows = pair(audio, text)
         # Falcon3-Audio's processor knows messages that are objects; others get them as they are given.
         plain = getattr(self.processor, "plain_messages", _messages)
@@ -173,13 +189,15 @@ class AudioTextToTextPipeline(Pipeline):
                 f"{', '.join(sorted(_GENERATE_ARGUMENTS))}, return_full_text, skip_special_tokens, processor_kwargs, "
                 f"continue_final_message, {', '.join(_TEMPLATE_ARGUMENTS)} and chat_template_kwargs."
             )
+        settings = {**(generate_kwargs or {}), **kwargs}
+        _check_settings(settings)
         preprocess: dict[str, Any] = {} if processor_kwargs is None else {"processor_kwargs": processor_kwargs}
         if continue_final_message is not None:
             preprocess["continue_final_message"] = continue_final_message
         preprocess |= template
         options = {"return_full_text": return_full_text, "skip_special_tokens": skip_special_tokens}
         postprocess = {name: value for name, value in options.items() if value is not None}
-        return preprocess, {**(generate_kwargs or {}), **kwargs}, postprocess
+        return preprocess, settings, postprocess
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         check_batch_size(batch_size)
@@ -202,8 +220,9 @@ class AudioTextToTextPipeline(Pipeline):
         **template,
     ) -> dict[str, Any]:
         """Model inputs of a batch of chats. A chat that ends with the assistant's words is continued, unless told otherwise."""
-        continues = {request.messages[-1]["role"] == "assistant" for request in requests}
-        if continue_final_message is not None:
+        if continue_final_message is None:
+            continues = {is_begun(request.messages[-1]) for request in requests}
+        else:
             continues = {continue_final_message}
         if len(continues) > 1:
             raise ValueError(
@@ -228,7 +247,7 @@ class AudioTextToTextPipeline(Pipeline):
         )
         has_audio = self._audio_cache is not None and "input_features" in inputs
         clips = digests(inputs["input_features"], inputs["input_features_mask"]) if has_audio else None
-        return {"requests": requests, "inputs": dict(inputs.to(dtype=self.dtype)), "clips": clips}
+        return {"requests": requests, "go_on": go_on, "inputs": dict(inputs.to(dtype=self.dtype)), "clips": clips}
 
     def _check_sampling_rates(self, requests: list[Request]):
         """Other models' processors do not resample arrays, and would take any rate for their own."""
@@ -243,12 +262,15 @@ class AudioTextToTextPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs) -> dict[str, Any]:
         inputs, clips = model_inputs["inputs"], model_inputs["clips"]
         several = len(inputs["input_ids"]) > 1
+        if generate_kwargs.get("generation_config") is None:
+            generate_kwargs = {**self._made_with, **generate_kwargs}
         settings = self._settings(generate_kwargs)
-        prompts = None if several or not allows_prompt_cache(settings) else self._prompt_cache
+        is_known = not has_learned_prompt(self.model)
+        prompts = self._prompt_cache if is_known and not several and allows_prompt_cache(settings) else None
         # Only where there is a cache: a look at the mask waits for the device.
         if prompts is not None and not inputs.get("attention_mask", torch.ones(1)).all():
             prompts = None
-        together = several and self._begins_together and allows_common_beginning(settings)
+        together = is_known and several and self._begins_together and allows_common_beginning(settings)
         # Without a cache of clips nobody knows which are equal.
         together = together and "attention_mask" in inputs and (clips is not None or "input_features" not in inputs)
         contents = self._contents(inputs, clips) if together or prompts is not None else []
@@ -260,16 +282,15 @@ class AudioTextToTextPipeline(Pipeline):
             self._embed_audio(self._audio_cache, inputs, clips, held)
         if together:
             inputs = begin_together(self.model, inputs, contents)
-        given = self.model.generation_config
-        limits = {"max_new_tokens", "max_length", "generation_config"}
-        if not limits & generate_kwargs.keys() and given.max_new_tokens is None and given.max_length in (None, 20):
-            generate_kwargs["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
+        if "max_length" not in generate_kwargs and "max_new_tokens" not in settings:
+            _limit_length(generate_kwargs, settings.get("max_length"))
         generate_kwargs.setdefault("tokenizer", self.tokenizer)  # which stop strings need, for one
         tokens = self.model.generate(**inputs, **generate_kwargs)
         tokens = getattr(tokens, "sequences", tokens)
         if prompts is not None:
             prompts.put([*contents[0], *tokens[0, len(contents[0]) :].tolist()], cache)
-        return {"requests": model_inputs["requests"], "tokens": tokens[:, inputs["input_ids"].shape[1] :]}
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
+        return {"requests": model_inputs["requests"], "go_on": model_inputs["go_on"], "tokens": answers}
 
     def _settings(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
         """All settings of `generate` that are set, by the call or else by a generation config, the model's last."""
@@ -302,14 +323,14 @@ class AudioTextToTextPipeline(Pipeline):
     def postprocess(
         self, model_outputs: dict[str, Any], return_full_text: bool = False, skip_special_tokens: bool = True
     ) -> list[list[dict[str, Any]]]:
-        requests, tokens = model_outputs["requests"], model_outputs["tokens"]
+        requests, go_on, tokens = (model_outputs[name] for name in ("requests", "go_on", "tokens"))
         answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=skip_special_tokens)
         each = len(answers) // len(requests)
         return [
             [
                 {
                     "input_text": request.messages,
-                    "generated_text": _with_answer(request.messages, answer) if return_full_text else answer,
+                    "generated_text": with_answer(request.messages, answer, go_on) if return_full_text else answer,
                 }
                 for answer in answers[index * each : (index + 1) * each]
             ]
@@ -342,14 +363,29 @@ def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield from filter(is_audio, content)
 
 
-def _with_answer(messages: list[dict[str, Any]], answer: str) -> list[dict[str, Any]]:
-    if messages[-1]["role"] != "assistant":
-        return [*messages, {"role": "assistant", "content": answer}]
-    last = messages[-1]
-    if isinstance(last["content"], str):
-        return [*messages[:-1], last | {"content": last["content"] + answer}]
-    *items, final = last["content"]
-    return [*messages[:-1], last | {"content": [*items, final | {"text": final["text"] + answer}]}]
+def _check_settings(settings: dict[str, Any]):
+    config, assistant = settings.get("generation_config"), settings.get("assistant_model")
+    if not isinstance(config, GenerationConfig | None):
+        raise ValueError(
+            f"`generation_config` must be a GenerationConfig, got a {type(config).__name__}. Give its fields by name instead, or "
+            "as `generate_kwargs`."
+        )
+    if isinstance(assistant, (str, os.PathLike)):
+        raise ValueError(
+            f"`assistant_model` must be a model, got {str(assistant)!r}. Load it first, as with AutoModelForCausalLM.from_pretrained."
+        )
+
+
+def _limit_length(generate_kwargs: dict[str, Any], max_length: int | None):
+    """The pipeline's default, where neither the call nor a config has a length; 20 is that of older releases' `generate`."""
+    if max_length not in (None, 20):
+        return
+    config = generate_kwargs.get("generation_config")
+    if config is None:
+        generate_kwargs["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
+    else:  # `generate` takes a config or settings by name, not both
+        generate_kwargs["generation_config"] = copy.deepcopy(config)
+        generate_kwargs["generation_config"].max_new_tokens = DEFAULT_MAX_NEW_TOKENS
 
 
 __all__ = ["AudioTextToTextPipeline"]

@@ -14,6 +14,9 @@ import torch
 from torch.utils.data import Dataset
 
 
+_NUMBER = (int, float, np.integer, np.floating)
+
+
 @dataclass(frozen=True)
 class Request:
     """One chat to answer. A class of its own, since a list of messages would be taken for a batch."""
@@ -26,7 +29,7 @@ def is_many(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         if _is_chat(value) or _is_with_rate(value):
             return False
-        return not (len(value) > 0 and isinstance(value[0], (int, float, np.number)))
+        return not (len(value) > 0 and isinstance(value[0], _NUMBER))
     one = (str, bytes, bytearray, memoryview, dict, np.ndarray, torch.Tensor)
     many = isinstance(value, (Iterable, Dataset))
     return many and not isinstance(value, one) and not hasattr(value, "read")
@@ -105,6 +108,10 @@ def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callabl
             "One of the inputs is None: neither a clip nor a text. Leave it out, or look for what made it None."
         )
     clips = [] if audio is None else list(audio) if is_many(audio) else [audio]
+    if audio is not None and not clips:
+        raise ValueError(
+            "One of the inputs has an empty list of clips. Where there is no clip, say so with None: {'audio': None, 'text': ...}."
+        )
     content = [_audio_item(clip) for clip in clips]
     if text is not None:
         content.append({"type": "text", "text": text})
@@ -126,7 +133,7 @@ def _check_columns(row: dict[str, Any]):
 def _audio_item(clip: Any) -> dict[str, Any]:
     if not _is_with_rate(clip):
         return {"type": "audio", "audio": clip}
-    samples, rate = clip if isinstance(clip[1], (int, np.integer)) else clip[::-1]
+    samples, rate = clip if isinstance(clip[1], _NUMBER) else clip[::-1]
     return {"type": "audio", "audio": samples, "sampling_rate": rate}
 
 
@@ -140,9 +147,9 @@ def _is_chat(value: Any) -> bool:
 
 def _is_with_rate(value: Any) -> bool:
     """A clip as `(samples, rate)` or `(rate, samples)`; the processor, which is in another folder, has the same rule."""
-    if not isinstance(value, tuple) or len(value) != 2:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
         return False
-    rates = [isinstance(part, (int, np.integer)) and not isinstance(part, bool) for part in value]
+    rates = [isinstance(part, _NUMBER) and not isinstance(part, bool) for part in value]
     return sum(rates) == 1 and isinstance(value[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
 
 
@@ -162,6 +169,25 @@ def is_audio(item: dict[str, Any]) -> bool:
     return item["type"] == "audio" if "type" in item else not item.keys().isdisjoint(("audio", "path", "url"))
 
 
+def is_begun(message: dict[str, Any]) -> bool:
+    """Whether a message is an answer to go on with. One without words, as beside a call of a tool, is complete."""
+    content = message.get("content")
+    if isinstance(content, (list, tuple)) and content and isinstance(content[-1], dict):
+        content = content[-1].get("text")
+    return message.get("role") == "assistant" and isinstance(content, str) and bool(content.strip())
+
+
+def with_answer(messages: list[dict[str, Any]], answer: str, go_on: bool) -> list[dict[str, Any]]:
+    """The chat with an answer, behind the last words of its last message if that was gone on with."""
+    if not go_on:
+        return [*messages, {"role": "assistant", "content": answer}]
+    last = messages[-1]
+    if isinstance(last["content"], str):
+        return [*messages[:-1], last | {"content": last["content"] + answer}]
+    *items, final = last["content"]
+    return [*messages[:-1], last | {"content": [*items, final | {"text": final["text"] + answer}]}]
+
+
 def check_batch_size(size: Any):
     """Raises a `ValueError` for what is no whole number from 1."""
     if not isinstance(size, int) or size < 1:
@@ -179,4 +205,15 @@ def in_batches(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-__all__ = ["Request", "check_batch_size", "each", "in_batches", "is_audio", "is_many", "make_request", "pair"]
+__all__ = [
+    "Request",
+    "check_batch_size",
+    "each",
+    "in_batches",
+    "is_audio",
+    "is_begun",
+    "is_many",
+    "make_request",
+    "pair",
+    "with_answer",
+]

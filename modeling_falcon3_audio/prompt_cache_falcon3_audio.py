@@ -122,6 +122,12 @@ def can_be_cropped(model: torch.nn.Module) -> bool:
     return all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers)
 
 
+def has_learned_prompt(model: torch.nn.Module) -> bool:
+    """Whether PEFT may put a learned beginning before each prompt (prompt tuning, prefixes), which no cache of ours knows."""
+    configs = getattr(model, "peft_config", {}).values()
+    return any(getattr(config, "is_prompt_learning", False) for config in configs)
+
+
 def allows_prompt_cache(settings: dict[str, Any]) -> bool:
     """Whether a single prompt may begin in a cache, by the settings of `generate` that are set."""
     return _used(settings) <= _ALLOWED_FOR_ONE
@@ -227,4 +233,5 @@ __all__ = [
     "can_be_cropped",
     "content_of",
     "count_audio",
+    "has_learned_prompt",
 ]

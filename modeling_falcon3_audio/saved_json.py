@@ -1,4 +1,4 @@
-"""What transformers raises for JSON that is no configuration, as one error that names the file."""
+"""What transformers raises where there is no checkpoint, or its JSON is no configuration, as one error that names the place."""
 
 import json
 from collections.abc import Iterator
@@ -21,8 +21,13 @@ def readable_json(folder: str | Path) -> Iterator[None]:
     """
     For the time of a `from_pretrained`, of a folder or a Hub id, and of nothing else.
 
-    Raises a `ValueError` for a file of the folder that holds no JSON object, and where transformers stumbles over what is in one.
+    Raises:
+        `ValueError`: a file in the place of a folder, one of the folder's that holds no JSON object, and where transformers
+            stumbles over what is in one.
+        `OSError`: there is no such folder, nor such a model on the Hub, whose client does not say what it was asked for.
     """
+    if Path(folder).is_file():
+        raise ValueError(f"{folder} is a file; expected the folder of a checkpoint, or a Hub id.")
     for path in (Path(folder) / name for name in SAVED):
         if path.is_file():
             read_object(path)
@@ -32,6 +37,10 @@ def readable_json(folder: str | Path) -> Iterator[None]:
         raise ValueError(
             f"{folder} cannot be loaded: one of its JSON files is not what was saved ({error!r:.200})."
         ) from error
+    except OSError as error:
+        if Path(folder).exists():
+            raise
+        raise OSError(f"{folder} is no folder here. {error}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ BLOCK = 2**18  # frames read at once
 UNKNOWN_BYTES = 2**31 - 2**16
 # How the files begin that can be told apart where they are joined: WAV, FLAC (its first block has 34 bytes), Ogg.
 _BEGINNING = re.compile(rb'RIFF....WAVEfmt |fLaC\x00\x00\x00"|OggS\x00\x02', re.DOTALL)
+# How a file begins, behind tags, that may be made endless: WAV (RIFX, RF64), AIFF, CAF, AU, FLAC, MP3.
+_CAN_BE_ENDLESS = re.compile(rb"RIF[FX]|RF64|FORM....AIF|caff|\.snd|dns\.|fLaC|\xff[\xe0-\xff]", re.DOTALL)
 # In these, other things than sound may stand behind the sound. Where a chunk has its size, and in which order of bytes.
 _CHUNKED: dict[str, tuple[slice, Any]] = {
     **dict.fromkeys(("WAV", "WAVEX", "RF64"), (slice(4, 8), "little")),
@@ -163,12 +165,10 @@ def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np
 
 
 def _as_libsndfile_sees_it(data: bytes, name: str) -> tuple[Any, int | None]:
-    """A file that does not end, and its number of samples where libsndfile is not to know it."""
+    """A file, of most formats one that does not end, and its number of samples where libsndfile is not to know it."""
     if data.startswith(b"OggS"):
         # The length is on the last page, which libsndfile looks for from the end.
         _check_last_page(data, name)
-        return io.BytesIO(data), None
-    if data.startswith(b"\xf0\x7e"):  # SDS, whose end libsndfile looks for before it says what it has found
         return io.BytesIO(data), None
     if data.startswith(b"NIST_1A"):  # TIMIT's files; libsndfile goes by their size, not by this line of their header
         count = re.search(rb"\nsample_count -i (\d+)", data[:1024])
@@ -180,7 +180,13 @@ def _as_libsndfile_sees_it(data: bytes, name: str) -> tuple[Any, int | None]:
         announced = int.from_bytes(data[21:26], "big") & 2**36 - 1
         unknown = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
         return _Endless(unknown), announced or UNKNOWN_FRAMES
-    return _Endless(data), None
+    start = 0
+    while data[start : start + 3] == b"ID3":  # a tag, its size in 7 bits a byte, which libsndfile passes over
+        start += 10 + sum(
+            (byte & 127) << 7 * place for place, byte in enumerate(reversed(data[start + 6 : start + 10]))
+        )
+    # Of other formats (SVX, SDS) libsndfile looks for the end before it says what it has found, for ever if there is none.
+    return _Endless(data) if _CAN_BE_ENDLESS.match(data, start) else io.BytesIO(data), None
 
 
 def _read_to_the_end(file: Any, promised: int, max_seconds: float | None, name: str) -> np.ndarray:

@@ -47,9 +47,11 @@ MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz
 # Float audio is meant to lie in [-1, 1]; a little more happens, this much is 16-bit samples cast to float.
 MAX_FLOAT_PEAK = 100.0
 DOWNLOAD_TIMEOUT = 30.0  # seconds
+USER_AGENT = {"User-Agent": "falcon3-audio"}  # many servers refuse Python's own
 _FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")
 _BASE64 = re.compile(r"[\w+/=\s-]{40,}")
 _DICT_KEYS = {"array", "raw", "bytes", "path", "sampling_rate"}
+_NUMBER = (int, float, np.integer, np.floating)
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
 
@@ -122,6 +124,37 @@ def count_tokens(frames: int, pooling_window: int) -> int:
     return math.ceil(math.ceil(frames / FRAMES_PER_POSITION) / pooling_window)
 
 
+def check_pooling_window(pooling_window: Any, window: float):
+    """Raises a `ValueError` for what does not divide the encoder positions of a window (`window`, in seconds)."""
+    positions = int(window * POSITIONS_PER_SECOND)
+    if not isinstance(pooling_window, int) or pooling_window < 1 or positions % pooling_window:
+        raise ValueError(
+            f"`pooling_window` must be a whole number that divides the {positions} positions of a window, got {pooling_window!r}."
+        )
+
+
+def check_silence(seconds: float, read: bool, pad_to_window: bool, window: float):
+    """The rules of `check_trailing_silence`, which is the model's and lies in another folder."""
+    if not 0 <= seconds <= window or 0 < seconds < 1 / FRAMES_PER_SECOND:
+        raise ValueError(
+            f"`trailing_silence` must be 0 or from {1 / FRAMES_PER_SECOND} to the {window:g} s of a window, got {seconds}."
+        )
+    if pad_to_window and (seconds or not read):
+        raise ValueError(
+            "`pad_to_window` encodes and reads the whole window already; leave out `trailing_silence` and "
+            f"`read_trailing_silence` (got {seconds} and {read})."
+        )
+
+
+def check_limit(seconds: Any):
+    """Raises a `ValueError` for a `max_audio_seconds` under which nothing is heard, or that is none."""
+    if isinstance(seconds, (int, float)) and 1 / SAMPLING_RATE <= seconds < math.inf:
+        return
+    raise ValueError(
+        f"`max_audio_seconds` must be a number of seconds above 0, got {seconds!r}. For no limit, give one that no clip reaches."
+    )
+
+
 def _read(source: Any, name: str, most: float | None) -> tuple[np.ndarray, int | None]:
     """Samples of whatever shape and type, and their rate where the source knows it; `most` is in seconds, of files."""
     if isinstance(source, dict):
@@ -136,7 +169,7 @@ def _read(source: Any, name: str, most: float | None) -> tuple[np.ndarray, int |
     if hasattr(source, "read"):
         return decode_file(_read_file_object(source, name), name, most)
     if is_with_rate(source):
-        samples, rate = source if isinstance(source[1], (int, np.integer)) else source[::-1]
+        samples, rate = source if isinstance(source[1], _NUMBER) else source[::-1]
         return _read(samples, name, most)[0], rate
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu().to(torch.float32 if source.is_floating_point() else source.dtype).numpy()
@@ -155,15 +188,16 @@ def _read(source: Any, name: str, most: float | None) -> tuple[np.ndarray, int |
 
 
 def _plain_rate(rate: Any) -> Any:
-    """Datasets in torch's or numpy's format hold the rate as an array without dimensions."""
-    return rate.item() if isinstance(rate, (np.ndarray, torch.Tensor)) and rate.ndim == 0 else rate
+    """Datasets in torch's or numpy's format hold the rate as an array without dimensions, and JSON as 44100.0."""
+    rate = rate.item() if isinstance(rate, (np.ndarray, torch.Tensor)) and rate.ndim == 0 else rate
+    return int(rate) if isinstance(rate, (float, np.floating)) and rate.is_integer() else rate
 
 
 def is_with_rate(source: Any) -> bool:
     """`(samples, rate)` as in torchaudio and soundfile, or `(rate, samples)` as in gradio and scipy."""
     if not isinstance(source, (tuple, list)) or len(source) != 2:
         return False
-    rates = [isinstance(part, (int, np.integer)) and not isinstance(part, bool) for part in source]
+    rates = [isinstance(part, _NUMBER) and not isinstance(part, bool) for part in source]
     return sum(rates) == 1 and isinstance(source[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
 
 
@@ -171,7 +205,7 @@ def is_list_of_clips(audio: Any) -> bool:
     """A list of numbers is one clip."""
     if not isinstance(audio, (list, tuple)) or is_with_rate(audio):
         return False
-    return not (len(audio) > 0 and isinstance(audio[0], (int, float, np.number)))
+    return not (len(audio) > 0 and isinstance(audio[0], _NUMBER))
 
 
 def _begins_a_file(head: bytes) -> bool:
@@ -180,7 +214,7 @@ def _begins_a_file(head: bytes) -> bool:
 
 def _read_file_object(file: Any, name: str) -> bytes:
     """What it holds from where it stands, and back there, so that it can be read again."""
-    start = file.tell() if file.seekable() else None
+    start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
     data = file.read()
     if start is not None:
         file.seek(start)
@@ -226,7 +260,8 @@ def _fetch(url: str, name: str) -> bytes:
         if url.startswith("data:"):
             # Many programs break base64 into lines.
             return base64.b64decode("".join(url.partition(",")[2].split()), validate=True)
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
+        request = urllib.request.Request(url, headers=USER_AGENT)
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
             return response.read()
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: could not read {url[:100]!r}: {error}") from error
@@ -279,6 +314,9 @@ def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
 __all__ = [
     "SAMPLING_RATE",
     "TOKENS_PER_SECOND",
+    "check_limit",
+    "check_pooling_window",
+    "check_silence",
     "count_encoded_frames",
     "count_frames",
     "count_tokens",

@@ -26,7 +26,7 @@ def plain_messages(conversation: Any) -> list[dict[str, Any]]:
     messages = getattr(conversation, "messages", conversation)
     if not isinstance(messages, Iterable):
         raise ValueError(
-            f"A conversation must be a list of messages, or an object that holds one under 'messages'; got {messages!r}."
+            f"A conversation must be a list of messages, or an object that holds one under 'messages'; got {messages!r:.200}."
         )
     return [_plain_message(message, index) for index, message in enumerate(messages)]
 
@@ -35,7 +35,7 @@ def _plain_message(message: Any, index: int) -> dict[str, Any]:
     plain = _plain(message)
     if not isinstance(plain, dict):
         raise ValueError(
-            f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got {plain!r}."
+            f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got {plain!r:.200}."
         )
     if isinstance(plain.get("content"), list):
         plain = plain | {"content": [_with_type(item) for item in plain["content"]]}
@@ -99,7 +99,7 @@ def check_item(item: dict, message: int, audio_token: str):
     if kind == "audio":
         return
     if not isinstance(item.get("text"), str):
-        raise ValueError(f"A text item of message {message} needs a string under 'text', got {item}.")
+        raise ValueError(f"A text item of message {message} needs a string under 'text', got {item!r:.200}.")
     if audio_token in item["text"]:
         raise ValueError(
             f"Message {message} contains the audio placeholder {audio_token!r} as text. Remove it; "
@@ -124,7 +124,9 @@ def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
         return item
     sources = [item[key] for key in ("audio", "path", "url") if item.get(key) is not None]
     if len(sources) != 1:
-        raise ValueError(f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url': {item}")
+        raise ValueError(
+            f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url', got {item!r:.200}."
+        )
     rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
     return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
 
@@ -149,7 +151,9 @@ def prepare_messages(
         content = message.get("content")
         items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
-            raise ValueError(f"The content of message {index} must be a string or a list of dicts, got {content!r}.")
+            raise ValueError(
+                f"The content of message {index} must be a string or a list of dicts, got {content!r:.200}."
+            )
         for item in items:
             if not any_items or item.get("type") in ("text", "audio"):
                 check_item(item, index, audio_token)

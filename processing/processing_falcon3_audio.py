@@ -30,6 +30,9 @@ from .audio_inputs_falcon3_audio import (
     POOLING_WINDOW,
     SAMPLING_RATE,
     TAIL_SAMPLES,
+    check_limit,
+    check_pooling_window,
+    check_silence,
     count_encoded_frames,
     count_frames,
     count_tokens,
@@ -94,6 +97,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
             config. `input_features` have the frames of that silence, `input_features_mask` marks those of the clip alone.
         max_audio_seconds (`float`, defaults to 300): Longest audio. What is longer is cut with a warning that gives
             its length, or is an `AudioTooLongError` (a `ValueError`) under `truncation=False`.
+
+    Raises a `ValueError` for an `audio_token` that is not one token, and for a number that is out of range.
     """
 
     valid_processor_kwargs = Falcon3AudioProcessorKwargs
@@ -124,7 +129,10 @@ class Falcon3AudioProcessor(ProcessorMixin):
         self.read_trailing_silence = read_trailing_silence
         self.max_audio_seconds = max_audio_seconds
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
-        self._check_silence()
+        window = self.window_samples / SAMPLING_RATE
+        check_pooling_window(pooling_window, window)
+        check_silence(trailing_silence, read_trailing_silence, pad_to_window, window)
+        check_limit(max_audio_seconds)
 
     @classmethod
     def from_backbones(
@@ -171,24 +179,14 @@ class Falcon3AudioProcessor(ProcessorMixin):
         whole = self.window_samples // HOP_LENGTH
         return whole if self.pad_to_window else round(self.trailing_silence * FRAMES_PER_SECOND)
 
-    def _check_silence(self):
-        """The rules of `check_trailing_silence`, which is the model's and lies in another folder."""
-        window = self.window_samples / SAMPLING_RATE
-        seconds, read = self.trailing_silence, self.read_trailing_silence
-        if not 0 <= seconds <= window or 0 < seconds < 1 / FRAMES_PER_SECOND:
-            raise ValueError(
-                f"`trailing_silence` must be 0 or from {1 / FRAMES_PER_SECOND} to the {window:g} s of a window, got {seconds}."
-            )
-        if self.pad_to_window and (seconds or not read):
-            raise ValueError(
-                "`pad_to_window` encodes and reads the whole window already; leave out `trailing_silence` and "
-                f"`read_trailing_silence` (got {seconds} and {read})."
-            )
-
     @property
     def window_samples(self) -> int:
         """Samples of one window (30 s: 480,000)."""
         return int(self.feature_extractor.chunk_length * SAMPLING_RATE)
+
+    @property
+    def _most_samples(self) -> int:
+        return int(self.max_audio_seconds * SAMPLING_RATE)
 
     def __call__(
         self,
@@ -246,6 +244,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
             raise ValueError("Give the processor `text`, `audio` or both.")
         if text is None:
             return
+        if not text:
+            raise ValueError("`text` is an empty list; give at least one text.")
         if not all(isinstance(sample, str) for sample in text):
             kinds = ", ".join(sorted({type(sample).__name__ for sample in text}))
             raise ValueError(f"`text` must be a string or a list of strings, got {kinds}; clips are given as `audio`.")
@@ -277,15 +277,14 @@ class Falcon3AudioProcessor(ProcessorMixin):
         return {"input_features": features, "input_features_mask": mask}
 
     def _limit(self, clip: np.ndarray, name: str, refuse: bool) -> np.ndarray:
-        limit = int(self.max_audio_seconds * SAMPLING_RATE)
-        if len(clip) <= limit:
+        if len(clip) <= self._most_samples:
             return clip
         what = f"{name} is {len(clip) / SAMPLING_RATE:.1f} s long, over the limit of {self.max_audio_seconds:g} s"
         remedy = "Split it, or raise `max_audio_seconds` of the processor if the language model has the positions."
         if refuse:
             raise AudioTooLongError(f"{what}. {remedy}")
         logger.warning(f"{what}: only the first {self.max_audio_seconds:g} s are heard. {remedy}")
-        return clip[:limit]
+        return clip[: self._most_samples]
 
     def _features(self, clip: np.ndarray) -> np.ndarray:
         """Log-mel frames of one clip, `(mel bands, frames)`: its windows side by side."""
@@ -323,8 +322,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
         """Audio tokens for clips of `audio_lengths` samples at 16 kHz. Serving engines plan with it."""
         if audio_lengths is None:
             return MultiModalData()
-        limit = int(self.max_audio_seconds * SAMPLING_RATE)
-        frames = [count_frames(min(int(length), limit), self.window_samples) for length in audio_lengths]
+        lengths = [min(int(length), self._most_samples) for length in audio_lengths]
+        frames = [count_frames(length, self.window_samples) for length in lengths]
         return MultiModalData(num_audio_tokens=[self._count_tokens(count) for count in frames])
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs) -> Any:

@@ -60,6 +60,7 @@ def load_tokenizer(text):
             'ends an answer of this language model, as in `tokenizer.eos_token = "</s>"`, and save the tokenizer.'
         )
     tokenizer.padding_side = "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # what is not among these is not saved
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -169,8 +170,17 @@ def own_chat_template(tokenizer) -> str:
 
 
 def make_chat_template(language_model_template: str, audio_token: str) -> str:
-    """The language model's chat template with audio items and generation markers: chat_template.jinja filled in."""
-    frame = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    """
+    The language model's chat template with audio items and generation markers: chat_template.jinja filled in.
+
+    Raises an `ImportError` where this file was loaded as a checkpoint's own code, beside which the frame does not lie.
+    """
+    path = Path(__file__).with_name("chat_template.jinja")
+    if not path.exists():
+        raise ImportError(
+            "Making a processor of backbones needs the falcon3-audio package; a checkpoint's own code loads what was made."
+        )
+    frame = path.read_text(encoding="utf-8")
     # The frame marks the answers; markers inside it would be recorded at every rendering.
     inner = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", language_model_template)
     inner = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", inner)

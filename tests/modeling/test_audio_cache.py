@@ -3,12 +3,14 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
+from peft.utils.hotswap import hotswap_adapter
 from tiny import tone
 from transformers import pipeline
 
@@ -98,17 +100,24 @@ def test_the_clip_that_was_not_used_for_longest_goes_first(model, features, enco
         assert len(whole) == sum(counts) and len(small._clips) == 0
 
 
-def test_other_weights_are_other_embeddings(model, features):
+@pytest.fixture
+def check_fresh(model, features):
+    """Checks that a cache gives what its model, `check_fresh.model`, gives now, and returns that."""
     model = copy.deepcopy(model)
-    cache = AudioCache(model, max_tokens=1000)
-    keys = digests(*features)
+    cache, keys = AudioCache(model, max_tokens=1000), digests(*features)
 
-    def check_fresh():
+    def check():
         with torch.no_grad():
             expected = model.get_audio_features(*features).pooler_output
             torch.testing.assert_close(cache.embed(keys, *features), expected)
         return expected
 
+    check.model = model
+    return check
+
+
+def test_other_weights_are_other_embeddings(check_fresh):
+    model = check_fresh.model
     before = check_fresh()
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight.mul_(2)
@@ -127,6 +136,26 @@ def test_other_weights_are_other_embeddings(model, features):
     torch.testing.assert_close(check_fresh(), with_adapter)
     with rescale_adapter_scale(adapted, 0.25):
         assert not torch.allclose(with_adapter, check_fresh())
+
+
+def test_weights_that_an_adapter_was_merged_into_are_other_embeddings(check_fresh, tmp_path):
+    """PEFT writes through `weight.data`, so that nothing counts the change."""
+    settings = LoraConfig(target_modules=LORA_TARGET_MODULES["audio_tower"], init_lora_weights=False)
+    for name in ("first", "second"):
+        get_peft_model(copy.deepcopy(check_fresh.model), settings).save_pretrained(tmp_path / name)
+    seen = [check_fresh()]
+    adapted = PeftModel.from_pretrained(check_fresh.model, str(tmp_path / "first"))
+    adapted.merge_adapter()
+    seen.append(check_fresh())
+    adapted.unmerge_adapter()
+    check_fresh()
+    hotswap_adapter(adapted, str(tmp_path / "second"), adapter_name="default")
+    seen.append(check_fresh())
+    adapted.unload()
+    check_fresh()
+    PeftModel.from_pretrained(check_fresh.model, str(tmp_path / "second")).merge_and_unload()
+    torch.testing.assert_close(check_fresh(), seen[2])
+    assert not any(torch.allclose(*pair) for pair in combinations(seen, 2))
 
 
 class Numbers(torch.nn.Module):

@@ -1,8 +1,10 @@
 """Prompts of a batch that begin alike: what they share is computed once, and the answers are those of each alone."""
 
 import pytest
-from tiny import question, tone
-from transformers import pipeline
+import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from tiny import question, tokenized, tone
+from transformers import AutoModelForMultimodalLM, pipeline
 
 from falcon3_audio.prompt_cache_falcon3_audio import WORTH_SHARING
 
@@ -108,3 +110,22 @@ def test_a_processor_that_does_not_fit_is_named(sensitive):
     pipe.processor.pooling_window = 4
     with pytest.raises(ValueError, match="The prompts hold .* audio tokens .* but the audio gives"):
         ask(pipe, about("long"), batch_size=4)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_prompt_that_was_learned_is_in_no_cache(sensitive, pipe, kind):
+    """PEFT puts it in front of what it is given, which a cache would hold already."""
+    torch.manual_seed(0)
+    settings = kind(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(AutoModelForMultimodalLM.from_pretrained(sensitive), settings).eval()
+    for weight in model.prompt_encoder.parameters():
+        weight.data.normal_()
+    tuned = pipeline("audio-text-to-text", model=model, processor=pipe.processor, prompt_cache_tokens=1000, **ANSWER)
+    chats = about("a")
+    for size in (len(chats), 1, 1):
+        wanted = []
+        for start in range(0, len(chats), size):
+            inputs = tokenized(pipe.processor, chats[start : start + size], add_generation_prompt=True)
+            answers = model.generate(**inputs, **ANSWER)[:, inputs["input_ids"].shape[1] :]
+            wanted += pipe.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        assert ask(tuned, chats, batch_size=size) == wanted

@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, WhisperConfig
 
 from falcon3_audio import Falcon3AudioConfig, Falcon3AudioEncoderConfig
+from falcon3_audio.releases_falcon3_audio import CACHE
 
 
 @pytest.mark.parametrize(
@@ -143,3 +144,7 @@ def test_the_saved_file_names_its_code_and_its_pipeline(tmp_path):
         module = reference.split(".")[0]
         assert (tmp_path / f"{module}.py").exists() or module.startswith(("modeling", "processing"))
     assert AutoConfig.from_pretrained(tmp_path).custom_pipelines == {}
+
+
+def test_a_trainer_gathers_neither_cache_nor_audio_as_predictions():
+    assert {CACHE, "audio_hidden_states"} <= set(Falcon3AudioConfig.keys_to_ignore_at_inference)

@@ -658,3 +658,20 @@ def test_presets_have_the_published_sizes(preset, audio, text):
     assert millions(model.model.audio_tower) == pytest.approx(audio, abs=0.05)
     assert millions(model.model.language_model) + millions(model.lm_head) == pytest.approx(text, abs=0.5)
     assert set(PRESETS) == {"falcon3-audio-1b", "falcon3-audio-3b", "falcon3-audio-7b"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling_window": 7}, "`pooling_window` must divide the 1500 positions"),
+        ({"trailing_silence": 99.0}, "`trailing_silence` must be from 0 to the 30 s"),
+        (
+            {"pad_to_window": True, "trailing_silence": 1.0},
+            "`pad_to_window` encodes and reads the whole window already",
+        ),
+    ],
+)
+def test_options_that_a_config_refuses_are_refused_on_loading(checkpoint, options, message):
+    with pytest.raises(ValueError, match=message):
+        AutoModelForMultimodalLM.from_pretrained(checkpoint, **options)
+    assert AutoModelForMultimodalLM.from_pretrained(checkpoint, trailing_silence=1.0).config.trailing_silence == 1.0

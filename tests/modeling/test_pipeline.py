@@ -346,6 +346,46 @@ def test_an_answer_that_was_begun_is_continued(pipe, as_items):
         pipe(mixed, batch_size=2)
 
 
+def test_the_whole_chat_is_what_the_model_was_asked_to_go_on_with(pipe):
+    def whole(chat, **options):
+        answer = pipe(chat, **options)[0]["generated_text"]
+        return answer, pipe(chat, return_full_text=True, **options)[0]["generated_text"]
+
+    asked, begun = question(text="What?"), {"role": "assistant", "content": "It is "}
+    answer, chat = whole([*asked, begun], continue_final_message=False)
+    assert chat == [*asked, begun, {"role": "assistant", "content": answer}]
+    user = {"role": "user", "content": "What is"}
+    answer, chat = whole([user], continue_final_message=True)
+    assert chat == [{"role": "user", "content": "What is" + answer}]
+
+
+CALL = [{"type": "function", "function": {"name": "hear", "arguments": {}}}]
+
+
+@pytest.mark.parametrize("empty", [{"content": ""}, {"content": []}, {"content": None, "tool_calls": CALL}])
+def test_an_answer_without_words_is_not_continued(pipe, empty):
+    chat = [*question(CLIPS["a"], text="What?"), {"role": "assistant", **empty}]
+    for options in ({}, {"continue_final_message": False}):
+        answer = pipe(chat, **options)[0]["generated_text"]
+        assert pipe(chat, return_full_text=True, **options)[0]["generated_text"] == [
+            *chat,
+            {"role": "assistant", "content": answer},
+        ]
+
+
+def test_a_model_in_the_place_of_another(pipe, folder, files):
+    """Its answers are its own, not about what the other one heard."""
+    made = pipeline("audio-text-to-text", model=folder, max_new_tokens=8, do_sample=False, prompt_cache_tokens=1000)
+    assert made(files["a"], text="What?")[0]["generated_text"] == about(pipe, "a")
+    torch.manual_seed(1)
+    made.model = AutoModelForMultimodalLM.from_pretrained(folder)
+    for weight in made.model.model.audio_tower.parameters():
+        if weight.dim() > 1:
+            weight.data.normal_(0, weight[0].numel() ** -0.5)
+    for _ in range(2):
+        assert made(files["a"], text="What?")[0]["generated_text"] == about(made, "a") != about(pipe, "a")
+
+
 def test_length_of_answers(pipe, folder, files, calls):
     assert len(pipe.tokenizer.encode(pipe(files["a"], text="What?", max_new_tokens=3)[0]["generated_text"])) == 3
     pipe(files["a"], text="What?", generate_kwargs={"max_new_tokens": 2})
@@ -355,7 +395,30 @@ def test_length_of_answers(pipe, folder, files, calls):
     plain(files["a"], text="What?", stop_strings=[about(pipe, "a")[:3]])
     assert calls[-1]["max_new_tokens"] == 256
     plain(files["a"], text="What?", generation_config=GenerationConfig(max_new_tokens=4))
-    assert "max_new_tokens" not in calls[-1]
+    assert "max_new_tokens" not in calls[-1] and calls[-1]["generation_config"].max_new_tokens == 4
+    config = GenerationConfig(stop_strings=[about(pipe, "a")[:3]])
+    plain(files["a"], text="What?", generation_config=config)
+    assert calls[-1]["generation_config"].max_new_tokens == 256 and config.max_new_tokens is None
+
+
+def test_a_generation_config_replaces_what_the_pipeline_was_made_with(pipe, files):
+    """And what is given by name comes before it, as in transformers' own pipelines."""
+    options = {"max_new_tokens": 8, "generation_config": GenerationConfig(do_sample=False)}
+    made = pipeline("audio-text-to-text", model=pipe.model, processor=pipe.processor, **options)
+
+    def length(**given):
+        return len(pipe.tokenizer.encode(made(files["a"], text="What?", **given)[0]["generated_text"]))
+
+    config = GenerationConfig(max_new_tokens=3)
+    assert [length(), length(max_new_tokens=5), length(generation_config=config)] == [8, 5, 3]
+    assert length(generation_config=config, max_new_tokens=4) == 4
+    with pytest.raises(ValueError, match="`generation_config` must be a GenerationConfig, got a dict"):
+        length(generation_config={"max_new_tokens": 3})
+
+
+def test_an_assistant_model_is_a_model(pipe, folder):
+    with pytest.raises(ValueError, match="`assistant_model` must be a model, got .*Load it first"):
+        pipeline("audio-text-to-text", model=pipe.model, processor=pipe.processor, assistant_model=folder)
 
 
 def test_stop_strings(pipe, files):
@@ -430,6 +493,10 @@ def test_bad_inputs_are_named(pipe):
         ({"audio": CLIPS["a"], "text": "What?", "sampling_rate": 0}, "whole number of Hz"),
         ({"audio": [{"sound": "a.wav"}]}, "'audio' and 'text'"),
         ({"text": "What is " + pipe.processor.audio_token}, "placeholder"),
+        ({"text": [*question(text="What?"), {"content": "a dog"}]}, "Message 1 needs a 'role'"),
+        ({"audio": [[CLIPS["a"]], []], "text": "What?", "sampling_rate": 16_000}, "empty list of clips.*None"),
+        ({"audio": {"audio": [], "text": "What?"}}, "empty list of clips.*None"),
+        ({"audio": (CLIPS["a"], 44_100.5), "text": "What?"}, "whole number of Hz.*got 44100.5"),
     ):
         with pytest.raises(ValueError, match=message):
             pipe(**arguments)
@@ -618,7 +685,7 @@ def test_one_file_object_for_several_questions(pipe, files):
 def test_samples_with_their_rate(pipe):
     clip = tone(0.5, 700, 44_100)
     wanted = pipe(clip, text="What?", sampling_rate=44_100)[0]["generated_text"]
-    for pair in ((clip, 44_100), (44_100, clip), (torch.from_numpy(clip), 44_100)):
+    for pair in ((clip, 44_100), (44_100, clip), (torch.from_numpy(clip), 44_100), [clip, 44_100], (44_100.0, clip)):
         assert pipe(pair, text="What?")[0]["generated_text"] == wanted
         assert texts(pipe([pair, pair], text="What?", batch_size=2)) == [wanted, wanted]
         assert pipe({"audio": pair, "text": "What?"})[0]["generated_text"] == wanted

@@ -5,10 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import make_llm, make_processor, make_whisper, question, tone
 from transformers import DynamicCache, GenerationConfig, TextStreamer, pipeline
 
 from falcon3_audio import (
+    LORA_TARGET_MODULES,
     AudioTextToTextPipeline,
     Falcon3AudioForConditionalGeneration,
     Falcon3AudioProcessor,
@@ -357,6 +359,16 @@ def test_a_processor_that_does_not_fit_is_named(sensitive):
     made = pipeline("audio-text-to-text", model=sensitive, processor=processor, prompt_cache_tokens=100, **ANSWER)
     with pytest.raises(ValueError, match="hold 25 audio tokens .* gives 13"):
         made(question(CLIPS["a"]))
+
+
+def test_weights_that_an_adapter_was_merged_into(sensitive):
+    """PEFT writes through `weight.data`, so that nothing counts the change."""
+    pipe = pipeline("audio-text-to-text", model=sensitive, prompt_cache_tokens=1000, **ANSWER)
+    before = pipe(question(CLIPS["a"]))
+    settings = LoraConfig(target_modules=LORA_TARGET_MODULES["language_model"], lora_alpha=64, init_lora_weights=False)
+    get_peft_model(pipe.model, settings).merge_and_unload()
+    fresh = pipeline("audio-text-to-text", model=pipe.model, processor=pipe.processor, **ANSWER)
+    assert pipe(question(CLIPS["a"])) == fresh(question(CLIPS["a"])) != before
 
 
 # The cache alone.

@@ -51,6 +51,32 @@ def test_what_transformers_stumbles_over_names_the_folder(broken):
         pass
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--benchmark", "jsonl", "--data", "{data}", "--output-dir", "{out}", "--model", "{model}"],
+        ["export-gguf", "{model}", "{out}"],
+        ["demo-app", "{model}"],
+        ["serve", "{model}"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_is_no_folder_is_named(command, checkpoint, tmp_path, capsys):
+    (tmp_path / "clip.wav").touch()
+    (tmp_path / "data.jsonl").write_text('{"id": 1, "audio": "clip.wav", "question": "What?"}')
+
+    def said(model):
+        places = {"model": model, "data": tmp_path / "data.jsonl", "out": tmp_path / "out"}
+        assert main([word.format(**places) for word in command]) == 1
+        return capsys.readouterr().err.strip().splitlines()[-1].removeprefix(f"falcon3-audio {command[0]}: ")
+
+    assert said("runs/no-such-run").startswith("runs/no-such-run is no folder here. ")
+    for file in ("config.json", "model.safetensors"):
+        assert said(f"{checkpoint}/{file}") == (
+            f"{checkpoint}/{file} is a file; expected the folder of a checkpoint, or a Hub id."
+        )
+
+
 def test_read_object(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}')
     assert read_object(tmp_path / "a.json") == {"a": 1}

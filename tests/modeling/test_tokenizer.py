@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from falcon3_audio import Falcon3AudioProcessor
-from falcon3_audio.processing import choose_audio_token
+from falcon3_audio.processing import choose_audio_token, tokenizer_falcon3_audio
 from falcon3_audio.processing.tokenizer_falcon3_audio import make_chat_template
 
 
@@ -457,3 +457,19 @@ def test_answers_that_the_template_rewrites_are_not_lost_in_silence():
         ValueError, match="Conversation 0 has 2 answers .* of which 1 were found.*conversation of its own"
     ):
         tokenized(processor, with_answers(SOUND[:1_000], "one", "two"), **labels)
+
+
+def test_a_saved_tokenizer_pads_on_the_left(tmp_path):
+    """By itself, as in a pipeline that is not ours: a side that was set on it later is not saved."""
+    processor = make_processor()
+    for _ in range(2):
+        assert processor.tokenizer.padding_side == "left"
+        processor.save_pretrained(tmp_path)
+        processor = AutoProcessor.from_pretrained(tmp_path)
+
+
+def test_composing_from_a_checkpoints_own_code_names_the_package(tmp_path, monkeypatch):
+    """Beside it lies no frame of a template, only the template that was made with it."""
+    monkeypatch.setattr(tokenizer_falcon3_audio, "__file__", str(tmp_path / "tokenizer_falcon3_audio.py"))
+    with pytest.raises(ImportError, match="needs the falcon3-audio package"):
+        make_processor()

@@ -1,6 +1,7 @@
 """Whole files are heard whole, whatever their headers say of their length; what was cut off is an error."""
 
 import io
+import multiprocessing
 import struct
 
 import av
@@ -96,6 +97,24 @@ def test_files_of_which_nothing_tells_whether_they_are_whole(format, subtype):
     for end in (len(data), len(data) // 2):
         with pytest.raises(ValueError, match="clip 7 is .*whether such a file is whole"):
             decode_file(data[:end], "clip 7")
+
+
+def test_no_file_is_read_for_ever():
+    """libsndfile looks for the end of such files while it opens them. In a process of its own: a thread could not be ended."""
+    files = [encode(NOISE[:count], "SVX", subtype="PCM_S8") for count in (1, 100, 101, 4001)]
+    files += [ID3 + files[2], files[2][:-1], encode(NOISE[:101], "SDS", subtype="PCM_16")]
+
+    def refuse_all():
+        for data in files:
+            with pytest.raises(ValueError, match="whether such a file is whole|cannot be decoded"):
+                decode_file(data, "clip 7")
+
+    child = multiprocessing.get_context("fork").Process(target=refuse_all)
+    child.start()
+    child.join(60)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("format", ["MP3", "FLAC", "OGG", "WAV"])

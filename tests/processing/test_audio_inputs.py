@@ -46,6 +46,7 @@ def server(monkeypatch):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            self.server.agents.append(self.headers["User-Agent"])
             data = self.server.files.get(self.path)
             self.send_response(404 if data is None else 200)
             self.send_header("Content-Length", str(len(data or b"")))
@@ -58,7 +59,7 @@ def server(monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.address = {}, f"http://127.0.0.1:{server.server_port}"
+    server.files, server.agents, server.address = {}, [], f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
@@ -121,6 +122,7 @@ def test_every_way_to_hand_over_a_file(tmp_path, kind):
 def test_http_url(server):
     server.files["/clip.flac"] = encode(STEREO, 44_100, "flac")
     np.testing.assert_array_equal(load_audio(server.address + "/clip.flac"), expected(encode(STEREO, 44_100, "flac")))
+    assert server.agents == ["falcon3-audio"]  # many servers refuse urllib's
 
 
 def test_url_that_is_not_there(server, monkeypatch):
@@ -215,6 +217,8 @@ def test_samples_with_their_rate():
     for source in ((44_100, whole), (whole, 44_100), (torch.from_numpy(whole), np.int64(44_100)), [44_100, whole]):
         np.testing.assert_array_equal(load_audio(source), wanted)
     np.testing.assert_array_equal(load_audio((MONO.tolist(), 8_000)), load_audio(MONO, 8_000))
+    for source in ((whole, 44_100.0), [np.float64(44_100), whole], {"array": whole, "sampling_rate": 44_100.0}):
+        np.testing.assert_array_equal(load_audio(source), wanted)
     with pytest.raises(ValueError, match="clip 7.*44100 Hz.*sampling_rate=8000"):
         load_audio((44_100, whole), 8_000, "clip 7")
 
@@ -233,6 +237,14 @@ def test_a_file_object_can_be_read_again(tmp_path):
         for source in (file, io.BytesIO(encode(MONO))):
             for _ in range(2):
                 np.testing.assert_array_equal(load_audio(source), expected(encode(MONO)))
+
+
+def test_a_reader_that_cannot_go_back():
+    class Reader:
+        def read(self):
+            return encode(MONO)
+
+    np.testing.assert_array_equal(load_audio(Reader()), expected(encode(MONO)))
 
 
 def test_the_scheme_of_a_url_is_in_either_case(server):
@@ -329,6 +341,7 @@ BAD = {
     "rate 0": (MONO, 0, "whole number of Hz.*got 0"),
     "negative rate": (MONO, -16_000, "whole number of Hz.*got -16000"),
     "fractional rate": (MONO, 16_000.5, "whole number of Hz"),
+    "fractional rate beside samples": ((MONO, 16_000.5), None, "whole number of Hz.*got 16000.5"),
     "huge rate": (MONO, 10**9, "whole number of Hz from 1000 to 768000"),
     "rate in kHz": (MONO, 16, "whole number of Hz from 1000"),
     "rate as text": (MONO, "16000", "whole number of Hz"),

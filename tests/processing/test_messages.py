@@ -100,3 +100,24 @@ def test_labels_of_objects(processor):
 def test_what_is_no_message_is_named(processor, message):
     with pytest.raises(ValueError, match="Message 1 must be a dict, a dataclass or a pydantic model"):
         tokenized(processor, [CHAT[0], message])
+
+
+SOUND = "A" * 1_000_000  # a file in base64
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        SOUND,
+        {"content": SOUND},
+        {"role": "user", "content": {"data": SOUND}},
+        {"role": "user", "content": [SOUND]},
+        {"role": "user", "content": [{"type": "text", "input_audio": {"data": SOUND}}]},
+        {"role": "user", "content": [{"type": "audio", "input_audio": {"data": SOUND}}]},
+    ],
+)
+def test_errors_do_not_hold_the_sound(processor, message):
+    for chat in ([message], SimpleNamespace(messages=7, sound=SOUND)):
+        with pytest.raises(ValueError) as error:
+            tokenized(processor, chat)
+        assert len(str(error.value)) < 500

@@ -112,9 +112,20 @@ def test_silence_is_that_of_the_clip_padded_to_30_seconds(samples, silence):
         ({"trailing_silence": 0.001}, "`trailing_silence` must be .* got 0.001"),
         ({"trailing_silence": 1, "pad_to_window": True}, "leave out `trailing_silence`"),
         ({"read_trailing_silence": False, "pad_to_window": True}, "leave out `trailing_silence`"),
+        (
+            {"max_audio_seconds": None},
+            "`max_audio_seconds` must be a number of seconds above 0, got None. For no limit",
+        ),
+        ({"max_audio_seconds": math.inf}, "`max_audio_seconds` must be .* got inf"),
+        ({"max_audio_seconds": 0}, "`max_audio_seconds` must be .* got 0"),
+        ({"max_audio_seconds": -1}, "`max_audio_seconds` must be .* got -1"),
+        ({"max_audio_seconds": math.nan}, "`max_audio_seconds` must be .* got nan"),
+        ({"pooling_window": 0}, "`pooling_window` must be a whole number that divides the 1500 positions .* got 0"),
+        ({"pooling_window": 7}, "`pooling_window` must be .* got 7"),
+        ({"pooling_window": 2.0}, "`pooling_window` must be .* got 2.0"),
     ],
 )
-def test_silence_that_is_no_length_is_an_error(options, message):
+def test_settings_that_cannot_be_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         make_processor(**options)
 
@@ -554,3 +565,8 @@ def test_labels_of_a_long_chat_do_not_walk_tensors(processor, monkeypatch):
     few = len(walks)
     tokenized(processor, chat * 10, processor_kwargs={"return_labels": True})
     assert len(walks) - few <= few + 5
+
+
+def test_an_empty_list_of_texts_is_an_error(processor):
+    with pytest.raises(ValueError, match="`text` is an empty list"):
+        processor(text=[])
