@@ -32,9 +32,10 @@ import soxr
 import torch
 from scipy.signal import fftconvolve
 
-from falcon3_audio.processing import SAMPLING_RATE, load_audio
+from falcon3_audio.processing import SAMPLING_RATE, UnreadableAudioError, load_audio
 from falcon3_audio.processing.messages_falcon3_audio import load_item
 
+from .data.files import find_files
 from .data.stream import PASS
 
 
@@ -128,7 +129,7 @@ def sound_files(folder: str | None, name: str) -> list[str]:
     """The sound files in a folder and those in it, in order; none for `None`. Raises a `ValueError` if there are none."""
     if folder is None:
         return []
-    found = sorted(str(path) for path in Path(str(folder)).rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = [str(path) for path in find_files(Path(str(folder)), SUFFIXES)]
     if not found:
         raise ValueError(
             f"augmentation: {name} is to be a folder with sound files ({', '.join(SUFFIXES)}); there are none in {folder}."
@@ -154,7 +155,11 @@ class Augmenter:
         self._epoch[0] = epoch
 
     def of_example(self, example: dict[str, Any]) -> dict[str, Any]:
-        """The example with samples in the place of its clips' sources. Errors as of `load_audio`."""
+        """
+        The example with samples in the place of its clips' sources.
+
+        Raises what `load_audio` does for its clips, and an `OSError` for a file of noise or of a room that cannot be read.
+        """
         draw = self._draw(example, "sounds")
         messages = [
             message
@@ -176,7 +181,7 @@ class Augmenter:
         if options.speed and self._is_due(draw):
             samples = self._faster(samples, float(draw.choice(options.speed)))
         if self._rooms and self._is_due(draw):
-            samples = in_room(samples, load_audio(str(draw.choice(self._rooms))))
+            samples = in_room(samples, _one_of(self._rooms, FOLDERS[1], draw))
         if options.noise_snr_db and self._is_due(draw):
             samples = with_noise(samples, self._noise(len(samples), draw), _between(options.noise_snr_db, draw))
         if options.gain_db and self._is_due(draw):
@@ -220,9 +225,20 @@ class Augmenter:
     def _noise(self, length: int, draw: np.random.Generator) -> np.ndarray:
         if not self._noises:
             return draw.standard_normal(length, dtype=np.float32)
-        noise = load_audio(str(draw.choice(self._noises)))
+        noise = _one_of(self._noises, FOLDERS[0], draw)
         start = int(draw.integers(len(noise)))
         return np.resize(np.roll(noise, -start), length)  # again from its beginning where it ends
+
+
+def _one_of(files: Sequence[str], option: str, draw: np.random.Generator) -> np.ndarray:
+    """The samples of a file of an option's folder."""
+    try:
+        return load_audio(str(draw.choice(files)))
+    except UnreadableAudioError as error:
+        # That is an error of a training clip, whose row is named, and left out where bad clips are.
+        raise OSError(
+            f"augmentation: a file of `{option}` cannot be used; mend it, or take it out of the folder: {error}"
+        ) from error
 
 
 def _between(limits: Sequence[float], draw: np.random.Generator) -> float:

@@ -11,7 +11,8 @@ each question and answer behind it as a branch of its own (data/packing.py). Los
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,9 +66,9 @@ class AudioChatCollator:
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            examples: Rows with `messages`, chats as `Falcon3AudioProcessor.apply_chat_template` takes them, and
-                *optionally* `origin`, what errors call them, and `clip`, alike in chats that differ only in what comes
-                after their one clip.
+            examples: Rows with `messages`, chats as `Falcon3AudioProcessor.apply_chat_template` takes them, each item of
+                content with its `type`, and *optionally* `origin`, what errors call them, and `clip`, alike in chats about
+                the same sounds: those that are also alike up to the last of them may share a row.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` of shape `(rows, tokens)`, padded on the right;
@@ -140,7 +141,8 @@ class AudioChatCollator:
         clips: dict[Any, list[dict[str, Any]]] = {}
         for number, example in enumerate(examples):
             clip = example.get("clip")
-            clips.setdefault(number if clip is None else clip, []).append(example)
+            key = number if clip is None else (clip, _up_to_the_sound(example["messages"]))
+            clips.setdefault(key, []).append(example)
         limit = self.questions_per_row or len(examples)
         return [group[start : start + limit] for group in clips.values() for start in range(0, len(group), limit)]
 
@@ -162,10 +164,8 @@ class AudioChatCollator:
         return [first, *(self._encode_words(example, first) for example in examples[1:])]
 
     def _augment(self, example: dict[str, Any], augmenter: Augmenter) -> Chat | None:
-        try:
+        with _told_of(example):
             augmented = augmenter.of_example(example)
-        except UnreadableAudioError as error:
-            raise UnreadableAudioError(f"{example.get('origin', 'A training example')}: {error}") from error
         chat = self._encode(augmented)
         if chat is None or "input_features" not in chat:
             return chat
@@ -180,11 +180,6 @@ class AudioChatCollator:
         token = self.processor.audio_token_id
         counts = [end - start for start, end in _stretches(first["input_ids"] == token)]
         places = _stretches(silent["input_ids"] == token)
-        if len(places) != len(counts):
-            raise ValueError(
-                f"{example.get('origin')}: the sounds of chats that share their clip stand at other places. Set "
-                "questions_per_row: 1."
-            )
         return first | {
             name: _refill(silent[name], places, counts, value)
             for name, value in (("input_ids", token), ("labels", IGNORED))
@@ -194,17 +189,14 @@ class AudioChatCollator:
         """One example: 1-D `input_ids` and `labels`, and the features of its audios; `None` if a clip is too long."""
         options = {"return_labels": True, "truncation": False}
         try:
-            check_is_answered(example["messages"])
-            check_answers(example["messages"])
-            row = self.processor.apply_chat_template(
-                example["messages"], tokenize=True, return_dict=True, processor_kwargs=options
-            )
+            with _told_of(example):
+                check_is_answered(example["messages"])
+                check_answers(example["messages"])
+                row = self.processor.apply_chat_template(
+                    example["messages"], tokenize=True, return_dict=True, processor_kwargs=options
+                )
         except AudioTooLongError:
             return None
-        except UnreadableAudioError as error:
-            raise UnreadableAudioError(f"{example.get('origin', 'A training example')}: {error}") from error
-        except (ValueError, TypeError, TemplateError) as error:
-            raise ValueError(f"{example.get('origin', 'A training example')}: {error}") from error
         return {name: value[0] if name in ("input_ids", "labels") else value for name, value in row.items()}
 
     def _fit(self, row: Chat | None) -> Chat | None:
@@ -250,6 +242,34 @@ def augmenting(
         return collator, []
     augmenter = Augmenter(Augmentation(**options), seed, collator.processor.max_audio_seconds)
     return replace(collator, augmenter=augmenter), [augmenter]
+
+
+@contextmanager
+def _told_of(example: dict[str, Any]) -> Iterator[None]:
+    """Raises what is wrong with an example as an error that names it."""
+    origin = example.get("origin", "A training example")
+    try:
+        yield
+    except AudioTooLongError:
+        raise
+    except UnreadableAudioError as error:
+        raise UnreadableAudioError(f"{origin}: {error}") from error
+    except (ValueError, TypeError, TemplateError) as error:
+        raise ValueError(f"{origin}: {error}") from error
+
+
+def _up_to_the_sound(messages: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
+    """What is said up to the last clip, with the clips' places."""
+    parts = [
+        (number, item["type"], item.get("text")) for number, message in enumerate(messages) for item in _items(message)
+    ]
+    last = max((place for place, (_, kind, _) in enumerate(parts) if kind == "audio"), default=-1)
+    return tuple(parts[: last + 1])
+
+
+def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
 
 
 def _stretches(mask: torch.Tensor) -> list[tuple[int, int]]:
@@ -303,8 +323,7 @@ def _numbered(chat: Chat | None, example: dict[str, Any]) -> Chat | None:
 
 def _only_source(messages: Sequence[dict[str, Any]]) -> str | bytes | None:
     """Path, URL or bytes of a chat's clip, which other chats may be about as well; `None` without one, or with several."""
-    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-    clips = [item for content in contents for item in content or [] if item["type"] == "audio"]
+    clips = [item for message in messages for item in _items(message) if item["type"] == "audio"]
     if len(clips) != 1:
         return None
     source = next((clips[0][key] for key in ("audio", "path", "url") if clips[0].get(key) is not None), None)

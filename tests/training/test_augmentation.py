@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from training_runs import TEXT, assistant, clip_row, heard, log_of, user, write_chats, write_clips, write_jsonl
 
-from falcon3_audio.processing import SAMPLING_RATE
+from falcon3_audio.processing import SAMPLING_RATE, UnreadableAudioError
 from falcon3_audio.training import sft
 from falcon3_audio.training.augmentation import Augmentation, Augmenter, in_room, read_augmentation, with_noise
 from falcon3_audio.training.collator import AudioChatCollator
@@ -204,5 +204,23 @@ def test_noise_needs_a_level(tmp_path, sound):
 
 def test_a_clip_that_cannot_be_read_is_named(processor, tmp_path):
     chat = {"messages": [user(heard(tmp_path / "gone.wav"), TEXT), assistant("a dog")], "origin": "set, row 7"}
-    with pytest.raises(ValueError, match="set, row 7: .*gone.wav"):
+    with pytest.raises(UnreadableAudioError, match="set, row 7: .*gone.wav"):
         collator(processor)([chat])
+    chat["messages"][0]["content"][0] = {"type": "audio", "audio": 7}
+    with pytest.raises(ValueError, match="set, row 7: .* is a int; expected a path"):
+        collator(processor)([chat])
+
+
+@pytest.mark.parametrize("option", ["noise", "impulse_responses"])
+def test_a_file_of_ours_that_cannot_be_read_is_no_bad_clip(processor, examples, tmp_path, option):
+    """It is named, and ends the run also where clips that cannot be read are left out."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "broken.wav").write_bytes(b"no sound")
+    (tmp_path / "files" / "._hidden.wav").write_bytes(b"")
+    collate = collator(processor, prob=1.0, noise_snr_db=[5, 5], **{option: str(tmp_path / "files")})
+    collate.skip_bad_audio = True
+    with pytest.raises(OSError, match=f"^augmentation: a file of `{option}` cannot be used; mend it, .*broken.wav"):
+        collate([examples[0]])
+    (tmp_path / "files" / "broken.wav").unlink()
+    with pytest.raises(ValueError, match=f"{option} is to be a folder with sound files"):
+        collator(processor, prob=1.0, noise_snr_db=[5, 5], **{option: str(tmp_path / "files")})

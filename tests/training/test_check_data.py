@@ -48,7 +48,7 @@ def test_rows_that_would_end_a_run_are_listed(tmp_path, capsys):
     assert first == f"{path}: 6 rows, read as chats (messages)"
     assert counts == "  6 questions, 2 clips, 0.0 min, the longest 0.5 s"
     assert lines[:4] == [
-        "  three examples, what is learned of them behind >",
+        "  Examples; lines that start with > are learned:",
         f"  {path}, row 0",
         "      user       [0.50 s of sound] 'What do you hear?'",
         "    > assistant  'a bell'",
@@ -70,7 +70,7 @@ def test_a_set_of_texts_is_checked_where_it_is_said_to_be_one(tmp_path, capsys):
     assert main([str(path), "--workers", "1"]) == 1
     assert "No row of the training set" in capsys.readouterr().err
     assert main([str(path), "--workers", "1", "--sound", "false"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "  1 questions, 0 clips, 0.0 min"
+    assert capsys.readouterr().out.splitlines()[1] == "  1 question, 0 clips, 0.0 min"
 
 
 def test_several_sets_and_bad_input(tmp_path, capsys):
@@ -100,9 +100,9 @@ def test_what_was_understood_is_printed(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{table}: 3 rows, read as transcripts (path, words), asked 'Transcribe the speech.' (the default of `prompt`)",
         "  3 questions, 3 clips, 5.0 min, the longest 301.0 s",
-        "  not read: the columns speaker",
-        "  left out: 1 questions about clips over 300 s",
-        "  three examples, what is learned of them behind >",
+        "  not read: the column speaker",
+        "  left out: 1 question about clips over 300 s",
+        "  Examples; lines that start with > are learned:",
         f"  {table}, row 0",
         "      user       [0.25 s of sound] 'Transcribe the speech.'",
         "    > assistant  '007'",
@@ -133,7 +133,7 @@ def test_rows_without_questions_are_counted(tmp_path, capsys):
     path = write_jsonl(tmp_path / "set.jsonl", rows)
     assert main([str(path), "--workers", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  left out: 1 rows without questions" in lines
+    assert "  left out: 1 row without questions" in lines
     assert f"    > assistant  '{'x' * 300}'... (301 characters)" in lines
 
 
@@ -146,6 +146,23 @@ def test_a_row_without_an_answer_is_found_before_a_run_finds_it(tmp_path, capsys
     assert main([str(tmp_path / "good.jsonl"), "--workers", "1"]) == 0
     assert main([str(tmp_path / "bad.jsonl"), "--workers", "1"]) == 1
     assert "bad.jsonl, row 0: no assistant message to learn from. Leave the row out" in capsys.readouterr().out
+
+
+def test_what_opens_a_chat_is_not_learned(tmp_path, capsys):
+    (clip,) = write_clips(tmp_path, 1)
+    opened = [assistant("Send me a clip."), user(heard(clip), TEXT), assistant("a bell")]
+    path = write_jsonl(tmp_path / "set.jsonl", [{"messages": opened}])
+    assert main([str(path), "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{path}: 1 row, read as") and lines[1].startswith("  1 question, 1 clip, ")
+    assert lines[-3:] == [
+        "      assistant  'Send me a clip.'",
+        "      user       [0.30 s of sound] 'What do you hear?'",
+        "    > assistant  'a bell'",
+    ]
+    write_jsonl(path, [{"messages": opened[:2]}])
+    assert main([str(path), "--workers", "1"]) == 1
+    assert "row 0: no assistant message to learn from. " in capsys.readouterr().out
 
 
 def test_of_many_bad_rows_the_first_are_listed(tmp_path, capsys):
@@ -165,7 +182,7 @@ def test_the_first_rows_alone(tmp_path, capsys):
     assert main([str(path), "--first", "3", "--workers", "1"]) == 0
     first, seen, counts, *_ = capsys.readouterr().out.splitlines()
     assert first == f"{path}: a stream, its length is not known; by its first 3 rows read as chats (messages)"
-    assert seen == "  the first 3 rows are looked at, no others"
+    assert seen == "  3 rows from its beginning, no others"
     assert counts.startswith("  3 questions, 3 clips")
     assert main([str(path), "--first", "4", "--workers", "1"]) == 1
     with pytest.raises(SystemExit):

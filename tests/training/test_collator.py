@@ -294,14 +294,28 @@ def test_items_stay_in_order(processor, clip, long_clip):
     assert collator(rows)["input_features_mask"].sum(-1).tolist() == [100, 230]
 
 
-def test_sounds_at_other_places_are_not_shared(processor, clip):
-    text = {"type": "text", "text": "and"}
-    rows = [
-        {"messages": [user(*items), assistant("yes")], "clip": "a", "origin": f"row {number}"}
-        for number, items in enumerate(([heard(clip), heard(clip), text], [heard(clip), text, heard(clip)]))
+def test_sounds_at_other_places_are_not_shared(processor, clip, long_clip):
+    """Nor with other words before them; those that are alike up to the sound share it."""
+    text, other = {"type": "text", "text": "and"}, {"type": "text", "text": "or"}
+    one, two = heard(clip), heard(long_clip)
+    asked = [
+        [one, two, text],
+        [one, text, two],
+        [text, one, two],
+        [other, one, two],
+        [one, two, other],
+        [one, two, one, text],
     ]
-    with pytest.raises(ValueError, match="row 1: the sounds .* stand at other places. Set questions_per_row: 1"):
-        AudioChatCollator(processor, questions_per_row=None)(rows)
+    asked += [[one, text, two, one]]
+    rows = [{"messages": [user(*items), assistant("yes")], "clip": "a"} for items in asked]
+    apart = [AudioChatCollator(processor)([row]) for row in rows]
+    collator = AudioChatCollator(processor, questions_per_row=None)
+    assert [len(group) for group in collator._by_clip(rows)] == [2, 1, 1, 1, 1, 1]
+    batch = collator(rows)
+    assert int(batch["num_questions"]) == 7 and len(batch["input_features"]) == 5 * 2 - 2 + 2 * 3
+    ids = [chat["input_ids"] for group in collator._by_clip(rows) for chat in collator._encode_clip(group)]
+    order = [0, 4, 1, 2, 3, 5, 6]
+    assert all(torch.equal(row, apart[place]["input_ids"][0]) for row, place in zip(ids, order, strict=True))
 
 
 def test_clips_that_cannot_be_read_are_skipped_where_that_is_asked_for(processor, tmp_path, caplog):

@@ -432,6 +432,11 @@ def test_a_table_says_what_it_says(folder):
         assert said(folder / name) == [["user: (dog)Transcribe the speech.", f"assistant: {text}"] for text in texts]
 
 
+def test_a_table_without_a_history(folder):
+    (folder / "set.csv").write_text("audio,query,response,history\ndog.wav,What?,A dog.,\n")
+    assert said(folder / "set.csv") == [["user: (dog)What?", "assistant: A dog."]]
+
+
 def test_an_audiofolder_with_a_table(folder):
     for path in ("sounds/dog.wav", "sounds\\dog.wav"):
         (folder / "metadata.csv").write_text(f"file_name,caption,id\n{path},A dog.,1\n")
@@ -489,6 +494,11 @@ def test_tars_of_webdataset(folder):
     ]
     chats = said(write_tar(folder / "1.tar", members))
     assert chats[0] == ["user: (bytes)?", "assistant: 2024-01-31"] and chats[6][0] == "system: Be brief."
+    for kind in ("txt", "TEXT", "transcript"):
+        texts = {b"a\r\n": "a", b"a\n": "a", b"a \n\n": "a \n", b"\na": "\na"}
+        members = [(f"{n}.{end}", data) for n, text in enumerate(texts) for end, data in (("wav", dog), (kind, text))]
+        chats = said(write_tar(folder / f"{kind}.tar", members))
+        assert [chat[-1] for chat in chats] == [f"assistant: {text}" for text in texts.values()]
     path = write_tar(folder / "2.tar", [("1.wav", dog), ("1.cls", b"3")])
     with pytest.raises(ValueError, match="2.tar' has the label 3 in `cls`; the set has no names"):
         said(path, prompt="Which?")
@@ -517,6 +527,13 @@ def test_tars_that_cannot_be_read_are_named(folder, members, message):
     (folder / "0.tar").write_bytes(whole[:9_000])
     with pytest.raises(ValueError, match="0.tar is no whole tar"):
         said(folder / "0.tar")
+
+
+def test_hidden_files_of_a_tar_are_no_rows(folder):
+    """As macOS puts them beside each file."""
+    dog = (folder / "dog.wav").read_bytes()
+    members = [("._1.wav", b"\0\5"), ("./1.wav", dog), ("._1.txt", b"\0\5"), ("./1.txt", b"a"), (".git/1.txt", b"b")]
+    assert said(write_tar(folder / "0.tar", members)) == [["user: (bytes)Transcribe the speech.", "assistant: a"]]
 
 
 def test_a_row_of_a_tar_without_its_sound(folder):
@@ -552,6 +569,20 @@ def test_a_manifest_names_the_segment_that_is_heard(folder):
     for number, value in ((4, "-1"), (5, "'soon'")):
         with pytest.raises(ValueError, match=f"row {number}: its `offset` must be seconds, 0 or more, got {value}"):
             examples[number]
+
+
+@pytest.mark.parametrize("duration", ["-1", "-1.0", ""])
+def test_a_duration_of_minus_one_goes_to_the_end(folder, duration):
+    (folder / "set.csv").write_text(
+        f"audio_filepath,offset,duration,text\ndog.wav,0.3,{duration},a\nbell.wav,,{duration},b\n"
+    )
+    examples, _ = load_training_data([DataSource(str(folder / "set.csv"))])
+    clips = [load_audio(example["messages"][0]["content"][0]["audio"]) for example in examples]
+    assert [len(clip) / SAMPLING_RATE for clip in clips] == [0.2, 0.5]
+    (folder / "set.csv").write_text("audio_filepath,duration,text\ndog.wav,-2,a\n")
+    examples, _ = load_training_data([DataSource(str(folder / "set.csv"))])
+    with pytest.raises(ValueError, match="row 0: its `duration` must be seconds, 0 or more, got '-2'"):
+        examples[0]
 
 
 def test_a_duration_is_only_heard_where_it_is_meant(folder):

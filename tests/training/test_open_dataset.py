@@ -1,10 +1,13 @@
 """Sets from wherever they are, and exactly the split that was asked for."""
 
+from itertools import chain
+
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset_builder
 from training_runs import write_jsonl
 
 from falcon3_audio.training.data.open_dataset import open_dataset
+from falcon3_audio.training.data.open_stream import open_shards
 from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
 
 
@@ -118,3 +121,60 @@ def test_tables_on_the_hub_say_what_they_say(tmp_path, monkeypatch):
         lambda path, name: load_dataset_builder("csv", data_files=files, sep=";"),
     )
     assert list(open_dataset("owner/texts", None, "test")) == [{"text": "007", "n": "1"}, {"text": "NA", "n": "2"}]
+
+
+def streamed(path):
+    return [row["text"] for row in chain.from_iterable(shard.rows() for shard in open_shards(str(path)))]
+
+
+def write_parquet(path, rows):
+    Dataset.from_list(rows).to_parquet(path)
+
+
+@pytest.mark.parametrize("name", ["set[12]", "set [v2]", "set*", "set?", "set#1", "set%201", "{set}"])
+@pytest.mark.parametrize("ending, write", [(".jsonl", write_jsonl), (".parquet", write_parquet)])
+def test_a_name_is_no_pattern(tmp_path, name, ending, write):
+    """Neither a file's nor a folder's, beside others that would fit it."""
+    for other in ("set1", "set v", "sets", name):
+        (tmp_path / other).mkdir()
+        for path in (tmp_path / f"{other}{ending}", tmp_path / other / f"rows{ending}"):
+            write(path, [{"text": f"{other} {path.parent.name}"}])
+    for path, folder in ((tmp_path / f"{name}{ending}", tmp_path.name), (tmp_path / name, name)):
+        assert texts(path) == streamed(path) == [f"{name} {folder}"]
+
+
+def test_a_name_that_datasets_cannot_open(tmp_path):
+    with pytest.raises(ValueError, match="a::b.jsonl has `::` in its name, .*; rename it"):
+        open_dataset(str(write_jsonl(tmp_path / "a::b.jsonl", [{"text": "a"}])))
+
+
+def test_hidden_files_are_no_part_of_a_folder(tmp_path):
+    """Which itself may be hidden, or lie in such a one."""
+    folder = tmp_path / ".cache" / "set"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    write_jsonl(folder / "train.jsonl", [{"text": "a"}])
+    write_jsonl(folder / ".ipynb_checkpoints" / "train-checkpoint.jsonl", [{"text": "old"}])
+    (folder / "._train.jsonl").write_bytes(b"\0\5\x16\7")
+    (folder / "folder.parquet").mkdir()
+    assert texts(folder) == streamed(folder) == ["a"]
+
+
+def test_endings_in_capitals_are_endings(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    write_jsonl(tmp_path / "b.JSONL", [{"text": "b"}])
+    assert texts(tmp_path) == streamed(tmp_path) == ["a", "b"] and texts(tmp_path / "b.JSONL") == ["b"]
+
+
+def test_other_json_beside_a_set(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}])
+    for name in ("dataset_info.json", "config.json"):  # as trainers and `datasets` leave them
+        write_jsonl(tmp_path / name, [{"my_set": {"file_name": "train.jsonl"}}])
+    assert texts(tmp_path) == streamed(tmp_path) == ["a"]
+    write_jsonl(tmp_path / "more.jsonl", [{"text": "b", "id": 1}])
+    assert texts(tmp_path) == ["b", "a"]
+    write_jsonl(tmp_path / "notes.json", [{"todo": "c", "by": "d"}])
+    with pytest.raises(
+        ValueError,
+        match="notes.json has the columns todo, by, and .*more.jsonl has text, id: these are not one set. Take",
+    ):
+        open_dataset(str(tmp_path))

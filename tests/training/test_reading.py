@@ -162,3 +162,15 @@ def test_labels_that_look_like_numbers_must_be_meant():
     with pytest.raises(ValueError, match=re.escape("has the labels 7 in `label`, which may be numbers of names")):
         read(row, prompt="Which digit is said?")
     assert read(row, prompt="Which digit is said?", columns={"label": "label"}).chat(row, 0)[-1]["content"] == "7"
+
+
+def test_numbers_with_a_point_are_numbers_too():
+    """As pandas writes a column of numbers in which some are missing."""
+    rows = Dataset.from_list([{"audio": "a.wav", "label": label} for label in ("1.0", "", "2.0")])
+    with pytest.raises(
+        ValueError, match=re.escape("has the labels 1.0, 2.0 in `label`, which may be numbers of names")
+    ):
+        choose(rows, prompt="Which?")
+    with pytest.raises(ValueError, match="has the label 1.0 in `label`; the set has no names"):
+        read({"audio": "a.wav", "label": 1.0}, prompt="Which?")
+    assert read({"audio": "a.wav", "label": "A4"}, prompt="Which?").format.name == "labels"

@@ -1,6 +1,7 @@
 """Segments of files, sample for sample."""
 
 import io
+import os
 import pickle
 
 import numpy as np
@@ -62,6 +63,27 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "text.wav").write_bytes(b"no sound")
     with pytest.raises(ValueError, match="text.wav"):
         load_audio(Segment(str(tmp_path / "text.wav"), 0.0, 1.0))
+
+
+@pytest.mark.parametrize("source", [True, 1.5, None, {"a": 1}])
+def test_what_is_no_source_is_an_error(source):
+    with pytest.raises((TypeError, ValueError), match="expected"):
+        load_audio(Segment(source, 0.0, 1.0))
+
+
+def test_a_number_is_no_file_that_is_open(samples, tmp_path):
+    """To soundfile it is one, which it then closes."""
+    (tmp_path / "talk.wav").write_bytes(encoded(samples, "WAV"))
+    with open(tmp_path / "talk.wav", "rb") as file:
+        with pytest.raises(TypeError, match="is a int; expected a path"):
+            load_audio(Segment(file.fileno(), 0.0, 1.0))
+        os.fstat(file.fileno())
+
+
+def test_samples_have_segments_too(samples):
+    whole = samples[:, 0]
+    for source in ({"array": whole, "sampling_rate": SAMPLING_RATE}, whole.tolist()):
+        np.testing.assert_array_equal(load_audio(Segment(source, 0.5, 0.25)), whole[8_000:12_000])
 
 
 def test_long_files_are_not_decoded_for_a_segment(samples, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from falcon3_audio.training.data import tables
 from falcon3_audio.training.data.tables import read_table
 
 
@@ -66,3 +67,47 @@ def test_what_is_no_table_is_named(rows, text, delimiter, message):
 def test_other_encodings_are_named(rows):
     with pytest.raises(ValueError, match="table, line 2: this is not UTF-8. Save the file as UTF-8"):
         rows("a,b\n\u00fc,y\n", encoding="latin-1")
+
+
+class Counted:
+    """Lines that count how many of them were read."""
+
+    def __init__(self, lines):
+        self.lines, self.read = iter(lines), 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        line = next(self.lines)
+        self.read += 1
+        return line
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_table_with_tabs_is_read_once_and_not_far_ahead(monkeypatch, quoted):
+    """As streams need it: nothing ahead up to the first quote, and some lines from there on."""
+    monkeypatch.setattr(tables, "LOOKED_AT", 5)
+    said = '"a ""b"" c"' if quoted else '"a" b c'
+    fields = ["plain"] * 10 + ['"Hm."', "plain", said, *["plain"] * 85]
+    lines = Counted(["text\tid\n", *(f"{field}\t{number}\n" for number, field in enumerate(fields))])
+    opened = []
+    monkeypatch.setattr(tables, "open_file", lambda *_, **__: opened.append(1) or lines)
+    rows = read_table("far.tsv", "\t")
+    assert next(rows) == ("line 2", {"text": "plain", "id": "0"}) and lines.read == 2
+    texts = ["plain", *(next(rows)[1]["text"] for _ in range(10))]
+    assert texts[-1] == ("Hm." if quoted else '"Hm."') and lines.read == 16
+    texts += [row["text"] for _, row in rows]
+    assert texts[12] == ('a "b" c' if quoted else '"a" b c') and len(texts) == 98 and opened == [1]
+
+
+def test_a_row_may_go_on_behind_what_is_looked_at(rows, monkeypatch):
+    monkeypatch.setattr(tables, "LOOKED_AT", 3)
+    table = rows('a\tb\n"x"\t1\ny\t2\nz\t"two\nlines"\n', "\t")
+    assert [tuple(row.values()) for _, row in table] == [("x", "1"), ("y", "2"), ("z", "two\nlines")]

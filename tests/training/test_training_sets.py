@@ -30,6 +30,7 @@ from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.data import training_sets as module
 from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
 from falcon3_audio.training.data.sources import DataSource
+from falcon3_audio.training.data.stream import open_streams
 from falcon3_audio.training.data.training_sets import load_training_data
 
 
@@ -173,6 +174,30 @@ def test_splits_of_a_set_keep_their_own_clips_in_a_batch(folder, processor):
     assert len(shared["input_features"]) == 2 and len(alone["input_features"]) == 4
     shared_clips, clips = ({clip.numpy().tobytes() for clip in rows["input_features"]} for rows in (shared, alone))
     assert shared_clips == clips and len(clips) == 2
+
+
+@pytest.mark.parametrize("columns", [{"audio": "noisy"}, {"audio": "clean", "duration": "length"}])
+def test_a_row_with_other_columns_keeps_its_own_clip_in_a_batch(folder, processor, columns):
+    """Of one file in two entries, which ask about other sounds."""
+    path = str(
+        write_jsonl(
+            folder / "set.jsonl", [{"clean": "0.wav", "noisy": "2.wav", "length": 0.1, "captions": ["a", "b"]}]
+        )
+    )
+    entries = [DataSource(path, columns={"audio": "clean"}), DataSource(path, columns=columns)]
+    examples = list(load_training_data(entries)[0])
+    shared, apart = (AudioChatCollator(processor, questions_per_row=number)(examples) for number in (None, 1))
+    assert len(shared["input_features"]) == 2
+    clips, all_clips = ({clip.numpy().tobytes() for clip in rows["input_features"]} for rows in (shared, apart))
+    assert clips == all_clips and len(clips) == 2
+
+
+def test_prompts_with_the_clip_at_other_places_are_asked_in_rows_of_their_own(folder, processor):
+    path = str(write_jsonl(folder / "set.jsonl", [{"audio": "0.wav", "captions": [str(n) for n in range(8)]}]))
+    examples = list(load_training_data([DataSource(path, prompt=["Describe <audio>", "<audio>What is it?"])])[0])
+    assert len({places(example)[0] for example in examples}) == 2
+    batch = AudioChatCollator(processor, questions_per_row=None)(examples)
+    assert int(batch["num_questions"]) == 8 and len(batch["input_features"]) == 2
 
 
 def test_an_error_names_the_part_of_a_set(folder, tmp_path):
@@ -460,10 +485,83 @@ def places(example):
     """The text of each message, with a clip's number where it is."""
     return [
         "".join(
-            f"[{Path(item['audio']).stem}]" if item["type"] == "audio" else item["text"] for item in message["content"]
+            f"[{Path(item['audio'] or item['path']).stem}]" if item["type"] == "audio" else item["text"]
+            for item in message["content"]
         )
         for message in example["messages"]
     ]
+
+
+def test_items_without_a_type_are_what_they_hold(read, folder, processor):
+    """As to the processor: in JSON, and as Arrow fills them up."""
+    asked = {
+        "role": "user",
+        "content": [{"audio": "0.wav"}, {"text": "What <audio>?"}, {"path": "1.wav", "text": None}],
+    }
+    said = {"role": "assistant", "content": [{"text": "a bell"}]}
+    row = {"messages": [asked, said], "audio": "2.wav"}
+    (example,) = read(row)
+    assert places(example) == ["[0]What [2]?[1]", "a bell"]
+    Dataset.from_list([row]).to_parquet(folder / "set.parquet")
+    (stored,) = load_training_data([DataSource(str(folder / "set.parquet"))])[0]
+    assert places(stored) == places(example)
+    batch = AudioChatCollator(processor)([example | {"number": 0}, stored | {"number": 1}])
+    assert len(batch["input_features"]) == 6 and torch.equal(*batch["input_ids"])
+
+
+@pytest.mark.parametrize("item", [{}, {"type": None, "name": "a"}, {"type": "text"}, {"text": 3}, {"type": "image"}])
+def test_an_item_that_is_neither_text_nor_sound_is_an_error(read, item):
+    with pytest.raises(ValueError, match="row 0: an item of message 0 must be like .*, got {"):
+        read({"messages": [user(item, heard("0.wav")), assistant("a")]})
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        (*([""],), r"its `audio` must be clips, got \[''\]. Leave out what is empty"),
+        (*([None],), r"its `audio` must be clips, got \[None\]"),
+        (*(["0.wav", None],), r"its `audio` must be clips, got \['0.wav', None\]"),
+        (*([{"bytes": None, "path": None}],), "its `audio` must be clips"),
+        *((clip, f"a clip must be a path, .*, got {clip}") for clip in (7, True, 1.5)),
+        *(({"path": clip}, f"a clip must be a path, .*, got {clip}") for clip in (7, True)),
+    ],
+)
+def test_what_is_no_clip_is_an_error(read, clips, message):
+    chat = {"messages": [user(TEXT), assistant("a")]}
+    for entry in ({}, {"sound": "some"}):
+        with pytest.raises(ValueError, match=f"row 1: {message}"):
+            read(chat | {"audio": "0.wav"}, chat | {"audio": clips}, **entry)
+    if not isinstance(clips, list):
+        with pytest.raises(ValueError, match=f"row 1: {message}"):
+            read(*({"audio_filepath": clip, "duration": 0.1, "text": "a"} for clip in ("0.wav", clips)))
+        with pytest.raises(ValueError, match=f"row 0: {message}"):
+            read({"messages": [user({"type": "audio", "audio": clips}), assistant("a")]})
+
+
+def test_an_item_with_an_empty_source_has_none(read):
+    item = {"type": "audio", "path": "", "audio": {"bytes": None, "path": None}}
+    (example,) = read({"messages": [user(item, TEXT), assistant("a")], "audio": "0.wav"})
+    assert places(example)[0] == "[0]What do you hear?"
+    with pytest.raises(ValueError, match="row 0: the messages have 1 audio items without a source, but the row has 0"):
+        read({"messages": [user(item, TEXT), assistant("a")]})
+
+
+def test_a_path_that_fits_two_folders_of_a_set_is_an_error(folder):
+    """In a folder paths start there; of a file in a folder inside of it, somebody may mean that one."""
+    rows = [{"messages": [user(heard(path), TEXT), assistant("a")]} for path in ("0.wav", "more/0.wav", "1.wav")]
+    (folder / "more").mkdir()
+    write_jsonl(folder / "more" / "rows.jsonl", rows)
+    assert len(list(load_training_data([DataSource(str(folder))])[0])) == 3
+    write_clips(folder / "more", 1)
+    (folder / "more" / "1.wav").symlink_to(folder / "1.wav")
+    for stream in (False, True):
+        source = DataSource(str(folder), streaming=stream)
+        examples = load_training_data([source])[0] if not stream else open_streams([source])[1][0]
+        with pytest.raises(ValueError, match="row 0: the clip '0.wav' is in .*set and in .*set/more, where files of"):
+            examples[0]
+        assert [sources(examples[n])[0][1] for n in (1, 2)] == [[f"{folder}/more/0.wav"], [f"{folder}/1.wav"]]
+    write_jsonl(folder / "test.jsonl", rows)  # of another split
+    assert len(list(load_training_data([DataSource(str(folder), split="test")])[0])) == 3
 
 
 def test_clips_are_where_their_tags_are(read):

@@ -41,19 +41,23 @@ def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> li
     """
     The clips of a row's own columns, `audios` (several) or `audio` (one); a list under `audio` is several too.
 
-    Raises a `ValueError` for a row with clips in two of the columns.
+    Raises a `ValueError` for a row with clips in two of the columns, and for a list with an empty place in it.
     """
     given = {name: example[name] for name in columns if is_given(example.get(name))}
     if len(given) > 1:
         raise ValueError(
             f"the row has clips in both {' and '.join(f'`{name}`' for name in given)}; put them all in one"
         )
-    # A list of numbers is a clip.
-    return [
-        clip
-        for clips in given.values()
-        for clip in (clips if isinstance(clips, list) and not isinstance(clips[0], (int, float)) else [clips])
-    ]
+    for name, clips in given.items():
+        # A list of numbers is a clip.
+        if not isinstance(clips, list) or isinstance(clips[0], (int, float)):
+            return [clips]
+        if not all(map(is_given, clips)):
+            raise ValueError(
+                f"its `{name}` must be clips, got {clips!r:.200}. Leave out what is empty, or write which clip it is"
+            )
+        return clips
+    return []
 
 
 def audio_items(messages: Any) -> list[dict[str, Any]]:
@@ -62,7 +66,11 @@ def audio_items(messages: Any) -> list[dict[str, Any]]:
 
 
 def fill_in(
-    messages: Sequence[dict[str, Any]], clips: Sequence[Any], folder: Path, tags: bool = True
+    messages: Sequence[dict[str, Any]],
+    clips: Sequence[Any],
+    folder: Path,
+    tags: bool = True,
+    elsewhere: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
     """
     The chat with a source in every audio item: its own, or the row's clips in order. Relative paths start at the set's folder.
@@ -72,12 +80,14 @@ def fill_in(
         clips: the row's own, see `clips_of`.
         folder: where relative paths start.
         tags: whether `<audio>` in texts that are not the assistant's is the place of a clip.
+        elsewhere: folders where a path could be meant to start as well.
 
     Returns:
         The messages with lists of items as content, in the order in which they are written.
 
     Raises:
-        `ValueError`: for what is no chat, an answer without text, and clips that do not match their places.
+        `ValueError`: for what is no chat, an answer without text, numbers as clips, clips that do not match their places, and
+            a path at which there are two files.
     """
     _check_chat(messages)
     check_answers(messages)
@@ -96,7 +106,7 @@ def fill_in(
     for item, clip in zip(empty, clips):
         item["audio"] = clip
     for item in places:
-        _resolve(item, folder)
+        _resolve(item, folder, elsewhere)
     for message, content in zip(filled, items):
         message["content"] = content
     return filled
@@ -112,10 +122,13 @@ def check_answers(messages: Iterable[dict[str, Any]]):
             )
 
 
-def check_is_answered(messages: Iterable[dict[str, Any]]):
-    """Raises a `ValueError` for a chat without an answer."""
-    if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("no assistant message to learn from. Leave the row out, or write what is to be said")
+def check_is_answered(messages: Sequence[dict[str, Any]]):
+    """Raises a `ValueError` for a chat without an answer; what an assistant opens it with is none."""
+    if not any(message["role"] == "assistant" for message in messages[1:]):
+        raise ValueError(
+            "no assistant message to learn from. Leave the row out, or write what is to be said; the message that opens a chat is "
+            "not learned"
+        )
 
 
 def check_sound_is_read(example: Mapping[str, Any], messages: Any, clips: Sequence[Any], read: Collection[str]):
@@ -187,23 +200,41 @@ def _items(message: dict[str, Any], number: int, tags: bool) -> list[dict[str, A
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise ValueError(f"the content of message {number} must be a text or a list of items, got {content!r:.100}")
+    typed = [_with_type(item) for item in content]
+    wrong = next((item for item in typed if not _is_text(item) and item.get("type") != "audio"), None)
+    if wrong is not None:
+        raise ValueError(
+            f'an item of message {number} must be like {{"type": "text", "text": "..."}} or {{"type": "audio", "path": "..."}}, got '
+            f"{wrong!r:.200}"
+        )
     if not tags or message["role"] == "assistant":
-        return [dict(item) for item in content]
-    return [part for item in content for part in _at_tags(item)]
+        return typed
+    return [part for item in typed for part in _at_tags(item)]
+
+
+def _with_type(item: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an item; one without a `type` is what it has a source or a text of, as for the processor."""
+    audio, text = _has_source(item), item.get("text") is not None
+    known = item.get("type") is not None or audio == text
+    return dict(item) if known else item | {"type": "audio" if audio else "text"}
+
+
+def _is_text(item: dict[str, Any]) -> bool:
+    return item.get("type") == "text" and isinstance(item.get("text"), str)
 
 
 def _at_tags(item: dict[str, Any]) -> list[dict[str, Any]]:
     """An item, or, of a text with tags, the texts between them as they are and an audio item for each tag."""
-    text = item.get("text")
-    if item.get("type") != "text" or not isinstance(text, str):
-        return [dict(item)]
+    if not _is_text(item):
+        return [item]
+    text = item["text"]
     other = OTHER_TAG.search(text.replace(TAG, ""))
     if other:
         raise ValueError(
             f"the tag {other.group()} in the text is not read: a clip's place is written {TAG}, without its path"
         )
     if TAG not in text:
-        return [dict(item)]
+        return [item]
     parts = re.split(f"({TAG})", text)
     return [{"type": "audio"} if part == TAG else {"type": "text", "text": part} for part in parts if part]
 
@@ -228,7 +259,8 @@ def _text(message: dict[str, Any]) -> str:
 def _all_items(messages: Any) -> Iterator[dict[str, Any]]:
     for message in messages if isinstance(messages, (list, tuple)) else []:
         content = message.get("content") if isinstance(message, dict) else None
-        yield from (item for item in content if isinstance(item, dict)) if isinstance(content, (list, tuple)) else []
+        items = content if isinstance(content, (list, tuple)) else []
+        yield from (_with_type(item) for item in items if isinstance(item, dict))
 
 
 def _beside_the_content(messages: Any) -> Iterator[dict[str, Any]]:
@@ -258,24 +290,34 @@ def is_given(value: Any) -> bool:
 
 
 def _has_source(item: dict[str, Any]) -> bool:
-    return any(item.get(key) is not None for key in SOURCE_KEYS)
+    return any(is_given(item.get(key)) for key in SOURCE_KEYS)
 
 
-def _resolve(item: dict[str, Any], folder: Path):
+def _resolve(item: dict[str, Any], folder: Path, elsewhere: Sequence[Path]):
     for key in SOURCE_KEYS:
-        item[key] = _from_folder(item.get(key), folder)
+        item[key] = _from_folder(item.get(key), folder, elsewhere) if is_given(item.get(key)) else None
     clip = item["audio"]
     if isinstance(clip, dict) and clip.get("bytes") is None and clip.get("path"):
-        item["audio"] = _from_folder(clip["path"], folder)
+        item["audio"] = _from_folder(clip["path"], folder, elsewhere)
     if isinstance(clip, Segment):
-        item["audio"] = Segment(_from_folder(clip.source, folder), clip.offset, clip.duration)
+        item["audio"] = Segment(_from_folder(clip.source, folder, elsewhere), clip.offset, clip.duration)
 
 
-def _from_folder(source: Any, folder: Path) -> Any:
+def _from_folder(source: Any, folder: Path, elsewhere: Sequence[Path]) -> Any:
+    if isinstance(source, (int, float)):  # to the system, a number is a file that is open
+        raise ValueError(f"a clip must be a path, a URL, bytes or samples, got {source!r}")
     if not isinstance(source, str) or "://" in source or source.startswith("data:"):
         return source
     if PureWindowsPath(source).is_absolute():
         return source  # of another machine, unless this one has Windows
-    path = os.fspath(folder / source)  # an absolute path stays as it is
     # Written on Windows, as `sounds\\a.wav`; elsewhere that is a name that a file may have.
-    return os.fspath(folder / source.replace("\\", "/")) if "\\" in source and not os.path.exists(path) else path
+    if "\\" in source and not os.path.exists(folder / source):
+        source = source.replace("\\", "/")
+    path = os.fspath(folder / source)  # an absolute path stays as it is
+    other = next((place for place in elsewhere if os.path.isfile(place / source)), None)
+    if other is not None and os.path.isfile(path) and not os.path.samefile(path, other / source):
+        raise ValueError(
+            f"the clip {source!r} is in {folder} and in {other}, where files of the set lie. In a set that is a folder, paths start at "
+            f"that folder. Rename one of the clips, or give {other} as a set of its own"
+        )
+    return path

@@ -4,8 +4,8 @@
     falcon3-audio check-data clips.csv --columns audio=path,text=sentence --prompt "Write down what is said."
     falcon3-audio check-data owner/large --first 1000    # of a set that is too large to be loaded
 
-Takes what `train_data` takes. Says how each set is read, what there is of it and what a run would leave out, and shows three of
-its examples. Every chat is put together and every clip decoded, once, in parallel; nothing is written. Rows that would
+Takes what `train_data` takes. Says how each set is read, what there is of it and what a run would leave out, and shows up to three
+of its examples. Every chat is put together and every clip decoded, once, in parallel; nothing is written. Rows that would
 end a run are listed, the first 50, one in a line (rows count from 0, and the line of a table's names is none), and the exit code is then 1.
 """
 
@@ -27,7 +27,7 @@ from falcon3_audio.user_errors import user_errors
 
 from .sources import DataSource
 from .stream import open_streams
-from .training_sets import describe_sets, load_training_data, set_of
+from .training_sets import counted, describe_sets, load_training_data, set_of
 
 
 PARTS = 32  # for each worker, so that all are busy to the end
@@ -128,16 +128,20 @@ def _listen(example: dict, found: Found) -> float:
 
 def describe(found: Found, examples: Dataset) -> list[str]:
     """What there is of a set and what a run leaves out, a line each; `examples` are all of it."""
-    counts = f"{found.examples:,} questions, {found.clips:,} clips, {_time(found.seconds)}"
+    counts = f"{counted(found.examples, 'question')}, {counted(found.clips, 'clip')}, {_time(found.seconds)}"
     longest = f", the longest {found.longest:.1f} s" if found.clips else ""
     _, rows, reading = set_of(examples)
     without = len(rows) - len(np.unique(examples.with_format("numpy")["row"][:]))
     return [
         f"{counts}{longest}",
-        *([f"not read: the columns {', '.join(reading.others)}"] if reading.others else []),
-        *([f"left out: {without:,} rows without questions"] if without else []),
         *(
-            [f"left out: {found.too_long:,} questions about clips over {MAX_AUDIO_SECONDS:g} s"]
+            [f"not read: the column{'s' * (len(reading.others) > 1)} {', '.join(reading.others)}"]
+            if reading.others
+            else []
+        ),
+        *([f"left out: {counted(without, 'row')} without questions"] if without else []),
+        *(
+            [f"left out: {counted(found.too_long, 'question')} about clips over {MAX_AUDIO_SECONDS:g} s"]
             if found.too_long
             else []
         ),
@@ -158,14 +162,14 @@ def show_examples(examples: Dataset) -> list[str]:
         except (ValueError, OSError, TypeError):
             continue  # and is listed
         lines += [example["origin"], *shown]
-    return [f"three examples, what is learned of them behind {LEARNED}", *lines] if lines else []
+    return [f"Examples; lines that start with {LEARNED} are learned:", *lines] if lines else []
 
 
 def _show(message: dict[str, Any], number: int) -> str:
     parts = [_show_item(item, number) for item in message["content"]] + [
         str(c) for c in message.get("tool_calls") or []
     ]
-    mark = LEARNED if message["role"] == "assistant" else " "
+    mark = LEARNED if message["role"] == "assistant" and number > 0 else " "  # what opens a chat is not learned
     return f"  {mark} {message['role']:<10} {' '.join(parts)}"
 
 
@@ -238,7 +242,7 @@ def _report(source: DataSource, workers: int, first: int | None) -> bool:
     examples, _ = open_streams([source], first)[1] if first else load_training_data([source])
     print(*describe_sets(examples), flush=True)
     if first:
-        print(f"  the first {len(set_of(examples)[1]):,} rows are looked at, no others")
+        print(f"  {counted(len(set_of(examples)[1]), 'row')} from its beginning, no others")
     found = check_data(examples, workers, sys.stderr.isatty())
     more = len(found.unread) - LISTED
     rest = [f"and {more:,} more like these"] if more > 0 else []

@@ -25,12 +25,14 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
-from datasets.data_files import SPLIT_KEYWORDS
+from datasets.data_files import FILES_TO_IGNORE, SPLIT_KEYWORDS
 from datasets.exceptions import DatasetsError
 
+from .files import as_pattern, find_files
 from .shards import REPORT, read_shards
 from .tables import DELIMITERS
 from .text_rows import FOLDER_KEYS, JSON, TAR, open_rows
+from .text_rows import METADATA as TEXT_METADATA
 
 
 # File endings and how they are read: builders of `datasets`, or the kinds of text_rows.py.
@@ -72,7 +74,7 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
 def is_here(path: str) -> bool:
     """Whether a set is a file or folder here, or else one of the Hub. Raises a `ValueError` for what can be neither."""
     here = Path(path).exists()
-    if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix in ALL):
+    if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix.lower() in ALL):
         raise ValueError("there is no such file or folder here.")
     return here
 
@@ -120,9 +122,10 @@ def _open_local(path: Path, name: str | None, split: str) -> Dataset:
     if mapped is not None:
         return mapped
     kind, files = files_in(path)
+    patterns = as_patterns(files)
     if kind not in BY_DATASETS:
-        return open_rows(files, split, kind=kind)
-    return with_clips(load_dataset(kind, data_files=files, split=split), path, files)
+        return open_rows(patterns, split, kind=kind)
+    return with_clips(load_dataset(kind, data_files=patterns, split=split), path, files)
 
 
 def open_mapped(path: Path, name: str | None, split: str) -> Dataset | None:
@@ -142,11 +145,26 @@ def open_mapped(path: Path, name: str | None, split: str) -> Dataset | None:
 def files_in(path: Path) -> tuple[str, dict[str, list[str]]]:
     """The kind of a set's data files, and the files by split. Raises a `ValueError` for files of several kinds, or none."""
     files = {WHOLE: [path]} if path.is_file() else _files_of(path)
-    kinds = {ALL.get(file.suffix) for parts in files.values() for file in parts}
+    kinds = {ALL.get(file.suffix.lower()) for parts in files.values() for file in parts}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
         raise ValueError(f"expected files of one kind that end in {', '.join(ALL)}")
     return kind, {part: [os.fspath(file) for file in files[part]] for part in files}
+
+
+def as_patterns(files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Files by split as `datasets` takes them."""
+    return {part: [as_pattern(file) for file in files[part]] for part in files}
+
+
+def other_folders(path: str, split: str) -> tuple[Path, ...]:
+    """Those inside of a set's folder in which files of the split lie, but for metadata, whose clips lie beside it."""
+    folder = Path(path)
+    parts = _files_of(folder) if folder.is_dir() else {}
+    files = [file for part in parts if part in re.findall(r"\w+", split) for file in parts[part]]
+    return tuple(
+        sorted({file.parent for file in files if file.name.lower() not in (*TEXT_METADATA, METADATA)} - {folder})
+    )
 
 
 def with_clips(rows: Rows, path: Path, files: Mapping[str, Sequence[str]]) -> Rows:
@@ -168,10 +186,10 @@ def part_of(parts: Mapping[str, Part], split: str) -> Part:
 
 def _files_of(folder: Path) -> dict[str, list[Path]]:
     """The data files in a folder by split, told by the words that `datasets` goes by on the Hub."""
-    found = [path for path in folder.rglob("*") if path.suffix in ALL]
-    endings = next((kinds for kinds in (KINDS, *BESIDE) if any(path.suffix in kinds for path in found)), {})
+    found = [path for path in find_files(folder, ALL) if path.name not in FILES_TO_IGNORE]
+    endings = next((kinds for kinds in (KINDS, *BESIDE) if any(path.suffix.lower() in kinds for path in found)), {})
     files: dict[str, list[Path]] = {}
-    for file in sorted(path for path in found if path.suffix in endings):
+    for file in (path for path in found if path.suffix.lower() in endings):
         words = set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower()))
         part = next((str(split) for split, known in SPLIT_KEYWORDS.items() if words & set(known)), WHOLE)
         files.setdefault(part, []).append(file)

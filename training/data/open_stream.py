@@ -20,6 +20,7 @@ from .files import REMOTE, open_file
 from .open_dataset import (
     BY_DATASETS,
     WHOLE,
+    as_patterns,
     files_in,
     hub_builder,
     is_here,
@@ -114,7 +115,7 @@ def _shards_here(path: Path, name: str | None, split: str) -> list[Shard]:
     kind, files = files_in(path)
     if kind not in BY_DATASETS:
         return _text_shards(part_of(files, split), kind)
-    encoded = load_dataset(kind, data_files=files, split=split, streaming=True).decode(False)
+    encoded = load_dataset(kind, data_files=as_patterns(files), split=split, streaming=True).decode(False)
     return _shards(with_clips(encoded, path, files))
 
 

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -44,6 +45,7 @@ class Reading:
         is_default: whether that is the format's own.
         labels: the names of a `ClassLabel`.
         others: columns that are not read.
+        elsewhere: folders inside of the set's where its files lie, at which relative paths could be meant to start.
     """
 
     format: Format
@@ -53,6 +55,7 @@ class Reading:
     is_default: bool = False
     labels: tuple[str, ...] | None = None
     others: tuple[str, ...] = ()
+    elsewhere: tuple[Path, ...] = ()
 
     @property
     def several(self) -> str | None:
@@ -81,8 +84,6 @@ class Reading:
             held[self.format.several] = self._part(held[self.format.several], part)
         if "label" in held:
             held["label"] = self._label_name(held["label"])
-        if self.columns.get("text") == "txt" and isinstance(held["text"], str):
-            held["text"] = held["text"].removesuffix("\n")  # the end of what was a file of its own, in a tar
         return self.format.chat(held, self._asked(number, part))
 
     def clips_of(self, row: Mapping[str, Any]) -> list[Any]:
@@ -91,7 +92,7 @@ class Reading:
 
         Raises a `ValueError` for clips in two columns, none where there must be one, and times that are none.
         """
-        offset, duration = (_seconds(row, self.columns.get(name)) for name in SEGMENT)
+        offset, duration = (_seconds(row, name, self.columns.get(name)) for name in SEGMENT)
         clips = clips_of(row, self.clips)
         if not clips and self.format.answers:
             raise ValueError(f"the row has no sound: {' and '.join(self.clips)} is empty. Leave the row out")
@@ -240,20 +241,29 @@ def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequenc
 
 def _some_labels(rows: Dataset, column: str, is_named: bool) -> tuple[str, ...]:
     """The first labels of a set; a `ValueError` for numbers, and for texts that look so where the entry does not name the column."""
-    labels = [row[column] for row in rows.select(range(min(SHOWN, len(rows))))]
+    labels = [row[column] for row in rows.select(range(min(SHOWN, len(rows)))) if is_given(row[column])]
     numbers = [label for label in labels if _is_number(label)]
     if numbers:
         raise ValueError(f"has the label {numbers[0]} in `{column}`; {NO_NAMES}")
-    if labels and not is_named and all(str(label).isdecimal() for label in labels):  # as tables have them
+    if labels and not is_named and all(map(_is_like_a_number, labels)):  # as tables have them
         raise ValueError(
-            f"has the labels {', '.join(labels)} in `{column}`, which may be numbers of names. Write into its entry the column with "
+            f"has the labels {', '.join(map(str, labels))} in `{column}`, which may be numbers of names. Write into its entry the column with "
             f"the names, or this one if they are what is to be answered: {_as_entry({'label': column})}"
         )
     return tuple(dict.fromkeys(map(str, labels)))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_like_a_number(value: Any) -> bool:
+    """Also `1.0`, which pandas makes of a 1 in a column that is empty elsewhere."""
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str], sound: bool | str) -> str:
@@ -328,11 +338,13 @@ def _as_entry(columns: Mapping[str, str]) -> str:
 
 
 def _segment(clip: Any, offset: float, duration: float | None) -> Segment:
-    return Segment((clip.get("bytes") or clip.get("path")) if isinstance(clip, dict) else clip, offset, duration)
+    return Segment(
+        (clip.get("bytes") or clip.get("path") or clip) if isinstance(clip, dict) else clip, offset, duration
+    )
 
 
-def _seconds(row: Mapping[str, Any], column: str | None) -> float | None:
-    """A row's time, which texts of tables hold too; `None` for one that is not given."""
+def _seconds(row: Mapping[str, Any], name: str, column: str | None) -> float | None:
+    """A row's time, which texts of tables hold too; `None` for one that is not given, as a duration of -1 in NeMo."""
     value = row.get(column) if column else None
     if value is None or value == "":
         return None
@@ -340,6 +352,8 @@ def _seconds(row: Mapping[str, Any], column: str | None) -> float | None:
         seconds = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         seconds = math.nan
+    if name == "duration" and seconds == -1:
+        return None
     if not 0 <= seconds < math.inf:
         raise ValueError(f"its `{column}` must be seconds, 0 or more, got {value!r}")
     return seconds

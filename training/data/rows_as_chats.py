@@ -92,7 +92,7 @@ def _system(held: Held) -> Messages:
 
 
 def _history(turns: Any) -> Messages:
-    pairs = [] if turns is None else turns
+    pairs = [] if turns in (None, "") else turns  # a table has texts alone
     pairs_only = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
     if not pairs_only or not all(isinstance(text, str) for pair in pairs for text in pair):
         raise ValueError(f"`history` must be a list of pairs, a question and its answer, got {turns!r:.200}")

@@ -27,7 +27,7 @@ class Segment:
     A clip that `load_audio` takes, in the way of torchcodec's `AudioDecoder`.
 
     Args:
-        source: path, URL or bytes of the whole file.
+        source: path, URL or bytes of the whole file, or anything else that `load_audio` takes.
         offset: where it begins, in seconds.
         duration: how long it is, in seconds; `None` for all that follows.
     """
@@ -37,7 +37,7 @@ class Segment:
 
     @property
     def _name(self) -> str:
-        return f"{len(self.source)} bytes" if isinstance(self.source, bytes) else str(self.source)
+        return f"{len(self.source)} bytes" if isinstance(self.source, bytes) else f"{self.source!s:.200}"
 
     def __repr__(self) -> str:
         return f"Segment({self._name!r}, offset={self.offset:g}, duration={self.duration})"
@@ -48,6 +48,7 @@ class Segment:
 
         Raises:
             `ValueError`: for a file that cannot be read, or ends before the segment does.
+            `TypeError`: for a source of another type.
         """
         samples, rate = self._seek() or self._cut()
         missing = (
@@ -64,7 +65,8 @@ class Segment:
     def _seek(self) -> tuple[np.ndarray, int] | None:
         """`(samples, channels)` and their rate, or `None` where the file must be decoded from its beginning."""
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-        if isinstance(file, str) and not Path(file).is_file():
+        # Of a number soundfile would open, and then close, the file that this process has under it.
+        if not isinstance(file, io.BytesIO) and not (isinstance(file, str) and Path(file).is_file()):
             return None
         try:
             with soundfile.SoundFile(file) as sound:

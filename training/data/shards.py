@@ -27,6 +27,8 @@ from datasets import Audio, Dataset, Features, concatenate_datasets
 from falcon3_audio.processing import SAMPLING_RATE
 from falcon3_audio.whole_files import whole_file, write_json
 
+from .files import as_pattern
+
 
 # One stored clip: {"bytes": FLAC, "path": name or None}.
 AUDIO = Audio(sampling_rate=SAMPLING_RATE, decode=False)
@@ -204,7 +206,7 @@ def _read_shard(path: Path, rows: int) -> Dataset:
     if not path.is_file():
         raise ValueError(f"the shard {path} is missing; copy the set again, or prepare it anew")
     try:
-        dataset = Dataset.from_file(str(path)) if path.suffix == ".arrow" else Dataset.from_parquet(str(path))
+        dataset = Dataset.from_file(str(path)) if path.suffix == ".arrow" else Dataset.from_parquet(as_pattern(path))
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file; all mean the same here
         raise ValueError(f"the shard {path} is unreadable: {error}; copy the set again, or prepare it anew") from error
     if len(dataset) != rows:

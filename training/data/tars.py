@@ -1,12 +1,13 @@
 """Tars of WebDataset as rows: consecutive files that are called alike up to the first dot are one row.
 
 Its sound is the row's `audio`; what its `.json` holds are columns; `.txt` and other texts, and the number in `.cls`, are columns
-of that name. (`datasets` reads such tars too, but with torchcodec only; it takes the types from the first five rows, makes a
-text of a number that comes later, and drops keys that do.)
+of that name, texts without the line break at their end. Hidden files are left out. (`datasets` reads such tars too, but with
+torchcodec only; it takes the types from the first five rows, makes a text of a number that comes later, and drops keys that do.)
 Run: `for place, row in read_tar("shard-000.tar"): ...`
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
@@ -16,7 +17,7 @@ from typing import Any
 from falcon3_audio.strict_json import parse_json
 
 from .chats import SOUND_FILE
-from .files import open_file
+from .files import is_hidden, open_file
 
 
 TEXTS = ("txt", "text", "transcript")
@@ -31,11 +32,15 @@ def read_tar(file: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     try:
         with open_file(file) as content, tarfile.open(fileobj=content) as members:
-            files = ((*_name(member), member) for member in members if member.isfile() and "." in _last(member))
+            files = ((*_name(member), member) for member in members if member.isfile() and _is_part(member))
             for key, group in groupby(files, lambda named: named[0]):
                 yield key, _row(file, members, [(kind, member) for _, kind, member in group])
     except tarfile.TarError as error:
         raise ValueError(f"{file} is no whole tar: {error}") from error
+
+
+def _is_part(member: tarfile.TarInfo) -> bool:
+    return "." in _last(member) and not is_hidden(PurePosixPath(member.name))
 
 
 def _last(member: tarfile.TarInfo) -> str:
@@ -74,5 +79,5 @@ def _value(kind: str, data: bytes) -> Any:
         return int(data)
     if last in TEXTS or last == "json":
         text = data.decode("utf-8-sig")
-        return parse_json(text) if last == "json" else text
+        return parse_json(text) if last == "json" else re.sub(r"\r?\n\Z", "", text)
     return None

@@ -25,7 +25,7 @@ from .tables import NOT_UTF8, read_table
 from .tars import read_tar
 
 
-FORMAT = "3"  # of what is stored; another one is converted anew
+FORMAT = "4"  # of what is stored; another one is converted anew
 JSON, TAR = "json", "tar"
 WITH_SOUND = 100  # rows that are written at once where they hold sounds; `datasets` does so itself
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
@@ -92,7 +92,7 @@ class TextRows(GeneratorBasedBuilder):
             str(part): list(chain.from_iterable(dl_manager.iter_files(path) for path in paths))
             for part, paths in get(self.config.data_files).items()
         }
-        self.info.features = _features(chain.from_iterable(self._rows(files) for files in parts.values()))
+        self.info.features = _features(_rows_alike(chain.from_iterable(parts.values()), self.config.kind))
         return [SplitGenerator(part, gen_kwargs={"files": files}) for part, files in parts.items()]
 
     def _generate_shards(self, files: list[str]) -> Iterator[str]:
@@ -119,7 +119,23 @@ def read_rows(file: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, row in values:
         if not isinstance(row, dict):
             raise ValueError(f"{file}, {place}: expected an object, got {json.dumps(row):.100}")
-        yield place, _with_clips(row, dirname(file)) if basename(file) in METADATA else row
+        yield place, _with_clips(row, dirname(file)) if basename(file).lower() in METADATA else row
+
+
+def _rows_alike(files: Iterable[str], kind: str) -> Iterator[dict[str, Any]]:
+    """The rows of files that are one set. Raises a `ValueError` where a file has nothing in common with those before it."""
+    known: dict[str, str] = {}  # columns, and the file that has them first
+    for file in files:
+        columns: dict[str, str] = {}
+        for _, row in read_rows(file, kind):
+            columns |= dict.fromkeys(row, file)
+            yield row
+        if known and columns and known.keys().isdisjoint(columns):
+            raise ValueError(
+                f"{file} has the columns {', '.join(columns)}, and {next(iter(known.values()))} has {', '.join(known)}: these are not one "
+                "set. Take the file that is no part of it out of the folder, or give the files as sets of their own"
+            )
+        known = columns | known
 
 
 def as_stored(rows: Sequence[Mapping[str, Any]]) -> Dataset:

@@ -5,7 +5,7 @@ them) or captions, each becomes an example of its own. Only (set, row, question)
 memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
 `{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, every audio item with its source in it. The
 set is called by its path, and by its configuration and split where the recipe names them: rows of another split are
-other clips. `clip` is `None` for chats, which need not be about one clip alone.
+other clips, as are other columns of one row. `clip` is `None` for chats, which need not be about one clip alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,8 @@ import numpy as np
 from datasets import Dataset, LargeList, List
 
 from .chats import audio_items, check_all_is_read, check_has_sound, check_is_answered, check_sound_is_read, fill_in
-from .open_dataset import open_dataset
+from .formats import AUDIO, SEGMENT
+from .open_dataset import open_dataset, other_folders
 from .reading import Reading, choose
 from .sources import DataSource
 
@@ -56,11 +57,16 @@ def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
 def describe_sets(examples: Dataset) -> list[str]:
     """How each set of some training data is read, a line for each, in the order of the sets."""
     return [
-        f"{source}: a stream, its length is not known; by its first {len(rows):,} rows read as {reading}"
+        f"{source}: a stream, its length is not known; by its first {counted(len(rows), 'row')} read as {reading}"
         if source.streaming
-        else f"{source}: {len(rows):,} rows, read as {reading}"
+        else f"{source}: {counted(len(rows), 'row')}, read as {reading}"
         for source, rows, reading in sets_of(examples)
     ]
+
+
+def counted(count: int, what: str) -> str:
+    """`1 row`, `1,000 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def set_of(examples: Dataset) -> "OpenSet":
@@ -92,9 +98,10 @@ def understand(source: DataSource, rows: Dataset) -> "OpenSet":
     Raises a `ValueError` that names it for one that fits no format, or several.
     """
     try:
-        return source, rows, choose(rows, source.columns, source.prompt, source.sound)
+        reading = choose(rows, source.columns, source.prompt, source.sound)
     except ValueError as error:
         raise ValueError(f"The training set {str(source)!r} {error}.") from error
+    return source, rows, replace(reading, elsewhere=other_folders(source.path, source.split))
 
 
 def _index(source: DataSource, rows: Dataset, reading: Reading) -> np.ndarray:
@@ -182,12 +189,18 @@ def read_example(
     """
     place = f"{source}, {place}"
     part = None if question == WHOLE_ROW else question
-    origin, clip = (place, None) if part is None else (f"{place}, {reading.format.part} {part}", place)
+    origin = place if part is None else f"{place}, {reading.format.part} {part}"
+    clip = None if part is None else ", ".join([place, *_columns_of_sound(source)])
     try:
         messages = _as_messages(row, number, part, reading, source.sound, source.folder)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from error
     return {"messages": messages, "origin": origin, "clip": clip}
+
+
+def _columns_of_sound(source: DataSource) -> list[str]:
+    """Those that a set's entry names: with others, the same row is about another clip."""
+    return [f"{name} {column}" for name, column in (source.columns or {}).items() if name in (AUDIO, *SEGMENT)]
 
 
 def _as_messages(
@@ -197,7 +210,7 @@ def _as_messages(
     check_all_is_read(example, chat, reading.read)
     if sound:
         check_sound_is_read(example, chat, clips, reading.read)
-    messages = fill_in(chat, clips, folder, tags=bool(sound))
+    messages = fill_in(chat, clips, folder, tags=bool(sound), elsewhere=reading.elsewhere)
     check_has_sound(messages, sound)
     check_is_answered(messages)
     return messages
