@@ -251,7 +251,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="falcon3-audio demo-app",
         description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add(
@@ -259,15 +258,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="MODEL",
         nargs="?",
         default=os.environ.get(MODEL_VARIABLE),
-        help="checkpoint: folder or Hub id",
+        help=f"checkpoint: folder or Hub id (default: the variable {MODEL_VARIABLE})",
     )
-    add("--host", help="address to listen on; GRADIO_SERVER_NAME, else 127.0.0.1")
-    add("--port", type=int, help="GRADIO_SERVER_PORT, else the first that is free from 7860")
-    add("--device", help="as torch names it; cuda where there is one, else cpu")
-    add("--max-seconds", type=float, default=Limits.seconds, help="longest clip")
-    add("--max-mb", type=float, default=Limits.megabytes, help="largest file")
-    add("--concurrency", type=int, default=2, help="answers that are generated at once")
-    add("--queue", type=int, default=20, help="questions that may wait; more are turned away")
+    add("--host", help="address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)")
+    add("--port", type=int, help="(default: GRADIO_SERVER_PORT, else the first that is free from 7860)")
+    add("--device", help="as torch names it (default: cuda where there is one, else cpu)")
+    add("--max-seconds", type=float, default=Limits.seconds, help="longest clip (default: %(default)g)")
+    add("--max-mb", type=float, default=Limits.megabytes, help="largest file (default: %(default)g)")
+    add("--concurrency", type=int, default=2, help="answers that are generated at once (default: %(default)s)")
+    add(
+        "--queue",
+        type=int,
+        default=20,
+        help="questions that may wait; more are turned away (default: %(default)s)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -14,14 +14,12 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-import soundfile
 import torch
 from transformers import (
     AutoModelForMultimodalLM,
@@ -33,8 +31,11 @@ from transformers import (
 )
 
 import falcon3_audio  # noqa: F401  registers the Auto classes
+from falcon3_audio.devices import LOWEST_TEMPERATURE
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
+from falcon3_audio.processing.announced_length import announced_length
 from falcon3_audio.processing.audio_files_falcon3_audio import UnknownFormatError
+from falcon3_audio.saved_json import readable_json
 
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,9 @@ def read_clip(path: str, limits: Limits) -> Clip:
     megabytes = Path(path).stat().st_size / 2**20
     if megabytes > limits.megabytes:
         raise ConversationError(f"{name} has {megabytes:.1f} MB; a file may have {limits.megabytes:g} MB.")
-    with suppress(soundfile.LibsndfileError):  # `load_audio` says what is wrong, or reads the file by other means
-        _check_length(name, soundfile.info(path).duration, limits)
+    announced = announced_length(path)
+    if announced and announced[0]:
+        _check_length(name, announced[0] / announced[1], limits)
     try:
         clip = Clip(name, load_audio(path, name="The clip", max_seconds=limits.seconds))
     except ValueError as error:
@@ -151,7 +153,8 @@ class Assistant:
                 the limits allow.
         """
         place = _device(device)
-        processor = AutoProcessor.from_pretrained(name)
+        with readable_json(name):
+            processor = AutoProcessor.from_pretrained(name)
         if not isinstance(processor, Falcon3AudioProcessor):
             raise ValueError(f"{name} is no Falcon3-Audio checkpoint: its processor is a {type(processor).__name__}.")
         if limits.seconds > processor.max_audio_seconds:
@@ -159,7 +162,8 @@ class Assistant:
                 f"The checkpoint hears at most {processor.max_audio_seconds:g} s of a clip (`max_audio_seconds` of its "
                 f"processor), so the limit cannot be {limits.seconds:g} s; give a lower one (--max-seconds)."
             )
-        model = AutoModelForMultimodalLM.from_pretrained(name, dtype="auto").to(place).eval()
+        with readable_json(name):
+            model = AutoModelForMultimodalLM.from_pretrained(name, dtype="auto").to(place).eval()
         return cls(model, processor, limits)
 
     def prepare(self, turns: Sequence[Turn], system_prompt: str = "", max_new_tokens: int | None = None) -> Prompt:
@@ -224,13 +228,14 @@ class Assistant:
         Args:
             inputs (`BatchFeature`): Of `prepare`'s prompt.
             max_new_tokens (`int`, *optional*): By default the limit.
-            temperature (`float`): 0 takes the likeliest token every time.
+            temperature (`float`): Below 1e-5, such as 0, the likeliest token is taken every time.
 
         Raises whatever the model raises, after the pieces that it gave before.
         """
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stopped = threading.Event()
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        draws = temperature >= LOWEST_TEMPERATURE
+        sampling = {"do_sample": True, "temperature": temperature} if draws else {"do_sample": False}
 
         def generate():
             try:

@@ -91,4 +91,5 @@ def _draw_grid(axes: Axes, clip: Clip, tokens: int, processor: Falcon3AudioProce
         f"{clip.name}: {clip.seconds:.2f} s, {tokens} tokens; a line every {every} ({1000 * step * token_seconds:g} ms)",
         color=GREY,
         fontsize=10,
+        parse_math=False,  # names may hold dollar signs
     )

@@ -9,13 +9,10 @@ from math import fsum
 
 import numpy as np
 
-from .wilson import Interval, wilson
+from .wilson import FEWEST_DIFFERING, Interval, wilson
 
 
 TAIL = 0.025  # on either side of the 95 % interval
-# If fewer clips differ, even all of them in one direction leave p above 0.05 (2 / 2**5 = 0.0625), and so few clips say
-# too little about the others for a bootstrap: with none, its interval would be [0, 0].
-FEWEST_DIFFERING = 6
 RESAMPLES = 10_000
 
 
@@ -33,7 +30,7 @@ def accuracy_interval(
     """
     found = np.asarray(right, int)
     sums, sizes = by_clip(found.T, np.asarray(clips))
-    if len(found) == 1 and len(sizes) == found.size or _alike(sums, sizes) and len(sizes) >= FEWEST_DIFFERING:
+    if len(found) == 1 and len(sizes) == found.size or alike(sums, sizes) and len(sizes) >= FEWEST_DIFFERING:
         return wilson(round(float(found.mean()) * len(sizes)), len(sizes))
     return bootstrap_interval(sums, sizes, RESAMPLES, seed=0) if len(sizes) >= FEWEST_DIFFERING else None
 
@@ -70,7 +67,7 @@ def difference_interval(
     by_seed = differences.reshape(len(sizes), -1)
     if np.count_nonzero(by_seed.any(1)) < FEWEST_DIFFERING:
         return None
-    if not _alike(by_seed, sizes):
+    if not alike(by_seed, sizes):
         return bootstrap_interval(differences, sizes, resamples, seed)
     mean = float(by_seed.sum() / sizes.sum() / by_seed.shape[1])
     least = mean * (2 * wilson(len(sizes), len(sizes))[0] - 1)
@@ -116,7 +113,7 @@ def by_clip(values: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return sums, sizes
 
 
-def _alike(sums: np.ndarray, sizes: np.ndarray) -> bool:
+def alike(sums: np.ndarray, sizes: np.ndarray) -> bool:
     """Whether sums, int `(clips, seeds)`, are the same share of the sizes, int `(clips,)`, for all clips and seeds."""
     return bool((sums * sizes[0] == sums[0, 0] * sizes[:, None]).all())
 

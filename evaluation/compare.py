@@ -29,8 +29,9 @@ from falcon3_audio.whole_files import as_json, whole_file
 from .intervals import clip_numbers
 from .paired import Paired, compare_pairs, interval_text, p_text, points, verdict_line
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
+from .questions import some
 from .rules import RULES, Verdict
-from .scored_rows import some, tidy
+from .scored_rows import answer_of, options_of, tidy
 
 
 GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
@@ -113,6 +114,11 @@ def compare(
     if without_open and (open_ids := [one.id for one, _ in pairs if one.is_open]):
         pairs = [(one, other) for one, other in pairs if not one.is_open]
         left_out |= {"open": open_ids}
+    if not pairs:
+        raise ValueError(
+            f"A ({a.path}) and B ({b.path}) hold open questions alone, which `falcon3-audio judge` has rated; there is nothing else "
+            "to compare."
+        )
     verdicts = [[RULES[rule](row) for row in side] for side in zip(*pairs)]
     right_a, right_b = (np.array([verdict is Verdict.RIGHT for verdict in side]) for side in verdicts)
     clips = clips_of(pairs)
@@ -155,8 +161,8 @@ def pair(a: Predictions, b: Predictions, common: bool) -> tuple[Pairs, dict[str,
     reasons = {
         "only in A": [row.id for row in a.rows if row.id not in of_b],
         "only in B": [row.id for row in b.rows if row.id not in of_a],
-        "with other choices": [one.id for one, other in both if one.choices != other.choices],
-        "with another answer": [one.id for one, other in both if one.answer != other.answer],
+        "with other choices": [one.id for one, other in both if options_of(one) != options_of(other)],
+        "with another answer": [one.id for one, other in both if answer_of(one) != answer_of(other)],
     }
     left_out = {reason: ids for reason, ids in reasons.items() if ids}
     differ = {*reasons["with other choices"], *reasons["with another answer"]}

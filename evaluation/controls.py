@@ -1,6 +1,6 @@
 """What a model should do worse on: the same questions without the right audio.
 
-"silence" plays zeros of the same length, rate and channels; "shuffled" the clip of another question, by one seeded
+"silence" plays zeros of the same length; "shuffled" the clip of another question, by one seeded
 permutation of the clips in which none keeps its place, among clips of one task where it has several; "text-only"
 nothing. A benchmark on which a model does as well as before does not measure its hearing.
 """
@@ -12,14 +12,13 @@ from functools import partial
 
 import soundfile
 
-from falcon3_audio.processing import load_audio
+from falcon3_audio.processing import SAMPLING_RATE, load_audio
 
-from .questions import Clip, Question
+from .questions import TASK_KEYS, Clip, Question
 
 
 Clips = tuple[Clip, ...]
 Names = tuple[str, ...]  # of the clips of one question
-TASK_KEYS = ("task", "task_name")  # where benchmarks keep the task in a question's `groups`
 BLOCK = 65_536  # frames that are read at once
 
 
@@ -34,16 +33,30 @@ def heard(questions: Sequence[Question], control: str, seed: int = 0) -> list[Cl
 
 def silence_like(data: bytes, name: str) -> bytes:
     """
-    A wav file of zeros with the frames, channels and rate of an encoded file.
+    A wav file of zeros with the length of an encoded file, see `rewrite_as_wav`.
 
     Raises a `ValueError` for what cannot be heard, so that the same questions fail with and without sound.
     """
-    load_audio(data, name=name)
-    return rewrite_as_wav(data, volume=0.0)
+    return rewrite_as_wav(data, name, volume=0.0)
 
 
-def rewrite_as_wav(data: bytes, volume: float = 1.0) -> bytes:
-    """A wav file (16 bits) with the frames, channels and rate of an encoded file, the samples times `volume`."""
+def rewrite_as_wav(data: bytes, name: str, volume: float = 1.0) -> bytes:
+    """
+    A wav file (16 bits) with the frames, channels and rate of an encoded file, the samples times `volume`; of what soundfile
+    cannot read (m4a, a flac that does not say how long it is) with those that a model would hear: 16 kHz, mono.
+
+    Raises a `ValueError` that names the clip for what cannot be heard.
+    """
+    samples = load_audio(data, name=name)
+    try:
+        return _rewrite(data, volume)
+    except soundfile.LibsndfileError:
+        wav = io.BytesIO()
+        soundfile.write(wav, volume * samples, SAMPLING_RATE, "PCM_16", format="WAV")
+        return wav.getvalue()
+
+
+def _rewrite(data: bytes, volume: float) -> bytes:
     wav = io.BytesIO()
     with (
         soundfile.SoundFile(io.BytesIO(data)) as source,

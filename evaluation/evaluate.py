@@ -36,7 +36,10 @@ REMOTE_ONLY = ("endpoint_model", "api_key_env")
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Generates and scores; returns the exit code of the scoring; where nothing is scored here, 1 if questions failed or were left out. Errors: see `main`."""
+    """
+    Generates and scores; returns the exit code of the scoring; where nothing is scored here, 1 if questions failed or were
+    left out, unless that is allowed. Errors: see `main`.
+    """
     benchmark = BENCHMARKS[options.benchmark]
     prompt = read_prompt(options.prompt_file) if options.prompt_file else options.prompt or benchmark.prompt
     questions = benchmark.load(options.data, options.audio_root, options.on_error)
@@ -63,19 +66,21 @@ def evaluate(options: argparse.Namespace) -> int:
     if statuses[FAILED] == sum(statuses.values()):
         first = read_predictions(options.output_dir).rows[0]
         raise ValueError(f"Every question failed, the first because: {first.error}")
+    is_incomplete = bool(statuses[FAILED] or questions.left_out) and not options.allow_incomplete
     if not benchmark.rules:
         print(f"Open answers are scored by a judge: falcon3-audio judge {options.output_dir}")
-        return 1 if statuses[FAILED] or questions.left_out else 0
+        return int(is_incomplete)
     if all(question.answer is None and question.check is None for question in questions.questions):
         print("The benchmark keeps its answers to itself: there is nothing to score.")
-        return 1 if statuses[FAILED] or questions.left_out else 0
+        return int(is_incomplete)
     judged = [question.id for question in questions.questions if not question.choices and question.check is None]
+    arguments = [str(options.output_dir), *(["--allow-incomplete"] if options.allow_incomplete else [])]
     if not judged or len(judged) == len(questions.questions):
-        return score.main([str(options.output_dir)])
+        return score.main(arguments)
     print(
         f"{len(judged)} questions are open and not in this score: falcon3-audio judge {options.output_dir} has them rated."
     )
-    return score.main([str(options.output_dir), "--without-open"])
+    return score.main([*arguments, "--without-open"])
 
 
 def _place() -> tuple[int, int]:
@@ -110,6 +115,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--on-error", choices=("raise", "skip"), default="raise", help="what to do with faulty rows of the file"
     )
     parser.add_argument("--output-dir", required=True, type=Path, help="folder for the predictions")
+    parser.add_argument(
+        "--allow-incomplete", action="store_true", help="exit with 0 though questions failed or were left out"
+    )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help="folder or Hub id of a transformers model that takes audio")
     model.add_argument("--endpoint", metavar="URL", help="of a server, such as http://127.0.0.1:8000/v1")

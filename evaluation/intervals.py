@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from .wilson import Interval, wilson
+from .wilson import FEWEST_DIFFERING, Interval, wilson
 
 
 def clip_numbers(names: Sequence[Sequence[str]]) -> list[int]:
@@ -91,9 +91,10 @@ def bootstrap_rate(
     clips: Sequence[int] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> Interval:
+) -> Interval | None:
     """
-    Percentile bootstrap interval for sum(errors) / sum(sizes), such as a word error rate; whole clips are redrawn.
+    Percentile bootstrap interval for sum(errors) / sum(sizes), such as a word error rate; whole clips are redrawn. `None`
+    for fewer than `FEWEST_DIFFERING` clips, and where all draws are alike.
 
     Args:
         errors, sizes: of each row, of equal length; every size is at least 1.
@@ -107,16 +108,18 @@ def bootstrap_rate(
         raise ValueError(
             f"got {len(errors)} error counts for {len(sizes)} rows; expected as many, and sizes of 1 or more."
         )
-    draw = random.Random(seed)
     sums: dict[int, tuple[int, int]] = {}
     for clip, error, size in zip(range(len(errors)) if clips is None else clips, errors, sizes):
         before = sums.get(clip, (0, 0))
         sums[clip] = (before[0] + error, before[1] + size)
     rows = list(sums.values())
-    rates = []
+    if len(rows) < FEWEST_DIFFERING:
+        return None
+    draw, rates = random.Random(seed), []
     for _ in range(resamples):
         drawn = draw.choices(rows, k=len(rows))
         rates.append(sum(error for error, _ in drawn) / sum(size for _, size in drawn))
     rates.sort()
     last = resamples - 1
-    return rates[round(0.025 * last)], rates[round(0.975 * last)]
+    low, high = rates[round(0.025 * last)], rates[round(0.975 * last)]
+    return (low, high) if low < high else None

@@ -36,12 +36,12 @@ from .judged import JUDGEMENTS, RESULT
 from .length_control import RESAMPLES, Controlled, at_equal_length, count_words, mean, spearman
 from .load_air_bench import CHAT
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
+from .questions import TASK_KEYS, some
 
 
 # AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give another score each time.
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
 REPLIES = "replies"
-TASK_KEYS = ("task_name", "task")  # where the task stands in a prediction's `groups`
 NO_REFERENCE = "answers without a reference have no length to be equal to"
 NO_REPLY, ERROR, CUT, UNREADABLE = "no answer from the model", "endpoint error", "reply cut off", "unreadable reply"
 
@@ -105,9 +105,8 @@ def _check(rows: Sequence[Prediction], path: str, rubric: Rubric) -> None:
     for name, alias in needed.items():
         lacking = [row.id for row in rows if not getattr(row, name)]
         if lacking:
-            named = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
             raise ValueError(
-                f"{path}: {len(lacking)} of {len(rows)} rows have no {name!r} ({named}). The judge hears nothing: each "
+                f"{path}: {some(lacking)} of {len(rows)} have no {name!r}. The judge hears nothing: each "
                 f"row needs {', '.join(needed)} (AIR-Bench's key for this one: {alias!r})."
             )
 
@@ -300,11 +299,11 @@ def _write(path: Path, text: str) -> None:
 
 def _gaps(result: dict[str, Any]) -> str:
     """Which answers have no score, and why; empty if all have one."""
-    gaps = []
-    for name, block in result["judges"].items():
-        for reason, ids in block["failures"].items():
-            gaps.append(f"{name}: {reason}: {len(ids)} ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})")
-    return "; ".join(gaps)
+    return "; ".join(
+        f"{name}: {reason}: {some(ids)}"
+        for name, block in result["judges"].items()
+        for reason, ids in block["failures"].items()
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from .judge_prompts import RUBRICS
 from .load_checks import read_rows
 from .predictions import Prediction
+from .questions import spelled_id
 
 
 RESULT, JUDGEMENTS = "judge.json", "judgements.jsonl"  # as judge.py writes them
@@ -40,7 +41,7 @@ def read_judged(folder: Path, predictions_sha256: str) -> tuple[dict[str, float 
     if known != predictions_sha256:
         raise ValueError(f"{folder} has judgements of other predictions (sha256 {known[:16]}); judge these.")
     rows, _ = read_rows(folder / JUDGEMENTS)
-    shares = {row["id"]: None if row["score"] is None else row["score"] / highest for _, row in rows}
+    shares = {spelled_id(row["id"]): None if row["score"] is None else row["score"] / highest for _, row in rows}
     judge = {"rubric": rubric, "judges": list(result["judges"]), "reported": provenance["judges_as_reported"]}
     return shares, judge
 

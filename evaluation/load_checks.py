@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from falcon3_audio.strict_json import parse_json
 
-from .questions import Clip, Question, QuestionSet
+from .questions import Clip, Question, QuestionSet, spelled_id
 
 
 OnError = Literal["raise", "skip"]
@@ -122,9 +122,10 @@ def collect(
         count += 1
         try:
             question = to_question(object_of(row))
-            if question.id in questions:
+            identity = spelled_id(question.id)
+            if identity in questions:
                 raise RowFault(DUPLICATE, "an earlier row has it")
-            questions[question.id] = question
+            questions[identity] = question
         except RowFault as fault:
             faults.setdefault(fault.reason, []).append((_id_or_place(row, place), place, fault.detail))
     if count == 0:
@@ -136,8 +137,8 @@ def collect(
 
 
 def _id_or_place(row: Any, place: str) -> str:
-    identity = row.get("id", row.get("uniq_id")) if isinstance(row, dict) else None
-    return place if identity is None else str(identity)
+    key = id_key(row) if isinstance(row, dict) else None
+    return place if key is None else str(row[key])
 
 
 def _message(path: Path, count: int, faults: dict[str, list[Fault]]) -> str:
@@ -170,6 +171,11 @@ def object_of(row: Any) -> dict[str, Any]:
     return row
 
 
+def id_key(row: dict[str, Any]) -> str | None:
+    """Under which key a published row has its id; `None` where it has none."""
+    return next((name for name in ("id", "uniq_id") if row.get(name) is not None), None)
+
+
 def id_of(row: dict[str, Any], key: str = "id") -> str:
     """The row's id, a text or an integer. Raises `RowFault` for anything else."""
     value = row.get(key)
@@ -186,10 +192,10 @@ def optional_text_of(row: dict[str, Any], key: str) -> str | None:
 
 def groups_of(row: dict[str, Any], keys: Iterable[str]) -> dict[str, str]:
     """
-    Those of the groups that the row has. Some MMAU rows have a list of one category. Raises `RowFault` for a value that is
-    neither a text nor a number nor a list of these.
+    Those of the groups that the row has; an empty text or list is none, the number 0 is one. Some MMAU rows have a list of
+    one category. Raises `RowFault` for a value that is neither a text nor a number nor a list of these.
     """
-    values = {key: row[key] for key in keys if row.get(key)}
+    values = {key: row[key] for key in keys if row.get(key) not in (None, "", [])}
     for key, value in values.items():
         parts = value if isinstance(value, list) else [value]
         if not all(isinstance(part, (str, int, float)) for part in parts):

@@ -8,7 +8,6 @@ Run: `load_mmau("MMAU/mmau-test-mini.json")`, with the clips in `MMAU/test-mini-
 
 import json
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from .load_checks import (
@@ -22,11 +21,11 @@ from .load_checks import (
     collect,
     groups_of,
     id_of,
-    position_of,
     read_rows,
     text_of,
 )
 from .load_parquet import clip_in, is_parquet, open_parquet, table_rows
+from .option_labels import without_label, without_labels
 from .questions import Question, QuestionSet
 
 
@@ -107,7 +106,7 @@ def _load_parquet(path: Path, audio_root: Path | None, on_error: OnError) -> Que
             audio=(clip,),
             question=text_of(row, "instruction"),
             choices=choices,
-            answer=answer_among(_without_label(text_of(row, "answer"), labelled), choices) if answered else None,
+            answer=answer_among(without_label(text_of(row, "answer"), labelled), choices) if answered else None,
             groups=groups_of(row, MMAU_GROUPS),
         )
 
@@ -121,21 +120,3 @@ def _attributes(text: Any) -> dict[str, Any]:
     except (TypeError, ValueError):
         return {}
     return attributes if isinstance(attributes, dict) else {}
-
-
-def without_labels(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """
-    The choices without "(A) ", "(B) ", ... if all of them begin so, in order.
-
-    Once, and only then: "A" and the chord "B:maj/1" are options in themselves.
-    """
-    labels = [f"({letter}) " for letter in ascii_uppercase[: len(choices)]]
-    if len(labels) < len(choices) or not all(map(str.startswith, choices, labels)):
-        return choices
-    return tuple(map(str.removeprefix, choices, labels))
-
-
-def _without_label(answer: str, labelled: tuple[str, ...]) -> str:
-    """The text of an answer that is written as the labelled choices are; another answer as it is."""
-    position = position_of(answer, labelled)
-    return answer if position is None else without_labels(labelled)[position]

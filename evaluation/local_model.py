@@ -17,7 +17,9 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import pipeline
 
 from falcon3_audio import AudioTextToTextPipeline
+from falcon3_audio.devices import DEVICE_ERRORS
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
+from falcon3_audio.saved_json import readable_json
 
 from .answerers import Item, NoAudio, Outcome, RunStopped, answered, by_clip, failed
 from .questions import Clip, file_sha256
@@ -25,8 +27,6 @@ from .questions import Clip, file_sha256
 
 # What decides the answers of a model in a folder; other files there (logs, cards, optimizer states) do not.
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
-# Errors after which a CUDA device answers nothing more (torch 2.8 and later).
-DEVICE_ERRORS: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
 class CountingPipeline(AudioTextToTextPipeline):
@@ -86,19 +86,10 @@ class LocalModel:
     ):
         self.name, self.batch_size = model, batch_size
         self._decoding = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
-        try:
-            self._pipe = pipeline(
-                "audio-text-to-text",
-                model=model,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                dtype=dtype,
-                device=device,
-                pipeline_class=CountingPipeline,
+        with readable_json(model):
+            self._pipe = _load(
+                model, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, device=device
             )
-        # No processor but a tokenizer; no such device, or one without room; no such device in this build of torch.
-        except (TypeError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"{model} cannot be loaded to be asked about audio: {error}") from error
         rate = getattr(getattr(self._pipe.processor, "feature_extractor", None), "sampling_rate", SAMPLING_RATE)
         if rate != SAMPLING_RATE:
             raise ValueError(f"{model} wants audio at {rate} Hz; only models for {SAMPLING_RATE} Hz can be evaluated.")
@@ -210,6 +201,14 @@ class LocalModel:
                 f"{self._pipe.device} failed on the questions {ids} and answers nothing more in this process: {error} "
                 "The same command goes on here."
             ) from error
+
+
+def _load(model: str, **options: Any) -> CountingPipeline:
+    try:
+        return pipeline("audio-text-to-text", model=model, pipeline_class=CountingPipeline, **options)
+    # No processor but a tokenizer; no such device, or one without room; no such device in this build of torch.
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{model} cannot be loaded to be asked about audio: {error}") from error
 
 
 def own_device() -> str | None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .clip_intervals import FEWEST_DIFFERING, TAIL, by_clip, difference_interval, standard_error
+from .clip_intervals import TAIL, alike, by_clip, difference_interval, standard_error
+from .wilson import FEWEST_DIFFERING
 
 
 POWER = 0.8
@@ -25,7 +26,7 @@ class Paired:
         both_right, only_a, only_b, both_wrong: questions; together `n`.
         accuracy_a, accuracy_b, difference: shares; `difference` is B - A.
         interval: 95 %, of the difference. Like the two below `None` where fewer than `FEWEST_DIFFERING` clips differ.
-        standard_error: of the difference.
+        standard_error: of the difference; `None` too where all clips differ alike, which leaves no spread to estimate.
         detectable: the true difference that a set like this one would show (p < 0.05) in four of five cases.
         p: exact, two-sided, clip by clip (`swap_p`).
         mcnemar_p: exact McNemar, which takes questions for independent; equal to `p` if each clip has one question.
@@ -73,7 +74,7 @@ def compare_pairs(a: np.ndarray, b: np.ndarray, clips: np.ndarray, resamples: in
     a, b = a.astype(bool), b.astype(bool)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     differences, sizes = by_clip(b.astype(int) - a, clips)
-    enough = np.count_nonzero(differences) >= FEWEST_DIFFERING
+    enough = np.count_nonzero(differences) >= FEWEST_DIFFERING and not alike(differences[:, None], sizes)
     error = standard_error(differences, sizes) if enough else None
     return Paired(
         n=len(a),
@@ -137,7 +138,7 @@ def verdict_line(result: Paired) -> str:
             f"B is better by {points(result.difference)} points {interval_text(result.interval)}, {p_text(result.p)}"
         )
     found = f"no difference can be shown at n = {result.n}: B - A is {points(result.difference)} points"
-    if result.interval is None or result.detectable is None:
+    if result.interval is None:
         return (
             f"{found}, {p_text(result.p)}; they differ on fewer than {FEWEST_DIFFERING} clips, too few for an interval"
         )

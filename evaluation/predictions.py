@@ -7,16 +7,28 @@ key, the first of these that is in the file; where another holds something else,
 """
 
 import json
-import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .instruction_checks import check_of
-from .load_checks import FIELD, Row, RowFault, choices_of, groups_of, id_of, object_of, optional_text_of, read_rows
+from .load_checks import (
+    FIELD,
+    Row,
+    RowFault,
+    choices_of,
+    groups_of,
+    id_key,
+    id_of,
+    object_of,
+    optional_text_of,
+    read_rows,
+)
 from .load_mmau_pro import GROUPS as MMAU_PRO_GROUPS
 from .load_mmau_pro import WITHOUT_OPTIONS, check_in
 from .load_parquet import is_parquet, plain_rows
+from .questions import spelled_id
 
 
 PREDICTIONS = "predictions.jsonl"
@@ -110,7 +122,7 @@ def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
     rows = tuple(_checked(row, found, f"{path}, {place}") for place, row in content)
     first: dict[str, str] = {}
     for (place, _), row in zip(content, rows):
-        identity = unicodedata.normalize("NFC", row.id.strip())
+        identity = spelled_id(row.id)
         if first.setdefault(identity, place) != place:
             raise ValueError(f"{path}: {first[identity]} and {place} have the same id {identity!r}.")
     provenance = _provenance(path.parent / RUN) if path.name == PREDICTIONS else {}
@@ -145,11 +157,49 @@ def _provenance(path: Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(run, dict) or not all(
-        isinstance(run.get(name) or {}, dict) for name in ("left_out", "data_sha256")
-    ):
-        raise ValueError(f"{path} is not what `falcon3-audio evaluate` writes; expected a JSON object.")
+    if not isinstance(run, dict):
+        raise ValueError(
+            f"{path} is not what `falcon3-audio evaluate` writes; expected a JSON object, got {run!r:.100}."
+        )
+    for name, (is_fine, expected) in OF_RUN.items():
+        if run.get(name) is not None and not is_fine(run[name]):
+            raise ValueError(
+                f"{path} is not what `falcon3-audio evaluate` writes: {name!r} is {run[name]!r:.100}, expected {expected}."
+            )
     return {name: {} if name == "left_out" and value is None else value for name, value in run.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _are_lists(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(part, list) and all(map(_is_text, part)) for part in parts)
+
+
+# What of run.json is read here and in model cards; each may be null.
+OF_RUN: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        (
+            "benchmark",
+            "model",
+            "model_commit",
+            "model_commit_is",
+            "model_dtype",
+            "prompt",
+            "prompt_example",
+            "control",
+        ),
+        (_is_text, "a text"),
+    ),
+    **dict.fromkeys(("data_sha256", "paraphrases_sha256", "versions"), (_are_texts, "texts by name")),
+    "left_out": (_are_lists, "lists of ids by reason"),
+}
 
 
 def _checked(row: Any, key: str | None, where: str) -> Prediction:
@@ -207,7 +257,7 @@ def _check(check: Any) -> dict[str, Any] | None:
 
 
 def _published(row: dict[str, Any], key: str | None) -> Prediction:
-    identity = next((name for name in ("id", "uniq_id") if row.get(name) is not None), None)
+    identity = id_key(row)
     if identity is None:
         raise RowFault(FIELD, f"no id (looked for 'id' and 'uniq_id' among {sorted(row)})")
     # MMAU-Pro's, which alone has such a key; categories of others may have the same names.

@@ -5,11 +5,16 @@ benchmark of many gigabytes costs no memory.
 """
 
 import hashlib
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+
+TASK_KEYS = ("task_name", "task")  # where benchmarks keep the task in a question's `groups`
+NAMED = 3  # questions that a message names
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,17 @@ class QuestionSet:
     questions: tuple[Question, ...]
     sha256: dict[str, str]
     left_out: dict[str, list[str]] = field(default_factory=dict)
+
+
+def spelled_id(identity: str) -> str:
+    """An id in one Unicode spelling and without white space around: by it rows of two files are about the same question."""
+    return unicodedata.normalize("NFC", identity.strip())
+
+
+def some(ids: Sequence[str], of: str = "question") -> str:
+    """How many questions, or what else they are `of`, and the first few by name."""
+    more = ", ..." if len(ids) > NAMED else ""
+    return f"{len(ids)} {of}{'' if len(ids) == 1 else 's'} ({', '.join(ids[:NAMED])}{more})"
 
 
 def file_sha256(path: str | Path) -> str:

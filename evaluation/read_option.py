@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Sequence
 from string import ascii_uppercase
 
+from .option_labels import without_labels
+
 
 def resolve(reply: str, choices: Sequence[str]) -> str | None:
     """
@@ -22,12 +24,20 @@ def resolve(reply: str, choices: Sequence[str]) -> str | None:
        A label beside such a text that says otherwise is passed over: "(A) Woman" is "Woman".
     2. Of a reply with reasons, what stands before "because" and the like, unless the reply changes its mind in them.
     3. The one option that texts and letters name together. An option within a longer one that is named ("Funk" in "Funk
-       rock") is not named, nor is one of a single letter. Letters are labels where the options hold no letters or chords
-       themselves. A reply with a negation means none, unless options say "no" or "not" too.
+       rock") is not named, nor is one of a single letter, nor a number that is part of another ("-1", "two hundred").
+       Letters are labels where the options hold no letters or chords themselves. A reply with a negation means none, unless
+       it is the option's own, or "no" is an option.
+
+    Of options with labels ("(A) Man", "(B) Woman") the texts behind them are looked for first.
     """
-    plain, options = _plain(reply), {_plain(choice): choice for choice in reversed(choices)}
     if reply.strip() in choices:
         return reply.strip()
+    texts = without_labels(choices)
+    if texts != tuple(choices) and len(set(texts)) == len(texts) and all(map(str.strip, texts)):
+        text = resolve(reply, texts)
+        if text is not None:
+            return choices[texts.index(text)]
+    plain, options = _plain(reply), {_plain(choice): choice for choice in reversed(choices)}
     spelled = list(dict.fromkeys(map(_plain, choices)))
     if len(spelled) < len(set(choices)):  # options that differ in nothing but their Unicode spelling
         return None
@@ -81,6 +91,8 @@ _SECOND_THOUGHT = re.compile(
 _LABEL = re.compile(
     r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?([a-z])(?:[)\]]+\s*[.:]?\s*|[.:]\s+|\s+-\s+|\W*$)", re.IGNORECASE
 )
+# "B.Female", "B:女": a label only where an option stands behind it, see `_same_beside_label`.
+_TIGHT_LABEL = re.compile(r"[(\[]?[a-z][.:](?=\S)", re.IGNORECASE)
 _LABEL_BEHIND = re.compile(r"(.*\S)\s*[(\[]([a-z])[)\]]\W*$", re.DOTALL | re.IGNORECASE)
 # A letter that stands for itself. "A" and "I" before a word are an article and the speaker; "I'd" and "C#" are others.
 _ALONE = (
@@ -104,6 +116,13 @@ _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot|without|excep
 _REJECTION = re.compile(
     r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt(?:s|ed|ful)?|less likely|least likely)\b|不"
 )
+# Before a number, and behind one, that makes it another: "-1", "more than 2", "two hundred", "twenty-five", "2 or more".
+_OTHER_BEFORE = r"(?P<before>-(?=\d)|(?:minus|negative|more than|less than|fewer than) )?"
+_OTHER_BEHIND = (
+    r"(?P<behind>(?<=ty) (?:one|two|three|four|five|six|seven|eight|nine)(?![\w-])"
+    r"| (?:hundred|thousand|million|or more|or less|or fewer)(?![\w-]))?"
+)
+_ANOTHER = ""  # in the place of an option that such a number is not
 # These give no answer; their "no" is not one to a yes-no question.
 _NO_ANSWER = re.compile(r"\bno (?:idea|clue|answer|opinion|response|information|way (?:to|of)|one (?:can|could))\b")
 _WRONG_LEAD_IN = re.compile(
@@ -116,6 +135,7 @@ _ARTICLE = re.compile(r"^(?:an?|the)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)(
 _LETTER_IN_OPTION = re.compile(r"(?<![\w'])(?!(?:A|I)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)\w)[A-Z](?![\w'])")
 _LIST_MARK = re.compile(r"^(?:[-•>#]+\s+)+")
 _SPACE = re.compile(r"\s+")
+_LOOSE_BRACKETS = re.compile(r"([(\[]) ?([A-Za-z]) ?([)\]])")  # "( B )"
 _OUTER = " \t\r\n.,;:!?\"'`*_()[]<>{}$。，、；：！？「」"
 _PLAIN = str.maketrans(
     {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
@@ -129,7 +149,8 @@ _PLAIN = str.maketrans(
 def _plain(text: str) -> str:
     """One spelling, and of each run of white space one character: patterns take long for runs."""
     text = unicodedata.normalize("NFC", text).translate(_PLAIN)
-    return _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text).strip()
+    text = _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text).strip()
+    return _LOOSE_BRACKETS.sub(r"\1\2\3", text)
 
 
 def _resolve(reply: str, choices: Sequence[str]) -> str | None:
@@ -167,8 +188,9 @@ def _meant(text: str, choices: Sequence[str]) -> str | None:
 def _same_beside_label(text: str, choices: Sequence[str]) -> str | None:
     """The option that a text is, also with a label before or behind it."""
     text = _TAIL.sub("", text)
-    behind = _LABEL_BEHIND.match(text)
-    for part in (text, _split_label(text)[1], behind.group(1) if behind else ""):
+    tight, behind = _TIGHT_LABEL.match(text), _LABEL_BEHIND.match(text)
+    parts = (text[tight.end() :] if tight else "", behind.group(1) if behind else "")
+    for part in (text, _split_label(text)[1], *parts):
         option = _same(part, choices)
         if option is not None:
             return option
@@ -183,21 +205,26 @@ def _together(text: str, choices: Sequence[str]) -> str | None:
     if not _fold(rest):
         return labelled
     named, others = _named(_fold(rest), choices)
-    if len(named) > 1 or _negated(others, choices):
-        return None
     stated = ({labelled} if labelled else set()) | _letters(_STATED, rest, choices)
-    if named:
-        return named.pop() if stated <= named and not _other_letters(rest, next(iter(named)), choices) else None
-    mentioned = stated | _letters(_MENTIONED, rest, choices)
-    return mentioned.pop() if len(stated) == 1 and mentioned == stated else None
+    if len(named) != 1:
+        mentioned = stated | _letters(_MENTIONED, rest, choices)
+        found = stated if not named and len(stated) == 1 and mentioned == stated else set()
+    else:
+        found = named - {_ANOTHER} if stated <= named else set()
+    option = next(iter(found), None)
+    if option is None or _negated(others, option, choices) or named and _other_letters(rest, option, choices):
+        return None
+    return option
 
 
-def _negated(text: str, choices: Sequence[str]) -> bool:
-    """Whether a text, without the options that it names, denies or rules something out in words that no option has."""
-    folded = [choice.casefold() for choice in choices]
-    if _NEGATION.search(text) and not any(map(_NEGATION.search, folded)):
-        return True
-    return not set(_REJECTION.findall(text)) <= {word for choice in folded for word in _REJECTION.findall(choice)}
+def _negated(text: str, option: str, choices: Sequence[str]) -> bool:
+    """
+    Whether a text, without the option that it names, denies or rules something out in words that the option has not. Where
+    "no" is an option, "yes, it is not loud" is an answer.
+    """
+    own = option.casefold()
+    is_denied = _NEGATION.search(text) and not _NEGATION.search(own) and "no" not in map(_fold, choices)
+    return bool(is_denied) or not set(_REJECTION.findall(text)) <= set(_REJECTION.findall(own))
 
 
 def _other_letters(text: str, named: str, choices: Sequence[str]) -> bool:
@@ -290,20 +317,21 @@ def _first_word(choice: str) -> str:
 
 
 def _named(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
-    """The options named in a folded text, and the text without them."""
+    """The options named in a folded text, `_ANOTHER` for a number that is none of them, and the text without all these."""
     spans: dict[tuple[int, int], set[str]] = {}
     for choice in set(choices):
         folded = _fold(choice)
         if len(folded) > 1 or folded.isdigit():
             # Not in the middle of a word, a number ("1.63"), a chord ("C#", "A:maj/1") or "twenty-three".
-            pattern = rf"(?<![\w#])(?<!\w[./:-]){re.escape(folded)}(?![\w#]|[./:-]\w)"
+            pattern = rf"(?<![\w#])(?<!\w[./:-]){_OTHER_BEFORE}{re.escape(folded)}(?![\w#]|[./:-]\w){_OTHER_BEHIND}"
             for match in re.finditer(pattern, text):
-                spans.setdefault(match.span(), set()).add(choice)
+                is_another = match["before"] or match["behind"]
+                spans.setdefault(match.span(), set()).add(_ANOTHER if is_another else choice)
     outer: list[tuple[int, int]] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not outer or end > outer[-1][1]:  # else within the last one, which began no later
             outer.append((start, end))
-    named = {choice for span in outer for choice in spans[span]}
+    named = {choice for span in outer for choice in spans[span] - {_ANOTHER} or {_ANOTHER}}
     starts, ends = [start for start, _ in outer], [end for _, end in outer]
     return named, " ".join(text[end:start] for end, start in zip([0, *ends], [*starts, len(text)]))
 

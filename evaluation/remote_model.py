@@ -97,14 +97,18 @@ class RemoteModel:
 
 def as_wav(data: bytes, name: str) -> bytes:
     """
-    A wav file with the sound of an encoded file: itself if it is one, else 16 bits at its own rate and channels.
+    A wav file with the sound of an encoded file: itself if it is one, else 16 bits, see `rewrite_as_wav`.
 
     Raises a `ValueError` that names the clip for what cannot be heard.
     """
+    try:
+        is_wav = soundfile.info(io.BytesIO(data)).format in ("WAV", "WAVEX")
+    except soundfile.LibsndfileError:  # a format that only `load_audio` knows, or no sound
+        is_wav = False
+    if not is_wav:
+        return rewrite_as_wav(data, name)
     load_audio(data, name=name)
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        is_wav = file.format in ("WAV", "WAVEX")
-    return data if is_wav else rewrite_as_wav(data)
+    return data
 
 
 def _chat(prompt: str, wavs: list[bytes]) -> list[dict[str, Any]]:

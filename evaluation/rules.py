@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from .instruction_checks import follows
+from .option_labels import without_labels
 from .predictions import ANSWERED, MISSING, Prediction
 from .read_option import resolve, same_spelling
 
@@ -89,7 +90,8 @@ def content(row: Prediction) -> Verdict:
     Raises:
         `ValueError`: a row without an answer or without options, or whose answer is none of them.
     """
-    same = (choice for choice in row.choices if same_spelling(choice, _answer(row)))
+    spelled = [*zip(row.choices, row.choices), *zip(without_labels(row.choices), row.choices)]
+    same = (choice for text, choice in spelled if same_spelling(text, _answer(row)))
     answer = next(same, None) or row.choices[_position(row)]
     if row.reply is None or not row.reply.strip():
         return Verdict.WRONG

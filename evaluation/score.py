@@ -41,9 +41,11 @@ from .predictions import (
     Predictions,
     read_predictions,
 )
+from .questions import some
 from .rules import RULES, Verdict, answer_option
 from .score_tables import ALWAYS, UNANSWERABLE, show
-from .scored_rows import NO_GROUP, check_answers, questions_of, some
+from .scored_rows import NO_GROUP, check_answers, questions_of
+from .submission import write_submission
 from .word_errors import (
     UNITS,
     WER,
@@ -144,10 +146,18 @@ def score(
         **({} if judged is None else {"overall": _overall(everything, rules, Path(judged), predictions.sha256)}),
         "baselines": baselines(rows) if all(row.choices for row in rows) else None,
         "spelling": spelling,
-        "notes": [NOTE] if captions else [],
+        "notes": [NOTE] * captions + _left_out_notes(scores),
         "run": predictions.provenance,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
+
+
+def _left_out_notes(scores: dict[str, Any]) -> list[str]:
+    return [
+        f"By {rule}, {found['left_out']} of {found['left_out'] + found['n']} references are left out: the normaliser leaves no word of them."
+        for rule, found in scores.items()
+        if found.get("left_out")
+    ]
 
 
 def _ways(run: dict[str, Any]) -> tuple[str | None, str]:
@@ -286,32 +296,14 @@ def _errors(rule: str, rows: Sequence[Prediction], spelling: str | None) -> list
         normalize = (
             normalizer(read_spelling(spelling) if spelling else None) if rule == WER else character_normalizer()
         )
-        return count_word_errors(references, hypotheses, normalize, [row.id for row in rows])
+        found = count_word_errors(references, hypotheses, normalize)
     except ImportError as error:
         raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
-
-
-def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None:
-    """
-    MMAU's form of a submission: the benchmark's own rows, each with the reply, as it is, under `model_prediction`.
-
-    Raises:
-        `ValueError`: `data` is no JSON list, or a question has no reply.
-    """
-    questions = json.loads(data.read_text(encoding="utf-8"))
-    if not isinstance(questions, list):
-        raise ValueError(f"{data} is no JSON list of questions; a submission is made of MMAU's JSON file.")
-    unanswered = [row.id for row in rows if row.reply is None]
-    if unanswered:
-        raise ValueError(f"{some(unanswered)} have no reply; ask them first.")
-    replies = {row.id: row.reply for row in rows}
-    write_json(
-        path,
-        [
-            question | {"model_prediction": replies[str(question.get("id", question.get("uniq_id")))]}
-            for question in questions
-        ],
-    )
+    if not any(row.words for row in found):
+        raise ValueError(
+            f"--rule {rule} leaves no word of any of the {len(rows)} references, such as {references[0]!r}; it is for transcripts."
+        )
+    return found
 
 
 def _beside(path: Path) -> Path:
@@ -333,6 +325,9 @@ def _beside(path: Path) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
+    for name in ("output", "submission"):
+        if (path := getattr(options, name)) and Path(path).is_dir():
+            raise ValueError(f"--{name} {path} is a folder; give the name of a file.")
     predictions = read_predictions(options.predictions, options.key)
     if options.submission:
         if not options.data:
@@ -356,7 +351,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"score saved in {output}")
     if result["coverage"] < 1 and not options.allow_incomplete:
         raise ValueError(
-            "not every question has a reply, so this is no score of the benchmark (or: --allow-incomplete)."
+            "not every question has a reply, so this is no score of the benchmark; with --allow-incomplete the exit status is 0."
         )
     return 0
 

@@ -73,7 +73,8 @@ def _overall(rules: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for rule, found in rules.items():
         verdicts = found.get("verdicts", {})
-        counted = [str(verdicts.get(verdict.value, "-")) for verdict in (Verdict.UNRESOLVED, Verdict.LEFT_OUT)]
+        left_out = verdicts.get(Verdict.LEFT_OUT.value, found.get("left_out", "-"))
+        counted = [str(verdicts.get(Verdict.UNRESOLVED.value, "-")), str(left_out)]
         table.add_row(rule, str(found["n"]), percent(_value(found)), _limits(found), *counted)
     return table
 

@@ -9,12 +9,12 @@ from .benchmarks import BENCHMARKS
 from .load_air_bench import FOUNDATION
 from .load_checks import read_rows
 from .load_jsonl import KEYS
+from .option_labels import without_label, without_labels
 from .predictions import MISSING, Prediction, Predictions, read_predictions
-from .questions import file_sha256
+from .questions import file_sha256, some, spelled_id
 
 
 NO_GROUP = "(none)"
-NAMED = 3  # rows that an error names
 
 
 def questions_of(
@@ -67,27 +67,37 @@ def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[
 
 def tidy(row: Prediction) -> Prediction:
     """
-    A row as the loaders would have made it: no white space around options and answer, no empty options (MMAR has some), and
-    AIR-Bench's `task_name` as `task` and `domain`.
+    A row as the loaders would have made it: no white space around id, options and answer, no empty options (MMAR has some),
+    and AIR-Bench's `task_name` as `task` and `domain`. Ids are in one Unicode spelling.
     """
     choices = tuple(choice.strip() for choice in row.choices if choice.strip())
     task = row.groups.get("task_name")
     groups = {"task": task, "domain": FOUNDATION.get(task, NO_GROUP)} | row.groups if task else row.groups
-    return replace(row, choices=choices, answer=row.answer and row.answer.strip(), groups=groups)
+    answer = row.answer and row.answer.strip()
+    return replace(row, id=spelled_id(row.id), choices=choices, answer=answer, groups=groups)
 
 
 def _differ(question: Prediction, row: Prediction) -> bool:
     pairs = (
-        (question.question.strip(), row.question.strip()),
-        (question.choices, row.choices),
-        (question.answer, row.answer),
+        (_spelled(question.question.strip()), _spelled(row.question.strip())),
+        (options_of(question), options_of(row)),
+        (answer_of(question), answer_of(row)),
     )
-    return any(asked and said and _spelled(asked) != _spelled(said) for asked, said in pairs)
+    return any(asked and said and asked != said for asked, said in pairs)
 
 
-def _spelled(text: str | tuple[str, ...]) -> list[str]:
-    """In one Unicode spelling."""
-    return [unicodedata.normalize("NFC", part) for part in ([text] if isinstance(text, str) else text)]
+def options_of(row: Prediction) -> tuple[str, ...]:
+    """The options by which two rows are about the same question: without labels, in one Unicode spelling."""
+    return tuple(map(_spelled, without_labels(row.choices)))
+
+
+def answer_of(row: Prediction) -> str | None:
+    """The answer, as `options_of` has it."""
+    return None if row.answer is None else _spelled(without_label(row.answer, row.choices))
+
+
+def _spelled(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _join(question: Prediction, row: Prediction | None) -> Prediction:
@@ -108,10 +118,4 @@ def check_answers(rows: Sequence[Prediction]) -> None:
         )
 
 
-def some(ids: Sequence[str]) -> str:
-    """How many, and the first few by name."""
-    more = ", ..." if len(ids) > NAMED else ""
-    return f"{len(ids)} {'question' if len(ids) == 1 else 'questions'} ({', '.join(ids[:NAMED])}{more})"
-
-
-__all__ = ["NO_GROUP", "check_answers", "questions_of", "some", "tidy"]
+__all__ = ["NO_GROUP", "answer_of", "check_answers", "options_of", "questions_of", "tidy"]

@@ -1,10 +1,13 @@
-"""Wilson's interval of a share, in plain Python."""
+"""Wilson's interval of a share, in plain Python, and how few clips say nothing about others."""
 
 import math
 
 
 Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 Interval = tuple[float, float]
+# If fewer clips differ, even all of them in one direction leave p above 0.05 (2 / 2**5 = 0.0625), and so few clips say
+# too little about the others for a bootstrap: with none, its interval would be [0, 0].
+FEWEST_DIFFERING = 6
 
 
 def wilson(right: int, n: int) -> Interval:

@@ -2,7 +2,8 @@
 
 "wer" is for English. "cer" is for scripts without spaces, and counts what Unicode calls grapheme clusters, without white space,
 after the normaliser that Whisper has for all other languages; that one takes vowel signs and tone marks (Thai, Hindi)
-for punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so that long clips count as much as they say. Whisper's
+for punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so that long clips count as much as they say;
+references of which the normaliser leaves nothing ("Uh.") have no rate, so their rows are left out and counted. Whisper's
 normaliser also turns British spelling into American with a list that comes with Whisper's tokenizers (`normalizer.json`), not
 with transformers. Without it "colour" for "color" is an error, and rates are a little above published ones: give
 the file, or the folder or Hub id of a Whisper (`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
@@ -20,7 +21,6 @@ from .intervals import bootstrap_rate
 
 
 SPELLING = "normalizer.json"
-NAMED = 5  # rows that an error names
 WER, CER = "wer", "cer"
 UNITS = {WER: "word", CER: "character"}  # of each rate, what is counted
 
@@ -31,7 +31,7 @@ class WordErrors:
     What was counted in one row.
 
     Attributes:
-        words: in the reference.
+        words: in the reference; 0 where the normaliser leaves none, and then nothing else is counted either.
         substitutions, deletions, insertions: the fewest edits from the reference to the hypothesis.
     """
 
@@ -100,32 +100,22 @@ def count_word_errors(
     references: Sequence[str],
     hypotheses: Sequence[str],
     normalize: Callable[[str], str],
-    names: Sequence[str] | None = None,
 ) -> list[WordErrors]:
     """
     The errors of each row, in words as the normaliser divides them; an empty hypothesis has deleted every word.
 
-    Args:
-        names: of the rows, for messages; their numbers from 1 by default.
-
-    Raises:
-        `ValueError`: unequal lengths, or references without a word after normalisation: they have no error rate.
+    Raises a `ValueError` for unequal lengths.
     """
     from jiwer import process_words
 
     if len(references) != len(hypotheses):
         raise ValueError(f"got {len(references)} references but {len(hypotheses)} hypotheses; they must match.")
-    names = names or [f"row {number}" for number in range(1, len(references) + 1)]
     said, heard = ([normalize(text).strip() for text in texts] for texts in (references, hypotheses))
-    empty = [f"{name} ({text!r})" for name, text, words in zip(names, references, said) if not re.search(r"\w", words)]
-    if empty:
-        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
-        raise ValueError(
-            f"{len(empty)} of {len(references)} references have no words after normalisation: {', '.join(empty[:NAMED])}"
-            f"{more}. They have no word error rate; leave them out."
-        )
     counts = []
     for reference, hypothesis in zip(said, heard):
+        if not re.search(r"\w", reference):
+            counts.append(WordErrors(0, 0, 0, 0))
+            continue
         found = process_words(reference, hypothesis)
         words = found.hits + found.substitutions + found.deletions
         counts.append(WordErrors(words, found.substitutions, found.deletions, found.insertions))
@@ -136,15 +126,25 @@ def error_rate(counts: Sequence[WordErrors], clips: Sequence[int] | None = None,
     """
     The rate of a corpus: `n` rows, the sums of their counts, `word_error_rate` (over 1 where more is inserted than said), and
     its 95 % bootstrap `interval`, for which whole clips are redrawn (`clips` as in `intervals.bootstrap_rate`). With another
-    `unit` the keys have its name in the place of "word". Raises `ValueError` for no rows.
+    `unit` the keys have its name in the place of "word". `left_out` is how many rows more there are, whose references have
+    no words; where all are such the rate is `None`.
     """
-    sums = {field.name: sum(getattr(row, field.name) for row in counts) for field in fields(WordErrors)}
-    interval = bootstrap_rate([row.errors for row in counts], [row.words for row in counts], clips)
-    rate = sum(row.errors for row in counts) / sums["words"]
+    numbers = range(len(counts)) if clips is None else clips
+    counted = [(row, clip) for row, clip in zip(counts, numbers) if row.words]
+    rows = [row for row, _ in counted]
+    sums = {field.name: sum(getattr(row, field.name) for row in rows) for field in fields(WordErrors)}
+    rate, interval = None, None
+    if rows:
+        rate = sum(row.errors for row in rows) / sums["words"]
+        interval = bootstrap_rate(
+            [row.errors for row in rows], [row.words for row in rows], [clip for _, clip in counted]
+        )
     sums = {f"{unit}s" if name == "words" else name: value for name, value in sums.items()}
-    return {"n": len(counts), **sums, f"{unit}_error_rate": rate, "interval": interval}
+    found = {"n": len(rows), "left_out": len(counts) - len(rows), **sums}
+    return found | {f"{unit}_error_rate": rate, "interval": interval}
 
 
 def mean_rate(rates: Sequence[dict[str, Any]], unit: str = "word") -> dict[str, Any]:
-    """`macro`, the mean of corpora's rates (as `error_rate` has them); without an interval."""
-    return {"macro": sum(rate[f"{unit}_error_rate"] for rate in rates) / len(rates), "interval": None}
+    """`macro`, the mean of corpora's rates (as `error_rate` has them), `None` where one has none; without an interval."""
+    found = [rate[f"{unit}_error_rate"] for rate in rates]
+    return {"macro": None if None in found else sum(found) / len(found), "interval": None}

@@ -14,7 +14,7 @@ from typing import Any
 
 from .load_checks import FIELD, RowFault, id_of, object_of, read_rows
 from .orders import WORDING, as_variants
-from .questions import Question, QuestionSet
+from .questions import Question, QuestionSet, spelled_id
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _of_row(row: Any) -> tuple[str, tuple[str, ...]]:
     texts = questions if isinstance(questions, list) else []
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise RowFault(FIELD, f"'questions' is {questions!r}, expected a list of one or more texts")
-    return id_of(row), tuple(texts)
+    return spelled_id(id_of(row)), tuple(texts)
 
 
 def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet:
@@ -72,7 +72,7 @@ def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet
             questions with options that have none: wordings of other questions could not be compared.
     """
     file = ", ".join(paraphrases.sha256)
-    known = {question.id: question for question in questions.questions}
+    known = {spelled_id(question.id): question for question in questions.questions}
     for identity, texts in paraphrases.questions.items():
         if identity not in known:
             raise ValueError(f"{file} paraphrases {identity!r}, which is no question's id.")
@@ -84,9 +84,7 @@ def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet
         if len(set(said)) < len(said):
             raise ValueError(f"{file}: two wordings of {identity!r} are the same.")
     without = [
-        question.id
-        for question in questions.questions
-        if question.choices and question.id not in paraphrases.questions
+        identity for identity, question in known.items() if question.choices and identity not in paraphrases.questions
     ]
     if without:
         raise ValueError(
@@ -97,7 +95,7 @@ def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet
 
 
 def _wordings(question: Question, paraphrases: Paraphrases) -> Iterator[Question]:
-    others = (replace(question, question=text) for text in paraphrases.questions.get(question.id, ()))
+    others = (replace(question, question=text) for text in paraphrases.questions.get(spelled_id(question.id), ()))
     return as_variants(question, others, WORDING)
 
 

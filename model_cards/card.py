@@ -5,6 +5,7 @@ from a finished run, and card.py beside it reads either. A fact that is missing 
 without results says that it has none. Licences and training sets come from sources.py, scores from results.json (see results.py).
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters |= {"fenced": _fenced, "cell": _cell}
     template = environment.from_string((files(__package__) / "template.md.jinja").read_text(encoding="utf-8"))
     backbones = facts["backbones"]
     parts = (("encoder", backbones["audio"]), ("language model", backbones["text"]))
@@ -104,6 +106,18 @@ def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         cache=_size(facts["cache_values_per_token"] * 2 * rate * 60),
         tokens_per_second=f"{rate:g}",
     )
+
+
+def _fenced(text: str, mark: str) -> str:
+    """Text as it is between lines of a mark, "`" or "~", of which there are more than anywhere in it."""
+    longest = max(map(len, re.findall(f"{re.escape(mark)}+", text)), default=0)
+    line = mark * max(3, longest + 1)
+    return f"{line}text\n{text}\n{line}"
+
+
+def _cell(value: Any) -> str:
+    """What stands between two bars of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def memory(parameters: dict[str, int]) -> list[tuple[str, str]]:

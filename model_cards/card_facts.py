@@ -1,5 +1,6 @@
 """The facts that a card is made of: what must be known, and how a recipe and its training sets are put into words."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +9,36 @@ import yaml
 from .sources import Dataset, is_hub_id
 
 
-# Everything a card cannot do without; dots go into mappings. Values may be empty (null, []) where nothing is known.
-REQUIRED = (
-    *(
-        "repo_id",
-        "name",
-        "relation",
-        "languages",
-        "dtype",
-        "context",
-        "prompt",
-        "cache_values_per_token",
-        "limitations",
-    ),
-    *("backbones.audio", "backbones.text", "training.status"),
-    *(
-        "parameters.audio_tower",
-        "parameters.multi_modal_projector",
-        "parameters.language_model",
-        "parameters.quantizable",
-    ),
-    *("audio.pooling_window", "audio.pad_to_window", "audio.max_audio_seconds"),
-)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+TEXT, TEXTS, COUNT, NUMBER = "a text", "a list of texts", "a whole number", "a number over 0"
+FLAG, MAPPING, LIST = "true or false", "a mapping", "a list"
+KINDS: dict[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    TEXTS: lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+    COUNT: lambda value: _is_number(value) and value >= 0 and float(value).is_integer(),
+    NUMBER: lambda value: _is_number(value) and value > 0,
+    FLAG: lambda value: isinstance(value, bool),
+    MAPPING: lambda value: isinstance(value, dict),
+    LIST: lambda value: isinstance(value, list),
+}
+# Everything a card cannot do without, and what it must be; dots go into mappings.
+REQUIRED = {
+    **dict.fromkeys(("repo_id", "name", "relation", "training.status"), TEXT),
+    **dict.fromkeys(("backbones.audio", "backbones.text", "dtype", "prompt"), TEXT),
+    **dict.fromkeys(("languages", "limitations"), TEXTS),
+    **dict.fromkeys(("parameters.audio_tower", "parameters.multi_modal_projector"), COUNT),
+    **dict.fromkeys(("parameters.language_model", "parameters.quantizable", "cache_values_per_token"), COUNT),
+    **dict.fromkeys(("context", "audio.max_audio_seconds", "audio.pooling_window"), NUMBER),
+    "audio.pad_to_window": FLAG,
+}
+# Those that are null where nothing is known.
+MAY_BE_NULL = {
+    *("relation", "backbones.audio", "backbones.text", "dtype", "prompt", "languages", "limitations", "context"),
+    "audio.max_audio_seconds",
+}
 # How the Hub files a model under its base models; null where that is not known.
 RELATIONS = ("finetune", "adapter", "merge", None)
 # How it was trained, and what must be known then: by a recipe that has yet to be run, by one that was run for this project, by a
@@ -40,6 +49,10 @@ STATUSES: dict[str | None, tuple[str, ...]] = {
     "run": ("training.method", "training.settings", "training.outcome", "data"),
     "composed": (),
     "unknown": (),
+}
+OF_STATUS = {
+    **dict.fromkeys(("training.recipe", "training.method"), TEXT),
+    **{"training.outcome": TEXTS, "training.settings": MAPPING, "data": LIST},
 }
 # Options of a recipe that a card shows.
 SETTINGS = {
@@ -101,12 +114,17 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 def check_facts(facts: dict[str, Any]):
     """Raises a `ValueError` that names all facts that are missing, or says which is not understood."""
-    status = facts["training"].get("status") if isinstance(facts.get("training"), dict) else None
-    missing = [name for name in (*REQUIRED, *STATUSES.get(status, ())) if not _has(facts, name)]
+    status = _value(facts, "training.status") if _has(facts, "training.status") else None
+    needed = (*REQUIRED, *(STATUSES.get(status, ()) if isinstance(status, str) else ()))
+    missing = [name for name in needed if not _has(facts, name)]
     if missing:
         raise ValueError(
             f"The card of {facts.get('repo_id') or facts.get('name') or '?'} lacks facts: {', '.join(missing)}."
         )
+    for name in needed:
+        value, kind = _value(facts, name), (REQUIRED | OF_STATUS)[name]
+        if not (KINDS[kind](value) or value is None and name in MAY_BE_NULL):
+            raise ValueError(f"{name} must be {kind}{' or null' * (name in MAY_BE_NULL)}, got {value!r:.100}.")
     if not is_hub_id(str(facts["repo_id"])):
         raise ValueError(f"repo_id must be ORG/NAME on the Hub, got {facts['repo_id']!r}.")
     for name, value, known in (
@@ -124,6 +142,11 @@ def check_facts(facts: dict[str, Any]):
 def _has(facts: dict[str, Any], name: str) -> bool:
     first, _, rest = name.partition(".")
     return first in facts and (not rest or isinstance(facts[first], dict) and _has(facts[first], rest))
+
+
+def _value(facts: dict[str, Any], name: str) -> Any:
+    first, _, rest = name.partition(".")
+    return _value(facts[first], rest) if rest else facts[first]
 
 
 def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -120,12 +120,15 @@ def read_results(path: str | Path = RESULTS) -> list[dict[str, Any]]:
     return entries
 
 
-def results_of(model: str, checkpoint: Path | None = None, path: str | Path = RESULTS) -> list[dict[str, Any]]:
+def results_of(
+    model: str, checkpoint: Path | None = None, path: str | Path = RESULTS, run: Path | None = None
+) -> list[dict[str, Any]]:
     """
     The entries of a model on the Hub.
 
     Args:
         checkpoint: the model's files. A folder that the Hub's client downloaded has its commit as its name.
+        run: what they are made from, for messages, where they are in a temporary folder.
 
     Raises a `ValueError` if an entry was measured with other files than those in `checkpoint`.
     """
@@ -136,10 +139,12 @@ def results_of(model: str, checkpoint: Path | None = None, path: str | Path = RE
         known = {digest(checkpoint), checkpoint.resolve().name}
         for entry in found:
             if entry["run"]["model_commit"] not in known:
+                where = f"in {checkpoint}" if run is None else f"that are made from {run}"
                 raise ValueError(
                     f"The result of {model} on {entry['benchmark']} in {path} was measured with other files (model_commit "
-                    f"{entry['run']['model_commit']}) than those in {checkpoint}. Measure these and add the score, or "
-                    "remove that entry."
+                    f"{entry['run']['model_commit']}) than those {where}. Of a run with an adapter, measure the merged model: "
+                    f"`falcon3-audio merge {run or 'RUN'} OUT`, evaluate OUT, and `falcon3-audio results add` its score. Or remove "
+                    "that entry."
                 )
     return found
 
@@ -215,16 +220,20 @@ def eval_result_files(entries: list[dict[str, Any]]) -> dict[str, str]:
     """
     Files that belong into a model's repository, path -> content: by them the Hub shows scores on the model's page and on the
     benchmark's (huggingface.co/docs/hub/eval-results). One for each benchmark that the Hub has, with the percentage by the
-    benchmark's own rule; what it was measured with is in the notes, and in full in the card.
+    benchmark's own rule, where it was scored by that; what it was measured with is in the notes, and in full in the card.
     """
     files: dict[str, list[EvalResultEntry]] = {}
     for entry in entries:
         benchmark, run = BENCHMARKS[entry["benchmark"]], entry["run"]
         if benchmark.hub_id is None or entry["title"] != benchmark.title:
             continue
-        rule, found = next(iter(entry["rules"].items()))
-        low, high = (f"{100 * limit:.1f}" for limit in found["interval"])
-        notes = f"rule {rule}, prompt {run['prompt']}, n {found['n']}, 95 % interval {low} to {high}"
+        rule = benchmark.rules[0]
+        found = entry["rules"].get(rule)
+        if found is None:
+            continue
+        notes = f"rule {rule}, prompt {run['prompt']}, n {found['n']}"
+        if found["interval"] is not None:
+            notes += ", 95 % interval {:.1f} to {:.1f}".format(*(100 * limit for limit in found["interval"]))
         score = EvalResultEntry(
             benchmark.hub_id, "default", round(100 * found["accuracy"], 2), date=run["created"], notes=notes
         )

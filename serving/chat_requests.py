@@ -105,7 +105,7 @@ class ChatReader:
         with self._tokenizing:
             return self._processor.tokenizer.decode([token])
 
-    def chat(self, body: bytes, content_type: str = "") -> ChatRequest:
+    def chat(self, body: bytes) -> ChatRequest:
         """A chat, in JSON. Raises a `RefusedRequest`."""
         try:
             fields = json.loads(body)

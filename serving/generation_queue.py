@@ -18,15 +18,12 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria, TopPLogitsWarper
 
 from falcon3_audio import AudioTextToTextPipeline
+from falcon3_audio.devices import DEVICE_ERRORS, LOWEST_TEMPERATURE
 
 
 logger = logging.getLogger(__name__)
 
-# Below it the likeliest token is taken: dividing by less overflows.
-LOWEST_TEMPERATURE = 1e-5
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
-# Errors after which a CUDA device answers nothing more (torch 2.8 and later).
-DEVICE_ERRORS: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 INCOMPLETE = "\ufffd"  # what a tokenizer makes of bytes that are no whole character yet
 
 

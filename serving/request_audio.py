@@ -17,10 +17,9 @@ from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
-import soundfile
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
-from falcon3_audio.processing.audio_files_falcon3_audio import UNKNOWN_FRAMES
+from falcon3_audio.processing.announced_length import announced_length
 
 
 # Samples of all channels for each second of the longest audio: 96 kHz in stereo.
@@ -94,7 +93,10 @@ class AudioReader:
     def _from_url(self, url: str, name: str) -> bytes:
         if url[:5].lower() == "data:":
             return _from_data_url(url, name)
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ValueError(f"{name}: {url[:100]!r} is no URL: {error}.") from error
         if parts.scheme not in ("http", "https"):
             raise ValueError(f"{name}: expected a data: URL, got {url[:60]!r}.")
         if parts.hostname not in self._hosts:
@@ -125,12 +127,11 @@ class AudioReader:
         return bytes(data)
 
     def _check_length(self, data: bytes, name: str, before: float) -> None:
-        try:
-            with soundfile.SoundFile(io.BytesIO(data)) as file:
-                frames, rate, channels = file.frames, file.samplerate, file.channels
-        except soundfile.LibsndfileError:
-            return  # `load_audio` says what is wrong with it
-        if frames >= UNKNOWN_FRAMES:
+        announced = announced_length(io.BytesIO(data))
+        if announced is None:
+            return
+        frames, rate, channels = announced
+        if frames is None:
             frames = round(self.max_seconds * rate)  # as much as will be decoded
         else:
             if frames / rate > self.max_seconds:

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from transformers import AutoConfig, AutoProcessor
 
 from falcon3_audio import Falcon3AudioProcessor
+from falcon3_audio.saved_json import readable_json
 from falcon3_audio.user_errors import user_errors
 
 from .request_limits import LOOPBACK, PREFIX, Limits
@@ -36,7 +37,8 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
 
     Raises a `ValueError` for a checkpoint that is not this package's, and an `OSError` where there is none.
     """
-    config = AutoConfig.from_pretrained(options.model)
+    with readable_json(options.model):
+        config = AutoConfig.from_pretrained(options.model)
     if config.model_type != "falcon3_audio":
         raise ValueError(f"{options.model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model]
@@ -52,7 +54,8 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
 
 def vllm_environment(options: argparse.Namespace, key: str | None = None) -> dict[str, str]:
     """What vLLM and the request limits read from the environment; what is set there already stays."""
-    processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(options.model)
+    with readable_json(options.model):
+        processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(options.model)
     defaults = {
         # The plug-in refuses chats with longer clips; transcriptions are cut into windows.
         "VLLM_MAX_AUDIO_DECODE_DURATION_S": str(math.ceil(processor.max_audio_seconds)),
@@ -165,9 +168,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    # What is no folder is looked for on the Hub, and the Hub's client does not say what it was asked for.
-    where = "" if os.path.exists(options.model) else f"{options.model} is no folder here. "
-    with user_errors("falcon3-audio serve", goes_on="", explain=lambda error: f"{where}{error}") as end:
+    with user_errors("falcon3-audio serve", goes_on="") as end:
         return serve(options)
     return end.status
 

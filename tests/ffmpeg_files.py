@@ -1,9 +1,10 @@
-"""Files in formats that soundfile does not know, made with the FFmpeg of PyAV."""
+"""Files that soundfile does not read by itself: formats it does not know, made with the FFmpeg of PyAV, and FLAC from a stream."""
 
 import io
 
 import av
 import numpy as np
+import soundfile
 from tiny import tone
 
 
@@ -24,6 +25,14 @@ def with_ffmpeg(container: str, codec: str, samples: np.ndarray = STEREO, rate: 
             out.mux(stream.encode(part))
         out.mux(stream.encode(None))
     return file.getvalue()
+
+
+def flac_of_a_stream(samples: np.ndarray, rate: int = RATE) -> bytes:
+    """FLAC as encoders write it that cannot go back to say how many samples there are: 36 bits of its first block are 0."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="FLAC")
+    data = file.getvalue()
+    return data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
 
 
 M4A = with_ffmpeg("ipod", "alac")

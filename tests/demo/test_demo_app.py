@@ -18,7 +18,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from ffmpeg_files import RATE, STEREO, with_ffmpeg
+from ffmpeg_files import RATE, STEREO, flac_of_a_stream, with_ffmpeg
 from packaging.requirements import Requirement
 from tiny import SAMPLING_RATE, question, tokenized, tone
 
@@ -114,6 +114,15 @@ def test_recordings_of_browsers_are_heard(tmp_path):
         read_clip(str(tmp_path / "recording.webm"), Limits(seconds=1))
 
 
+def test_a_flac_that_does_not_say_how_long_it_is_is_heard_up_to_the_limit(tmp_path):
+    path = tmp_path / "stream.flac"
+    path.write_bytes(flac_of_a_stream(tone(1.5), SAMPLING_RATE))
+    assert read_clip(str(path), LIMITS).seconds == 1.5
+    path.write_bytes(flac_of_a_stream(tone(4), SAMPLING_RATE))
+    with pytest.raises(ConversationError, match="stream.flac.* is longer than 3 s"):
+        read_clip(str(path), LIMITS)
+
+
 def test_turns_that_cannot_be_answered_say_what_to_do(assistant, clips):
     low, high = clips
 
@@ -176,8 +185,8 @@ def test_the_stream_is_what_generate_gives(assistant, clips):
     torch.manual_seed(0)
     sampled = {"".join(assistant.stream(inputs, 12, temperature=2.0)) for _ in range(3)}
     assert len(sampled) == 3
-    cold = "".join(assistant.stream(inputs, 12, temperature=1e-4))
-    assert cold == whole
+    for temperature in (1e-4, 1e-40):  # below 1e-5 the likeliest token is taken: dividing by it would overflow
+        assert "".join(assistant.stream(inputs, 12, temperature=temperature)) == whole
 
 
 @pytest.fixture
@@ -360,7 +369,8 @@ def test_what_cannot_be_started_is_one_line(checkpoint, backbone_folders, tmp_pa
 
     monkeypatch.delenv(app.MODEL_VARIABLE, raising=False)
     assert f"set the variable {app.MODEL_VARIABLE}" in said()
-    assert "nowhere" in said(tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} is no folder here. " in said(tmp_path / "nowhere")
+    assert "config.json is a file; expected the folder of a checkpoint" in said(Path(checkpoint) / "config.json")
     assert "no Falcon3-Audio checkpoint" in said(backbone_folders[1])
     assert "limit on seconds must be a number over 0, got nan" in said(checkpoint, "--max-seconds", "nan")
     assert "limit on megabytes" in said(checkpoint, "--max-mb", "0")
@@ -371,6 +381,14 @@ def test_what_cannot_be_started_is_one_line(checkpoint, backbone_folders, tmp_pa
         assert "torch sees no GPU here" in said(checkpoint, "--device", "cuda:0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "port" in said(checkpoint, "--port", taken.getsockname()[1])
+
+
+def test_the_help_says_what_holds_where_nothing_is_given(capsys):
+    with pytest.raises(SystemExit):
+        app.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "None" not in said and "longest clip (default: 120)" in said
+    assert "(default: GRADIO_SERVER_NAME, else 127.0.0.1)" in said and "turned away (default: 20)" in said
 
 
 def test_the_page_has_the_limits(assistant):

@@ -1,5 +1,7 @@
 """The picture of a clip: the features and tokens that the model is given, under a grid that is right."""
 
+import io
+
 import numpy as np
 import pytest
 from tiny import audio_tokens, question, tokenized, tone
@@ -24,6 +26,12 @@ def test_the_picture_shows_what_the_model_hears(processor):
     brightest = features.mean(1).argmax()
     marks = dict(zip((label.get_text() for label in axes.get_yticklabels()), axes.get_yticks()))
     assert abs(marks["2,000"] - brightest) <= 0.5
+
+
+def test_the_name_of_a_clip_is_no_formula(processor):
+    figure = draw(processor, [Clip("x^$\\frac$.wav", tone(0.5))])
+    figure.savefig(io.BytesIO())
+    assert figure.axes[0].get_title().startswith("x^$\\frac$.wav: ")
 
 
 def test_long_clips_have_wider_lines_and_borders_of_windows(processor):

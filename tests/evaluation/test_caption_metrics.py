@@ -104,12 +104,12 @@ def run_of(folder: Path, replies: list[str]) -> Path:
 
 
 def test_a_score_has_all_metrics_and_says_what_it_lacks(tmp_path, capsys):
-    path = run_of(tmp_path, ["a dog barks twice", "rain", "a dog", "dogs bark far away"])
+    path = run_of(tmp_path, ["a dog barks twice", "rain", "a dog", "dogs bark far away", "a bell", "dogs"])
     found = score(read_predictions(path), "audiocaps")
     assert list(found["rules"]) == ["cider-d", "rouge-l", "bleu-4"]
     rouge = found["rules"]["rouge-l"]
     low, high = rouge["interval"]
-    assert rouge["n"] == 4 and low <= rouge["rouge_l"] <= high and found["rules"]["bleu-4"]["interval"] is None
+    assert rouge["n"] == 6 and low <= rouge["rouge_l"] <= high and found["rules"]["bleu-4"]["interval"] is None
     assert score_main([str(path), "--benchmark", "audiocaps"]) == 0
     said = capsys.readouterr().out
     assert "without METEOR, SPICE and SPIDEr" in said and "Own questions in AudioCaps's format" in said

@@ -223,6 +223,37 @@ def test_questions_that_no_rule_can_score(runs, capsys, lacking, said):
     assert f"falcon3-audio compare: question q7 has {said}" in say(capsys, *runs, code=1)
 
 
+def test_open_questions_alone_leave_nothing_to_compare(runs, capsys):
+    for run in runs:
+        change(run, lambda row: row | {"choices": []})
+    said = say(capsys, *runs, "--without-open", code=1)
+    assert "hold open questions alone, which `falcon3-audio judge` has rated" in said and said.count("\n") == 1
+
+
+def test_clips_that_all_differ_alike_say_nothing_of_smaller_differences(tmp_path, capsys):
+    """Ten clips with as many questions each, of which B has all and A none right."""
+    a, b = (
+        write_run(tmp_path / name, [row(n, right, audio=[f"{n // 3}.wav"]) for n in range(30)])
+        for name, right in (("a", False), ("b", True))
+    )
+    said = say(capsys, a, b)
+    assert "B is better by 100.0 points [" in said and "A true difference of" not in said
+    overall = compare(*map(read_predictions, (a, b))).overall
+    assert (overall.standard_error, overall.detectable) == (None, None)
+
+
+def test_questions_are_the_same_in_another_spelling_and_with_labels(runs, capsys):
+    change(runs[0], lambda row: row | {"id": "caf\u00e9" + row["id"]})
+
+    def otherwise(row):
+        labelled = [f"({letter}) {choice}" for letter, choice in zip("ABC", row["choices"])]
+        return row | {"id": "cafe\u0301" + row["id"], "choices": labelled, "answer": labelled[0]}
+
+    change(runs[1], otherwise)
+    said = say(capsys, *runs)
+    assert "100 questions about 100 clips" in said and "B is better by 14.0 points" in said
+
+
 def test_what_is_unfair_is_said(runs, capsys):
     other = {"q3": {"prompt": "?"}, "q4": {"question": "Which?"}}
     change(

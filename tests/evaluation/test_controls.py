@@ -5,10 +5,12 @@ import io
 import numpy as np
 import pytest
 import soundfile
+from ffmpeg_files import M4A, STEREO, flac_of_a_stream
 from tiny import tone
 
 from falcon3_audio.evaluation.controls import CONTROLS, heard, silence_like
 from falcon3_audio.evaluation.questions import Clip, Question
+from falcon3_audio.processing import load_audio
 
 
 def encoded(samples, rate, **options):
@@ -52,6 +54,12 @@ def test_silence_has_the_length_rate_and_channels_of_the_clip(shape, rate, optio
     samples, got_rate = soundfile.read(io.BytesIO(clip.read()), always_2d=True)
     assert (*samples.shape, got_rate) == (expected.frames, expected.channels, rate)
     assert clip.name == "loud" and not samples.any()
+
+
+@pytest.mark.parametrize("data", [M4A, flac_of_a_stream(STEREO.T)])
+def test_silence_like_what_soundfile_does_not_read_is_as_long_as_what_is_heard(data):
+    samples, rate = soundfile.read(io.BytesIO(silence_like(data, "clip")))
+    assert (samples.shape, rate) == (load_audio(data).shape, 16_000) and not samples.any()
 
 
 def test_silence_of_a_broken_clip_is_an_error_that_names_it():

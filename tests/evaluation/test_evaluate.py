@@ -129,7 +129,8 @@ def test_failed_questions_are_counted_and_the_exit_code_says_so(data, tmp_path, 
     (tmp_path / "test-mini-audios" / "1.wav").write_bytes(b"RIFF no sound")
     with StubEndpoint(hears) as stub:
         assert main(command(data, tmp_path / "out", *remote(stub))) != 0
-    assert "6 questions (4 answered, 2 failed)" in capfd.readouterr().out
+        assert "6 questions (4 answered, 2 failed)" in capfd.readouterr().out
+        assert main(command(data, tmp_path / "out", *remote(stub, "--allow-incomplete"))) == 0
     assert rows_of(tmp_path / "out")["q1"]["error"].startswith("./test-mini-audios/1.wav ")
 
 
@@ -144,8 +145,11 @@ def test_clips_that_are_missing(data, tmp_path, capsys):
     with StubEndpoint(hears) as stub:
         assert main(command(data, tmp_path / "out", *remote(stub))) == 1
         assert "audio file missing" in capsys.readouterr().err and not stub.requests
-        main(command(data, tmp_path / "out", *remote(stub, "--on-error", "skip")))
-    assert "left out, audio file missing: 2" in capsys.readouterr().err
+        skip = command(data, tmp_path / "out", *remote(stub, "--on-error", "skip"))
+        assert main(skip) == 1
+        said = capsys.readouterr().err
+        assert "left out, audio file missing: 2" in said and "with --allow-incomplete the exit status is 0" in said
+        assert main([*skip, "--allow-incomplete"]) == 0
     assert (
         run_of(tmp_path / "out")["left_out"] == {"audio file missing": ["q1", "q4"]}
         and len(rows_of(tmp_path / "out")) == 4
@@ -176,6 +180,11 @@ def test_open_questions_are_left_to_a_judge_and_secret_answers_unscored(data, tm
         chat.write_text(json.dumps([row | {"task_name": "sound_QA", "dataset_name": "d", "uniq_id": 1}]))
         (tmp_path / "test-mini-audios").rename(tmp_path / "sound_QA_d")
         assert main(command(chat, tmp_path / "chat", *remote(stub), benchmark="air-bench-chat")) == 0
+        (tmp_path / "sound_QA_d" / "1.wav").unlink()
+        rows = [json.loads(chat.read_text())[0] | {"path": f"{n}.wav", "uniq_id": n} for n in range(2)]
+        chat.write_text(json.dumps(rows))
+        skip = command(chat, tmp_path / "part", *remote(stub, "--on-error", "skip"), benchmark="air-bench-chat")
+        assert main(skip) == 1 and main([*skip, "--allow-incomplete"]) == 0
     assert f"falcon3-audio judge {tmp_path / 'chat'}" in capfd.readouterr().out
     assert rows_of(tmp_path / "chat")["1"]["prompt"] == "What?"
 

@@ -183,7 +183,7 @@ def test_several_judges(tmp_path, capsys):
     with StubEndpoint(reply) as stub:
         status, out = run(folder, stub, judges=("a", "--judge", "b"))
     result = json.loads((out / "judge.json").read_text())
-    assert status == 1 and "b: unreadable reply: 1 (q2)" in capsys.readouterr().err
+    assert status == 1 and "b: unreadable reply: 1 question (q2)" in capsys.readouterr().err
     assert {name: block["score"]["value"] for name, block in result["judges"].items()} == {"a": 5, "b": 6}
     assert result["all judges"]["score"]["value"] == 4.5 and result["all judges"]["judged"] == 2
     assert result["agreement"] == [
@@ -216,7 +216,9 @@ def test_answers_without_a_score_are_counted_named_and_make_the_run_fail(tmp_pat
         }
         assert (block["n"], block["judged"], block["coverage"]) == (5, 1, 0.2) and block["score"]["value"] == 6
         err = capsys.readouterr().err
-        assert "not every answer has a score. m: unreadable reply: 1 (q1); m: endpoint error: 1 (q2)" in err
+        assert (
+            "not every answer has a score. m: unreadable reply: 1 question (q1); m: endpoint error: 1 question" in err
+        )
         reasons = [line.get("reason", "") for line in lines(out)]
         assert reasons[0] == "" and "'I like both.'" in reasons[1] and "too long" in reasons[2]
         assert "1024 tokens" in reasons[3] and reasons[4] == "out of memory"
@@ -286,7 +288,7 @@ def test_the_judge_must_know_what_was_asked_heard_and_right(lacking, tmp_path, c
         status, out = run(folder, stub, "--allow-incomplete")
     assert status == 1 and not stub.requests and not out.exists()
     err = capsys.readouterr().err
-    assert f"7 of 8 rows have no '{lacking}' ('q1', 'q2', 'q3', 'q4', 'q5', ...)" in err and err.count("\n") == 1
+    assert f"7 questions (q1, q2, q3, ...) of 8 have no '{lacking}'" in err and err.count("\n") == 1
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch):
@@ -406,7 +408,7 @@ def test_questions_that_were_left_out_before_asking_are_not_covered(tmp_path, ca
         status, out = run(folder, stub)
     result = json.loads((out / "judge.json").read_text())["judges"]["m"]
     assert status == 1 and (result["n"], result["judged"], result["coverage"]) == (4, 2, 0.5)
-    assert "left out before asking, audio file missing: 2 (q3, q4)" in capsys.readouterr().err
+    assert "left out before asking, audio file missing: 2 questions (q3, q4)" in capsys.readouterr().err
 
 
 def test_another_endpoint_is_asked_for_itself(tmp_path):

@@ -151,6 +151,9 @@ def test_of_rows_with_one_id_the_first_is_kept(folder):
         ("8", "What barks?"),
     ]
     assert loaded.left_out == {"id already used": ["7"]}
+    spellings = [ROW | {"id": identity} for identity in ("caf\u00e9", "cafe\u0301")]
+    with pytest.raises(ValueError, match="id already used in 1"):
+        load(folder, *spellings)
 
 
 def test_many_faults_are_counted_and_the_first_are_named(folder):

@@ -12,7 +12,8 @@ import pytest
 from benchmark_files import without, write_clip, write_json, write_lines
 
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
-from falcon3_audio.evaluation.load_mmau import load_mmar, load_mmau, without_labels
+from falcon3_audio.evaluation.load_mmau import load_mmar, load_mmau
+from falcon3_audio.evaluation.option_labels import without_labels
 
 
 ROW = {

@@ -262,4 +262,4 @@ def test_an_unreadable_judgement_is_no_score(folder, said, capsys):
     path = predictions(folder, ("The second", "A dog, I think.", "A dog"))
     with StubEndpoint(lambda body: said) as stub:
         assert judge.main([str(path), "--endpoint", stub.url, "--judge", "m", "--rubric", "mmau-pro"]) == 1
-    assert "unreadable reply: 1 (b2)" in capsys.readouterr().err
+    assert "unreadable reply: 1 question (b2)" in capsys.readouterr().err

@@ -175,12 +175,31 @@ def test_a_number_and_a_text_are_one_id_in_runs_too(tmp_path):
         read_predictions(written(tmp_path / "predictions.jsonl", content))
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"left_out": [1]}', '{"data_sha256": "ab"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "{", '{"left_out": [1]}', '{"left_out": {"x": 3}}', '{"left_out": {"x": [1]}}'),
+        *('{"data_sha256": "ab"}', '{"data_sha256": {"a": null}}', '{"versions": ["a"]}'),
+        *('{"benchmark": ["x"]}', '{"model": 5}', '{"control": 3}', '{"prompt": {}}'),
+    ],
+)
 def test_a_run_json_that_no_run_has_written(tmp_path, content):
     written(tmp_path / "predictions.jsonl", json.dumps(OURS))
     written(tmp_path / "run.json", content)
     with pytest.raises(ValueError, match="run.json is (no JSON|not what)"):
         read_predictions(tmp_path)
+
+
+def test_a_run_json_without_what_is_not_known(tmp_path):
+    written(tmp_path / "predictions.jsonl", json.dumps(OURS))
+    written(tmp_path / "run.json", '{"model": null, "left_out": null, "data_sha256": null, "decoding": {"seed": 1}}')
+    assert read_predictions(tmp_path).provenance["left_out"] == {}
+
+
+def test_a_group_may_be_the_number_0(tmp_path):
+    rows = [{"id": n, "task": task} for n, task in enumerate((0, 1, 0.0, "", [], None))]
+    found = read_predictions(written(tmp_path / "theirs.json", json.dumps(rows))).rows
+    assert [row.groups for row in found] == [{"task": "0"}, {"task": "1"}, {"task": "0.0"}, {}, {}, {}]
 
 
 def test_lists_within_lists_without_end(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from evaluation_runs import killed_while, make_questions, rows_of, run_of
+from ffmpeg_files import M4A, STEREO, flac_of_a_stream
 from stub_endpoint import Answer, StubEndpoint
 from tiny import tone
 
@@ -21,6 +22,7 @@ from falcon3_audio.evaluation.generate import generate
 from falcon3_audio.evaluation.predictions import PREDICTIONS
 from falcon3_audio.evaluation.questions import Clip
 from falcon3_audio.evaluation.remote_model import RemoteModel, as_wav
+from falcon3_audio.processing import load_audio
 
 
 PROBE = "What do you hear?"
@@ -218,6 +220,13 @@ def test_what_is_no_wav_is_sent_as_one():
     got, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
     assert rate == 44_100
     np.testing.assert_allclose(got, samples, atol=2**-15)
+
+
+@pytest.mark.parametrize("data", [M4A, flac_of_a_stream(STEREO.T)])
+def test_what_soundfile_does_not_read_is_sent_as_it_would_be_heard(data):
+    wav = as_wav(data, "clip")
+    assert soundfile.info(io.BytesIO(wav)).format == "WAV"
+    np.testing.assert_allclose(load_audio(wav), load_audio(data), atol=2**-15)
 
 
 def test_all_questions_about_one_clip_are_one_batch_and_those_without_a_clip_are_one_each(questions):

@@ -507,6 +507,125 @@ def test_letters_and_texts_that_contradict_each_other_and_letters_that_are_ruled
     assert resolve(reply, ANIMALS) is None
 
 
+LABELLED = [
+    *(("(A) Man", "(B) Woman"), ("A. Man", "B. Woman"), ("A) Man", "B) Woman"), ("a: Man", "b: Woman")),
+]
+
+
+@pytest.mark.parametrize("choices", LABELLED)
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Woman",
+        "woman.",
+        "The speaker is a woman.",
+        "<answer>Woman</answer>",
+        "(B) Woman",
+        "B. Woman",
+        "B",
+        "(B)",
+        "(A) Woman",
+    ],
+)
+def test_options_that_carry_their_labels_are_read_by_their_texts(reply, choices):
+    assert resolve(reply, choices) == choices[1]
+    for answer in (choices[1], "Woman"):
+        assert content(row(reply, choices, answer)) == RIGHT
+        assert content(row("Man or woman", choices, answer)) == UNRESOLVED
+
+
+@pytest.mark.parametrize(
+    "reply, choices, option",
+    [
+        ("B", ("(A) B:maj/1", "(B) A:maj/1"), "(B) A:maj/1"),
+        ("A:maj/1", ("(A) B:maj/1", "(B) A:maj/1"), "(B) A:maj/1"),
+        # Not in the alphabet's order, one text twice, and a label without a text.
+        ("Woman", ("(B) Man", "(A) Woman"), None),
+        ("fourteen", ("(A) fourteen", "(B) fourteen"), None),
+        ("", ("(A) ", "(B) Man"), None),
+    ],
+)
+def test_what_looks_like_labels(reply, choices, option):
+    assert resolve(reply, choices) == option
+
+
+RAIN = ("Rain", "Wind", "None of the above")
+MOODS = ("Happy", "Sad", "No emotion")
+CHANGES = ("Increasing", "Decreasing", "Not changing")
+
+
+@pytest.mark.parametrize(
+    "reply, choices, option",
+    [
+        ("I hear no rain", RAIN, None),
+        ("It is certainly not rain.", RAIN, None),
+        ("(A) is not what I hear", RAIN, None),
+        ("The speaker is not happy", MOODS, None),
+        ("The speaker does not sound sad", MOODS, None),
+        ("It is not increasing", CHANGES, None),
+        ("It is hardly the dog", ("The dog", "Hardly any sound"), None),
+        # The option's own negation, also by its label, and where "no" is an option.
+        ("It is none of the above.", RAIN, "None of the above"),
+        ("(C): I hear nothing, not even wind", RAIN, None),
+        ("(C), there is no such sound", RAIN, "None of the above"),
+        ("There is no emotion in it", MOODS, "No emotion"),
+        ("It is not changing", CHANGES, "Not changing"),
+        ("Yes, it is not a cat", YES_NO, "Yes"),
+    ],
+)
+def test_a_negation_counts_unless_it_is_the_options_own(reply, choices, option):
+    assert resolve(reply, choices) == option
+
+
+@pytest.mark.parametrize(
+    "reply, choices, option",
+    [
+        ("B.Female", ("Male", "Female"), "Female"),
+        ("B:Female", ("Male", "Female"), "Female"),
+        ("The answer is B.Female", ("Male", "Female"), "Female"),
+        ("( B )", ("Male", "Female"), "Female"),
+        ("( B ) Female", ("Male", "Female"), "Female"),
+        ("The answer is ( B ).", ("Male", "Female"), "Female"),
+        ("B.女", ("男", "女"), "女"),
+        ("B:女", ("男", "女"), "女"),
+        ("B.A lady", ("Male", "Female"), None),
+        ("A.M.", ("A.M.", "P.M."), "A.M."),
+        ("A.M.", ("Morning", "Evening"), None),
+        ("B:maj", CHORDS, None),
+        ("B:maj", ("B:maj", "A:maj"), "B:maj"),
+    ],
+)
+def test_a_label_without_a_space_is_one_where_an_option_stands_behind_it(reply, choices, option):
+    assert resolve(reply, choices) == option
+
+
+WORDS = ("one", "two", "three", "twenty")
+
+
+@pytest.mark.parametrize(
+    "reply, choices, option",
+    [
+        ("-1", NUMBERS, None),
+        ("It is -1", NUMBERS, None),
+        ("It is minus 1", NUMBERS, None),
+        ("The answer is −5 degrees", ("5 degrees", "10 degrees"), None),
+        ("The answer is −5 degrees", ("5 degrees", "-5 degrees"), "-5 degrees"),
+        ("It is 5 degrees", ("5 degrees", "-5 degrees"), "5 degrees"),
+        ("Between -1 and 2", NUMBERS, None),
+        ("B. more than 2", NUMBERS, None),
+        ("There are more than two dogs", ("two dogs", "more than two dogs"), "more than two dogs"),
+        ("2 or more", NUMBERS, None),
+        ("two hundred", WORDS, None),
+        ("I count twenty five", WORDS, None),
+        ("I count twenty, three of them loud", WORDS, None),
+        ("- 2 of them", NUMBERS, "2"),
+        ("There are two, hundreds of metres apart", WORDS, "two"),
+    ],
+)
+def test_a_number_within_another_is_not_named(reply, choices, option):
+    assert resolve(reply, choices) == option
+
+
 OWLS = ("A dog", "A cat", "An owl", "Rain")
 
 

@@ -181,6 +181,36 @@ def test_hidden_answers_cannot_be_scored_but_submitted(tmp_path, capsys):
     assert json.loads(target.read_text()) == expected
 
 
+def test_a_submission_takes_the_files_rows_as_they_are(tmp_path):
+    """With a mark of the byte order before them, an id that is null beside another, and one in two Unicode spellings."""
+    run = write_run(tmp_path / "run", [answered(1, "Man") | {"id": identity} for identity in ("1", "caf\u00e9")])
+    rows = [question(1) | {"id": None, "uniq_id": "1"}, question(1) | {"id": "cafe\u0301"}]
+    data, target = tmp_path / "data.json", tmp_path / "submission.json"
+    data.write_text(json.dumps(rows), encoding="utf-8-sig")
+    assert main([str(run), "--submission", str(target), "--data", str(data)]) == 0
+    assert json.loads(target.read_text()) == [row | {"model_prediction": "Man"} for row in rows]
+
+
+@pytest.mark.parametrize("option", ["--output", "--submission"])
+def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_scored(tmp_path, capsys, option):
+    run = write_run(tmp_path / "run")
+    assert main([str(run), "--data", "none.json", option, str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"falcon3-audio score: {option} {tmp_path} is a folder; give the name of a file.\n"
+    )
+
+
+def test_ids_and_labels_of_the_benchmarks_file_may_be_written_otherwise(tmp_path):
+    labelled = ["(A) Man", "(B) Woman", "(C) Child", "(D) A very old man"]
+    theirs = [question(1, labelled[0], labelled) | {"id": "cafe\u0301", "task": "sound", "model_output": "Man"}]
+    data = write_json(tmp_path / "data.json", [question(1) | {"id": "caf\u00e9", "task": "sound"}])
+    found = score(read_predictions(write_json(tmp_path / "theirs.json", theirs)), "mmau", data)
+    assert found["coverage"] == 1 and found["rules"]["content"]["right"] == 1
+    for changed in ({"answer": labelled[1]}, {"choices": labelled[::-1]}):
+        with pytest.raises(ValueError, match="another question, other options or another answer"):
+            score(read_predictions(write_json(tmp_path / "theirs.json", [theirs[0] | changed])), "mmau", data)
+
+
 def test_what_is_printed(tmp_path, capsys):
     rows = [row | {"groups": row["groups"] | {"task": "[b]odd[/b]"}} for row in ROWS[:2]]
     run = write_run(tmp_path / "run", rows, control="silence")
@@ -365,8 +395,12 @@ def test_the_bootstrap_of_a_rate():
     low, high = bootstrap_rate(errors, sizes)
     assert (low, high) == bootstrap_rate(errors, sizes) != bootstrap_rate(errors, sizes, seed=1)
     assert (low, high) == pytest.approx(wilson(240, 400), abs=0.012)
-    assert bootstrap_rate([2, 3], [4, 6]) == (0.5, 0.5)
-    assert bootstrap_rate([0, 2, 1, 0], [1, 2, 1, 1], [0, 0, 1, 1]) == bootstrap_rate([2, 1], [3, 2])
+    by_row, by_clip = bootstrap_rate([0, 2, 1, 0] * 6, [1, 2, 1, 1] * 6, [n // 2 for n in range(24)]), [2, 1] * 6
+    assert by_row == bootstrap_rate(by_clip, [3, 2] * 6) is not None
+    # As of shares: of few clips, and where all draws are alike, nothing can be said of others.
+    assert bootstrap_rate(errors[:5], sizes[:5]) is None and bootstrap_rate(errors[:6], sizes[:6]) is not None
+    assert bootstrap_rate(errors[:6], sizes[:6], [0, 0, 1, 2, 3, 4]) is None
+    assert bootstrap_rate([0] * 40, [1] * 40) is None and bootstrap_rate([2, 3] * 9, [4, 6] * 9) is None
     with pytest.raises(ValueError, match="got 1 error counts for 2 rows"):
         bootstrap_rate([1], [1, 1])
 

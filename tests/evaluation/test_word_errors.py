@@ -62,7 +62,9 @@ def test_the_rate_is_the_corpus_rate():
     found = error_rate(counts)
     assert (found["n"], found["words"], found["word_error_rate"]) == (2, 10, 0.2)  # not (0 + 1) / 2
     assert (found["substitutions"], found["deletions"], found["insertions"]) == (1, 1, 0)
-    assert found["interval"] == (0, 1)  # either row may be drawn twice
+    assert found["interval"] is None and found["left_out"] == 0
+    low, high = error_rate(counts * 3)["interval"]
+    assert 0 <= low < 0.2 < high <= 1
     assert error_rate(count_word_errors(["a"], ["a b c"], plain))["word_error_rate"] == 2
     assert mean_rate([error_rate([count]) for count in counts]) == {"macro": 0.5, "interval": None}
 
@@ -88,12 +90,14 @@ def test_the_spelling_list_of_a_whisper(tmp_path):
         read_spelling(str(tmp_path / "empty"))
 
 
-def test_references_without_words_are_named():
-    references = ["a word", "uh", "[noise]", "..."]
-    with pytest.raises(ValueError, match=r"3 of 4 references have no words after normalisation: q2 \('uh'\), q3"):
-        count_word_errors(references, ["a word"] * 4, normalizer(), ["q1", "q2", "q3", "q4"])
-    with pytest.raises(ValueError, match=r"row 2 \(''\)"):
-        count_word_errors(["a", ""], ["a", ""], plain)
+def test_references_without_words_are_left_out_and_counted():
+    counts = count_word_errors(["two words", "uh", "[noise]", "..."], ["two", "uh", "a", ""], normalizer())
+    assert counts == [WordErrors(2, 0, 1, 0), *[WordErrors(0, 0, 0, 0)] * 3]
+    found = error_rate(counts)
+    assert (found["n"], found["left_out"], found["word_error_rate"]) == (1, 3, 0.5)
+    none = error_rate(counts[1:])
+    assert (none["n"], none["left_out"], none["word_error_rate"], none["interval"]) == (0, 3, None, None)
+    assert mean_rate([found, none]) == {"macro": None, "interval": None}
     with pytest.raises(ValueError, match="got 1 references but 2 hypotheses"):
         count_word_errors(["a"], ["a", "b"], plain)
 
@@ -105,6 +109,27 @@ def write_run(folder, rows):
     (folder / "predictions.jsonl").write_text("\n".join(lines))
     (folder / "run.json").write_text(json.dumps({"benchmark": "jsonl", "model": "a/model"}))
     return folder
+
+
+def test_a_reference_of_fillers_alone_does_not_hold_up_the_others(tmp_path, capsys):
+    rows = [
+        ("q1", "answered", "Good morning", "Good evening", {"speaker": "a"}),
+        ("q2", "answered", "Uh.", "", {"speaker": "b"}),
+    ]
+    run = write_run(tmp_path / "run", rows)
+    assert main([str(run), "--rule", "wer", "--rule", "cer"]) == 0
+    said = capsys.readouterr().out
+    assert "By wer, 1 of 2 references are left out: the normaliser leaves no word of them." in said
+    assert next(line for line in said.splitlines() if line.strip().startswith("wer")).replace("│", " ").split() == [
+        *("wer", "1", "50.0", "-", "1")
+    ]
+    found = json.loads((run / "score.json").read_text())
+    wer, cer = found["rules"]["wer"], found["rules"]["cer"]
+    assert (wer["n"], wer["left_out"], wer["word_error_rate"], cer["n"], cer["left_out"]) == (1, 1, 0.5, 2, 0)
+    assert wer["breakdowns"]["speaker"]["groups"]["b"]["word_error_rate"] is None
+    assert wer["breakdowns"]["speaker"]["macro"] is None and len(found["notes"]) == 1
+    assert main([str(write_run(tmp_path / "fillers", rows[1:])), "--rule", "wer"]) == 1
+    assert "leaves no word of any of the 1 references, such as 'Uh.'" in capsys.readouterr().err
 
 
 def test_transcripts_are_scored_by_wer(tmp_path, capsys):

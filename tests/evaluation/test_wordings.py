@@ -1,6 +1,7 @@
 """Questions in other words: what is asked, and how far replies stay the same, against numbers worked out by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from benchmark_files import write_lines
@@ -74,6 +75,13 @@ def test_each_wording_is_a_question_with_the_same_options(tmp_path):
 def test_what_cannot_be_asked_is_an_error(tmp_path, rows, named):
     with pytest.raises(ValueError, match=named):
         in_wordings(QUESTIONS, paraphrases(tmp_path, *rows))
+
+
+def test_ids_may_be_in_another_unicode_spelling(tmp_path):
+    words = paraphrases(tmp_path, {"id": "cafe\u0301", "questions": ["Which one barks?"]})
+    question = replace(QUESTIONS.questions[0], id="caf\u00e9")
+    asked = in_wordings(replace(QUESTIONS, questions=(question,)), words).questions
+    assert [row.id for row in asked] == ["caf\u00e9", "caf\u00e9#1"]
 
 
 def test_a_model_that_reacts_to_words_is_found_out(tmp_path, capsys, monkeypatch):

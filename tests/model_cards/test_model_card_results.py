@@ -163,11 +163,30 @@ def test_only_the_benchmarks_own_questions_have_its_name(facts, results, tmp_pat
     (shown,) = parse_eval_result_entries(yaml.safe_load(content))
     assert (shown.dataset_id, shown.value) == ("gamma-lab-umd/MMAU-test-mini", 75.0)
     assert "rule mmau-official, prompt" in shown.notes and "n 4, 95 % interval" in shown.notes
+    # The benchmark's own rule, whatever else was scored; without an interval where there is none.
+    entry["rules"] = dict(reversed(entry["rules"].items()))
+    assert eval_result_files([entry]) == {".eval_results/mmau.yaml": content}
+    entry["rules"]["mmau-official"]["interval"] = None
+    assert "n 4" in eval_result_files([entry])[".eval_results/mmau.yaml"]
+    del entry["rules"]["mmau-official"]
+    assert eval_result_files([entry | {"rules": {**entry["rules"], "wer": {"word_error_rate": 0.5}}}]) == {}
     entry = add_result(write_score(tmp_path / "part", ("a bell",) * 3), REPO, results)
     assert entry["title"] == "Own questions in MMAU's format" and eval_result_files([entry]) == {}
     del entry["title"]
     with pytest.raises(ValueError, match="lacks provenance: title"):
         render_card(facts, [entry])
+
+
+def test_what_users_wrote_stays_in_its_place_on_the_card(facts, results, tmp_path):
+    prompt = "Look:\n~~~\n## Licence\n~~~~\n```"
+    entry = add_result(write_score(tmp_path / "run", prompt_example=prompt), REPO, results)
+    for rule in entry["rules"].values():
+        groups = rule["breakdowns"]["task"]["groups"]
+        groups["a|b\nc"] = groups.pop("music")
+    evaluation = evaluation_of(render_card(facts | {"prompt": "```\n{audio}\n"}, [entry]))
+    assert f"\n~~~~~text\n{prompt}\n~~~~~\n" in render_card(facts, [entry]).text
+    assert "\n| task: a\\|b c | 100.0 (34.2, 100.0) |" in evaluation
+    assert "\n````text\n```\n{audio}\n````\n" in render_card(facts | {"prompt": "```\n{audio}\n"}, [entry]).text
 
 
 def test_air_bench_is_known_by_its_tasks_and_size():
@@ -291,7 +310,9 @@ def test_a_run_card_takes_what_was_measured_with_its_files(checkpoint, results, 
     assert "75.0" in evaluation_of(card) and described["model_commit"] in card.text
     config = json.loads((copy_of_it / "config.json").read_text())
     (copy_of_it / "config.json").write_text(json.dumps(config | {"initializer_range": 0.5}))
-    with pytest.raises(ValueError, match="was measured with other files"):
+    with pytest.raises(
+        ValueError, match=f"with other files .* than those in {copy_of_it}.*falcon3-audio merge RUN OUT"
+    ):
         card_for_run(copy_of_it, copy_of_it, REPO, results=results)
     other = card_for_run(copy_of_it, copy_of_it, "somebody/other", results=results)
     assert "Nothing has been measured" in other.text

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
 from falcon3_audio.model_cards import render_card
-from falcon3_audio.model_cards.card_facts import REQUIRED, read_mapping
+from falcon3_audio.model_cards.card_facts import MAY_BE_NULL, REQUIRED, read_mapping
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POOLING_WINDOW
 from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS
 from falcon3_audio.training.publishing.card import read_facts
@@ -209,6 +209,48 @@ def test_missing_facts_are_named(facts):
         render_card({name: value for name, value in facts.items() if name not in ("dtype", "context")}, [])
     with pytest.raises(ValueError, match=r"lacks facts: training\.recipe\."):
         render_card(facts | {"training": {"status": "planned"}}, [])
+
+
+def with_fact(facts, name, value):
+    changed = copy.deepcopy(facts)
+    *parents, last = name.split(".")
+    (changed[parents[0]] if parents else changed)[last] = value
+    return changed
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_facts_that_are_null_are_not_known_or_named(name, facts):
+    if name not in MAY_BE_NULL:
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            render_card(with_fact(facts, name, None), [])
+        return
+    text = render_card(with_fact(facts, name, None), []).text
+    assert "{{" not in text and "None" not in re.sub(r"^None", "", text, flags=re.MULTILINE)
+    gone = {"prompt": "<|user|>", "context": "positions", "audio.max_audio_seconds": "max_audio_seconds"}
+    assert name not in gone or gone[name] not in text
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("parameters.audio_tower", "many", "a whole number"),
+        ("parameters.quantizable", 1.5, "a whole number"),
+        ("parameters.language_model", float("inf"), "a whole number"),
+        ("cache_values_per_token", -1, "a whole number"),
+        ("audio.pooling_window", 0, "a number over 0"),
+        ("context", True, "a number over 0 or null"),
+        ("audio.pad_to_window", "no", "true or false"),
+        ("languages", "en", "a list of texts or null"),
+        ("limitations", [1], "a list of texts or null"),
+        ("prompt", ["a"], "a text or null"),
+        ("name", 3, "a text"),
+        ("training.status", ["planned"], "a text"),
+        ("training.recipe", None, "a text"),
+    ],
+)
+def test_facts_of_another_kind_are_named(name, value, expected, facts):
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be {expected}, got {value!r}.")):
+        render_card(with_fact(facts, name, value), [])
 
 
 def test_facts_that_are_not_understood(facts, tmp_path):

@@ -237,6 +237,13 @@ def test_small_files_that_hold_much():
         AudioReader(1, (), 2**20).read_all([encoded(channels).encode()], "messages")
 
 
+def test_a_url_that_is_none_is_refused_with_the_clips_number():
+    sources = [encoded(wav(0.5)).encode(), "http://[::1"]
+    with pytest.raises(RefusedRequest, match=r"Audio 2 of 2: 'http://\[::1' is no URL: Invalid IPv6 URL\.") as refused:
+        AudioReader(30, (), 2**20).read_all(sources, "messages")
+    assert refused.value.param == "messages"
+
+
 @pytest.mark.parametrize(("cores", "most"), [(64, 4), (2, 2), (None, 1)])
 def test_no_more_than_four_files_are_decoded_at_once(monkeypatch, cores, most):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)

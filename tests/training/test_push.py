@@ -21,6 +21,9 @@ from tiny import SAMPLING_RATE, question, tone
 from training_runs import SETTINGS, weights_of, write_recipe
 from transformers import AutoProcessor
 
+from falcon3_audio.evaluation.local_model import model_digest
+from falcon3_audio.model_cards.results import NEEDED_OF_RUN
+from falcon3_audio.training.publishing import merge as merging
 from falcon3_audio.training.publishing import push
 from falcon3_audio.training.publishing.merge import load_adapted, merge
 
@@ -185,12 +188,84 @@ def test_a_push_is_one_commit_that_loads_anywhere(run, hub, send, environment, c
 
 
 def test_measured_scores_go_along_as_the_hub_reads_them(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(push, "results_of", lambda repo_id, folder: [repo_id, (folder / "model.safetensors").exists()])
+    monkeypatch.setattr(push, "results_of", lambda repo_id, folder, *_: [repo_id, (folder / "config.json").exists()])
     monkeypatch.setattr(push, "render_card", lambda facts, entries: ModelCard(f"{facts['repo_id']} {entries[1]}"))
     monkeypatch.setattr(push, "eval_result_files", lambda entries: {".eval_results/mmau.yaml": str(entries)})
     push.stage(run, tmp_path, "org/scored")
     assert (tmp_path / ".eval_results" / "mmau.yaml").read_text() == "['org/scored', True]"
     assert (tmp_path / "README.md").read_text().endswith("org/scored True")
+
+
+def test_scores_of_other_weights_go(run, hub, send, tmp_path):
+    code, said, error = send(run, "org/scored")
+    assert code == 0, error
+    old = {".eval_results/mmau.yaml": File(b"- value: 64"), ".eval_results/mine.txt": File(b"x")}
+    repo = hub.repos["org/scored"]
+    repo.commit("main", repo.commits[repo.find("main")] | old, "measured")
+    assert send(run / "checkpoint-2", "org/scored")[0] == 0
+    files = hub.files("org/scored")
+    assert ".eval_results/mine.txt" in files and ".eval_results/mmau.yaml" not in files
+
+
+def scored(model: Path, place: Path, repo_id: str) -> Path:
+    """A file of results with one that was measured with the files in `model`."""
+    digest = model_digest(model)
+    run = {name: "x" for name in NEEDED_OF_RUN} | {"control": "none", "decoding": {}, "versions": {"torch": "2"}}
+    run |= {"model_commit": digest, "model_commit_is": "sha256", "decoding": {"do_sample": False}}
+    rule = {"n": 6, "accuracy": 0.5, "interval": [0.25, 0.75], "breakdowns": {}}
+    entry = {"model": repo_id, "format": 1, "benchmark": "jsonl", "title": "Own questions", "coverage": 1, "run": run}
+    entry |= {"data_sha256": {"a.jsonl": "ab"}, "counts": {"questions": 6, "empty": 0}, "rules": {"content": rule}}
+    place.write_text(json.dumps([entry | {"predictions_sha256": "cd"}]))
+    return place
+
+
+def test_a_run_goes_with_the_score_of_its_merged_model(run, here, tmp_path):
+    """That of the run's own folder is refused, with what to measure: what is pushed are other files."""
+    options = ("org/model", "--dry-run", "--results")
+    code, said, error = here(run, *options, scored(run, tmp_path / "run.json", "org/model"))
+    assert code == 1 and "dry run" not in said
+    message = error.strip().splitlines()[-1]
+    assert f"than those that are made from {run}. " in message and "falcon3-audio-push-" not in message
+    assert f"`falcon3-audio merge {run} OUT`, evaluate OUT, and `falcon3-audio results add` its score" in message
+    merged = merge(run, tmp_path / "merged")
+    for folder in (run, merged):
+        assert here(folder, *options, scored(merged, tmp_path / "merged.json", "org/model"))[0] == 0
+
+
+def test_what_is_merged_is_in_the_files_that_are_pushed(run, tmp_path, monkeypatch):
+    """Also where there are several: a score is of files, by their digest."""
+    for module in (merging, push):
+        monkeypatch.setattr(module, "SHARD_SIZE", "100KB")
+    merged = merge(run, tmp_path / "merged")
+    (tmp_path / "staged").mkdir()
+    push.stage(run, tmp_path / "staged", "org/model")
+    assert len(list(merged.glob("*.safetensors"))) > 2
+    assert model_digest(merged) == model_digest(tmp_path / "staged")
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("/home/me/x", "x"),
+        ("/home/me/x/", "x"),
+        ("/data", "data"),
+        ("~/me/x", "x"),
+        ("../../home/me/x", "x"),
+        ("runs/../../home/me/x", "x"),
+        ("file:///home/me/x", "x"),
+        ("--data=/home/me/x --out ~/y", "--data=x --out y"),
+        ("/home/me/a,/home/me/b", "a,b"),
+        ("/home/me/a:/home/me/b", "a:b"),
+        ("/home/me/My Files/x y.wav", "x y.wav"),
+        ("see '/home/me/x' for more", "see 'x' for more"),
+        # What says nothing of this machine.
+        *((text, text) for text in ("org/name", "data/open_asqa", "https://host/home/me", "hf://datasets/org/x")),
+        *((text, text) for text in ("yes/no, 3/4 and a / b", "<answer>a</answer>", "say /think", "..", "")),
+    ],
+)
+def test_folders_of_this_machine_are_taken_out_of_what_is_recorded(text, told):
+    assert push.without_folders(text) == told
+    assert push.without_folders({text: [text, 3, None]}) == {told: [told, 3, None]}
 
 
 def test_a_dry_run_sends_nothing(run, here, hub):

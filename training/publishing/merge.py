@@ -32,6 +32,8 @@ from .adapter_base import compose_base, find_base
 
 
 ADAPTER_CONFIG = "adapter_config.json"
+# `push` sends again at most so much after a cut connection. The same here: scores are of files, and what is pushed is what was measured.
+SHARD_SIZE = "5GB"
 
 
 def merge(run: str | Path, output: str | Path, audio_model: str | None = None, text_model: str | None = None) -> Path:
@@ -81,7 +83,7 @@ def _merge_composed(adapter: Path, audio_model: str, text_model: str, folder: Pa
 
 def _save(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor, folder: Path):
     forget_folders(model)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     processor.save_pretrained(folder)
 
 

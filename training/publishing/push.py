@@ -11,6 +11,7 @@ the same command goes on: large files that arrived are not sent again. --verify 
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -31,22 +32,25 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from falcon3_audio.model_cards import render_card
-from falcon3_audio.model_cards.results import eval_result_files, results_of
+from falcon3_audio.model_cards.results import RESULTS, eval_result_files, results_of
 from falcon3_audio.user_errors import user_errors
 
 from ..arguments import OF_COMPOSED
 from ..run_folder import RECIPE, STATE, explain, find_checkpoint, root_of
 from .adapter_base import find_base
-from .merge import ADAPTER_CONFIG, forget_folders, load_merged, load_processor
+from .merge import ADAPTER_CONFIG, SHARD_SIZE, forget_folders, load_merged, load_processor
 from .run_facts import facts_of_run
 from .verify_push import ask
 
 
 ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors")
 RECORDS = (STATE, "loss_curve.png")  # of a run, where it has them, besides the recipe
-SHARD_SIZE = "5GB"  # what is sent again, at most, after a cut connection
 # Files of an earlier push that would be loaded beside, or instead of, those of this one.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*config.json")
+SCORES = ".eval_results/*.yaml"  # of the weights of an earlier push
+# What lies in a folder of this machine, wherever a text names it: from the root, a home, or a folder above. URLs are no such.
+_NAME = r"""[^\s/,;:=<>|"'`()\[\]{}]+(?: (?![-~]|\.\.)[^\s/,;:=<>|"'`()\[\]{}]+)*"""
+PLACE = re.compile(rf"(?<![\w/.~])(?:(?:file://[\w.-]*|~[\w.-]*|(?:[\w.-]+/)*\.\.)|/{_NAME})/{_NAME}(?:/{_NAME})*/?")
 # Fields of the configuration that must be those an adapter was trained with.
 OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", *OF_COMPOSED)
 AGAIN = "Start the same command again; large files that arrived are not sent again."
@@ -54,7 +58,14 @@ LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
-def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, dtype: str = "auto"):
+def stage(
+    run: Path,
+    folder: Path,
+    repo_id: str,
+    adapter_of: str | None = None,
+    dtype: str = "auto",
+    results_file: Path = RESULTS,
+):
     """
     Writes everything that goes to `repo_id` into `folder`.
 
@@ -64,9 +75,11 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
         adapter_of: Hub id of the base model, if only the adapter is to be there. Its configuration still names the base
             that the run has here (see `name_base`).
         dtype: of merged weights ("auto": as they are).
+        results_file: with the scores that were measured with these very files.
 
     Raises:
-        `ValueError`: if the base model of an adapter is gone, or facts for the card are missing.
+        `ValueError`: if the base model of an adapter is gone, facts for the card are missing, or a score was measured with
+            other files.
         `OSError`, `SafetensorError`: if something cannot be read or written.
     """
     if adapter_of:
@@ -82,7 +95,7 @@ def stage(run: Path, folder: Path, repo_id: str, adapter_of: str | None = None, 
     load_processor(run).save_pretrained(folder)
     root = root_of(run)
     copy_records(run, root, folder)
-    results = results_of(repo_id, folder)
+    results = results_of(repo_id, folder, results_file, run)
     render_card(facts_of_run(root, folder, repo_id, adapter_of), results).save(folder / "README.md")
     for name, content in eval_result_files(results).items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -103,12 +116,15 @@ def copy_records(run: Path, root: Path, folder: Path):
 
 
 def without_folders(value: Any) -> Any:
-    """A record's values, in which absolute paths have become their last part: where things lie here is nobody's business."""
+    """A record's names and values, in which paths have become their last part: where things lie here is nobody's business."""
     if isinstance(value, dict):
-        return {key: without_folders(item) for key, item in value.items()}
+        return {without_folders(key): without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    text = PLACE.sub(lambda place: place.group().rstrip("/").rpartition("/")[2], value)
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def check_whole(run: Path):
@@ -206,8 +222,7 @@ def upload(
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision)
-        old = [name for name in there if name not in names and "/" not in name]
-        old = [name for name in old if any(fnmatch(name, pattern) for pattern in REPLACED)]
+        old = [name for name in there if name not in names and _is_replaced(name)]
         # Not `upload_folder`, which makes a commit every few minutes: half a model could be seen in between.
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in old]
         operations += [CommitOperationAdd(name, folder / name) for name in names]
@@ -219,6 +234,10 @@ def upload(
             "Remove that file there, and push again."
         )
     return commit
+
+
+def _is_replaced(name: str) -> bool:
+    return fnmatch(name, SCORES) or "/" not in name and any(fnmatch(name, pattern) for pattern in REPLACED)
 
 
 def check_token():
@@ -297,7 +316,7 @@ def push(options: argparse.Namespace):
             check_base(run, base)
     with tempfile.TemporaryDirectory(prefix="falcon3-audio-push-") as name:
         folder = Path(name)
-        stage(run, folder, options.repo_id, base, options.dtype)
+        stage(run, folder, options.repo_id, base, options.dtype, options.results)
         expected = ask(name) if options.verify else None  # nothing is sent that does not load
         if base:
             name_base(folder, base)
@@ -330,6 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--adapter-only", action="store_true", help="only the adapter, not merged")
     parser.add_argument("--base-model", metavar="ORG/BASE", help="base model that the adapter is to name")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of `results add --file` (default: %(default)s)")
     parser.add_argument("--private", action="store_true", help="make a private repository")
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--revision", metavar="BRANCH", help="push to this branch; made if it is not there")
