@@ -38,7 +38,10 @@ class DataArguments:
         },
     )
     eval_data: list[DataSource] = field(
-        default_factory=list, metadata={"help": "Sets for the evaluation loss and hearing (see hearing.py)."}
+        default_factory=list,
+        metadata={
+            "help": "Sets to evaluate on: the loss, and how much of it is owed to the sound (docs/fine-tune.md)."
+        },
     )
     shuffle_buffer_size: int = field(
         default=1000,
@@ -153,8 +156,8 @@ class AudioSFTConfig(SFTConfig):
     augmentation: dict | str | None = field(
         default=None,
         metadata={
-            "help": "What becomes of training clips: {speed: [0.9, 1.1], noise_snr_db: [5, 30], ...}, see augmentation.py; JSON on the "
-            "command line."
+            "help": "What becomes of training clips: {speed: [0.9, 1.1], noise_snr_db: [5, 30], ...}, see docs/fine-tune.md; JSON on "
+            "the command line."
         },
     )
     eval_generate: int = field(
@@ -190,15 +193,15 @@ class AudioSFTConfig(SFTConfig):
         if not 0 <= self.max_bad_audio <= 1:
             raise ValueError(f"max_bad_audio is a share from 0 to 1, got {self.max_bad_audio}.")
         if self.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint must stay off: SIGTERM saves a checkpoint without it (callbacks.py)."
-            )
+            raise ValueError("enable_jit_checkpoint must stay off: SIGTERM saves a checkpoint without it.")
         if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"train_sampling_strategy must stay `random`, got {self.train_sampling_strategy!r}: see data/sampler.py."
+                f"train_sampling_strategy must stay `random`, got {self.train_sampling_strategy!r}: the sampler sets the order."
             )
         if self.save_only_model:
             raise ValueError("save_only_model must stay off: a run could not go on from such checkpoints.")
+        if self.label_smoothing_factor and self.loss_type == "dft":
+            raise ValueError("label_smoothing_factor has no effect with loss_type `dft`; leave one of the two out.")
         if self.eval_generate < 0:
             raise ValueError(f"eval_generate is a number of questions, 0 for none; got {self.eval_generate}.")
         self._set_best()

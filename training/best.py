@@ -8,6 +8,7 @@ costs nothing: the run that goes on begins with it.
 """
 
 import difflib
+import itertools
 import math
 import operator
 import re
@@ -41,16 +42,18 @@ def whole_name(metric: str) -> str:
 
 def name_sets(sources: Sequence[DataSource]) -> list[str]:
     """
-    What the sets are called in metrics: the last part of their path without its ending. Where two are alike their splits are
-    behind it, and where that is not enough their numbers.
+    What the sets are called in metrics, each otherwise: the last part of their path without its ending. Where two are alike their
+    splits are behind it, and where that is not enough numbers, from that of the set on.
     """
     stems = [re.sub(r"\W+", "_", Path(source.path).name.partition(".")[0]).strip("_") or "set" for source in sources]
     splits = [f"{stem}_{source.split}" for stem, source in zip(stems, sources)]
-    numbers = [f"{stem}_{number}" for number, stem in enumerate(stems, 1)]
-    return [
-        stem if stems.count(stem) == 1 else split if splits.count(split) == 1 else number
-        for stem, split, number in zip(stems, splits, numbers)
-    ]
+    alone = {stem for stem in stems if stems.count(stem) == 1}
+    names: list[str] = []
+    for number, (stem, split) in enumerate(zip(stems, splits), 1):
+        by_split = [split] if splits.count(split) == 1 else []
+        others = itertools.chain(by_split, (f"{stem}_{count}" for count in itertools.count(number)))
+        names.append(stem if stem in alone else next(name for name in others if name not in {*alone, *names}))
+    return names
 
 
 def check_metric(arguments: TrainingArguments, sets: Sequence[str], metrics: Collection[str] = METRICS):

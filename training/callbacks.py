@@ -88,6 +88,8 @@ class EvaluateAfterSaving(TrainerCallback):
             control.should_evaluate = False
             self._due = True
 
+    on_epoch_end = on_step_end
+
     def on_save(self, args, state, control, **kwargs):
         if not self._due:
             return
@@ -162,6 +164,10 @@ class SaveAtSigterm(TrainerCallback):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # there may be no time
             self._stopped_after = state.global_step
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self._stopped_after is not None:
+            control.should_save = control.should_evaluate = False
 
     def _asked_anywhere(self, processes: int) -> bool:
         if processes == 1:

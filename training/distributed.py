@@ -1,11 +1,12 @@
-"""What a run on several devices or machines needs besides accelerate: whole models while loading, the right checkpoint.
+"""What a run on several devices or machines needs besides accelerate: whole models while loading, the right checkpoint, a
+folder of its own.
 
 How such runs are started is in training/accelerate/README.md. Runs in one process pass through here unchanged, but do
 not go on from what FSDP or DeepSpeed saved.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
-from falcon3_audio.training.run_folder import start_or_go_on
+from .locks import locked
+from .run_folder import other_than, start_or_go_on
 
 
-# What is in every checkpoint that was written under a strategy, and in none of the others.
-_FILES = {"one process or DDP": "optimizer.pt", "FSDP": "pytorch_model_fsdp*", "DeepSpeed": "latest"}
+LOCK = "run.lock"
+# What is in every checkpoint that was written under a strategy: first what is in none of the others. Each process has random
+# numbers of its own, and their number may change. DeepSpeed has the scheduler in its own files, or not.
+_STATES = ("scheduler.pt", "rng_state*.pth")
+_FILES = {
+    "one process or DDP": ("optimizer.pt", *_STATES),
+    "FSDP": ("pytorch_model_fsdp*", "optimizer*", *_STATES),
+    "DeepSpeed": ("latest", _STATES[1]),
+}
 
 
 @contextmanager
@@ -42,11 +51,24 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
         args.deepspeed_plugin.set_deepspeed_weakref()
 
 
-def begin_run(args: TrainingArguments, recipe: dict[str, Any], options: Sequence[Any]) -> Path | None:
-    """`start_or_go_on` in all processes: the checkpoint to go on from, the same in each, or `None` for a new run."""
-    checkpoint = start_or_go_on(args.output_dir, recipe, args.process_index == 0, args.resume_from_checkpoint, options)
-    check_same_checkpoint(checkpoint, args.output_dir)
-    return checkpoint
+@contextmanager
+def begin_run(args: TrainingArguments, recipe: dict[str, Any], options: Sequence[Any]) -> Iterator[Path | None]:
+    """
+    `start_or_go_on` in all processes: the checkpoint to go on from, the same in each, or `None` for a new run. In here no
+    other run may begin in the folder.
+    """
+    folder, is_first = Path(str(args.output_dir)), args.process_index == 0
+    if is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+    # Workers of the data loader inherit the lock, and may outlive the run.
+    with locked(folder / LOCK) if is_first else nullcontext(True) as is_ours:
+        if not all(gather_object([is_ours])):
+            raise ValueError(
+                f"Another process is training in {folder}. Wait for it to end, or end it; or give another output_dir."
+            )
+        checkpoint = start_or_go_on(folder, recipe, is_first, args.resume_from_checkpoint, options)
+        check_same_checkpoint(checkpoint, str(folder))
+        yield checkpoint
 
 
 def check_same_checkpoint(checkpoint: Path | None, output_dir: str):
@@ -61,18 +83,21 @@ def check_same_checkpoint(checkpoint: Path | None, output_dir: str):
 
 def check_same_strategy(checkpoint: Path, trainer: Trainer):
     """
-    Raises a `ValueError` if the checkpoint was written under another strategy than the trainer's. transformers would go
-    on from some of these without a word, but with a new optimizer.
+    Raises a `ValueError` if the checkpoint was written under another strategy than the trainer's, or lacks a file that a run
+    goes on with. transformers would go on from some of these without a word, but with a new optimizer or schedule.
     """
     strategy = (
         "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else "one process or DDP"
     )
-    if not any(checkpoint.glob(_FILES[strategy])):
-        writers = [name for name, file in _FILES.items() if any(checkpoint.glob(file))]
+    missing = [file for file in _FILES[strategy] if not any(checkpoint.glob(file))]
+    others = [name for name, (mark, *_) in _FILES.items() if name != strategy and any(checkpoint.glob(mark))]
+    if others and _FILES[strategy][0] in missing:
         raise ValueError(
-            f"{checkpoint} was written by {' or '.join(writers) or 'nothing that is known here'}, this run is one of "
-            f"{strategy}. Go on with the config of training/accelerate that the run was started with."
+            f"{checkpoint} was written by {' or '.join(others)}, this run is one of {strategy}. Go on with the config of "
+            "training/accelerate that the run was started with."
         )
+    if missing:
+        raise ValueError(f"{checkpoint} is incomplete: {', '.join(missing)} is missing. {other_than(checkpoint)}")
 
 
 def reshard(model: nn.Module):

@@ -26,9 +26,10 @@ from .callbacks import SaveAtSigterm
 from .checks import check_together
 from .collator import IGNORED, join_on_time
 from .data.chats import audio_items, check_answers, clips_of, fill_in
+from .data_digests import data_digests
 from .distributed import begin_run, leave_group, whole_weights
 from .learning import choose_trained_weights
-from .model import check_precision, load_model, train_in_float32
+from .model import check_loss, check_precision, load_model, train_in_float32
 from .preferences import load_preferences
 from .recipe import run_recipe
 from .run_folder import describe_recipe
@@ -90,7 +91,9 @@ class AudioPreferenceCollator:
 
     def _encode(self, example: dict[str, Any], answer: str) -> dict[str, torch.Tensor]:
         try:
-            prompt, reply = fill_in(example["prompt"], clips_of(example), Path()), example[answer]
+            clips = clips_of(example)
+            # Where the row was read by `load_preferences` its clips are in place, and a tag that is left is a text.
+            prompt, reply = fill_in(example["prompt"], clips, Path(), tags=bool(clips)), example[answer]
             if [message["role"] for message in [*prompt[-1:], *reply]] != ["user", "assistant"]:
                 raise ValueError(
                     f"`prompt` must end with a user's message and `{answer}` be one assistant message, got {reply}"
@@ -141,12 +144,7 @@ class AudioDPOTrainer(EndsWhereItEnded, DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = result[0] if return_outputs else result
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "
-                "checkpoints of earlier steps are whole. Lower the learning rate, and do not use float16."
-            )
+        check_loss(result[0] if return_outputs else result, self.state.global_step)
         return result
 
 
@@ -162,29 +160,29 @@ def train(
     rows, sizes = load_preferences(data_args.train_data)
     held_out = load_preferences(data_args.eval_data)[0] if data_args.eval_data else None
     options = model_args, lora_args, data_args, args
-    recipe = describe_recipe(*options, also=DECIDING_DPO) | {"examples": sizes}
-    checkpoint = begin_run(args, recipe, options)
-    with whole_weights(args):
-        model, processor = load_model(model_args, args.output_dir, args.seed)
-    check_precision(model, args)
-    stopper = SaveAtSigterm()
-    trainer = AudioDPOTrainer(
-        model,
-        args=args,
-        train_dataset=rows,
-        eval_dataset=held_out,
-        processing_class=processor,
-        data_collator=AudioPreferenceCollator(processor),
-        peft_config=choose_trained_weights(model, lora_args),
-        callbacks=[stopper],
-    )
-    train_in_float32(trainer.model)
-    if trainer.is_world_process_zero():
-        pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        lines = {"data": f"{len(rows):,} preferences", "a step": f"{pairs} pairs of answers; beta {args.beta:g}"}
-        print_plan(trainer.model, lora_args, lines, checkpoint)
-    run_and_save(trainer, checkpoint, stopper, "DPO loss")
-    return trainer
+    recipe = describe_recipe(*options, also=DECIDING_DPO) | {"examples": sizes} | data_digests(data_args)
+    with begin_run(args, recipe, options) as checkpoint:
+        with whole_weights(args):
+            model, processor = load_model(model_args, args.output_dir, args.seed, anew=checkpoint is None)
+        check_precision(model, args)
+        stopper = SaveAtSigterm()
+        trainer = AudioDPOTrainer(
+            model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=processor,
+            data_collator=AudioPreferenceCollator(processor),
+            peft_config=choose_trained_weights(model, lora_args),
+            callbacks=[stopper],
+        )
+        train_in_float32(trainer.model)
+        if trainer.is_world_process_zero():
+            pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            lines = {"data": f"{len(rows):,} preferences", "a step": f"{pairs} pairs of answers; beta {args.beta:g}"}
+            print_plan(trainer.model, lora_args, lines, checkpoint)
+        run_and_save(trainer, checkpoint, stopper, "DPO loss")
+        return trainer
 
 
 def main(arguments: list[str] | None = None) -> int:

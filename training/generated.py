@@ -5,14 +5,17 @@ greedily and in batches; of several processes each answers its share. What is me
 
 - `accuracy`: rows with a column `choices` (or `options`), in a set of questions about clips also a field of the question. By the
   rule "content" of `falcon3-audio evaluate`: which option the reply means.
-- `wer` or, where most letters are of scripts without spaces between words, `cer`: rows without options, as `falcon3-audio score --rule wer`
-  and `cer` count. It is that of transcripts; of other open answers it says little.
+- `wer` or, where most letters are of scripts without spaces between words, `cer`: rows without options, aligned as by `falcon3-audio
+  score --rule wer` and `cer`. It is that of transcripts; of other open answers it says little. Rows do not say their language,
+  so words are those of rewards.py. Scores have Whisper's normalisers, which know English fillers and contractions, and take
+  vowel signs for punctuation.
 - `exact_match`: all rows. The words of the answer and no others, in their order (rewards.py).
 """
 
 import itertools
+import json
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -25,11 +28,12 @@ from datasets import Dataset
 from falcon3_audio.evaluation.predictions import ANSWERED, Prediction
 from falcon3_audio.evaluation.read_option import resolve
 from falcon3_audio.evaluation.rules import is_right
-from falcon3_audio.evaluation.word_errors import character_normalizer, count_word_errors, normalizer
+from falcon3_audio.evaluation.word_errors import count_word_errors
 from falcon3_audio.processing import AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
+from .data.chats import is_given
 from .data.training_sets import WHOLE_ROW, sets_of
-from .rewards import same_words
+from .rewards import same_words, words
 
 
 CHOICES = ("choices", "options")
@@ -60,8 +64,8 @@ def draw_questions(examples: Dataset, sets: Mapping[str, int], count: int) -> li
         sets: how many of them each set has, by name and in order.
         count: 1 or more.
 
-    Raises a `ValueError` for a chat that does not end with an answer, options that the answer is none of, and without jiwer
-    if there are questions without options.
+    Raises a `ValueError` for a chat that does not end with an answer, options that cannot be read or that the answer is none of,
+    and without jiwer if there are questions without options.
     """
     starts = itertools.accumulate(sets.values(), initial=0)
     asked = [
@@ -84,7 +88,7 @@ def _draw(examples: Dataset, part: range, name: str, count: int) -> Iterator[Ask
         if last["role"] != "assistant" or not prompt:
             raise ValueError(f"{example['origin']}: eval_generate needs a question, and at the end its answer.")
         _, rows, _ = sets[int(place["set"])]
-        choices = choices_of(rows[int(place["row"])], int(place["question"]))
+        choices = choices_of(rows[int(place["row"])], int(place["question"]), example["origin"])
         answer = right_option(answer, choices, example["origin"]) if choices else answer
         yield Asked(name, prompt, answer, choices, example["origin"])
 
@@ -100,12 +104,35 @@ def right_option(answer: str, choices: Sequence[str], origin: str) -> str:
     return option
 
 
-def choices_of(row: dict[str, Any], question: int) -> tuple[str, ...]:
-    """The options of a row, or of one of its questions; none where it has none."""
+def choices_of(row: dict[str, Any], question: int, origin: str) -> tuple[str, ...]:
+    """
+    The options of a row, or of one of its questions; none where it has none. They are a list of texts or numbers, as such, under
+    `text` (with their labels beside them, as in ARC) or as JSON. Raises a `ValueError` for others, which names the row.
+    """
     parts = row.get("questions") if question != WHOLE_ROW else None
     holder = parts[question] if isinstance(parts, list) else row
-    given = next((holder[name] for name in CHOICES if holder.get(name)), ())
-    return tuple(str(choice) for choice in given) if isinstance(given, (list, tuple)) else ()
+    name = next((name for name in CHOICES if is_given(holder.get(name))), None)
+    if name is None:
+        return ()
+    found = _listed(holder[name])
+    if found is None:
+        raise ValueError(
+            f"{origin}: `{name}` must be a list of texts, got {holder[name]!r:.200}. Make it one, or rename it if it is something else."
+        )
+    return found
+
+
+def _listed(given: Any) -> tuple[str, ...] | None:
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return None
+    given = given.get("text") if isinstance(given, dict) else given
+    if not isinstance(given, (list, tuple)):
+        return None
+    options = [one.get("text") if isinstance(one, dict) else one for one in given]
+    return tuple(map(str, options)) if all(isinstance(option, (str, int, float)) for option in options) else None
 
 
 def measured_of(asked: Sequence[Asked]) -> list[str]:
@@ -201,8 +228,8 @@ def _error_rate(answered: Sequence[tuple[str, str]]) -> dict[str, float]:
     """`wer` or `cer` over all that is said; references without a word have none."""
     if not answered:
         return {}
-    name, normalize = ("cer", character_normalizer()) if _has_no_spaces(answered) else ("wer", normalizer())
-    said = [(reference, reply) for reference, reply in answered if _words(normalize, reference)]
+    name, normalize = ("cer", _characters) if _has_no_spaces(answered) else ("wer", _plain_words)
+    said = [(reference, reply) for reference, reply in answered if any(map(str.isalnum, normalize(reference)))]
     if not said:
         return {}
     references, replies = zip(*said)
@@ -210,8 +237,14 @@ def _error_rate(answered: Sequence[tuple[str, str]]) -> dict[str, float]:
     return {name: sum(row.errors for row in counts) / sum(row.words for row in counts)}
 
 
-def _words(normalize: Callable[[str], str], text: str) -> bool:
-    return any(letter.isalnum() for letter in normalize(text))
+def _plain_words(text: str) -> str:
+    return " ".join(words(text))
+
+
+def _characters(text: str) -> str:
+    """Each letter with its marks, as a word."""
+    letters = "".join(words(text))
+    return "".join(letter if unicodedata.category(letter).startswith("M") else f" {letter}" for letter in letters)
 
 
 def _has_no_spaces(answered: Sequence[tuple[str, str]]) -> bool:

@@ -29,10 +29,11 @@ from .checks import check_together
 from .collator import join_on_time
 from .data.sources import DataSource
 from .data.training_sets import load_training_data, set_of
+from .data_digests import data_digests
 from .distributed import begin_run, leave_group, whole_weights
 from .generated import choices_of, right_option
 from .learning import choose_trained_weights
-from .model import check_precision, load_model, train_in_float32
+from .model import check_loss, check_precision, load_model, train_in_float32
 from .recipe import run_recipe
 from .rewards import TAGS_REQUEST, content_answer, load_rewards, words
 from .run_folder import describe_recipe
@@ -157,11 +158,7 @@ class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
         _expect("encoded_prompts" in inputs, "the audio is lost between generation and loss")
         self._encoded = inputs["encoded_prompts"]
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "
-                "checkpoints of earlier steps are whole. Lower the learning rate, and do not use float16."
-            )
+        check_loss(loss, self.state.global_step)
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -309,14 +306,25 @@ class _Questions:
                 f"{example['origin']}: an answer is compared as text, and this one has {', '.join(others)} too."
             )
         place = self.places[number][index]
-        choices = choices_of(self.rows[number][int(place["row"])], int(place["question"]))
+        choices = choices_of(self.rows[number][int(place["row"])], int(place["question"]), example["origin"])
         if self.with_choices:
             if not choices:
                 raise ValueError(f"{example['origin']}: the reward `content` needs options, in a column `choices`.")
             answer = right_option(answer, choices, example["origin"])
         if self.answer_tags:
-            prompt[-1] = prompt[-1] | {"content": [*prompt[-1]["content"], {"type": "text", "text": TAGS_REQUEST}]}
+            prompt[-1] = _with_request(prompt[-1])
         return {"prompt": prompt, "answer": answer, "choices": list(choices), "origin": example["origin"]}
+
+
+def _with_request(message: dict[str, Any]) -> dict[str, Any]:
+    """Behind the last text of the message, in the same item: chat templates may part items by more than the request's space."""
+    content = [dict(item) for item in message["content"]]
+    texts = [item for item in content if item["type"] == "text"]
+    if texts:
+        texts[-1]["text"] += TAGS_REQUEST
+    else:
+        content.append({"type": "text", "text": TAGS_REQUEST.strip()})
+    return message | {"content": content}
 
 
 def train(
@@ -335,28 +343,28 @@ def train(
     questions = load_questions(data_args.train_data, *kind)
     held_out = load_questions(data_args.eval_data, *kind) if data_args.eval_data else None
     options = model_args, lora_args, data_args, reward_args, args
-    recipe = describe_recipe(*options, also=DECIDING_GRPO) | {"examples": len(questions)}
-    checkpoint = begin_run(args, recipe, options)
-    with whole_weights(args):
-        model, processor = load_model(model_args, args.output_dir, seed=args.seed)
-    check_precision(model, args)
-    stopper = SaveAtSigterm()
-    trainer = AudioGRPOTrainer(
-        model,
-        processing_class=processor,
-        reward_funcs=rewards,
-        args=args,
-        train_dataset=questions,
-        eval_dataset=held_out,
-        peft_config=choose_trained_weights(model, lora_args),
-        callbacks=[stopper],
-    )
-    if trainer.is_world_process_zero():
-        answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        lines = {"a step": f"{answers} answers, {args.num_generations} to each prompt"}
-        print_plan(trainer.model, lora_args, lines, checkpoint)
-    run_and_save(trainer, checkpoint, stopper, "GRPO loss")
-    return trainer
+    recipe = describe_recipe(*options, also=DECIDING_GRPO) | {"examples": len(questions)} | data_digests(data_args)
+    with begin_run(args, recipe, options) as checkpoint:
+        with whole_weights(args):
+            model, processor = load_model(model_args, args.output_dir, args.seed, anew=checkpoint is None)
+        check_precision(model, args)
+        stopper = SaveAtSigterm()
+        trainer = AudioGRPOTrainer(
+            model,
+            processing_class=processor,
+            reward_funcs=rewards,
+            args=args,
+            train_dataset=questions,
+            eval_dataset=held_out,
+            peft_config=choose_trained_weights(model, lora_args),
+            callbacks=[stopper],
+        )
+        if trainer.is_world_process_zero():
+            answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            lines = {"a step": f"{answers} answers, {args.num_generations} to each prompt"}
+            print_plan(trainer.model, lora_args, lines, checkpoint)
+        run_and_save(trainer, checkpoint, stopper, "GRPO loss")
+        return trainer
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,12 +3,14 @@
 Frozen weights keep the run's dtype; what is trained is float32 (the new projector too, which PEFT would leave in bfloat16). A
 model that is composed from backbones is saved first, under `base` in the run's folder: the adapter then has a base model to be
 loaded onto, and every process and every resumed run starts from the same projector. So is a run that is trained on: its
-adapter merged into its base model. What of the model learns is in learning.py.
+adapter merged into its base model. A run that begins makes it anew: an attempt before it may have named another model, or what
+it named may be another one by now. What of the model learns is in learning.py.
 """
 
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +29,46 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import CONFIG_NAME
 
 from falcon3_audio import FULL_PRECISION_MODULES
 from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import COMPOSED, ModelArguments
-from .collator import AudioChatCollator
+from .collator import QUESTIONS, AudioChatCollator
 from .projector_start import fit_projector
-from .publishing.merge import ADAPTER_CONFIG, merge
-from .run_folder import BASE
+from .publishing.merge import merge
+from .run_folder import BASE, find_checkpoint, makes_base
 
 
 CLIPS_TO_FIT = 96  # over all sets; each has 25 tokens a second, and what is estimated are means and variances
 
 
 def load_model(
-    arguments: ModelArguments, output_dir: str | Path, seed: int = 0, sets: Sequence[Dataset] = ()
+    arguments: ModelArguments,
+    output_dir: str | Path,
+    seed: int = 0,
+    sets: Sequence[Dataset] = (),
+    skip_bad_audio: bool = False,
+    anew: bool = False,
 ) -> tuple[PreTrainedModel, Falcon3AudioProcessor]:
     """
     The model to train, everything in it still as loaded, and its processor.
 
     Args:
         sets: the training sets, for a projector that is fitted to them.
+        skip_bad_audio: whether a clip of theirs that cannot be read is left out, or is an error.
+        anew: whether a base model that is in `output_dir` already is made again.
 
     Raises the errors of `compose`, of `from_pretrained` and of `merge`, and a `ValueError` if `arguments.model` was composed with
-    other options than `arguments` has.
+    other options than `arguments` has, or is a folder without a model.
     """
-    folder = arguments.model
-    if folder is None or (Path(folder) / ADAPTER_CONFIG).exists():
-        base = Path(output_dir).resolve() / BASE
-        folder = _make_base(
-            base, lambda draft: _merge(arguments, draft) if arguments.model else _compose(arguments, draft, seed, sets)
-        )
+    folder = str(arguments.model)
+    if makes_base(arguments.model):
+        write = partial(_write_base, arguments, seed, sets, skip_bad_audio)
+        folder = _make_base(Path(output_dir).resolve() / BASE, write, anew)
+    _check_is_model(Path(folder))
     # Absolute where it is a folder: so adapters name it, and the Auto classes find it from anywhere.
     folder = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
     processor = AutoProcessor.from_pretrained(folder)
@@ -108,16 +117,28 @@ def _check_composed(arguments: ModelArguments, processor: Falcon3AudioProcessor,
         )
 
 
-def _make_base(folder: Path, make: Callable[[Path], Any]) -> str:
-    """The folder, which the first process makes, if it is not there yet."""
+def _check_is_model(folder: Path):
+    if not folder.is_dir() or (folder / CONFIG_NAME).exists():
+        return  # else it is a name on the Hub
+    last = find_checkpoint(folder)
+    if last is not None:
+        raise ValueError(
+            f"{folder} is a run that has not ended. Start it again to go on, or train on from its last checkpoint: `--model {last}`."
+        )
+    raise ValueError(f"{folder} holds no model: there is no {CONFIG_NAME}. Give a composed checkpoint, or a run.")
+
+
+def _make_base(folder: Path, make: Callable[[Path], Any], anew: bool) -> str:
+    """The folder, which the first process makes, if it is not there yet or is to be made again."""
     state = PartialState()
-    if state.is_main_process and not (folder / "config.json").exists():
+    if state.is_main_process and (anew or not (folder / CONFIG_NAME).exists()):
         draft = folder.with_name(f"{folder.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         make(draft)
+        shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     state.wait_for_everyone()
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG_NAME).exists():
         raise ValueError(
             f"{folder}, which the first process made, is not to be seen from process {state.process_index}: "
             "output_dir must be a folder that all machines share."
@@ -125,12 +146,11 @@ def _make_base(folder: Path, make: Callable[[Path], Any]) -> str:
     return str(folder)
 
 
-def _merge(arguments: ModelArguments, draft: Path):
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    merge(str(arguments.model), draft)
-
-
-def _compose(arguments: ModelArguments, draft: Path, seed: int, sets: Sequence[Dataset]):
+def _write_base(arguments: ModelArguments, seed: int, sets: Sequence[Dataset], skip_bad_audio: bool, draft: Path):
+    if arguments.model:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        merge(arguments.model, draft)
+        return
     set_seed(seed)  # of the new projector
     compose(
         str(arguments.audio_model),
@@ -140,17 +160,18 @@ def _compose(arguments: ModelArguments, draft: Path, seed: int, sets: Sequence[D
         **{name: getattr(arguments, name) for name in COMPOSED},
     )
     if arguments.projector_start == "fitted":
-        _fit(draft, sets)
+        _fit(draft, sets, skip_bad_audio)
 
 
-def _fit(folder: Path, sets: Sequence[Dataset]):
+def _fit(folder: Path, sets: Sequence[Dataset], skip_bad_audio: bool):
     """Fits the projector of a composed model to as many clips of each set, and saves it."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto")
-    collate = AudioChatCollator(processor)
+    collate = AudioChatCollator(processor, skip_bad_audio=skip_bad_audio)
     each = math.ceil(CLIPS_TO_FIT / max(1, len(sets)))
     examples = (part[index] for part in sets for index in torch.randperm(len(part))[:each].tolist())
-    fit_projector(model, (collate([example]) for example in examples))
+    batches = (collate([example]) for example in examples)
+    fit_projector(model, (batch for batch in batches if batch[QUESTIONS]))  # else its example was left out
     model.save_pretrained(folder)
 
 
@@ -160,6 +181,16 @@ def check_precision(model: PreTrainedModel, training: TrainingArguments):
         raise ValueError(
             f"The frozen weights are {model.dtype}, what is trained is float32: set bf16 (with use_cpu on a CPU) or fp16, "
             "which compute with both, or dtype to float32."
+        )
+
+
+def check_loss(loss: torch.Tensor, step: int):
+    """Raises a `FloatingPointError` if the loss of the step after `step` is no number, before anything of it is saved."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {loss.item()} in step {step + 1}. Nothing of this step is saved; the checkpoints of earlier steps are "
+            "whole. Usual causes are a learning rate that is too high and float16; look at the gradient norms of the last log "
+            "lines."
         )
 
 

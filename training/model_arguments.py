@@ -43,7 +43,7 @@ class ModelArguments:
         default="random",
         metadata={
             "help": "Where the new projector starts: at random, or with its norms fitted to training clips and to the language "
-            "model's embeddings (projector_start.py)."
+            "model's embeddings."
         },
     )
     pad_to_window: bool = field(default=False, metadata={"help": "Encode 30 s always, as stock Whisper does."})

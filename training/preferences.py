@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .data.chats import check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
+from .data.chats import COLUMNS, check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
 from .data.open_dataset import open_dataset
 from .data.sources import DataSource
 
 
 NEEDED = ("prompt", "chosen", "rejected")
-READ = (*NEEDED, "audio", "audios")
+READ = (*NEEDED, *COLUMNS)
 
 
 def load_preferences(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]:
@@ -83,9 +83,9 @@ def _as_chats(row: Mapping[str, Any], sound: bool | str, folder: Path) -> dict[s
     check_has_sound(prompt, sound)
     answers = {name: _chat(row[name], "assistant") for name in NEEDED[1:]}
     for name, answer in answers.items():
-        if [message.get("role") for message in answer] != ["assistant"]:
+        if [isinstance(message, dict) and message.get("role") for message in answer] != ["assistant"]:
             raise ValueError(
-                f"`{name}` must be a text or one assistant message, got {answer}; what comes before it is the `prompt`"
+                f"`{name}` must be a text or one assistant message, got {row[name]!r:.200}; what comes before it is the `prompt`"
             )
     if answers["chosen"] == answers["rejected"]:
         raise ValueError("`chosen` and `rejected` are the same, so there is nothing to prefer. Leave the row out")

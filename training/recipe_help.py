@@ -40,8 +40,10 @@ MOST_CHANGED = (
     "save_steps",
     "save_total_limit",
 )
-# Ours, but nothing to set.
-FIXED = ("remove_unused_columns", "ddp_find_unused_parameters", "gradient_checkpointing")
+# Ours, but nothing to set; and those of which the help says so.
+FIXED = ("ddp_find_unused_parameters", "gradient_checkpointing")
+MUST_STAY = "Must stay"
+OF_A_VERB = {"shuffle_buffer_size": "train"}  # the others load their sets
 METAVARS = {bool: "true|false", int: "N", float: "X"}
 
 
@@ -58,7 +60,13 @@ def help_text(
         everything: whether to list the options of transformers and TRL that are rarely changed.
     """
     known = {field.name: (field, kind) for group in options for field, kind in _fields(group)}
-    own = [name for group in options for name in group.__annotations__ if name in known and name not in FIXED]
+    verb = parent.prog.rpartition(" ")[2]
+    own = [
+        name
+        for group in options
+        for name in group.__annotations__
+        if name in known and _can_be_set(known[name][0], verb)
+    ]
     often = [name for name in MOST_CHANGED if name in known and name not in own]
     sections = {"options of this project": own, "options of transformers and TRL that are changed most": often}
     if everything:
@@ -80,6 +88,11 @@ def help_text(
             said = _with_default(field.metadata.get("help", ""), recipe.get(name, _default(field)), name in recipe)
             section.add_argument(f"--{name}", metavar=_metavar(kind), help=said)
     return parser.format_help()
+
+
+def _can_be_set(field: dataclasses.Field, verb: str) -> bool:
+    is_of_verb = OF_A_VERB.get(field.name, verb) == verb
+    return is_of_verb and field.name not in FIXED and not field.metadata.get("help", "").startswith(MUST_STAY)
 
 
 def _fields(group: Any) -> list[tuple[dataclasses.Field, Any]]:

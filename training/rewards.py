@@ -8,6 +8,7 @@ installed packages or from the folder where the run is started. Such a function 
 import importlib
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from falcon3_audio.evaluation.read_option import resolve
 
 # R1-AQA's words for it.
 TAGS_REQUEST = " Output the final answer in <answer> </answer>."
+SIGNS = str.maketrans({"♯": "#", "\N{MINUS SIGN}": "-"})
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def exact_answer(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
     """
     Reward 1 for a reply with the words of the right answer and no others, in their order, else 0. Case and punctuation
-    do not count. Of a reply with `<answer>` tags only what stands in the first pair of them is read.
+    do not count (`words`). Of a reply with `<answer>` tags only what stands in the first pair of them is read.
     """
     replies = [completion[0]["content"] for completion in completions]
     tagged = [TAGGED.search(reply) for reply in replies]
@@ -46,8 +48,13 @@ def same_words(reply: str, answer: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case."""
-    return re.findall(r"\w+", text.lower())
+    """
+    The words of a text in lower case and one Unicode spelling (NFC), with the marks on their letters (vowels in Hindi, tones in
+    Thai), and the signs that are no punctuation: `#`, `♭`, `+`, and a minus before a number.
+    """
+    text = unicodedata.normalize("NFC", text.lower()).translate(SIGNS)
+    marks = "".join({letter for letter in text if unicodedata.category(letter).startswith("M")})
+    return re.findall(rf"(?:(?<![\w{marks}])-(?=\d))?\w[\w{marks}]*|[#♭+]", text)
 
 
 def content_answer(

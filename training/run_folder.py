@@ -3,6 +3,7 @@
 `recipe.yaml` records every option that decides the result; a run that is started again with others is an error. The
 trainer writes `trainer_state.json` last, so a checkpoint without one was interrupted and is passed over with a note.
 One that is complete but damaged is an error that names the file: which one to go on from is then for the user to say.
+Before the first checkpoint nothing is trained, and everything may change.
 """
 
 import dataclasses
@@ -19,13 +20,14 @@ from safetensors import SafetensorError, safe_open
 
 from falcon3_audio.whole_files import whole_file
 
-from .arguments import COMPOSED
 from .data.sources import DataSource
 
 
 RECIPE = "recipe.yaml"
+DATA_SHA256 = "data_sha256"  # in it, see data_digests.py
 STATE = "trainer_state.json"
 BASE = "base"  # the model that a run composed, see `load_model`
+ADAPTER_CONFIG = "adapter_config.json"
 # Options of the trainer that decide the result; the others say how it is run, logged and saved.
 DECIDING = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -38,8 +40,6 @@ DECIDING = (
 )
 # Those of them that a run may go on with other values of: it is as if they had been given at first.
 MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold")
-# Options that decide what is composed.
-DECIDING_BASE = ("audio_model", "text_model", *COMPOSED, "projector_start", "dtype", "seed")
 # No room, too much for the quota or the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # What torch and safetensors say when a file could not be written; they raise no OSError.
@@ -115,7 +115,8 @@ def start_or_go_on(
         resume: the checkpoint to go on from, instead of the last one.
         options: which the recipe describes, see `with_defaults`.
 
-    Raises a `ValueError` if the folder holds a run with another recipe, or the checkpoint is damaged.
+    Raises a `ValueError` if the folder holds a run with another recipe or other data, one that has ended and has no
+    checkpoint any more, or a base model that no run made; or if the checkpoint is damaged.
     """
     folder = Path(output_dir)
     path = folder / RECIPE
@@ -123,24 +124,65 @@ def start_or_go_on(
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before:
         before = with_defaults(before, recipe, options)
-    changed = [name for name in recipe if before and name not in MAY_CHANGE and before.get(name) != recipe[name]]
-    if not checkpoint and not (folder / STATE).exists():  # nothing is trained yet
-        changed = [name for name in changed if name in DECIDING_BASE and (folder / BASE).exists()]
-    if changed:
-        differences = ", ".join(f"{name}: {before.get(name)!r} -> {recipe[name]!r}" for name in changed)
-        advice = "Give another output_dir, or remove that folder."
-        if set(changed) <= {"num_train_epochs", "max_steps"} and (folder / STATE).exists():
-            # Its learning rate has come down; one that went up again in the middle would be no schedule.
-            advice = (
-                f"It has ended, and so has its schedule. To train on from what it left: `--model {output_dir} --output_dir ANOTHER`, with "
-                "the epochs that are to come on top, in the place of the options that name its model."
-            )
-        raise ValueError(f"{output_dir} holds a run that was started with other options ({differences}). {advice}")
+    has_ended = (folder / STATE).exists()
+    if before and (checkpoint or has_ended):
+        _check_unchanged(folder, before, recipe, has_ended)
+    if has_ended and not checkpoint:
+        raise ValueError(
+            f"{folder} holds a run that has ended, and none of its checkpoints: there is nothing to go on with, and what it left stays "
+            f"as it is. To train on from that: `--model {folder} --output_dir ANOTHER`. To train again, give another output_dir, or "
+            "remove that folder."
+        )
+    if not checkpoint:
+        _check_place_of_base(folder, before, recipe)
     if write and before != recipe:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(yaml.safe_dump(recipe, sort_keys=False).encode())
     return checkpoint
+
+
+def _check_unchanged(folder: Path, before: dict[str, Any], recipe: dict[str, Any], has_ended: bool):
+    """Raises a `ValueError` that names the options, or else the sets, with which the run would go on as another one."""
+    known = (*MAY_CHANGE, DATA_SHA256)
+    changed = [name for name in recipe if name not in known and before.get(name) != recipe[name]]
+    if changed:
+        differences = ", ".join(f"{name}: {before.get(name)!r} -> {recipe[name]!r}" for name in changed)
+        advice = "Give another output_dir, or remove that folder."
+        if set(changed) <= {"num_train_epochs", "max_steps"} and has_ended:
+            # Its learning rate has come down; one that went up again in the middle would be no schedule.
+            advice = (
+                f"It has ended, and so has its schedule. To train on from what it left: `--model {folder} --output_dir ANOTHER`, with "
+                "the epochs that are to come on top, in the place of the options that name its model."
+            )
+        raise ValueError(f"{folder} holds a run that was started with other options ({differences}). {advice}")
+    recorded = before.get(DATA_SHA256) or {}
+    edited = [
+        source["path"]
+        for option, digests in recipe.get(DATA_SHA256, {}).items()
+        for source, was, now in zip(recipe[option], recorded.get(option, ()), digests)
+        if was != now
+    ]
+    if edited:
+        raise ValueError(
+            f"{', '.join(edited)} changed since the run in {folder} was started, which would go on with other data. Put back what "
+            "was there; or start anew: give another output_dir, or remove that folder."
+        )
+
+
+def _check_place_of_base(folder: Path, before: dict[str, Any], recipe: dict[str, Any]):
+    """A run that begins puts its base model in the place of that of a former attempt, and of nothing else."""
+    was_made = before and makes_base(before.get("model"))
+    if makes_base(recipe.get("model")) and (folder / BASE).exists() and not was_made:
+        raise ValueError(
+            f"{folder / BASE} is where this run would put the model that it starts from, and what is there may be no run's. Move or "
+            "remove it, or give another output_dir."
+        )
+
+
+def makes_base(model: str | None) -> bool:
+    """Whether a run that is told to train this model (`None`: backbones) makes another one to start from."""
+    return model is None or (Path(model) / ADAPTER_CONFIG).exists()
 
 
 def root_of(run: Path) -> Path:
@@ -177,10 +219,12 @@ def check_readable(checkpoint: Path):
     for path in sorted(checkpoint.rglob("*")):
         problem = _problem(path)
         if problem:
-            raise ValueError(
-                f"{path} cannot be read: {problem}. Remove {checkpoint} to go on from the checkpoint before it, or "
-                "name another one with --resume_from_checkpoint."
-            )
+            raise ValueError(f"{path} cannot be read: {problem}. {other_than(checkpoint)}")
+
+
+def other_than(checkpoint: Path) -> str:
+    """What to do where a run cannot go on from its last checkpoint."""
+    return f"Remove {checkpoint} to go on from the checkpoint before it, or name another one with --resume_from_checkpoint."
 
 
 def _problem(path: Path) -> str | None:
@@ -220,7 +264,7 @@ def explain(error: Exception) -> str:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return True
+    return isinstance(state, dict) and isinstance(state.get("global_step"), int)

@@ -25,6 +25,7 @@ from .checks import check_push, check_streaming, check_together
 from .collator import AudioChatCollator
 from .data.stream import open_streams
 from .data.training_sets import load_training_data, questions_per_clip
+from .data_digests import data_digests
 from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
 from .generated import draw_questions
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
@@ -61,80 +62,82 @@ def train(
     streamed, (train_dataset, sizes) = (
         open_streams(data_args.train_data) if data_args.is_streamed else ([], load_training_data(data_args.train_data))
     )
-    options = model_args, lora_args, data_args, args
-    recipe = describe_recipe(*options) | {"examples": [None] * len(sizes) if streamed else sizes}
     eval_dataset, eval_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
+    options = model_args, lora_args, data_args, args
+    examples = [None] * len(sizes) if streamed else sizes
+    recipe = describe_recipe(*options) | {"examples": examples} | data_digests(data_args)
     names = name_sets(data_args.eval_data)
     held_out = dict(zip(names, eval_sizes))
     asked = draw_questions(eval_dataset, held_out, args.eval_generate) if args.eval_generate else []
     if not eval_dataset and args.eval_strategy == "no":
         eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
-    checkpoint = begin_run(args, recipe, options)
-    before = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
-    stream = make_stream(streamed, args, data_args.shuffle_buffer_size, checkpoint) if streamed else None
+    with begin_run(args, recipe, options) as checkpoint:
+        before = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
+        stream = make_stream(streamed, args, data_args.shuffle_buffer_size, checkpoint) if streamed else None
 
-    ################
-    # Model, processor
-    ################
-    with whole_weights(args):
-        ends = list(itertools.accumulate(sizes))
-        sets = [train_dataset.select(range(end - size, end)) for end, size in zip(ends, sizes)]
-        model, processor = load_model(model_args, args.output_dir, args.seed, sets)
-    check_precision(model, args)
-    peft_config = choose_trained_weights(model, lora_args)
-
-    ################
-    # Training
-    ################
-    stopper = SaveAtSigterm()
-    trainer = AudioSFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        set_sizes=[] if stream else sizes,
-        set_weights=[] if stream else [source.weight for source in data_args.train_data],
-        stream=stream,
-        clips=None if stream else questions_per_clip(train_dataset, sizes),
-        questions_per_row=args.questions_per_row,
-        eval_sets=held_out if len(held_out) > 1 else {},
-        asked=asked,
-        processing_class=processor,
-        data_collator=AudioChatCollator(
-            processor, args.max_length, args.questions_per_row, args.on_bad_audio == "skip"
-        ),
-        peft_config=peft_config,
-        callbacks=[*callbacks, stopper],
-    )
-    if checkpoint:
-        check_same_strategy(checkpoint, trainer)
-    if trainer.is_world_process_zero():
-        print(describe_plan(trainer, lora_args, recipe["global_batch_size"], before.global_step), flush=True)
-        for line in last_deafness(before.log_history, first_step_to_judge(args, before.max_steps)):
-            print(f"{'NOTE':<22} {line}", flush=True)
-        if checkpoint:
-            print(f"{'going on from':<22} {checkpoint}", flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    stopper.raise_if_stopped()
-
-    ################
-    # Results
-    ################
-    if args.load_best_model_at_end:
-        trainer.log(describe_best(trainer.state))
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        if args.load_best_model_at_end:
-            print(
-                f"best was step {trainer.state.best_global_step}: {args.metric_for_best_model} {trainer.state.best_metric:.4g}"
+        ################
+        # Model, processor
+        ################
+        with whole_weights(args):
+            ends = list(itertools.accumulate(sizes))
+            sets = [train_dataset.select(range(end - size, end)) for end, size in zip(ends, sizes)]
+            skip = args.on_bad_audio == "skip"
+            model, processor = load_model(
+                model_args, args.output_dir, args.seed, sets, skip_bad_audio=skip, anew=checkpoint is None
             )
-        trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
-        plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
-        print(f"saved in {args.output_dir}", flush=True)
-    if to_hub and trainer.is_world_process_zero():
-        commit = push_finished(Path(args.output_dir), repo_id, bool(args.hub_private_repo), args.hub_revision)
-        print(f"pushed: {commit.commit_url}", flush=True)
-    return trainer
+        check_precision(model, args)
+        peft_config = choose_trained_weights(model, lora_args)
+
+        ################
+        # Training
+        ################
+        stopper = SaveAtSigterm()
+        trainer = AudioSFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            set_sizes=[] if stream else sizes,
+            set_weights=[] if stream else [source.weight for source in data_args.train_data],
+            stream=stream,
+            clips=None if stream else questions_per_clip(train_dataset, sizes),
+            questions_per_row=args.questions_per_row,
+            eval_sets=held_out if len(held_out) > 1 else {},
+            asked=asked,
+            processing_class=processor,
+            data_collator=AudioChatCollator(processor, args.max_length, args.questions_per_row, skip),
+            peft_config=peft_config,
+            callbacks=[*callbacks, stopper],
+        )
+        if checkpoint:
+            check_same_strategy(checkpoint, trainer)
+        if trainer.is_world_process_zero():
+            print(describe_plan(trainer, lora_args, recipe["global_batch_size"], before.global_step), flush=True)
+            for line in last_deafness(before.log_history, first_step_to_judge(args, before.max_steps)):
+                print(f"{'NOTE':<22} {line}", flush=True)
+            if checkpoint:
+                print(f"{'going on from':<22} {checkpoint}", flush=True)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopper.raise_if_stopped()
+
+        ################
+        # Results
+        ################
+        if args.load_best_model_at_end:
+            trainer.log(describe_best(trainer.state))
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            if args.load_best_model_at_end:
+                print(
+                    f"best was step {trainer.state.best_global_step}: {args.metric_for_best_model} {trainer.state.best_metric:.4g}"
+                )
+            trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
+            plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
+            print(f"saved in {args.output_dir}", flush=True)
+        if to_hub and trainer.is_world_process_zero():
+            commit = push_finished(Path(args.output_dir), repo_id, bool(args.hub_private_repo), args.hub_revision)
+            print(f"pushed: {commit.commit_url}", flush=True)
+        return trainer
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,6 @@ report.json, report.md and report.png (see study_report.py). What STUDY.yaml may
 """
 
 import argparse
-import fcntl
 import os
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .data.shards import is_set
+from .locks import lock
 from .studies.study_file import make_study, read_study
 from .studies.study_report import write_report
 from .studies.study_results import pack
@@ -57,14 +57,14 @@ def perform(run: Run, environment: dict[str, str], stop: threading.Event, echo: 
     Raises a `ValueError` where there are results of other settings in its folder.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(run.folder / LOCK, stop) as lock:
+    with _locked(run.folder / LOCK, stop) as held:
         check_unchanged([run])  # again: another process may have worked on it since, which was waited for
         (run.folder / FAILED).unlink(missing_ok=True)
         steps = steps_of(run)
         for number, step in enumerate(steps):
             if step.product.exists():
                 continue
-            said = _stale(step, steps[number + 1 :]) or _do(run, step, environment, lock, stop, echo and step.trains)
+            said = _stale(step, steps[number + 1 :]) or _do(run, step, environment, held, stop, echo and step.trains)
             if said:
                 write_json(run.folder / FAILED, {"step": step.name, "said": said})
                 print(f"{run}: {step.name} failed: {said}", file=sys.stderr, flush=True)
@@ -77,14 +77,14 @@ def _stale(step: Step, later: Sequence[Step]) -> str | None:
     return f"{', '.join(left)} came from something that is gone; remove it to make it again" if left else None
 
 
-def _do(run: Run, step: Step, environment: dict[str, str], lock: int, stop: threading.Event, echo: bool) -> str | None:
+def _do(run: Run, step: Step, environment: dict[str, str], held: int, stop: threading.Event, echo: bool) -> str | None:
     step.log.parent.mkdir(parents=True, exist_ok=True)
     if step.trains:
         with whole_file(step.log.with_name("options.yaml")) as file:
             file.write(yaml.safe_dump(step.options, sort_keys=False).encode())
     write_record(step)
     print(f"{run}: {step.name} (log: {step.log})", flush=True)
-    code = _run_process([f"falcon3_audio.{step.module}", *step.arguments], step.log, environment, lock, stop, echo)
+    code = _run_process([f"falcon3_audio.{step.module}", *step.arguments], step.log, environment, held, stop, echo)
     # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report counts them.
     if step.product.exists() and (code == 0 or step.evaluates):
         return None
@@ -93,7 +93,7 @@ def _do(run: Run, step: Step, environment: dict[str, str], lock: int, stop: thre
 
 
 def _run_process(
-    command: list[str], log: Path, environment: dict[str, str], lock: int, stop: threading.Event, echo: bool
+    command: list[str], log: Path, environment: dict[str, str], held: int, stop: threading.Event, echo: bool
 ) -> int:
     with open(log, "ab") as file:
         file.write(f"$ python -m {' '.join(command)}\n".encode())
@@ -106,7 +106,7 @@ def _run_process(
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment | {"PYTHONUNBUFFERED": "1"},  # so that the log is complete, whatever ends it
-            pass_fds=(lock,),
+            pass_fds=(held,),
         )
     try:
         while (code := process.poll()) is None:
@@ -140,14 +140,10 @@ def _locked(path: Path, stop: threading.Event) -> Iterator[int]:
     """Waits until no other process works on the run."""
     with open(path, "ab") as file:
         told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    print(f"Another process works on {path.parent}; waiting for it to end.", flush=True)
-                told = True
+        while not lock(file):
+            if not told:
+                print(f"Another process works on {path.parent}; waiting for it to end.", flush=True)
+            told = True
             if stop.wait(POLL):
                 raise Stopped
         yield file.fileno()

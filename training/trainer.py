@@ -51,7 +51,7 @@ from .hearing import (
     summarise_sets,
 )
 from .learning import learning_rates, parameter_groups
-from .model import compile_layers, train_in_float32
+from .model import check_loss, compile_layers, train_in_float32
 from .streaming import ShareOfTheRun, pass_on, save_stream, stream_loader
 
 
@@ -293,8 +293,11 @@ class AudioSFTTrainer(SFTTrainer):
         if not wants_all_logits:
             inputs = inputs | _only_learned(inputs["labels"])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        check = self._check_trained if model.training else self._check_evaluated
-        check(result[0] if return_outputs else result)
+        loss = result[0] if return_outputs else result
+        if model.training:
+            check_loss(loss, self.state.global_step)
+        else:
+            self._check_evaluated(loss)
         return result
 
     def _check_evaluated(self, loss: torch.Tensor):
@@ -304,14 +307,6 @@ class AudioSFTTrainer(SFTTrainer):
                 f"{self.state.global_step}. The training loss was finite up to there, and the checkpoints of earlier steps are "
                 "whole. Usual causes are clips or answers unlike those that are trained on, float16, and a learning rate "
                 "that is too high."
-            )
-
-    def _check_trained(self, loss: torch.Tensor):
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} in step {self.state.global_step + 1}. Nothing of this step is saved; the "
-                "checkpoints of earlier steps are whole. Usual causes are a learning rate that is too high and "
-                "float16; look at the gradient norms of the last log lines."
             )
 
     def _count(self, inputs: dict[str, torch.Tensor], counts: dict[str, Any]):

@@ -168,6 +168,11 @@ def test_a_recipe_extends_another(read, tmp_path):
         ((), {"chat_template_path": "other"}, "chat_template_path must stay off"),
         ((), {"train_sampling_strategy": "group_by_length"}, "must stay `random`, got 'group_by_length'"),
         ((), {"save_only_model": True}, "save_only_model must stay off"),
+        (
+            (),
+            {"loss_type": "dft", "label_smoothing_factor": 0.1},
+            "has no effect with loss_type `dft`; leave one of the two out",
+        ),
         ((), {"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay off"),
         ((), {"report_to": "clearml"}, "report_to: clearml is not to be had; installed are tensorboard.*give `none`"),
         ((), {"max_bad_audio": 1.5}, "max_bad_audio is a share from 0 to 1, got 1.5"),

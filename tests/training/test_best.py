@@ -113,6 +113,9 @@ def test_names_of_sets():
 
     assert names("a/held-out.jsonl", "b/other.tar.gz") == ["held_out", "other"]
     assert names("a/test.jsonl", "b/test.jsonl") == ["test_1", "test_2"]
+    assert names("x/a.jsonl", "y/a.jsonl", "z/a_1.jsonl") == ["a_2", "a_3", "a_1"]
+    by_split = [DataSource("b.jsonl"), DataSource("b.jsonl", split="dev"), DataSource("b_dev.jsonl")]
+    assert name_sets(by_split) == ["b_train", "b_2", "b_dev"]
     assert name_sets([DataSource("ORG/SET", split="test"), DataSource("ORG/SET", split="dev")]) == [
         "SET_test",
         "SET_dev",

@@ -76,14 +76,28 @@ def test_rows_with_options_are_read_for_their_content():
 
 
 def test_rates_are_those_of_evaluation():
-    pairs = [("the cat sat", "the cat sat down"), ("a dog", "dogs"), ("uh", "nothing was said")]
+    pairs = [("The cat sat.", "the cat sat down"), ("a dog", "dogs"), ("...", "nothing was said")]
     found = score_replies([(asked(reference), reply) for reference, reply in pairs])
     counted = error_rate(count_word_errors(*map(list, zip(*pairs[:2])), normalizer()))
     assert (
         found == {"num_generated": 3, "exact_match": 0.0, "wer": counted["word_error_rate"]} and found["wer"] == 3 / 5
     )
-    assert score_replies([(asked("你好世界"), "你好地界")]) == {"num_generated": 1, "exact_match": 0.0, "cer": 1 / 4}
+    assert score_replies([(asked("你好，世界"), "你好地界")]) == {"num_generated": 1, "exact_match": 0.0, "cer": 1 / 4}
     assert "wer" in score_replies([(asked("привет мир"), "привет")])
+
+
+@pytest.mark.parametrize(
+    ("reference", "reply", "name", "rate"),
+    [
+        ("Wir treffen uns um acht.", "wir treffen uns acht", "wer", 1 / 5),  # "um" is no filler here
+        ("um dois três", "dois três", "wer", 1 / 3),
+        ("मेरी किताब", "मेरा कताब", "wer", 2 / 2),
+        ("caf\u00e9 noir", "Cafe\u0301 noir!", "wer", 0),
+        ("ไม้ไผ่", "ไม่ไผ่", "cer", 1 / 4),
+    ],
+)
+def test_rates_are_right_in_any_language(reference, reply, name, rate):
+    assert score_replies([(asked(reference), reply)])[name] == pytest.approx(rate)
 
 
 def test_options_come_from_the_row(tmp_path):
@@ -108,6 +122,35 @@ def test_options_come_from_the_row(tmp_path):
         ("answer 1", "none"),
     ]
     assert len(draw(path, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": ["a dog", "a cat"], "label": ["A", "B"]},
+        [{"text": "a dog", "label": "A"}, {"text": "a cat", "label": "B"}],
+        '["a dog", "a cat"]',
+        '{"text": ["a dog", "a cat"]}',
+    ],
+)
+def test_options_are_read_as_sets_have_them(tmp_path, options):
+    (clip,) = write_clips(tmp_path, 1)
+    row = {"messages": [user(heard(clip), TEXT), assistant("a cat")], "choices": options}
+    (question,) = draw(write_jsonl(tmp_path / "rows.jsonl", [row]), 1)
+    assert question.choices == ("a dog", "a cat")
+
+
+@pytest.mark.parametrize("options", ["A. dog\nB. cat", {"A": "dog", "B": "cat"}, [["dog"], ["cat"]], ["dog", None], 4])
+def test_options_that_cannot_be_read_are_an_error(tmp_path, options):
+    (clip,) = write_clips(tmp_path, 1)
+    row = {"messages": [user(heard(clip), TEXT), assistant("cat")], "options": options}
+    with pytest.raises(ValueError, match="rows.jsonl, row 0: `options` must be a list of texts, got"):
+        draw(write_jsonl(tmp_path / "rows.jsonl", [row]), 1)
+
+
+@pytest.mark.parametrize("options", [None, [], "", "[]", {"text": None, "label": None}])
+def test_rows_without_options_are_open(options):
+    assert generated.choices_of({"choices": options}, generated.WHOLE_ROW, "row 0") == ()
 
 
 def test_questions_are_drawn_of_each_of_several_sets(tmp_path):

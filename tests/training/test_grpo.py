@@ -390,14 +390,30 @@ def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, chec
     assert grpo.main([*arguments, "--answer_tags", "true", "--logging_steps", "1"]) == 0
     state = json.loads((folder / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "reward" in entry] == [2]
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    assert grpo.main([*arguments, "--answer_tags", "true"]) == 1
+    assert f"{folder} holds a run that has ended" in capsys.readouterr().err
 
 
-def test_questions_ask_for_tags_if_told(recipe):
+def test_questions_ask_for_tags_if_told(recipe, processor):
     source = grpo.DataArguments(train_data=[recipe[0][3]]).train_data
     plain, tagged = (grpo.load_questions(source, tags)[1] for tags in (False, True))
     assert plain["answer"] == tagged["answer"] == "a dog" and plain["origin"].endswith("row 1")
     texts = ["".join(item.get("text") or "" for item in row["prompt"][0]["content"]) for row in (plain, tagged)]
     assert texts == ["What is it, 1?", "What is it, 1? Output the final answer in <answer> </answer>."]
+    prompt = processor.apply_chat_template(tagged["prompt"], tokenize=False)
+    assert texts[1] in prompt
+
+
+def test_a_prompt_of_sound_alone_asks_for_tags_too(tmp_path):
+    chat = [
+        {"role": "user", "content": [{"type": "audio", "path": "dog.wav"}]},
+        {"role": "assistant", "content": "a dog"},
+    ]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}))
+    (question,) = grpo.load_questions([grpo.DataSource(str(tmp_path / "chats.jsonl"))], True)
+    assert question["prompt"][0]["content"][1] == {"type": "text", "text": rewards.TAGS_REQUEST.strip()}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Preference sets with sound, as they are stored and as DPO has them; and the verb from beginning to end."""
 
 import json
+import shutil
 
 import pytest
 import soundfile
@@ -63,6 +64,14 @@ def test_clips_in_parquet_stay_as_they_are_stored(clips, tmp_path, processor):
     assert int(batch["input_features_mask"][0].sum()) == pytest.approx(samples / SAMPLING_RATE * 100, abs=1.5)
 
 
+def test_in_a_set_of_texts_a_tag_is_a_text(tmp_path, processor):
+    row = {"prompt": "What does <audio> mean in HTML?", "chosen": "a sound", "rejected": "no"}
+    (row,) = read(write_jsonl(tmp_path / "rows.jsonl", [row]), sound=False)
+    batch = dpo.AudioPreferenceCollator(processor)([row])
+    assert "input_features" not in batch
+    assert all("What does <audio> mean in HTML?" in processor.decode(ids) for ids in batch["input_ids"])
+
+
 def test_several_sets_follow_each_other(clips, tmp_path):
     def write(name, *answers):
         rows = [{"prompt": "?", "chosen": answer, "rejected": "no", "audio": str(clips[0])} for answer in answers]
@@ -85,6 +94,16 @@ def test_several_sets_follow_each_other(clips, tmp_path):
             "`chosen` must be a text or one assistant message",
         ),
         ({"prompt": "?", "chosen": "a", "rejected": "b", "images": ["a.png"]}, {"sound": "some"}, "'images', which is not read"),
+        *(
+            (
+                {"prompt": "?", "chosen": "a", "rejected": "b"} | {name: value},
+                {"sound": False},
+                f"row 0: `{name}` must be a text or one assistant message, got {value}",
+            )
+            for name in ("chosen", "rejected")
+            for value in (None, 7)
+        ),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, {"sound": False}, "row 0: .* must be a list of objects with `role`"),
         ({"prompt": "?", "chosen": "a", "rejected": "b"}, {"weight": 2}, "leave out weight, columns and prompt"),
     ],
 )  # fmt: skip
@@ -128,6 +147,12 @@ def test_a_run_learns_to_prefer_and_goes_on(launch, tmp_path, capsys):
     assert launch("--beta", "0.3") == 1
     assert "started with other options (beta: 0.1 -> 0.3)" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists() and weights_of(merge(run, tmp_path / "merged"))
+    for checkpoint in run.glob("checkpoint-*"):  # to have room
+        shutil.rmtree(checkpoint)
+    assert launch() == 1
+    assert (
+        f"{run} holds a run that has ended" in capsys.readouterr().err and farthest(weights_of(run), weights) <= 1e-5
+    )
 
 
 def test_mistakes_are_said_before_training(launch, capsys, monkeypatch):

@@ -2,7 +2,14 @@
 
 import pytest
 
-from falcon3_audio.training.rewards import REWARDS, answer_format, content_answer, exact_answer, load_rewards
+from falcon3_audio.training.rewards import (
+    REWARDS,
+    answer_format,
+    content_answer,
+    exact_answer,
+    load_rewards,
+    same_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +36,32 @@ def test_rewards(reply, right, well_formed):
     completions = [[{"role": "assistant", "content": reply}]]
     assert exact_answer(completions=completions, answer=["a dog"], origin=["?"]) == [right]
     assert answer_format(completions=completions, answer=["a dog"]) == [well_formed]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("C major", "c, Major!", True),
+        ("C major", "C# major", False),
+        ("C♯ major", "C# major", True),
+        ("A♭", "A♯", False),
+        ("A♭", "A", False),
+        ("C", "C++", False),
+        ("-5 dB", "5 dB", False),
+        ("\N{MINUS SIGN}5 dB", "(-5) dB.", True),
+        ("1990-2000", "1990\N{EN DASH}2000", True),  # a dash, no minus
+        ("- 5 dogs", "5 dogs", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("café", "cafe", False),
+        ("का", "की", False),
+        ("हिन्दी", "हन्दी", False),
+        ("का-5", "का 5", True),
+        ("ไม้", "ไม่", False),
+        ("কথা", "কথা।", True),
+    ],
+)
+def test_which_words_are_the_same(one, other, same):
+    assert same_words(one, other) == same_words(other, one) == same
 
 
 def test_the_content_of_a_reply_is_one_of_its_options():

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from training_runs import files_up_to, parse
 
 from falcon3_audio.training.run_folder import (
+    DATA_SHA256,
     RECIPE,
     check_readable,
     describe_recipe,
@@ -77,8 +78,9 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(trained_with, run, capsys)
     (run / "checkpoint-10" / "trainer_state.json").unlink()
     assert find_checkpoint(run) == run / "checkpoint-4"
     assert capsys.readouterr().out == f"{run}/checkpoint-10 was interrupted while it was written; passing it over.\n"
-    cut(run / "checkpoint-4" / "trainer_state.json")
-    assert find_checkpoint(run) == run / "checkpoint-2"
+    for content in ("[]", "{}", '{"global_step": 4'):
+        (run / "checkpoint-4" / "trainer_state.json").write_text(content)
+        assert find_checkpoint(run) == run / "checkpoint-2"
     (run / "checkpoint-best").mkdir()
     shutil.rmtree(run / "checkpoint-2")
     assert find_checkpoint(run) is None
@@ -96,7 +98,29 @@ def test_another_recipe_in_the_folder_of_a_run_names_what_changed(trained_with, 
             "another output_dir, or remove that folder."
         )
     assert yaml.safe_load((run / RECIPE).read_text()) == trained_with
-    assert start_or_go_on(run, trained_with) is None
+    with pytest.raises(ValueError) as error:
+        start_or_go_on(run, trained_with)
+    assert str(error.value).startswith(f"{run} holds a run that has ended, and none of its checkpoints")
+    assert f"`--model {run} --output_dir ANOTHER`" in str(error.value)
+
+
+def test_other_data_in_files_of_the_same_name_are_not_gone_on_with(trained_with, run):
+    """A run from before there were digests goes on; from then on it has them."""
+    without = {name: value for name, value in trained_with.items() if name != DATA_SHA256}
+    (run / RECIPE).write_text(yaml.safe_dump(without))
+    assert start_or_go_on(run, trained_with) == run / "checkpoint-6"
+    one, two, three = trained_with[DATA_SHA256]["train_data"]
+    edited = trained_with | {DATA_SHA256: {"train_data": [one, "other", three], "eval_data": []}}
+    with pytest.raises(ValueError) as error:
+        start_or_go_on(run, edited)
+    path = trained_with["train_data"][1]["path"]
+    assert str(error.value).startswith(
+        f"{path} changed since the run in {run} was started, which would go on with other data."
+    )
+    assert "Put back what was there; or start anew: give another output_dir" in str(error.value)
+    for path in (*run.glob("checkpoint-*"), run / "trainer_state.json"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert start_or_go_on(run, edited) is None  # nothing is trained
 
 
 def test_fields_of_a_set_that_are_new_had_their_defaults(trained_with, run, recipe):
@@ -115,16 +139,24 @@ def test_fields_of_a_set_that_are_new_had_their_defaults(trained_with, run, reci
         start_or_go_on(run, trained_with | {"train_data": changed}, options=options[:3])
 
 
-def test_before_the_first_checkpoint_only_what_was_composed_must_stay(options, tmp_path):
-    start_or_go_on(tmp_path, options)
-    changed = options | {"learning_rate": 0.5, "projector_type": "linear"}
-    assert start_or_go_on(tmp_path, changed) is None  # nothing is composed yet
+def test_before_the_first_checkpoint_everything_may_change(options, tmp_path):
     start_or_go_on(tmp_path, options)
     (tmp_path / "base").mkdir()
-    with pytest.raises(ValueError, match=r"other options \(projector_type: 'mlp' -> 'linear'\)"):
-        start_or_go_on(tmp_path, changed)
-    assert start_or_go_on(tmp_path, options | {"learning_rate": 0.5}) is None
-    assert yaml.safe_load((tmp_path / RECIPE).read_text())["learning_rate"] == 0.5
+    changed = options | {"learning_rate": 0.5, "projector_type": "linear"}
+    assert start_or_go_on(tmp_path, changed) is None
+    assert yaml.safe_load((tmp_path / RECIPE).read_text()) == changed
+
+
+def test_a_base_model_takes_the_place_of_that_of_a_former_attempt_alone(options, tmp_path):
+    """Not of a model of the user's, which may be the one to train, or just lie there."""
+    (tmp_path / "base").mkdir()
+    with pytest.raises(ValueError, match=f"{tmp_path}/base is where .* may be no run's. Move or remove it, or give"):
+        start_or_go_on(tmp_path, options)
+    assert not (tmp_path / RECIPE).exists()
+    plain = options | {"model": str(tmp_path / "base"), "audio_model": None, "text_model": None}
+    assert start_or_go_on(tmp_path, plain) is None
+    with pytest.raises(ValueError, match="may be no run's"):
+        start_or_go_on(tmp_path, options)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from child import in_child
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_llm, make_tokenizer
 from training_runs import (
@@ -34,6 +36,7 @@ from trl import SFTTrainer
 
 from falcon3_audio.training import sft
 from falcon3_audio.training.data import training_sets as data
+from falcon3_audio.training.locks import lock
 from falcon3_audio.training.publishing.merge import merge
 from falcon3_audio.training.run_folder import check_readable, find_checkpoint
 from falcon3_audio.training.trainer import AudioSFTTrainer
@@ -231,6 +234,41 @@ def test_an_evaluation_that_fails_costs_no_step(recipe, launch, finished_run, tm
     check_same_result(run, finished_run)
 
 
+def test_at_the_end_of_an_epoch_too_saving_comes_before_evaluating(launch, tmp_path, monkeypatch, capsys):
+    """An epoch has four steps."""
+    options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "epoch")
+    options += ("--save_strategy", "epoch", "--load_best_model_at_end", "true")
+
+    def broken(self, *args, **kwargs):
+        raise FloatingPointError("The loss is nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AudioSFTTrainer, "evaluation_loop", broken)
+        assert launch(*options) == 1
+    run = tmp_path / "run"
+    assert find_checkpoint(run) == run / "checkpoint-4"
+    assert launch(*options) == 0
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [4, 6]
+    assert history[-1]["loaded_step"] in (4, 6)
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_leaves_its_evaluation_out(launch, tmp_path, monkeypatch):
+    """There may be no time."""
+    compute_loss, evaluated = SFTTrainer.compute_loss, []
+
+    def told(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", told)
+    monkeypatch.setattr(AudioSFTTrainer, "evaluate", lambda self, **_: evaluated.append(self.state.global_step))
+    options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "epoch")
+    assert launch(*options) == 143
+    assert find_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-4" and not evaluated
+
+
 def test_a_run_that_ended_at_a_clip_goes_on_without_it(recipe, launch, tmp_path, capsys):
     data = write_chats(tmp_path / "chats", 6)
     options = ("--train_data", str(data), "--num_train_epochs", "1", "--max_steps", "-1", "--save_steps", "1")
@@ -243,6 +281,108 @@ def test_a_run_that_ended_at_a_clip_goes_on_without_it(recipe, launch, tmp_path,
     assert "1 of the run's 8 questions were left out up to step" in said and "at most a share of 0.05 may be" in said
     assert launch(*options, "--on_bad_audio", "skip", "--max_bad_audio", "0.2") == 0
     assert log_of(tmp_path / "run")[-1]["num_bad_audio"] == 1
+
+
+def test_a_projector_is_fitted_without_the_clips_that_are_skipped(launch, tmp_path, capsys):
+    data = write_chats(tmp_path / "chats", 6)
+    (tmp_path / "chats" / "3.wav").write_bytes(b"no sound")
+    options = ("--train_data", str(data), "--projector_start", "fitted", "--max_steps", "1", "--max_bad_audio", "1")
+    assert launch(*options) == 1
+    assert f"{data}, row 3: " in capsys.readouterr().err.strip().splitlines()[-1]
+    assert launch(*options, "--on_bad_audio", "skip") == 0
+
+
+def test_an_attempt_that_failed_leaves_no_model_to_the_next_one(launch, finished_run, tmp_path):
+    """Neither where another run is named then, nor where the one that was named is another by then."""
+    run, former = tmp_path / "run", tmp_path / "former"
+    lost = write_jsonl(tmp_path / "lost.jsonl", [{"messages": [user(heard("gone.wav")), assistant("a dog")]}] * 8)
+    backbones = write_recipe(tmp_path / "on.yaml", model=str(former), **SETTINGS)
+    options = ("--train_data", str(write_chats(tmp_path / "chats", 3)), "--max_steps", "1")
+    shutil.copytree(finished_run.args.output_dir, former)
+    assert launch("--train_data", str(lost), config=backbones) == 1
+    first = weights_of(run / "base")
+    adapter = load_file(former / "adapter_model.safetensors")
+    save_file({name: -weight for name, weight in adapter.items()}, former / "adapter_model.safetensors")
+    assert launch(*options, config=backbones) == 0
+    assert farthest(weights_of(run / "base"), weights_of(merge(former, tmp_path / "merged"))) == 0
+    assert farthest(weights_of(run / "base"), first) > 1e-3
+    assert not list(run.glob("*.draft"))
+
+
+def test_one_process_at_a_time_trains_in_a_folder(launch, tmp_path, capsys):
+    """As long as it trains: a notebook that has trained may stay open."""
+    options, run = ("--train_data", str(write_chats(tmp_path / "chats", 3)), "--max_steps", "1"), tmp_path / "run"
+    run.mkdir()
+    with open(run / "run.lock", "ab") as file:
+        assert lock(file)
+        assert launch(*options) == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith(f"falcon3-audio train: Another process is training in {run}. Wait for it to end")
+        assert [path.name for path in run.iterdir()] == ["run.lock"]
+    assert launch(*options, "--dtype", "bfloat16") == 1  # which is no precision to train in
+    assert launch(*options) == 0
+    with open(run / "run.lock", "ab") as file:
+        assert lock(file)
+
+
+def test_a_checkpoint_without_one_of_its_files_is_refused(launch, finished_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run.args.output_dir, run)
+    (run / "trainer_state.json").unlink()
+    for checkpoint in ("checkpoint-4", "checkpoint-6"):
+        shutil.rmtree(run / checkpoint)
+    for name in ("scheduler.pt", "rng_state.pth", "optimizer.pt"):
+        path = run / "checkpoint-2" / name
+        path.rename(tmp_path / name)
+        assert launch() == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert (
+            f"checkpoint-2 is incomplete: {name.replace('rng_state', 'rng_state*')} is missing. Remove {run}/che"
+            in said
+        )
+        (tmp_path / name).rename(path)
+    assert launch() == 0
+
+
+def test_data_that_was_edited_is_another_run(launch, tmp_path, capsys):
+    """Also with as many rows and as many bytes; sets to evaluate on too."""
+    data, held_out = write_chats(tmp_path / "chats", 3), write_chats(tmp_path / "held_out", 3)
+    options = ("--train_data", str(data), "--max_steps", "1", "--eval_strategy", "epoch", "--eval_data", str(held_out))
+    assert launch(*options) == 0
+    for path in (data, held_out):
+        rows = path.read_text()
+        path.write_text(rows.replace("a bell", "a door"))
+        assert launch(*options) == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"falcon3-audio train: {path} changed since the run in {tmp_path}/run was started" in said
+        path.write_text(rows)
+    assert launch(*options) == 0
+
+
+def test_a_finished_run_without_checkpoints_stays_as_it_is(launch, finished_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run.args.output_dir, run, ignore=shutil.ignore_patterns("checkpoint-*"))
+    saved = (run / "adapter_model.safetensors").read_bytes()
+    assert launch() == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"falcon3-audio train: {run} holds a run that has ended, and none of its checkpoints")
+    assert (run / "adapter_model.safetensors").read_bytes() == saved
+
+
+def test_a_run_that_has_not_ended_is_no_model(launch, finished_run, tmp_path, capsys):
+    former, ended = tmp_path / "former", Path(finished_run.args.output_dir)
+    shutil.copytree(ended / "checkpoint-4", former / "checkpoint-4")
+    shutil.copytree(ended / "base", former / "base")
+    recipe = write_recipe(tmp_path / "on.yaml", model=str(former), **SETTINGS)
+    options = ("--train_data", str(write_chats(tmp_path / "chats", 3)), "--max_steps", "1")
+    assert launch(*options, config=recipe) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    advice = f"--model {former}/checkpoint-4"
+    assert f"{former} is a run that has not ended. Start it again to go on, or" in said and advice in said
+    assert launch(*options, *advice.split(), config=recipe) == 0
+    shutil.rmtree(former / "checkpoint-4")
+    assert launch(*options, "--output_dir", str(tmp_path / "other"), config=recipe) == 1
+    assert f"{former} holds no model: there is no config.json" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_leaves_what_was_saved(launch, finished_run, reads, monkeypatch, tmp_path, capsys):

@@ -156,10 +156,11 @@ def test_an_option_that_is_new_had_its_default(runs, tmp_path, monkeypatch):
     assert changes(run)[0] == ["lora_alpha: 16 -> 8"]
 
     place = tmp_path / "run"
-    place.mkdir()
-    (place / "trainer_state.json").write_text("{}")
+    checkpoint = place / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "trainer_state.json", {"global_step": 2})
     (place / RECIPE).write_text(yaml.safe_dump({"lora_r": 8}))
     later = [make_dataclass("Later", [("new", list, None), ("other", int, 3)])]
-    assert start_or_go_on(place, {"lora_r": 8, "new": None, "other": 3}, options=[*SFT.options, *later]) is None
+    assert start_or_go_on(place, {"lora_r": 8, "new": None, "other": 3}, options=[*SFT.options, *later]) == checkpoint
     with pytest.raises(ValueError, match=r"\(other: 3 -> 4\)"):
         start_or_go_on(place, {"lora_r": 8, "new": None, "other": 4}, options=[*SFT.options, *later])
