@@ -54,10 +54,13 @@ def test_a_report_counts_the_replies_that_lie_beside_it(path, tmp_path):
     assert found
 
 
-def test_the_table_of_the_papers_questions_has_the_numbers_of_the_report():
+@pytest.mark.parametrize("study_name", ["paper_world", "paper_real"])
+def test_the_table_of_the_papers_questions_has_the_numbers_of_the_report(study_name):
     """Each row names an arm, what the paper says of it, and what was found."""
-    arms = read(STUDIES / "paper_world" / "report.json")["benchmarks"]["mmau"]["arms"]
-    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \| (.*) \| (.*) \|$", PAGE, re.MULTILINE)
+    arms = read(STUDIES / study_name / "report.json")["benchmarks"]["mmau"]["arms"]
+    section = re.split(r"^#{2,3} ", PAGE, flags=re.MULTILINE)
+    (section,) = (part for part in section if part.splitlines()[0].endswith(f"`{study_name}.yaml`"))
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \| (.*) \| (.*) \|$", section, re.MULTILINE)
     assert {name for name, *_ in rows} == set(arms)
     for name, _, accuracy, difference in rows:
         arm = arms[name]
