@@ -86,10 +86,10 @@ def spelled_id(identity: str) -> str:
     return unicodedata.normalize("NFC", identity.strip())
 
 
-def some(ids: Sequence[str], of: str = "question") -> str:
-    """How many questions, or what else they are `of`, and the first few by name."""
+def some(ids: Sequence[str]) -> str:
+    """How many questions, and the first few by name."""
     more = ", ..." if len(ids) > NAMED else ""
-    return f"{len(ids)} {of}{'' if len(ids) == 1 else 's'} ({', '.join(ids[:NAMED])}{more})"
+    return f"{len(ids)} question{'' if len(ids) == 1 else 's'} ({', '.join(ids[:NAMED])}{more})"
 
 
 def file_sha256(path: str | Path) -> str:

@@ -13,6 +13,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+MISSING = object()  # null is a fact too
 TEXT, TEXTS, COUNT, NUMBER = "a text", "a list of texts", "a whole number", "a number over 0"
 FLAG, MAPPING, LIST = "true or false", "a mapping", "a list"
 KINDS: dict[str, Callable[[Any], bool]] = {
@@ -114,9 +115,9 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 def check_facts(facts: dict[str, Any]):
     """Raises a `ValueError` that names all facts that are missing, or says which is not understood."""
-    status = _value(facts, "training.status") if _has(facts, "training.status") else None
+    status = _value(facts, "training.status")
     needed = (*REQUIRED, *(STATUSES.get(status, ()) if isinstance(status, str) else ()))
-    missing = [name for name in needed if not _has(facts, name)]
+    missing = [name for name in needed if _value(facts, name) is MISSING]
     if missing:
         raise ValueError(
             f"The card of {facts.get('repo_id') or facts.get('name') or '?'} lacks facts: {', '.join(missing)}."
@@ -139,14 +140,12 @@ def check_facts(facts: dict[str, Any]):
         )
 
 
-def _has(facts: dict[str, Any], name: str) -> bool:
-    first, _, rest = name.partition(".")
-    return first in facts and (not rest or isinstance(facts[first], dict) and _has(facts[first], rest))
-
-
 def _value(facts: dict[str, Any], name: str) -> Any:
-    first, _, rest = name.partition(".")
-    return _value(facts[first], rest) if rest else facts[first]
+    """`MISSING` where the facts have none by that name."""
+    value: Any = facts
+    for part in name.split("."):
+        value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
+    return value
 
 
 def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,21 @@
-"""What trainings after the supervised one have in common (GRPO, DPO): the plan that they print, and what they leave."""
+"""What trainings after the supervised one have in common (GRPO, DPO): how they begin, the plan that they print, and what they leave."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from .arguments import LoraArguments
+from falcon3_audio.processing import Falcon3AudioProcessor
+
+from .arguments import LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
-from .distributed import check_same_strategy
+from .distributed import begin_run, check_same_strategy, whole_weights
 from .learning import count_parameters, describe_parts
 from .loss_curve import plot_loss
+from .model import check_precision, load_model
 from .run_folder import STATE
 
 
@@ -21,6 +27,18 @@ class EndsWhereItEnded:
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+
+@contextmanager
+def begin_with_model(
+    args: TrainingArguments, model_args: ModelArguments, recipe: dict[str, Any], options: Sequence[Any]
+) -> Iterator[tuple[Path | None, PreTrainedModel, Falcon3AudioProcessor]]:
+    """`begin_run`, with the checkpoint the model that the run starts from, and its processor."""
+    with begin_run(args, recipe, options) as checkpoint:
+        with whole_weights(args):
+            model, processor = load_model(model_args, str(args.output_dir), args.seed, anew=checkpoint is None)
+        check_precision(model, args)
+        yield checkpoint, model, processor
 
 
 def print_plan(model: nn.Module, lora: LoraArguments, lines: dict[str, str], checkpoint: Path | None):

@@ -20,16 +20,16 @@ from trl import DPOConfig, DPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .after_sft import EndsWhereItEnded, print_plan, run_and_save
+from .after_sft import EndsWhereItEnded, begin_with_model, print_plan, run_and_save
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
 from .collator import IGNORED, join_on_time
 from .data.chats import audio_items, check_answers, clips_of, fill_in
 from .data_digests import data_digests
-from .distributed import begin_run, leave_group, whole_weights
+from .distributed import leave_group
 from .learning import choose_trained_weights
-from .model import check_loss, check_precision, load_model, train_in_float32
+from .model import check_loss, train_in_float32
 from .preferences import load_preferences
 from .recipe import run_recipe
 from .run_folder import describe_recipe
@@ -161,10 +161,7 @@ def train(
     held_out = load_preferences(data_args.eval_data)[0] if data_args.eval_data else None
     options = model_args, lora_args, data_args, args
     recipe = describe_recipe(*options, also=DECIDING_DPO) | {"examples": sizes} | data_digests(data_args)
-    with begin_run(args, recipe, options) as checkpoint:
-        with whole_weights(args):
-            model, processor = load_model(model_args, args.output_dir, args.seed, anew=checkpoint is None)
-        check_precision(model, args)
+    with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):
         stopper = SaveAtSigterm()
         trainer = AudioDPOTrainer(
             model,

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .after_sft import EndsWhereItEnded, print_plan, run_and_save
+from .after_sft import EndsWhereItEnded, begin_with_model, print_plan, run_and_save
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
@@ -30,10 +30,10 @@ from .collator import join_on_time
 from .data.sources import DataSource
 from .data.training_sets import load_training_data, set_of
 from .data_digests import data_digests
-from .distributed import begin_run, leave_group, whole_weights
+from .distributed import leave_group
 from .generated import choices_of, right_option
 from .learning import choose_trained_weights
-from .model import check_loss, check_precision, load_model, train_in_float32
+from .model import check_loss, train_in_float32
 from .recipe import run_recipe
 from .rewards import TAGS_REQUEST, content_answer, load_rewards, words
 from .run_folder import describe_recipe
@@ -344,10 +344,7 @@ def train(
     held_out = load_questions(data_args.eval_data, *kind) if data_args.eval_data else None
     options = model_args, lora_args, data_args, reward_args, args
     recipe = describe_recipe(*options, also=DECIDING_GRPO) | {"examples": len(questions)} | data_digests(data_args)
-    with begin_run(args, recipe, options) as checkpoint:
-        with whole_weights(args):
-            model, processor = load_model(model_args, args.output_dir, args.seed, anew=checkpoint is None)
-        check_precision(model, args)
+    with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):
         stopper = SaveAtSigterm()
         trainer = AudioGRPOTrainer(
             model,
