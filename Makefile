@@ -1,4 +1,4 @@
-# Everything starts from a machine with Python 3.11 or later, pip and make. `make test` and `make demo` are the two commands.
+# Needs only Python 3.11 or later, pip and make. The two main commands are `make test` and `make demo`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
@@ -6,14 +6,14 @@ BIN := .venv/bin
 
 setup: .venv/ready links
 
-# torch first: with it in place, nothing else pulls another build of it.
+# torch first, so that nothing else pulls another build of it.
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# The folders by their import names, for mypy and editors: falcon3_audio.training is training/ and so on.
+# The folders under their import names, for mypy and editors: falcon3_audio.training is training/ and so on.
 LINKS := .cache/typed
 links:
 	rm -rf $(LINKS) && mkdir -p $(LINKS)/falcon3_audio
@@ -22,16 +22,17 @@ links:
 		$(LINKS)/falcon3_audio
 	ln -s $(CURDIR)/benchmarks $(CURDIR)/falcon3_audio_cli.py $(LINKS)
 
-# Sounds, a tiny model trained on them, and answers about clips it has not heard.
+# Generates clips, trains a tiny model on them, and evaluates it on held-out clips.
 demo: setup
 	$(BIN)/python -m falcon3_audio.training.world.demo runs/demo
 
-# falcon3-audio-nano: its backbones and the recordings are fetched (2.1 GB, needs apt-get), and it is evaluated.
+# Downloads falcon3-audio-nano's backbones and the recordings (2.1 GB, needs apt-get), and evaluates it.
 real: setup
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt tinysoundfont
 	$(BIN)/python -m falcon3_audio.training.real runs/real
 
-# The paper's questions on the audio world (training/studies/README.md): 15 arms, three seeds, two hours on two cores. It resumes after a stop.
+# The paper's questions on the audio world (training/studies/README.md): 15 arms, three seeds, two hours on two cores.
+# Run it again to resume.
 WORLD := runs/paper_world
 paper-world: setup
 	$(BIN)/python -m falcon3_audio.training.world.audio_world $(WORLD)/world --train-clips 900 --test-clips 600 --seed 0 --workers 2
@@ -41,7 +42,7 @@ paper-world: setup
 		movement note_count
 	$(BIN)/falcon3-audio study training/studies/paper_world.yaml $(WORLD)/study --jobs 2
 
-# How far a model hears: clips of up to five minutes.
+# Hearing in long clips, of up to five minutes.
 LONG := runs/long_clips
 long-clips: setup
 	$(BIN)/python -m falcon3_audio.training.world.audio_world $(LONG)/world --train-clips 900 --test-clips 12 --seed 0 --workers 2
@@ -50,7 +51,7 @@ long-clips: setup
 	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/clips/train.json $(LONG)/long
 	$(BIN)/falcon3-audio study training/studies/long_clips.yaml $(LONG)/study --jobs 2
 
-# The documentation, in site/; `.venv/bin/mkdocs serve` shows it while it is written.
+# Builds the documentation in site/; `.venv/bin/mkdocs serve` shows it while you edit.
 docs: setup
 	$(BIN)/python docs/make_figures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -65,12 +66,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The code saved with a checkpoint, on the oldest transformers it supports, and the package on its oldest; `make test` has the newest.
+# Tests the code saved with a checkpoint, and the package, on the oldest transformers each supports; `make test` uses
+# the newest.
 test-compat: setup
 	$(BIN)/python tests/compat.py 5.16.0 5.23.0
 
-# All tests against the newest releases that setup.cfg allows, in an environment made anew each time; what differs from
-# constraints.txt is listed first. torch stays as it is pinned there.
+# All tests against the newest releases that setup.cfg allows, in a fresh environment; differences from constraints.txt
+# are listed first. torch stays pinned as in constraints.txt.
 test-latest:
 	$(PYTHON) -m venv --clear .cache/latest
 	grep '^torch==' constraints.txt > .cache/latest/torch.txt
@@ -78,7 +80,7 @@ test-latest:
 	.cache/latest/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep --invert-match --line-regexp --fixed-strings --file constraints.txt || echo "nothing differs from constraints.txt"
 	.cache/latest/bin/pytest
 
-# vLLM in an environment of its own (4 GB in .cache/vllm), asked all that a server may be asked; quantised models with torchao.
+# The serving tests: vLLM in its own environment (4 GB in .cache/vllm), and quantised models with torchao.
 test-serving: setup
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target .cache/torchao --upgrade torchao
 	PYTHONPATH=.cache/torchao TEST_SERVING=1 $(BIN)/pytest tests/serving/test_vllm.py tests/serving/test_quantised.py

@@ -1,1 +1,1 @@
-"""Speed, side by side with peers: see README.md here. Run from a clone; not part of the wheel."""
+"""Speed compared with peers: see README.md here. Run from a clone; not part of the wheel."""

@@ -1,15 +1,17 @@
-"""Is every way to compute attention the same function? Kernels and compiled code against the plain product, with its gradient.
+"""Do all attention implementations agree? Kernels and compiled code against eager attention, states and gradients.
 
     python -m benchmarks.attention                          # narrow, on a CPU: what can be checked there
     python -m benchmarks.attention --size real --layers 4   # the true widths, on a GPU
 
-Three things are computed: the encoder on clips from 0.3 to 42.5 s in one batch, the language model on questions in rows of
-their own, padded, and on the same questions in rows that share their clips. Each with sdpa, flex attention, flash attention where
-it is installed, and sdpa compiled, in bfloat16 and in float32. The reference has none of that: float32, eager, and the encoder a
-clip at a time. An error is ||x - reference|| / ||reference||, of the last hidden states at real positions (those that a loss is
-on, for the language model), and of the gradient of the encoder's first convolution, which all layers pass on.
+Three things are computed: the encoder on clips of 0.3 to 42.5 s in one batch, the language model on padded rows of one
+question each, and on the same questions in rows that share clips. Each runs with sdpa, flex attention, flash attention
+if it is installed, and compiled sdpa, in bfloat16 and in float32. The reference is eager attention in float32, with
+the encoder run one clip at a time. The error is ||x - reference|| / ||reference||, for the last hidden states at real
+positions (for the language model, those with a loss) and for the gradient of the encoder's first convolution, which
+passes through all layers.
 
-Besides: torch's own variable-length kernel, and whether a static cache (compiled on a GPU) says the tokens of a growing one.
+Also checked: torch's own variable-length kernel, and whether a static cache (compiled on a GPU) generates the same
+tokens as a growing one.
 """
 
 import argparse
@@ -33,10 +35,11 @@ from .models import FLAMINGO, OURS, build
 from .shapes import END_TOKEN, Shape, shape_of
 
 
-FRAMES = (31, 247, 731, 1000, 2999, 3000, 4251)  # mel frames of the clips, 100 a second; the last has two windows
-# What float32 may differ by: it sums in another order. In bfloat16 a way to compute attention may be as far from the float32
-# reference as sdpa in bfloat16 is, and half as much again; and sdpa itself no further than eight roundings of 2^-8, twice what was
-# found on a CPU (0.9 % for states and 1.5 % for the gradient, after four layers of encoder and language model each).
+FRAMES = (31, 247, 731, 1000, 2999, 3000, 4251)  # mel frames of the clips, 100 per second; the last spans two windows
+# Error limits. float32 differs only by the order of summation. In bfloat16 an implementation's error against the
+# float32 reference may be up to 1.5 times that of sdpa in bfloat16, and that of sdpa up to eight roundings of 2^-8:
+# twice what was measured on a CPU (0.9 % for states and 1.5 % for the gradient, after four layers of encoder and
+# language model each).
 FLOAT32, GRADIENT_FLOAT32 = 1e-4, 1e-3
 AS_SDPA = 1.5
 BFLOAT16 = 8 * 2**-8
@@ -46,13 +49,13 @@ Tensors = tuple[torch.Tensor, torch.Tensor]
 
 
 class Encoder:
-    """The encoder on clips of all lengths: called, it gives the states of real positions, end to end."""
+    """The encoder on clips of all lengths. Calling it returns the states of the real positions, concatenated."""
 
     def __init__(self, model: Any, seed: int):
         self.module = model.model.audio_tower
         bands = self.module.config.num_mel_bins
         generator = torch.Generator().manual_seed(seed)
-        width = max(FRAMES) + 2  # more than is real: the convolutions see up to two frames behind it
+        width = max(FRAMES) + 2  # past the longest clip: the convolutions see up to two frames after its end
         self.features = torch.randn(len(FRAMES), bands, width, generator=generator).to(device())
         self.mask = (torch.arange(width) < torch.tensor(FRAMES)[:, None]).long().to(device())
 
@@ -70,7 +73,7 @@ class Encoder:
 
 
 class Rows:
-    """The whole model without its head: the states that answers are predicted from, one answer after another."""
+    """The whole model without its head: the states that answers are predicted from, answer by answer."""
 
     def __init__(self, model: Any, batch: dict[str, torch.Tensor]):
         self.module = model.model
@@ -92,14 +95,14 @@ class Rows:
 
 
 def _by_answer(labels: Sequence[int]) -> torch.Tensor:
-    """An order of places, the same for all orders of the answers that `labels` are, end to end."""
+    """Indices that sort concatenated answers (`labels`), so that their order in the batch does not matter."""
     ends = [place + 1 for place, label in enumerate(labels) if label == END_TOKEN]
     spans = sorted(zip([0, *ends], ends), key=lambda span: list(labels[span[0] : span[1]]))
     return torch.cat([torch.arange(*span) for span in spans])
 
 
 def states_and_gradient(run: Callable[[], torch.Tensor], model: Any, backward: bool = True) -> Tensors:
-    """What `run` gives, and the gradient of a fixed weighted sum of it by the encoder's first convolution, in float32."""
+    """The output of `run`, and the first encoder convolution's gradient of a fixed weighted sum of it; float32."""
     weight = model.model.audio_tower.conv1.weight
     weight.grad = None
     with torch.set_grad_enabled(backward):
@@ -113,13 +116,13 @@ def states_and_gradient(run: Callable[[], torch.Tensor], model: Any, backward: b
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """||found - expected|| / ||expected||; 0 where there is nothing to compare."""
+    """||found - expected|| / ||expected||; 0 if there is nothing to compare."""
     return float((found - expected).norm() / expected.norm()) if expected.numel() else 0.0
 
 
 def ways(target: str, dtype: torch.dtype) -> list[str]:
-    """Names of attention implementations; `compiled` is sdpa's."""
-    masked = target == SHARED_ROWS  # which flash attention cannot
+    """Names of attention implementations; `compiled` is compiled sdpa."""
+    masked = target == SHARED_ROWS  # flash attention cannot do that
     flash = [name for name, there in FLASH.items() if there()] if dtype != torch.float32 and not masked else []
     return ["sdpa", "flex_attention", *flash, "compiled"]
 
@@ -127,8 +130,8 @@ def ways(target: str, dtype: torch.dtype) -> list[str]:
 @torch.no_grad()
 def make_attention_matter(model: Any, seed: int) -> None:
     """
-    Scores that spread by more than 2, and outputs as large as what they are added to. Weights as they are initialised give
-    nearly equal scores to all keys, and so outputs that are lost beside the rest: a wrong mask would not be seen.
+    Makes scores spread by more than 2, and outputs as large as the residual stream they are added to. The default
+    initialisation gives nearly equal scores to all keys, and so negligible outputs: a wrong mask would go unnoticed.
     """
     generator = torch.Generator(device()).manual_seed(seed)
     for name, weight in model.named_parameters():
@@ -137,13 +140,13 @@ def make_attention_matter(model: Any, seed: int) -> None:
 
 
 class Checks:
-    """All cases of a model, each found equal, not equal, in error, or not reached in `seconds`."""
+    """All cases of a model. Each outcome is equal, not equal, error, or not reached within `seconds`."""
 
     def __init__(self, model: Any, step: Step, given: argparse.Namespace):
         own = PaddingCollator(FLAMINGO, step)([{"question": number} for number in range(len(step.questions))])
         shared = our_collator(step)(list(step.dataset()))
         if "segment_ids" not in shared:
-            raise ValueError(f"{given.questions} questions share no clip: give more --questions.")
+            raise ValueError(f"{given.questions} questions share no clip: increase --questions.")
         self.model, self.given, self.start = model, given, time.monotonic()
         rows = Rows(model, own)
         encoder = Encoder(model, given.seed)
@@ -181,10 +184,10 @@ class Checks:
 
     def _attempt(self, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if time.monotonic() - self.start > self.given.seconds:
-            return {"outcome": "not reached", "reason": f"{self.given.seconds} s were over"}
+            return {"outcome": "not reached", "reason": f"the limit of {self.given.seconds} s was reached"}
         try:
             return check()
-        except Exception as failure:  # any: the other cases are to be looked at all the same, and it is reported
+        except Exception as failure:  # any: it is reported, and the other cases still run
             return {"outcome": "error", "reason": f"{type(failure).__name__}: {' '.join(str(failure).split())[:500]}"}
 
     def _compare(self, target: str, way: str, sdpa: Sequence[float] | None) -> dict[str, Any]:
@@ -192,7 +195,7 @@ class Checks:
         self.model.set_attn_implementation("sdpa" if way == "compiled" else way)
         torch.compiler.reset()
         called = torch.compile(one.module, backend=self.given.backend) if way == "compiled" else one.module
-        # torch has no backward of flex attention on a CPU.
+        # torch has no backward for flex attention on a CPU.
         backward = way != "flex_attention" or device() != "cpu"
         run = partial(states_and_gradient, partial(one, called), self.model, backward)
         found = run()
@@ -211,7 +214,7 @@ class Checks:
 
 
 def variable_length(shape: Shape) -> dict[str, Any]:
-    """torch's kernel for sequences end to end, with the encoder's heads, against sdpa on each alone; bfloat16, on a GPU."""
+    """torch's kernel for concatenated sequences, with the encoder's heads, against sdpa on each; bfloat16 on a GPU."""
     from torch.nn.attention.varlen import varlen_attn
 
     heads = shape.audio["num_attention_heads"]
@@ -231,7 +234,7 @@ def variable_length(shape: Shape) -> dict[str, Any]:
 
 
 def static_cache(model: Any, step: Step) -> dict[str, Any]:
-    """The share of tokens that a static cache says otherwise than a growing one, of up to four answers of 16 tokens in float32."""
+    """The share of tokens that a static cache changes, over up to four answers of 16 tokens in float32."""
     asked = range(min(4, len(step.questions)))
     inputs = {name: value.to(device()) for name, value in prompts(OURS, step, asked).items()}
     growing = answer(model, inputs, 16)
@@ -241,7 +244,7 @@ def static_cache(model: Any, step: Step) -> dict[str, Any]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    torch.backends.cudnn.allow_tf32 = False  # else the convolutions of float32 are not float32
+    torch.backends.cudnn.allow_tf32 = False  # otherwise float32 convolutions are not float32
     shape = shape_of(given.preset, given.size)
     shape = dataclasses.replace(shape, audio=_cut(shape.audio, given.layers), text=_cut(shape.text, given.layers))
     print_shape(shape)
@@ -290,10 +293,10 @@ def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/attention.json", repeats=3)
     parser.add_argument("--layers", type=positive, help="of encoder and language model (default: the preset's)")
     parser.add_argument("--questions", type=positive, default=32, help="in the rows (default: %(default)s)")
-    parser.add_argument("--ways", nargs="+", help="these alone, of sdpa, flex_attention, ..., compiled (default: all)")
+    parser.add_argument("--ways", nargs="+", help="only these of sdpa, flex_attention, ..., compiled (default: all)")
     parser.add_argument("--backend", default="inductor", help="of torch.compile (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=positive, default=600, help="no case begins after these (default: %(default)s)"
+        "--seconds", type=positive, default=600, help="start no case after these (default: %(default)s)"
     )
     return parser
 

@@ -1,7 +1,7 @@
-"""Ready-made features and token ids of a step, for our collator and for a plain padding one: no tokenizer, no front end.
+"""Precomputed features and token ids of a step, for our collator and a plain padding one: no tokenizer, no front end.
 
-Ours goes through the project's own `AudioChatCollator`, with a stand-in for the processor that hands out what was made before.
-A peer's row is a question with its clip in a window of 30 s, and its collator pads rows to the longest, as its users' do.
+Ours goes through the project's own `AudioChatCollator`, with a stub processor that returns the precomputed tensors.
+A peer's row is a question with its clip in a window of 30 s. Its collator pads rows to the longest, as its users do.
 """
 
 import copy
@@ -23,7 +23,7 @@ from .shapes import AUDIO_TOKEN, END_TOKEN, FIRST_WORD, HEAD_TOKEN, PAD_TOKEN, S
 
 
 WINDOW = LONGEST * FRAMES_PER_SECOND  # mel frames
-MASKS = {QWEN: "feature_attention_mask"}  # what a peer calls the mask of its mel frames
+MASKS = {QWEN: "feature_attention_mask"}  # a peer's name for the mask of its mel frames
 
 
 class Step:
@@ -34,7 +34,7 @@ class Step:
         frames = {question.clip: question.frames for question in questions}
         bands, vocabulary = shape.audio["num_mel_bins"], shape.text["vocab_size"]
         self.questions = list(questions)
-        # One frame more than is real, which the convolutions see: a peer's window has it too.
+        # One frame past the end, which the convolutions see; a peer's window has it too.
         self.features = {
             clip: torch.randn(bands, min(count + 1, WINDOW), generator=generator) for clip, count in frames.items()
         }
@@ -46,7 +46,7 @@ class Step:
             words[-1] = END_TOKEN
 
     def row(self, number: int, audio_tokens: int | None = None) -> dict[str, torch.Tensor]:
-        """1-D `input_ids` and `labels` of a question (with other than its own number of audio tokens, if given)."""
+        """1-D `input_ids` and `labels` of a question (with `audio_tokens` audio tokens, by default its own number)."""
         question, words = self.questions[number], self.words[number]
         count = question.audio_tokens if audio_tokens is None else audio_tokens
         ids = torch.cat([torch.full((HEAD_TOKENS,), HEAD_TOKEN), torch.full((count,), AUDIO_TOKEN), words])
@@ -55,7 +55,7 @@ class Step:
         return {"input_ids": ids, "labels": labels}
 
     def audio(self, number: int, width: int | None = None) -> dict[str, torch.Tensor]:
-        """`input_features` `(1, mel bands, width)` and their mask `(1, width)`, by default as wide as they are."""
+        """`input_features` `(1, mel bands, width)` and their mask `(1, width)`, by default unpadded."""
         question = self.questions[number]
         features = self.features[question.clip]
         width = width or features.shape[1]
@@ -64,13 +64,13 @@ class Step:
         return {"input_features": padded[None], "input_features_mask": mask[None]}
 
     def first(self, count: int) -> "Step":
-        """The step's first questions alone."""
+        """Only the step's first questions."""
         part = copy.copy(self)
         part.questions = self.questions[:count]
         return part
 
     def dataset(self) -> Dataset:
-        """Rows as they come out of a training set: what our collator takes, and the number of the question."""
+        """Rows as read from a training set: the inputs of our collator, and the number of the question."""
 
         def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
             examples = [self._example(number) for number in batch["question"]]
@@ -92,7 +92,7 @@ class Step:
 
 
 class ReadyProcessor:
-    """Stands in for `Falcon3AudioProcessor` in `AudioChatCollator`: chats are looked up in a `Step`."""
+    """Replaces `Falcon3AudioProcessor` in `AudioChatCollator`: looks chats up in a `Step`."""
 
     audio_token, audio_token_id = "<audio>", AUDIO_TOKEN
     tokenizer = SimpleNamespace(pad_token_id=PAD_TOKEN)
@@ -102,14 +102,14 @@ class ReadyProcessor:
 
     def apply_chat_template(self, messages: Sequence[dict[str, Any]], **kwargs: Any) -> dict[str, torch.Tensor]:
         sound, text = messages[0]["content"]
-        # The collator puts silence in the place of a clip that it has already.
+        # The collator passes silence instead of a clip that it already has.
         heard = isinstance(sound["audio"], int)
         row = self.step.row(text["question"], None if heard else 1)
         audio = self.step.audio(text["question"]) if heard else {}
         return {name: value[None] for name, value in row.items()} | audio
 
     def __call__(self, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """A clip of one position of silence, which is all that the collator asks for without a chat."""
+        """A clip of one position of silence, the only thing that the collator requests without a chat."""
         bands = self.step.features[self.step.questions[0].clip].shape[0]
         silence = {"input_features": torch.zeros(1, bands, 3), "input_features_mask": torch.tensor([[1, 0, 0]])}
         return {"input_ids": torch.full((1, 1), AUDIO_TOKEN)} | silence
@@ -120,7 +120,7 @@ def our_collator(step: Step) -> AudioChatCollator:
 
 
 def prompts(kind: str, step: Step, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-    """What `generate` takes of some questions without their answers, padded on the left; a clip for each."""
+    """Inputs of `generate` for some questions without their answers, padded on the left; a clip for each."""
     rows = [step.row(number)["input_ids"][: -step.questions[number].answer] for number in numbers]
     audio = [step.audio(number, None if kind == OURS else WINDOW) for number in numbers]
     return {
@@ -132,7 +132,7 @@ def prompts(kind: str, step: Step, numbers: Sequence[int]) -> dict[str, torch.Te
 
 
 class PaddingCollator:
-    """A peer's: a row for each question, padded on the right to the longest; every window 30 s."""
+    """A peer's collator: a row for each question, padded on the right to the longest; all windows are 30 s."""
 
     def __init__(self, kind: str, step: Step):
         self.kind, self.step = kind, step

@@ -1,11 +1,13 @@
-"""Which clips and questions a training step holds: lengths and questions per clip like those of the paper's training mix.
+"""Clips and questions of a training step, with lengths and questions per clip like those of the paper's training mix.
 
-Published (LTU-AS's table of Open-ASQA): the sets, and their thousands of clips and of questions. Published of the whole: 9.2 s a
-clip in Open-ASQA, and one question per clip in the 440 K voice instructions. The table with the voice instructions has 5.8
-questions a clip; the project counts 5.2, by (clip, source), which shares less. So each set's mean is multiplied by 5.2 / 5.8.
-Assumptions: the spread of questions within a set (1 + Poisson); lengths within a set (uniform between the bounds below, chosen so
-that Open-ASQA's mean is 9.2 s; 10 s for what comes from 10 s video sounds or is longer); 5 s for a voice instruction; and
-texts of 60 tokens, a half of them the answer, both between a tenth and nineteen tenths of their mean.
+Published per set (LTU-AS's table of Open-ASQA): thousands of clips and of questions. Published overall: 9.2 s per clip
+in Open-ASQA, and one question per clip in the 440 K voice instructions. The table with the voice instructions has 5.8
+questions per clip; the project counts 5.2, by (clip, source), which shares less. So each set's mean is multiplied
+by 5.2 / 5.8.
+
+Assumptions: the spread of questions within a set (1 + Poisson); lengths within a set (uniform between the bounds
+below, chosen so that Open-ASQA's mean is 9.2 s; 10 s for clips from 10 s videos and for longer ones); 5 s for a voice
+instruction; and texts of 60 tokens, half of them the answer, both between a tenth and nineteen tenths of their mean.
 """
 
 from dataclasses import dataclass
@@ -29,19 +31,19 @@ SETS = {
     "voice instructions": (440, 440, 2, 8),
 }
 QUESTIONS_PER_CLIP = 5.2
-HEAD_TOKENS = 4  # of the chat format, before the sound
-QUESTION_TOKENS, ANSWER_TOKENS = 26, 30  # means; with the head 60
+HEAD_TOKENS = 4  # of the chat format, before the audio
+QUESTION_TOKENS, ANSWER_TOKENS = 26, 30  # means; 60 with the head
 FRAMES_PER_SECOND = 100
-# Mel frames of an audio token in all models: they agree on the number of tokens for multiples of it.
+# Mel frames per audio token. All models agree on the number of tokens for multiples of it.
 FRAMES_PER_TOKEN = 4
 LONGEST = 30  # seconds
-# Draws of a step, of which the one nearest to the mix is taken: few clips are else seldom like the whole.
+# A step is drawn this often, and the draw closest to the mix is taken: a few clips are rarely representative.
 DRAWS = 100
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: the number of its clip in the step, the clip's mel frames, and tokens of text, end token included."""
+    """One question: its clip's number in the step, the clip's mel frames, and text tokens, end token included."""
 
     clip: int
     frames: int
@@ -58,21 +60,21 @@ class Question:
 
 
 def mean_of_mix() -> tuple[float, float]:
-    """(questions, seconds) of a clip, on average over clips."""
+    """Mean (questions, seconds) per clip."""
     clips = sum(count for count, *_ in SETS.values())
     seconds = sum(count * (low + high) / 2 for count, _, low, high in SETS.values())
     return QUESTIONS_PER_CLIP, seconds / clips
 
 
 def open_asqa_step(questions: int, seed: int = 0) -> list[Question]:
-    """`questions` of one optimizer step, clip after clip; the last clip is asked only what is left."""
+    """`questions` questions of one optimizer step, clip by clip; the last clip gets only the remaining ones."""
     rng = np.random.default_rng(seed)
     draws = [_draw(questions, rng) for _ in range(DRAWS)]
     return min(draws, key=_distance)
 
 
 def long_clips_step(questions: int, seed: int = 0) -> list[Question]:
-    """As many clips of 30 s, with a question each: nothing to share and nothing to leave out."""
+    """`questions` clips of 30 s with one question each: nothing to share and no padding to skip."""
     rng = np.random.default_rng(seed)
     frames = LONGEST * FRAMES_PER_SECOND
     return [Question(clip, frames, *_text(rng)) for clip in range(questions)]
@@ -114,7 +116,7 @@ def describe(step: list[Question]) -> dict[str, float]:
 
 
 def _distance(step: list[Question]) -> float:
-    """Of a step's means from those of the mix, as shares of these."""
+    """Sum of the relative differences between a step's means and the mix's."""
     found = describe(step)
     questions, seconds = mean_of_mix()
     text = HEAD_TOKENS + QUESTION_TOKENS + ANSWER_TOKENS

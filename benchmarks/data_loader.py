@@ -1,11 +1,11 @@
-"""Training questions that one core can prepare per second: read, decoded, made features and tokens of, and put into a batch.
+"""Training questions that one core can prepare per second: reading, decoding, features, tokens and batching.
 
     python -m benchmarks.data_loader
 
-Ours: shards as `falcon3-audio open-asqa prepare` writes them, in the sampler's order, through `AudioChatCollator`: a clip is decoded once for the
-questions about it, and features are made of what is heard. A peer: the same questions in the same order from the same
-shards, each with its clip decoded and given to the peer's own processor, which makes features of 30 s. All with the tokenizer of
-`training/tiny_backbones`, in one process on one thread.
+Ours: shards as written by `falcon3-audio open-asqa prepare`, in the sampler's order, through `AudioChatCollator`. A
+clip is decoded once for all its questions, and features are computed only for its audio. A peer: the same questions in
+the same order from the same shards; each clip is decoded per question and passed to the peer's own processor, which
+computes features of 30 s. All use the tokenizer of `training/tiny_backbones`, in one process on one thread.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WORDS = ["what", "is", "heard", "a", "dog", "barks", "and", "somebody", "speaks"
 
 
 def write_set(folder: Path, questions: Sequence[Question], seed: int) -> None:
-    """A set of FLAC clips (tones in noise) with their questions, in a shard."""
+    """Writes a set of FLAC clips (tones in noise) with their questions, in one shard."""
     rng = np.random.default_rng(seed)
     rows: dict[int, dict[str, Any]] = {}
     for question in questions:
@@ -48,7 +48,7 @@ def write_set(folder: Path, questions: Sequence[Question], seed: int) -> None:
                 "audio": {"bytes": encode_flac(_sound(question.frames, rng)), "path": None},
                 "questions": [],
             }
-        # A word of the tiny tokenizer is about a token.
+        # A word is about one token of the tiny tokenizer.
         asked, answered = (" ".join(rng.choice(WORDS, count)) for count in (question.question, question.answer))
         rows[question.clip]["questions"].append({"instruction": asked, "output": answered})
     report = begin_set(folder, {})
@@ -63,7 +63,7 @@ def _sound(frames: int, rng: np.random.Generator) -> np.ndarray:
 
 
 class PeerCollator:
-    """Each question on its own through a peer's processor: its clip decoded, features of a window, tokens (no labels)."""
+    """Passes each question with its decoded clip to a peer's processor: features of a window, tokens (no labels)."""
 
     def __init__(self, kind: str):
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -124,8 +124,8 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/data_loader.json", repeats=3, preset=False, size=False)
-    parser.add_argument("--questions", type=positive, default=128, help="in the set (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=32, help="questions (default: %(default)s)")
+    parser.add_argument("--questions", type=positive, default=128, help="questions in the set (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="questions per batch (default: %(default)s)")
     return parser
 
 

@@ -1,10 +1,11 @@
-"""The encoder by clip length: ours computes what is heard, the peers 30 s whatever is heard.
+"""The encoder by clip length: ours computes only the clip, the peers always 30 s.
 
     python -m benchmarks.encoder                                # forward, and forward + backward, from 1 to 30 s
-    python -m benchmarks.encoder --longest 600 --plot out.png   # and that the cost stays linear up to ten minutes
+    python -m benchmarks.encoder --longest 600 --plot out.png   # also shows that the cost is linear up to ten minutes
 
-Against transformers' WhisperEncoder and AudioFlamingo3's encoder, one clip at a time, with the same weights in all. The
-backward goes through all frozen layers, as in training, but to a bias of the convolutions instead of to adapters. At 30 s nothing can be saved; the ratio there says what the grouping by length costs.
+Compared with transformers' WhisperEncoder and AudioFlamingo3's encoder, one clip at a time, with the same weights in
+all. The backward goes through all frozen layers, as in training, but to a bias of the convolutions instead of to
+adapters. At 30 s nothing can be saved; the ratio there shows the cost of grouping by length.
 """
 
 import argparse
@@ -42,7 +43,7 @@ WHISPER = "whisper"
 
 
 def encoders(shape: Shape, seed: int) -> dict[str, torch.nn.Module]:
-    """The three encoders with the weights of the first."""
+    """The three encoders, all with the weights of the first."""
     set_seed(seed)
     sizes = {name: value for name, value in shape.audio.items() if name != "num_mel_bins"}
     bands = shape.audio["num_mel_bins"]
@@ -69,7 +70,7 @@ def encoders(shape: Shape, seed: int) -> dict[str, torch.nn.Module]:
 
 
 def runner(kind: str, encoder: torch.nn.Module, features: torch.Tensor, frames: int, backward: bool) -> Callable:
-    """A function of no arguments that encodes one clip of `frames` (its window, for the peers), `(1, mel bands, ...)`."""
+    """A function without arguments: encodes a clip of `frames` (the peers: its window), `(1, mel bands, ...)`."""
     window = features[..., : min(frames + 1, WINDOW) if kind == OURS and frames <= WINDOW else max(frames, WINDOW)]
     mask = (torch.arange(window.shape[-1], device=window.device) < frames).long()[None]
     given = {"input_features": window}
@@ -123,7 +124,7 @@ def report(name: str, results: dict[str, Any]) -> None:
                 *(ratios.get(kind, "-") for kind in (WHISPER, FLAMINGO)),
             ]
         )
-    columns = ["clip", "ours, ms", "ours, ms / s of sound", f"{WHISPER} / ours", f"{FLAMINGO} / ours"]
+    columns = ["clip", "ours, ms", "ours, ms / s of audio", f"{WHISPER} / ours", f"{FLAMINGO} / ours"]
     print_table(f"Encoder, {name}", columns, rows)
 
 
@@ -141,7 +142,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 (float(n), r["median seconds"][kind]) for n, r in by_length.items() if kind in r["median seconds"]
             ]
             axes.plot(*zip(*points), marker="o", label=f"{kind}, {name}", linestyle="-" if kind == OURS else ":")
-    axes.set(xscale="log", yscale="log", xlabel="seconds of sound", ylabel="seconds of computing", title="Encoder")
+    axes.set(xscale="log", yscale="log", xlabel="seconds of audio", ylabel="seconds of compute", title="Encoder")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +152,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/encoder.json", repeats=7)
-    parser.add_argument("--longest", type=int, default=600, help="of the clips over 30 s, in seconds (0: none)")
-    parser.add_argument("--plot", type=Path, help="image of time by clip length")
+    parser.add_argument("--longest", type=int, default=600, help="longest clip over 30 s, in seconds (0: none)")
+    parser.add_argument("--plot", type=Path, help="image file for a plot of time by clip length")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""How many operations the encoder starts, for one clip and for a batch of different lengths: what a GPU's launches grow with.
+"""Operations that the encoder runs for one clip and for a batch of different lengths: GPU launches grow with them.
 
     python -m benchmarks.encoder_operations
 
-Counted are aten operations of a forward without gradients, views included, in an encoder of the 3B's and 7B's depth. They do
-not depend on its width, nor on the window, so both are small here: 32, and 2 s. Beside ours AudioFlamingo3's encoder, which
-gets a whole window for every clip. Nothing is timed.
+Counts the aten operations of a forward without gradients, views included, in an encoder as deep as the 3B's and 7B's.
+They depend neither on its width nor on the window, so both are small here: 32, and 2 s. AudioFlamingo3's encoder,
+which gets a whole window for every clip, is counted as well. Nothing is timed.
 """
 
 import argparse
@@ -29,8 +29,8 @@ SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "
 
 class OperationCounter(TorchDispatchMode):
     """
-    Counts the aten operations that run while it is entered. torch documents the class (extending.html) under this
-    private name; there is no other (torch 2.13).
+    Counts the aten operations that run while it is active. torch documents the class (extending.html) under this
+    private name; there is no public one (torch 2.13).
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class OperationCounter(TorchDispatchMode):
 
 @torch.no_grad()
 def count_operations(encoder: torch.nn.Module, frames: list[int]) -> int:
-    """Of a batch of clips with so many mel frames each."""
+    """Operations for a batch of clips with these numbers of mel frames."""
     features = torch.randn(len(frames), encoder.config.num_mel_bins, WINDOW)
     mask = (torch.arange(features.shape[-1]) < torch.tensor(frames)[:, None]).long()
     with OperationCounter() as counter:
@@ -70,7 +70,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--clips", type=positive, default=64, help="in the batch (default: %(default)s)")
+    parser.add_argument("--clips", type=positive, default=64, help="clips in the batch (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,

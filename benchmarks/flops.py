@@ -1,9 +1,10 @@
-"""The FLOPs of matrix products in a training step, exactly, from the batches that a model was given.
+"""The exact FLOPs of the matrix products in a training step, from the batches that a model gets.
 
-Counted are a product's 2 x m x k x n in the forward and in the backward: frozen weights need the gradient of their input only
-(the encoder's first layer not even that), adapters and projector that of their weights besides; the head, TRL's fused one,
-computes its logits a second time in the backward. Two counts: `padded`, what is computed on the batch's rectangles, with all
-pairs of positions in attention; and without padding and only for pairs that see each other, what the method needs.
+A product counts 2 x m x k x n, in the forward and in the backward. Frozen weights need only the gradient of their
+input (the encoder's first layer not even that), adapters and projector also that of their weights. The head, TRL's
+fused one, computes its logits a second time in the backward. There are two counts: `padded` is what is computed on the
+batch's rectangles, with all pairs of positions in attention; the other is what the method needs, without padding and
+only for pairs that see each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ class StepFlops:
         convolutions = 2 * 3 * width * (audio["num_mel_bins"] * sum(seen) + width * sum(convolved))
         positions, pairs = sum(windows), sum(count**2 for count in windows)
         scores = np.array([4, 8]) * width * pairs
-        # With checkpointing the gradient of the convolutions is asked for: PEFT has inputs require one.
+        # With checkpointing the gradient of the convolutions is computed: PEFT makes inputs require one.
         first = 3 * self._adapted(positions, width, width, first=not self.recompute)
         convolutions += self.recompute * 2 * 3 * width**2 * sum(convolved)
         later = 3 * self._adapted(positions, width, width)
@@ -71,7 +72,7 @@ class StepFlops:
         width, hidden = self.shape.audio["hidden_size"], self.shape.text["hidden_size"]
         window = WINDOW // FRAMES_PER_POSITION // POSITIONS_PER_TOKEN
         per_token = FRAMES_PER_POSITION * POSITIONS_PER_TOKEN
-        # Ours projects real tokens; the peers whole windows, of which they choose.
+        # Ours projects only real tokens; the peers project whole windows and then select.
         tokens = sum(-(-count // per_token) for count in frames) if self.kind == OURS else window * len(frames)
         weights = width * hidden + (0 if self.kind == QWEN else hidden**2)
         return 3 * 2 * tokens * weights  # trained in full
@@ -91,13 +92,13 @@ class StepFlops:
         return 3 * 2 * positions * self.shape.head_weights
 
     def _adapted(self, count: int, inputs: int, outputs: int, first: bool = False) -> np.ndarray:
-        """(forward, backward) of a frozen linear layer with LoRA; `first`: nothing before it learns."""
+        """(forward, backward) of a frozen linear layer with LoRA; `first`: nothing before it is trained."""
         base, down, up = 2 * count * inputs * outputs, 2 * count * inputs * self.rank, 2 * count * self.rank * outputs
         backward = down + 2 * up + (0 if first else base + down)
         return np.array([base + down + up, backward])
 
     def _both(self, flops: np.ndarray, outputs: int) -> int:
-        """Of layers with that many output values, whose last product, an adapter's, is not computed again."""
+        """Total FLOPs of layers with that many output values; the last product, an adapter's, is not recomputed."""
         forward, backward = (int(part) for part in flops)
         again = forward - 2 * self.rank * outputs
         return forward + self.recompute * again + backward

@@ -1,10 +1,10 @@
-"""Answers: time to the first token and tokens per second, of one question and of eight about clips of different lengths.
+"""Answers: time to the first token and tokens per second, for one question and eight, with clips of different lengths.
 
     python -m benchmarks.generation
     python -m benchmarks.generation --preset 7b --size real
 
-Greedy `generate` with features and ids that are there already; every answer has the same number of tokens. The clips are drawn
-from the training mix. Ours encodes what is heard and the prompts are as long as that; the peers encode 30 s.
+Greedy `generate` on precomputed features and ids; every answer has the same number of tokens. The clips are drawn from
+the training mix. Ours encodes only the clip, the peers 30 s; all prompts have audio tokens only for the clip.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BATCHES = (1, 8)
 
 
 def inputs_on_device(inputs: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """On the model's device, and features in its dtype."""
+    """Moves inputs to the model's device, and features to its dtype."""
     place = next(model.parameters())
     return {
         name: value.to(place.device, place.dtype if value.is_floating_point() else None)
@@ -46,7 +46,7 @@ def inputs_on_device(inputs: dict[str, torch.Tensor], model: torch.nn.Module) ->
 
 @torch.inference_mode()
 def answer(model: Any, inputs: dict[str, torch.Tensor], tokens: int, **options: Any) -> torch.Tensor:
-    """Exactly `tokens` greedy ones behind each prompt."""
+    """Generates exactly `tokens` tokens after each prompt, greedily."""
     return model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
 
 
@@ -90,7 +90,7 @@ def report(batch: int, tokens: int, result: dict[str, Any]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/generation.json", repeats=5)
-    parser.add_argument("--tokens", type=positive, default=32, help="of an answer (default: %(default)s)")
+    parser.add_argument("--tokens", type=positive, default=32, help="tokens per answer (default: %(default)s)")
     return parser
 
 

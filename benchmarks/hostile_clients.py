@@ -1,12 +1,12 @@
-"""Many requests to a server of which some are hostile: are all other answers as they were, and does its memory stay?
+"""Many requests to a server, some of them hostile: do the other answers stay the same, and does memory stay constant?
 
     python -m benchmarks.hostile_clients MODEL --requests 10000
 
-The command `falcon3-audio serve` serves the checkpoint. Clients ask about a few clips, by chat and as transcriptions, and
-every answer is compared with the one that the idle server gave before. A hundredth of the requests are broken JSON, audio that is
-none, bodies that end early, bodies that come slowly, and clients that go while they are answered. The server's resident
-memory (Linux) is read after a warm-up of such requests and after each tenth of the others. Until each thread has taken its share of the
-allocator it grows, whatever is asked; a leak shows in the later half, whose slope is printed.
+`falcon3-audio serve` serves the checkpoint. Clients ask about a few clips, by chat and as transcriptions, and every
+answer is compared with the one that the idle server gave before. A hundredth of the requests are broken JSON, invalid
+audio, truncated bodies, slow bodies, and clients that disconnect during the answer. The server's resident memory
+(Linux) is read after a warm-up of such requests and after each tenth of the others. It grows until each thread has its
+share of the allocator, for any requests; a leak shows in the later half, whose slope is printed.
 """
 
 import argparse
@@ -40,13 +40,13 @@ from .measure import options, positive, print_table, record, run_script
 QUESTION = "What do you hear?"
 MODEL, CHAT = "served", "/v1/chat/completions"
 SLOW_BYTES, SLOW_PAUSE = 20, 0.1  # bytes one by one, seconds between them
-LONG_ANSWER = 2000  # tokens, for clients that go
+LONG_ANSWER = 2000  # tokens, for clients that disconnect
 MIB = 2**20
 TENTHS = 10
 
 
 class Server:
-    """The command in a process of its own."""
+    """`falcon3-audio serve` in its own process."""
 
     def __init__(self, process: subprocess.Popen[str], url: str):
         self.process, self.url = process, url
@@ -77,7 +77,7 @@ def _address(process: subprocess.Popen[str], log: Path) -> str:
             if "is served at" in line:
                 return line.split()[-1]
         time.sleep(0.1)
-    raise ValueError(f"the server ended with status {process.returncode}: {log.read_text()[-500:]}")
+    raise ValueError(f"the server exited with status {process.returncode}: {log.read_text()[-500:]}")
 
 
 def _clips(count: int, seed: int) -> Iterator[bytes]:
@@ -90,7 +90,7 @@ def _clips(count: int, seed: int) -> Iterator[bytes]:
 
 
 def ask(server: Server, number: int, files: list[bytes], tokens: int) -> str:
-    """One request as it should be; which one, its number says."""
+    """One valid request, chosen by its number."""
     file, transcribe = files[number % len(files)], number // len(files) % 2
     if transcribe:
         heard = server.client.audio.transcriptions.create(model=MODEL, file=("clip.wav", file))
@@ -201,7 +201,7 @@ def _tenths(numbers: list[int]) -> list[list[int]]:
 
 
 def slope(memory: Sequence[float], requests: int) -> float:
-    """Least squares over the second half of evenly spaced readings during `requests`: MiB for a thousand of them."""
+    """Least-squares slope of the second half of readings evenly spaced over `requests`: MiB per thousand requests."""
     later = memory[len(memory) // 2 :]
     thousands = np.arange(len(later)) * requests / (len(memory) - 1) / 1000
     return float(np.polyfit(thousands, later, 1)[0])
@@ -217,12 +217,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 def report(results: dict[str, Any], given: argparse.Namespace) -> None:
     rows = sorted(results["endings"].items())
-    title = f"{given.warm_up + given.requests} requests by {given.clients} at once, in {results['seconds']:.0f} s"
+    title = f"{given.warm_up + given.requests} requests by {given.clients} clients, in {results['seconds']:.0f} s"
     print_table(title, ["", "requests"], rows)
     memory = " ".join(f"{size:.0f}" for size in results["resident MiB"])
     cold = results["resident MiB before the warm-up"]
     print(
-        f"resident MiB: {cold:.0f}, after {given.warm_up} requests for warm-up and after each tenth of the others: {memory}"
+        f"resident MiB: {cold:.0f}, after {given.warm_up} warm-up requests and after each tenth of the rest: {memory}"
     )
     print(f"in the later half: {results['MiB per 1,000 requests, later half']:+.2f} MiB per 1,000 requests")
     print(f"the answers afterwards are {'the same' if results['same afterwards'] else 'OTHERS'}")
@@ -232,11 +232,11 @@ def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/hostile_clients.json", 1, preset=False, size=False, turns=False)
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a checkpoint")
     parser.add_argument("--requests", type=positive, default=10_000, help="(default: %(default)s)")
-    parser.add_argument("--warm-up", type=positive, default=1000, help="requests before them (default: %(default)s)")
-    parser.add_argument("--clients", type=positive, default=16, help="at once (default: %(default)s)")
-    parser.add_argument("--hostile", type=float, default=0.01, help="share of them (default: %(default)s)")
-    parser.add_argument("--clips", type=positive, default=8, help="that are asked about (default: %(default)s)")
-    parser.add_argument("--tokens", type=positive, default=8, help="of an answer (default: %(default)s)")
+    parser.add_argument("--warm-up", type=positive, default=1000, help="warm-up requests (default: %(default)s)")
+    parser.add_argument("--clients", type=positive, default=16, help="concurrent clients (default: %(default)s)")
+    parser.add_argument("--hostile", type=float, default=0.01, help="share of hostile requests (default: %(default)s)")
+    parser.add_argument("--clips", type=positive, default=8, help="number of different clips (default: %(default)s)")
+    parser.add_argument("--tokens", type=positive, default=8, help="tokens per answer (default: %(default)s)")
     return parser
 
 

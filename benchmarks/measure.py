@@ -1,7 +1,7 @@
-"""How things are measured: in turns, medians of the times and of their ratios within a turn, and a record of all of it.
+"""How the benchmarks measure: in turns, with medians of times and of their ratios within a turn, and a JSON record.
 
-What is compared runs in alternation in one process, so that a machine that slows down slows all of them. A ratio is a peer's
-time over ours: over 1, ours is faster.
+The contenders alternate in one process, so that a machine that slows down slows all of them. A ratio is a peer's time
+over ours: above 1, ours is faster.
 """
 
 import argparse
@@ -32,16 +32,16 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 def options(
     description: str, output: str, repeats: int, preset: bool = True, size: bool = True, turns: bool = True
 ) -> argparse.ArgumentParser:
-    """The options that all scripts have, and those that say which model and how many turns, where there are some."""
+    """The options of all scripts and, if requested, those for the model and the number of turns."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     if preset:
-        parser.add_argument("--preset", choices=NAMES, default="1b", help="whose proportions (default: %(default)s)")
+        parser.add_argument("--preset", choices=NAMES, default="1b", help="proportions to use (default: %(default)s)")
     if size:
         parser.add_argument(
             "--size",
             choices=("small", "tiny", "real"),
             default="small",
-            help="narrow in these proportions, tiny (to see a script run), or the true widths",
+            help="narrow with these proportions, tiny (to check that a script runs), or the true widths",
         )
     parser.add_argument("--seed", type=int, default=0)
     if turns:
@@ -57,7 +57,7 @@ def positive(text: str) -> int:
 
 
 def run_script(name: str, run: Callable[[], Any]) -> int:
-    """What a script's `main` does with its options read: errors of the user's are one line and the exit status 1."""
+    """Runs a script once its options are parsed. User errors become one line and exit status 1."""
     logging.set_verbosity_error()
     with user_errors(name) as end:
         run()
@@ -69,12 +69,12 @@ def device() -> str:
 
 
 def dtype_of(size: str) -> torch.dtype:
-    """Of the weights: bfloat16 for the true widths."""
+    """The dtype of the weights: bfloat16 for the true widths."""
     return torch.bfloat16 if size == "real" else torch.float32
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Of one call, the device's work included."""
+    """Duration of one call, including the device's work."""
     _synchronize()
     start = time.perf_counter()
     function()
@@ -88,7 +88,7 @@ def _synchronize():
 
 
 def alternate(runs: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run's turns, `{name: [...]}`; every turn calls each once, every other in the opposite order."""
+    """Seconds of each run's turns, `{name: [...]}`. Each turn calls every run once; every other one in reverse."""
     for _ in range(warm_up):
         for run in runs.values():
             run()
@@ -100,7 +100,7 @@ def alternate(runs: Mapping[str, Callable[[], float]], repeats: int, warm_up: in
 
 
 def compare(times: Mapping[str, Sequence[float]], ours: str = OURS) -> dict[str, Any]:
-    """All times, their medians, and the medians of the others' times over ours in the same turn."""
+    """All times, their medians, and the median ratios of the others' times to ours in the same turn."""
     return {
         "seconds": {name: list(values) for name, values in times.items()},
         "median seconds": {name: statistics.median(values) for name, values in times.items()},
@@ -120,7 +120,7 @@ def matmul_rate(size: int = 8192, repeats: int = 10) -> float:
 
 
 def peak_rate(card: str) -> float | None:
-    """bfloat16 FLOP/s that the data sheet gives for a card of this name, as torch has it; `None` for one not in `CARDS`."""
+    """bfloat16 FLOP/s in the data sheet of a card, given its name in torch; `None` for one not in `CARDS`."""
     words = card.lower().replace("-", " ").split()
     if "pcie" in words or "nvl" in words:  # slower than the SXM cards that CARDS has
         return None
@@ -146,7 +146,7 @@ def _cpu() -> str:
 
 
 def record(given: argparse.Namespace, shape: Shape | None, results: Mapping[str, Any]) -> None:
-    """Writes results with what they depend on to `given.output`, whole or not at all."""
+    """Writes results with options, machine and versions to `given.output`, completely or not at all."""
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
     content = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,7 +163,7 @@ def record(given: argparse.Namespace, shape: Shape | None, results: Mapping[str,
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Numbers with three digits that count, aligned."""
+    """Prints an aligned table, with numbers to four significant digits."""
     texts = [[value if isinstance(value, str) else f"{value:.4g}" for value in row] for row in rows]
     widths = [max(len(line[place]) for line in [list(columns), *texts]) for place in range(len(columns))]
     print(f"\n{title}")

@@ -1,8 +1,9 @@
-"""Our model and its peers in transformers, made from one description of widths and depths, with random weights.
+"""Our model and its peers in transformers, built from one description of widths and depths, with random weights.
 
-The peers' classes take a Whisper-like encoder and any language model, as ours does; all get the same Llama. What is left of
-differences is theirs: a projector of one layer in Qwen2-Audio, the last norm after pooling in both. LoRA is the same for all
-(rank 8 on the linear layers of both towers, the projector in full, no dropout), since their layers have Whisper's and Llama's names.
+The peers' classes take a Whisper-like encoder and any language model, as ours does; all get the same Llama. The
+remaining differences are theirs: a one-layer projector in Qwen2-Audio, the last norm after pooling in both. LoRA is
+the same for all (rank 8 on the linear layers of both towers, the projector in full, no dropout), as their layers have
+Whisper's and Llama's names.
 """
 
 import torch
@@ -39,7 +40,7 @@ def build(kind: str, shape: Shape, device: str = "cpu", dtype: torch.dtype = tor
     set_seed(seed)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(_config(kind, shape), dtype=dtype)
-    # Answers have the length that is asked for.
+    # Answers have the requested length.
     model.generation_config.pad_token_id = shape.text["pad_token_id"]
     model.generation_config.eos_token_id = shape.text["eos_token_id"]
     return model.eval()
@@ -47,7 +48,7 @@ def build(kind: str, shape: Shape, device: str = "cpu", dtype: torch.dtype = tor
 
 def with_lora(model: PreTrainedModel, rank: int = 8) -> PeftModel:
     lora = choose_trained_weights(model, LoraArguments(lora_r=rank, lora_dropout=0.0))
-    assert lora is not None  # that is where both towers are frozen
+    assert lora is not None  # None only if no tower has LoRA
     return get_peft_model(model, lora)
 
 
@@ -69,7 +70,7 @@ def _config(kind: str, shape: Shape):
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One of a few words, for trainers that want to know what padding and the end are called."""
+    """A minimal tokenizer, for trainers that need the names of the pad and end tokens."""
     words = {"<end>": END_TOKEN, "<pad>": PAD_TOKEN, "<audio>": AUDIO_TOKEN}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")), eos_token="<end>", pad_token="<pad>"

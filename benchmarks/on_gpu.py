@@ -1,11 +1,12 @@
-"""All that is to be checked and measured on a GPU, part after part, each in a process of its own with a limit of time.
+"""Runs all checks and measurements for a GPU, one part after another, each in its own process with a time limit.
 
-    benchmarks/on_gpu.sh OUT              # brings what the machine lacks, then this
+    benchmarks/on_gpu.sh OUT              # installs what the machine lacks, then runs this
     python -m benchmarks.on_gpu OUT       # in an environment that has the package
 
-Checks first (attention.py), then training steps, encoder and answers at the true widths, then training on real backbones for the
-time that is left. A part that fails or takes too long does not stop the others. OUT gets a record for each part under the
-name that summary.py knows it by, `log.txt` with all that was printed, and `summary.json`. The exit status is 1 if a part failed.
+Checks first (attention.py), then training steps, encoder and answers at the true widths, then training on real
+backbones for the remaining time. A part that fails or takes too long does not stop the others. OUT gets a record for
+each part under its name in summary.py, `log.txt` with everything printed, and `summary.json`. The exit status is 1 if
+a part failed.
 """
 
 import argparse
@@ -27,15 +28,15 @@ from falcon3_audio.whole_files import write_json
 from .summary import rows_of
 
 
-SECONDS = 450  # for all parts: with the installation before them and some seconds to spare, under 8 minutes
-SHORTEST = 20  # seconds: with less there is no use in starting a part
+SECONDS = 450  # for all parts; with the installation before them and some margin, under 8 minutes
+SHORTEST = 20  # seconds; with less time left, no part is started
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "flash-attn", "triton")
 FOLDERS = ("audio_model", "text_model", "data")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A script of this folder with its options; `name` is that of its record, `limit` in seconds (`None`: what is left)."""
+    """A script of this folder with its options; `name` is its record's, `limit` in seconds (`None`: the rest)."""
 
     name: str
     script: str
@@ -44,10 +45,10 @@ class Part:
 
 
 def plan(given: argparse.Namespace) -> list[Part]:
-    """What is run, in order: what matters most comes first."""
+    """The parts in order, the most important first."""
     if given.dry_run:
         tiny = ("--size", "tiny", "--repeats", "1")
-        # torch compiles flex attention for a CPU in minutes.
+        # Compiling flex attention for a CPU takes minutes.
         fast = ("--questions", "8", "--ways", "sdpa", "compiled", "--backend", "eager", "--seconds", "20")
         step = (*tiny, "--questions", "4", "--tokens", "1024", "--micro-batches", "4")
         return [
@@ -72,14 +73,14 @@ def plan(given: argparse.Namespace) -> list[Part]:
 
 
 class Run:
-    """The parts in turn, within the time that there is."""
+    """Runs the parts in turn, within the time limit."""
 
     def __init__(self, given: argparse.Namespace, log: IO[str]):
         self.given, self.log = given, log
         self.end = time.monotonic() + given.seconds
 
     def __call__(self, part: Part) -> dict[str, Any]:
-        """What became of a part: outcome (`ok`, `failed` or `skipped`), reason, seconds, and rows of the summary."""
+        """The result of a part: outcome (`ok`, `failed` or `skipped`), reason, seconds, and rows of the summary."""
         left = self.end - time.monotonic()
         path = self.given.out / f"{part.name}.json"
         path.unlink(missing_ok=True)
@@ -93,15 +94,15 @@ class Run:
             return _result(part, "skipped", f"of {self.given.seconds} s {max(0, left):.0f} are left", 0.0)
         command = [sys.executable, "-m", f"benchmarks.{part.script}", *options, "--output", str(path)]
         result = self._timed(part, command, min(left, part.limit or left))
-        if path.exists():  # also of checks that found a difference
+        if path.exists():  # checks that found a difference write one too
             self._sum_up(part, path, result)
         return result
 
     def _sum_up(self, part: Part, path: Path, result: dict[str, Any]) -> None:
         try:
             result["rows"] = rows_of(part.name, json.loads(path.read_text(encoding="utf-8")))
-        except (LookupError, ValueError, ArithmeticError) as error:  # the parts that follow are to run all the same
-            result |= {"outcome": "failed", "reason": f"its record cannot be summed up: {error!r}"}
+        except (LookupError, ValueError, ArithmeticError) as error:  # the later parts must still run
+            result |= {"outcome": "failed", "reason": f"its record cannot be summarised: {error!r}"}
             print(f"{part.name}: {result['reason']}")
 
     def _folders(self) -> list[str]:
@@ -116,7 +117,7 @@ class Run:
         status = run_limited(command, limit, self.log)
         spent = time.monotonic() - start
         if status is None:
-            return _result(part, "failed", f"took longer than its {limit:.0f} s", spent)
+            return _result(part, "failed", f"exceeded its limit of {limit:.0f} s", spent)
         if status:
             printed = path.read_bytes()[before:].decode(errors="replace")
             return _result(part, "failed", f"exit status {status}: {_last_line(printed)}", spent)
@@ -124,14 +125,14 @@ class Run:
 
 
 def run_limited(command: list[str], limit: float, log: IO[str]) -> int | None:
-    """The exit status of a command that writes to `log`; `None` if it was killed, with all it started, after `limit` seconds."""
+    """The exit status of a command that writes to `log`; `None` if it and its children were killed after `limit` s."""
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         return process.wait(timeout=limit)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        if process.poll() is None:  # also where this was interrupted
+        if process.poll() is None:  # also if this was interrupted
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -148,7 +149,7 @@ def _last_line(text: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The card with its driver and memory as nvidia-smi has them (`None` without one), and versions."""
+    """The card with its driver and memory as nvidia-smi reports them (`None` without one), and versions."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -193,7 +194,7 @@ def measure(given: argparse.Namespace) -> int:
         run = Run(given, log)
         for part in plan(given):
             summary["parts"].append(run(part))
-            write_json(given.out / "summary.json", summary)  # after each: a machine may be taken away
+            write_json(given.out / "summary.json", summary)  # after each part: the machine may be taken away
     print(f"\n{report(summary)}\nin {given.out}")
     return int(any(part["outcome"] == "failed" for part in summary["parts"]))
 
@@ -202,8 +203,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks/on_gpu.sh", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", default=Path("runs/on_gpu"))
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU")
-    parser.add_argument("--seconds", type=int, help=f"for all parts (default: {SECONDS}; in a dry run 1800)")
-    real = parser.add_argument_group("training on real backbones, left out unless all are given")
+    parser.add_argument("--seconds", type=int, help=f"limit for all parts (default: {SECONDS}; in a dry run 1800)")
+    real = parser.add_argument_group("training on real backbones, skipped unless all are given")
     real.add_argument("--audio-model", type=Path, metavar="FOLDER", help="a Whisper")
     real.add_argument("--text-model", type=Path, metavar="FOLDER", help="an instruction-tuned causal language model")
     real.add_argument("--data", type=Path, metavar="SET", help="training set: folder or file, as `train_data`")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All that is to be checked and measured on a GPU, in one call of under 8 minutes; "On a GPU" in benchmarks/README.md.
+# Runs all checks and measurements for a GPU in one call of under 8 minutes; see "On a GPU" in benchmarks/README.md.
 #
-#   benchmarks/on_gpu.sh --fetch [--python 3.12]   beforehand, where there is a package index
+#   benchmarks/on_gpu.sh --fetch [--python 3.12]   beforehand, on a machine with a package index
 #   benchmarks/on_gpu.sh [OPTION ...] [OUT]        on the machine with the GPU; --help has the options
 #   benchmarks/on_gpu.sh --dry-run [OUT]           the same with tiny sizes, on a CPU
 #
@@ -9,7 +9,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
-# The folder stays the caller's, whose paths may be relative; what is called `benchmarks` in it is not ours.
+# The working folder stays the caller's, for relative paths; a `benchmarks` in it must not hide ours.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
 if [ "${1:-}" = --fetch ]; then
@@ -17,7 +17,7 @@ if [ "${1:-}" = --fetch ]; then
     exec "$python" -m benchmarks.packages fetch "$@"
 fi
 
-export HF_HUB_OFFLINE=1  # nothing is fetched here
+export HF_HUB_OFFLINE=1  # nothing is downloaded here
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 # An environment that has the package is used as it is.

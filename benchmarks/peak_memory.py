@@ -1,11 +1,11 @@
-"""Peak memory of a training step: each model in a process of its own, which takes one step and says what it needed.
+"""Peak memory of a training step: each model takes one step in its own process, which reports its memory.
 
     python -m benchmarks.peak_memory
     python -m benchmarks.peak_memory --preset 7b --size real --activation-checkpointing
 
-The step is that of training_step.py, with micro-batches of `--micro-batch` questions for the peers and of `--tokens` tokens for
-ours; the largest micro-batch of each is printed. On a GPU it is the most that was allocated there; on a CPU the most memory
-the process ever held, libraries and weights included, and beside it what it held before the step.
+The step is that of training_step.py, with micro-batches of `--micro-batch` questions for the peers and of `--tokens`
+tokens for ours; the largest micro-batch of each is printed. On a GPU the peak is the most memory allocated there; on a
+CPU it is the most the process ever held, libraries and weights included. The memory before the step is printed too.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure_one(given: argparse.Namespace) -> dict[str, int]:
-    """Bytes of one model, in this process, which must not have run another."""
+    """Bytes of one model, measured in this process, which must not have run another."""
     shape = shape_of(given.preset, given.size)
     step = Step(open_asqa_step(given.questions, given.seed), shape, given.seed)
     model = with_lora(build(given.only, shape, device(), dtype_of(given.size), given.seed))
@@ -47,7 +47,7 @@ def measure_one(given: argparse.Namespace) -> dict[str, int]:
 
 
 def _resident() -> int:
-    """Bytes that this process holds now; where the system does not say, the most it held so far."""
+    """Bytes that this process holds now or, if the system does not report that, the most it has held so far."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else peak_memory()
 
@@ -65,7 +65,7 @@ def measure(given: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     for kind, (run, *_) in found.items():
         row = [kind, str(run["micro-batches"]), str(run["tokens at once"]), run["before"] / 2**20]
         rows.append([*row, peaks[kind] / 2**20, ratios.get(kind, "-")])
-    columns = ["model", "micro-batches", "tokens at once", "before it, MiB", "peak, MiB", "/ ours"]
+    columns = ["model", "micro-batches", "tokens at once", "before, MiB", "peak, MiB", "/ ours"]
     print_table("Memory of a training step", columns, rows)
     results = {"bytes": found, "ratios": ratios}
     record(given, shape, results)
@@ -85,11 +85,11 @@ def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/peak_memory.json", repeats=1)
     parser.add_argument("--questions", type=positive, default=64, help="per optimizer step (default: %(default)s)")
     parser.add_argument(
-        "--micro-batch", type=positive, default=8, help="a peer's questions at once (default: %(default)s)"
+        "--micro-batch", type=positive, default=8, help="of a peer, in questions (default: %(default)s)"
     )
-    parser.add_argument("--tokens", type=positive, default=4096, help="our tokens at once (default: %(default)s)")
+    parser.add_argument("--tokens", type=positive, default=4096, help="tokens per micro-batch (default: %(default)s)")
     parser.add_argument("--activation-checkpointing", action="store_true", help="for all models")
-    parser.add_argument("--only", choices=KINDS, help="measure this one here and print its bytes")
+    parser.add_argument("--only", choices=KINDS, help="measure only this model, in this process, and print its bytes")
     return parser
 
 

@@ -1,12 +1,13 @@
-"""What 8 and 4 bits cost in answers and save in bytes: one checkpoint in several precisions, asked the same questions.
+"""What 8 and 4 bits cost in accuracy and save in bytes: one checkpoint in several precisions, on the same questions.
 
     python -m benchmarks.quantised runs/demo/model --data runs/demo/world/test.json
     python -m benchmarks.quantised CHECKPOINT --data test.json --only float32 "bitsandbytes 8 bit"
 
-Needs bitsandbytes and torchao (`pip install -e ".[quantised]"`). Only the language model's layers are quantised, the rest is
-bfloat16 (`FULL_PRECISION_MODULES`). For each precision: bytes of the weights per tower as they lie in memory, scales
-included; right answers of `pipeline()`, greedy, by the content rule as in training/world/demo.py; how many replies differ from those in
-float32; and the mean loss of the tokens of the right answers, which moves before answers do. Speed is not in it.
+Needs bitsandbytes and torchao (`pip install -e ".[quantised]"`). Only the language model's layers are quantised; the
+rest is bfloat16 (`FULL_PRECISION_MODULES`). Reported for each precision: bytes of the weights in memory per tower,
+scales included; right answers of `pipeline()`, greedy, by the content rule as in training/world/demo.py; how many
+replies differ from those in float32; and the mean loss on the tokens of the right answers, which changes before
+answers do. Speed is not measured.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def torchao_int8() -> QuantizationConfigMixin:
 
 
 def torchao_int4() -> QuantizationConfigMixin:
-    """In groups of 32. On a CPU torchao 0.18 has an int4 kernel among its prototypes only, and cannot save the result."""
+    """In groups of 32. On a CPU torchao 0.18 has only a prototype int4 kernel, whose result it cannot save."""
     if torch.cuda.is_available():
         from torchao.quantization import Int4WeightOnlyConfig
 
@@ -81,7 +82,7 @@ def torchao_int4() -> QuantizationConfigMixin:
     return TorchAoConfig(config, modules_to_not_convert=FULL_PRECISION_MODULES)
 
 
-# name -> (dtype of what is not quantised, how the rest is)
+# name -> (dtype of the unquantised part, quantisation of the rest)
 PRECISIONS: dict[str, tuple[torch.dtype, Callable[[], QuantizationConfigMixin | None]]] = {
     "float32": (torch.float32, lambda: None),
     "bfloat16": (torch.bfloat16, lambda: None),
@@ -95,7 +96,7 @@ REFERENCE = "float32"
 
 def load(checkpoint: str, precision: str) -> PreTrainedModel:
     """
-    On the first GPU if there is one.
+    Loads the checkpoint, on the first GPU if there is one.
 
     Raises a `ValueError` if the precision's library is not installed, and the errors of `from_pretrained`.
     """
@@ -110,8 +111,8 @@ def load(checkpoint: str, precision: str) -> PreTrainedModel:
 
 def weight_bytes(model: PreTrainedModel) -> dict[str, int]:
     """
-    Of each tower, with the scales of quantised weights. To be called before the model computes anything: on a CPU
-    bitsandbytes then packs 4-bit weights in another order, and asking for them unpacks them.
+    Bytes of each tower, with the scales of quantised weights. Call it before the model computes anything: on a CPU
+    bitsandbytes then packs 4-bit weights in another order, and reading them unpacks them.
     """
     sizes = dict.fromkeys((*TOWERS, LANGUAGE_MODEL), 0)
     for name, tensor in model.state_dict().items():
@@ -121,7 +122,7 @@ def weight_bytes(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Subclasses, such as torchao's, say which tensors they are made of."""
+    """Tensor subclasses, such as torchao's, list the tensors they consist of."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(_bytes(getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
     return tensor.nbytes
@@ -130,7 +131,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 def ask(
     model: PreTrainedModel, processor: Falcon3AudioProcessor, questions: Sequence[Question]
 ) -> tuple[list[str], float]:
-    """The replies, and the mean loss of the tokens of the right answers with their end tokens."""
+    """The replies, and the mean loss on the tokens of the right answers, end tokens included."""
     pipe = pipeline("audio-text-to-text", model=model, processor=processor)
     replies: list[str] = []
     loss = count = 0.0
@@ -166,7 +167,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     asked = load_mmau(given.data)
     questions = asked.questions
     if not questions or any(question.answer is None for question in questions):
-        raise ValueError(f"{given.data} has questions without an answer; right answers can only be counted with them.")
+        raise ValueError(f"{given.data} has questions without an answer; give questions that all have one.")
     processor = AutoProcessor.from_pretrained(given.checkpoint)
     found: dict[str, dict[str, Any]] = {}
     for precision in dict.fromkeys((REFERENCE, *given.only)):
@@ -207,7 +208,7 @@ def _version(name: str) -> str | None:
 
 
 def _print(found: dict[str, dict[str, Any]], questions: int):
-    columns = ["", "encoder MiB", "projector MiB", "LLM MiB", "together MiB", "right", "differ", "loss"]
+    columns = ["", "encoder MiB", "projector MiB", "LLM MiB", "total MiB", "right", "differ", "loss"]
     rows = [
         [
             precision,
@@ -231,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
         choices=PRECISIONS,
         default=list(PRECISIONS),
         metavar="PRECISION",
-        help=f"besides {REFERENCE} (default: {', '.join(PRECISIONS)})",
+        help=f"precisions besides {REFERENCE} (default: {', '.join(PRECISIONS)})",
     )
     parser.add_argument(
         "--output",

@@ -1,10 +1,11 @@
-"""Several questions about one clip, asked at once: ours encodes the clip once, the peers once for each question.
+"""Several questions about one clip in one batch: ours encodes the clip once, the peers once for each question.
 
     python -m benchmarks.questions_per_clip
 
-Answers have a few tokens, as labels and options do. Ours is what the pipeline does with a batch of questions: its cache of
-encoded clips (`AudioCache`, empty before each turn, keys made from the features), what the prompts have in common through the
-language model once (`begin_together`), then one `generate`. A peer generates on a batch with the clip in every row.
+Answers have a few tokens, like labels and options. Ours does what the pipeline does with a batch of questions: it uses
+the cache of encoded clips (`AudioCache`, empty before each turn, keyed by the features), runs the prompts' common
+prefix through the language model once (`begin_together`), then calls `generate` once. A peer generates on a batch with
+the clip in every row.
 """
 
 import argparse
@@ -42,7 +43,7 @@ QUESTION, ANSWER = 26, 4  # tokens
 
 
 def ours(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
-    """Answers to questions about clips, of which equal ones are encoded once."""
+    """Answers to questions about clips; identical clips are encoded once."""
     audio = inputs["input_features"], inputs["input_features_mask"]
     cache, clips = AudioCache(model, CACHE_TOKENS), digests(*audio)
     with torch.inference_mode():
@@ -89,7 +90,7 @@ def report(results: dict[str, Any], length: float) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/questions_per_clip.json", repeats=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the clip (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip (default: %(default)s)")
     return parser
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.serving
 
-All run on this CPU, in float32 with random weights, and take turns: each turn asks one question about every clip of a set that
-none has heard before (engines keep what they have heard), by 1, 8 and 32 clients at once; `pipeline()` takes as many clips in a
-batch. Lengths are drawn from the training mix, answers have one length. Requests hold wav files as base64, and decoding them
-counts for all. Both servers stay up meanwhile, one of them idle. vLLM's environment is that of `make test-serving`.
+All run on this CPU, in float32 with random weights, and take turns. Each turn asks one question about every clip of a
+new set (engines cache clips), with 1, 8 and 32 concurrent clients; `pipeline()` gets batches of that many clips.
+Lengths are drawn from the training mix; all answers have the same length. Requests hold wav files as base64, and
+decoding them counts for all. Both servers stay up throughout, one of them idle. vLLM's environment is that of
+`make test-serving`.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def save_ours(folder: Path, shape: Shape, seed: int) -> Falcon3AudioProcessor:
 
 
 def save_flamingo(folder: Path, shape: Shape, seed: int, ours: Falcon3AudioProcessor) -> None:
-    """With Qwen2 for Llama, which differs by the biases of its attention: vLLM's AudioFlamingo3 takes no other."""
+    """With Qwen2 instead of Llama, which differs by its attention biases: vLLM's AudioFlamingo3 takes only Qwen2."""
     names = shape.text.keys() - {"model_type", "head_dim"}
     text = Qwen2Config(**{name: shape.text[name] for name in names})
     encoder = AudioFlamingo3EncoderConfig(**shape.audio)
@@ -89,7 +90,7 @@ def clips(count: int, seed: int) -> list[bytes]:
 
 
 class Contender:
-    """Has a fresh set of clips answered with every call, and returns the seconds it took."""
+    """Each call gets answers about a fresh set of clips and returns the seconds that took."""
 
     def __init__(self, given: argparse.Namespace, clients: int, answer: Callable[[list[bytes]], Any]):
         self.given, self.clients, self.answer = given, clients, answer
@@ -97,7 +98,7 @@ class Contender:
 
     def __call__(self) -> float:
         self._turn += 1
-        # The same sets for all contenders, and other ones for other numbers of clients.
+        # The same sets for all contenders, different ones for each number of clients.
         files = clips(self.given.requests, self.given.seed + 1000 * self.clients + self._turn)
         return seconds(lambda: self.answer(files))
 
@@ -156,14 +157,14 @@ def report(clients: int, requests: int, result: dict[str, Any]) -> None:
         [name, requests / result["median seconds"][kind], result["ratios"].get(kind, "-")]
         for kind, name in names.items()
     ]
-    print_table(f"{requests} requests by {clients} at once", ["", "requests / s", "time / ours in vLLM"], rows)
+    print_table(f"{requests} requests by {clients} clients", ["", "requests / s", "time / ours in vLLM"], rows)
 
 
 def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "", "runs/benchmarks/serving.json", repeats=3, size=False)
     parser.set_defaults(size="small")  # on a CPU only narrow models can be measured
-    parser.add_argument("--requests", type=int, default=32, help="in a turn (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=16, help="of an answer (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=32, help="requests per turn (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens per answer (default: %(default)s)")
     return parser
 
 

@@ -1,9 +1,10 @@
-"""The widths and depths that are measured: the published ones, and narrow ones in the same proportions for a CPU.
+"""Widths and depths for the measurements: the published ones, and narrow ones with the same proportions for a CPU.
 
-A narrow model is of use only if it spends its time where the large one does. So the narrow language model and its vocabulary
-are computed from the narrow encoder such that FLOPs per encoder position : per token of the language model : per token of its
-head are the preset's. These are the products with weights (2 per weight); attention scores are not in the proportions, and
-weigh more in a narrow encoder. What a step really takes, scores included, is in flops.py.
+A narrow model is useful only if it spends its time where the large one does. So the narrow language model and its
+vocabulary are computed from the narrow encoder such that the proportions of FLOPs per encoder position, per token of
+the language model and per token of its head are the preset's. Only products with weights count (2 per weight);
+attention scores are not in the proportions, and weigh more in a narrow encoder. flops.py counts a real step, scores
+included.
 """
 
 import math
@@ -17,9 +18,9 @@ NAMES = {"1b": "falcon3-audio-1b", "3b": "falcon3-audio-3b", "7b": "falcon3-audi
 MEL_BANDS = 80
 # Ids that every vocabulary here has room for; text is drawn from FIRST_WORD on.
 END_TOKEN, PAD_TOKEN, AUDIO_TOKEN, HEAD_TOKEN, FIRST_WORD = 2, 3, 4, 5, 10
-# Of the narrow models: everything else follows from these. Two cores take about a second for a question of the slowest.
+# Sizes of the narrow models; all others follow from these. On two cores the slowest takes about a second per question.
 NARROW = {"hidden_size": 256, "layers": 2, "heads": 4, "text_layers": 6, "head_dim": 64}
-# To see a script run, not to measure.
+# For checking that a script runs, not for measuring.
 TINY = {"hidden_size": 32, "layers": 1, "heads": 2, "text_layers": 1, "head_dim": 16}
 
 
@@ -33,13 +34,13 @@ class Shape:
 
     @property
     def encoder_weights(self) -> int:
-        """Of the matrices in the encoder's layers."""
+        """Weights of the matrices in the encoder's layers."""
         width, inner = self.audio["hidden_size"], self.audio["intermediate_size"]
         return self.audio["num_hidden_layers"] * (4 * width**2 + 2 * width * inner)
 
     @property
     def text_weights(self) -> int:
-        """Of the matrices in the language model's layers, without head and embedding."""
+        """Weights of the matrices in the language model's layers, without head and embedding."""
         width, inner, heads, kv, size = (
             self.text[name]
             for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -52,7 +53,7 @@ class Shape:
 
     @property
     def proportions(self) -> dict[str, float]:
-        """FLOPs of a token in the language model's layers, and in its head, over those of an encoder position."""
+        """FLOPs per token of the language model's layers, and of its head, over those per encoder position."""
         return {
             "llm token / encoder position": self.text_weights / self.encoder_weights,
             "head token / encoder position": self.head_weights / self.encoder_weights,

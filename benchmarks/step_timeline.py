@@ -1,11 +1,11 @@
-"""Does a device wait for its data? The real loader, with workers, in front of a device that takes as long as a GPU would.
+"""Does a device wait for data? The real loader, with workers, feeds a simulated device that takes as long as a GPU.
 
     python -m benchmarks.step_timeline --preset 1b --workers 1
 
-Clips lie in shards as FLAC; workers read, decode, make features and token ids of, and pack a device's part of each step of
-the paper's batch (32 of 256 questions). The device is a stand-in: it waits the seconds that the recipe's step is estimated to take on
-one of eight cards (`falcon3_audio.training.estimate`), so that no GPU is needed to see whether the loader keeps up.
-Printed are the time line of the steps, the share of it that the device waited, and what one worker can feed.
+Clips are in shards as FLAC. Workers read and decode them, compute features and token ids, and pack a device's part of
+each step of the paper's batch (32 of 256 questions). The simulated device sleeps for the estimated time of the
+recipe's step on one of eight cards (`falcon3_audio.training.estimate`), so no GPU is needed to see whether the loader
+keeps up. Prints the timeline of the steps, the share of it that the device waited, and how much one worker can feed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ WARM_UP = 4  # steps while the workers start
 
 
 def device_seconds(preset: str, card: str) -> tuple[float, int, int]:
-    """A step of the recipe on one of eight cards: its seconds (estimated), the device's questions, and its token budget."""
+    """A step of the recipe on one of eight cards: estimated seconds, the device's questions, and its token budget."""
     recipe = RECIPES / f"falcon3_audio_{preset}.yaml"
     groups = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
     model, lora, data, training = parse_options(
@@ -52,7 +52,7 @@ def device_seconds(preset: str, card: str) -> tuple[float, int, int]:
 
 
 def loader_of(folder: Path, questions: int, tokens: int, workers: int, seed: int) -> DataLoader:
-    """As `AudioSFTTrainer` makes it."""
+    """The loader as `AudioSFTTrainer` builds it."""
     examples, sizes = load_training_data([DataSource(str(folder))])
     clips = questions_per_clip(examples, sizes)
     sampler = MixtureSampler(sizes, [1.0], seed, clips, None, step_size=DEVICES * questions, batch_size=questions)
@@ -71,8 +71,8 @@ def loader_of(folder: Path, questions: int, tokens: int, workers: int, seed: int
 
 def run(loader: Iterable[Any], steps: int, busy: float) -> list[tuple[float, float, float]]:
     """
-    (free, begun, done) of each step, in seconds: when the device had nothing more to do, got its batch, and was done with
-    it. Like a GPU it goes on computing while the process asks for the next batch.
+    (free, begun, done) of each step, in seconds: when the device became idle, got its batch, and finished it. Like a
+    GPU it keeps computing while the process asks for the next batch.
     """
     epochs = itertools.chain.from_iterable(loader for _ in itertools.count())
     times = []
@@ -105,7 +105,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "workers per device that suffice": questions / busy / rate,
     }
     rows = [[str(n), begun - free, done - begun] for n, (free, begun, done) in enumerate(times[: given.show])]
-    print_table("Steps: the device waits, and is busy (seconds)", ["step", "waits", "busy"], rows)
+    print_table("Steps: seconds that the device waits and is busy", ["step", "waits", "busy"], rows)
     summary = [[name, value] for name, value in results.items() if isinstance(value, float)]
     print_table(f"{given.preset} on {given.card}, {given.workers} workers", ["", ""], summary)
     if given.plot:
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--card", choices=estimate.CARDS, default="h100")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare data (default: %(default)s)")
     parser.add_argument("--show", type=int, default=12, help="steps to print (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, help="image of the time line")
+    parser.add_argument("--plot", type=Path, help="image file for a plot of the timeline")
     return parser
 
 

@@ -1,9 +1,9 @@
-"""The table of what was measured, from the records in a folder: each claim, and the best peer's time over ours.
+"""The table of the measurements, from the records in a folder: each claim, and the best peer's time over ours.
 
     python -m benchmarks.summary                                # benchmarks/results
-    python -m benchmarks.summary benchmarks/results/h100        # what on_gpu.sh left in its OUT
+    python -m benchmarks.summary benchmarks/results/h100        # OUT of on_gpu.sh
 
-prints the tables that README.md shows; a test holds the two together.
+prints the tables in README.md; a test checks that they agree.
 """
 
 import json
@@ -21,7 +21,7 @@ Rows = list[list[str]]  # (claim, ratio, detail)
 
 
 def _best(found: Record) -> float:
-    """The ratio to the peer that comes nearest to ours."""
+    """The ratio to the peer closest to ours."""
     return min(found["ratios"].values())
 
 
@@ -34,7 +34,7 @@ def _training(record: Record, label: str = "") -> Rows:
     allowed, true = (record["flop ratios"][kind][peer] for kind in ("needed", "needed at the true widths"))
     detail = f"{ours:.1f} questions/s; FLOPs allow {allowed:.2f}, at the true widths {true:.2f}"
     rate = sum(record["flops"]["needed"][OURS].values()) / median
-    for name, words in (("peak FLOP/s", "the card's peak"), ("matmul FLOP/s", "its rate in products of matrices")):
+    for name, words in (("peak FLOP/s", "the card's peak"), ("matmul FLOP/s", "its measured matmul rate")):
         if record.get(name):
             detail += f"; {rate / record[name]:.0%} of {words}"
     return [[f"training, {label or f'{widths} of the {preset}'}", f"{record['ratios'][peer]:.2f}", detail]]
@@ -43,7 +43,7 @@ def _training(record: Record, label: str = "") -> Rows:
 def _encoder(record: Record) -> Rows:
     both = record["forward and backward"]
     costs = {int(name): found["median seconds"][OURS] / int(name) * 1000 for name, found in both.items()}
-    detail = f"{costs[60]:.1f} ms per second of sound at 60 s, {costs[max(costs)]:.1f} at {max(costs)} s"
+    detail = f"{costs[60]:.1f} ms per second of audio at 60 s, {costs[max(costs)]:.1f} at {max(costs)} s"
     forward = ["encoder, 10 s, forward", f"{_best(record['forward']['10']):.2f}", ""]
     return [forward, ["encoder, 10 s, forward and backward", f"{_best(both['10']):.2f}", detail]]
 
@@ -130,12 +130,12 @@ MAKERS: dict[str, Callable[[Record], Rows]] = {
 
 
 def rows_of(name: str, record: Record) -> Rows:
-    """(claim, ratio, detail) as texts, of the record that is called `name`.json."""
+    """(claim, ratio, detail) as text, for the record `name`.json."""
     return MAKERS[name](record)
 
 
 def rows(folder: Path = RESULTS) -> Rows:
-    """Those of all records in a folder. Raises a `FileNotFoundError` where there is none."""
+    """The rows of all records in a folder. Raises a `FileNotFoundError` if there are none."""
     found = {name: folder / f"{name}.json" for name in MAKERS if (folder / f"{name}.json").exists()}
     if not found:
         raise FileNotFoundError(f"no record in {folder}; expected one of {', '.join(MAKERS)}, each as .json")
@@ -143,7 +143,7 @@ def rows(folder: Path = RESULTS) -> Rows:
 
 
 def as_markdown(table: Rows) -> str:
-    lines = [["what", "best peer / ours", "besides"], ["---"] * 3, *table]
+    lines = [["what", "best peer / ours", "details"], ["---"] * 3, *table]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -1,10 +1,11 @@
-"""Training as users do it, for a given time: `falcon3_audio.training.sft` with its loader, on backbones and data in folders.
+"""Training as users run it, for a fixed time: `falcon3_audio.training.sft` with its loader, local backbones and data.
 
     python -m benchmarks.training_run --audio-model whisper-base --text-model smollm2-135m-instruct --data train.jsonl --seconds 120
-    python -m benchmarks.training_run      # the tiny backbones and clips of tones: to see that it runs
+    python -m benchmarks.training_run      # tiny backbones and clips of tones: checks that it runs
 
-As many steps as fit into the time, with the paper's LoRA, batch and rate (constant, since nobody knows where it ends). Recorded
-are the log of every step and, as medians over steps, questions per second and the share of the time that was waited for data.
+Takes as many steps as fit into the time, with the paper's LoRA, batch and learning rate (constant, as the number of
+steps is unknown). Records the log of every step and, as medians over steps, questions per second and the share of time
+spent waiting for data.
 """
 
 import argparse
@@ -29,12 +30,12 @@ from .measure import options, positive, print_table, record, run_script
 
 
 TINY = Path(__file__).resolve().parent.parent / "training" / "tiny_backbones"
-WARM_UP = 3  # steps that are left out of the medians
+WARM_UP = 3  # steps excluded from the medians
 RATES = ("samples_per_second", "tokens_per_second", "audio_seconds_per_second", "data_wait_share")
 
 
 class Deadline(TrainerCallback):
-    """Ends training with the first step that ends later than `seconds` after the beginning."""
+    """Stops training with the first step that finishes `seconds` or more after the start."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -47,7 +48,7 @@ class Deadline(TrainerCallback):
 
 
 def recipe(given: argparse.Namespace, data: Path, output: Path) -> tuple[Any, ...]:
-    """What `train` takes."""
+    """The arguments of `train`."""
     settings = {
         "audio_model": given.audio_model,
         "text_model": given.text_model,
@@ -107,15 +108,15 @@ def _ends(steps: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def parser() -> argparse.ArgumentParser:
     output = "runs/benchmarks/training_run.json"
     parser = options(__doc__ or "", output, repeats=1, preset=False, size=False, turns=False)
-    parser.add_argument("--audio-model", type=Path, default=TINY / "whisper", help="folder of a Whisper")
+    parser.add_argument("--audio-model", type=Path, default=TINY / "whisper", help="folder of a Whisper model")
     parser.add_argument("--text-model", type=Path, default=TINY / "llm", help="folder of a causal language model")
     parser.add_argument("--data", type=Path, help="training set (default: clips of tones)")
-    parser.add_argument("--seconds", type=positive, default=20, help="of training (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=20, help="duration of training (default: %(default)s)")
     parser.add_argument("--questions", type=positive, default=256, help="per step (default: %(default)s)")
-    parser.add_argument("--tokens", type=positive, default=8192, help="at once (default: %(default)s)")
+    parser.add_argument("--tokens", type=positive, default=8192, help="per micro-batch (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     workers = max(0, min(12, (os.cpu_count() or 1) - 2))
-    parser.add_argument("--workers", type=int, default=workers, help="of the data loader (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=workers, help="data loader workers (default: %(default)s)")
     return parser
 
 

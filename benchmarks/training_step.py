@@ -1,13 +1,13 @@
-"""Training questions per second: ours against two peers, on the same questions, an optimizer step each in turn.
+"""Training questions per second: ours against two peers, on the same questions, taking turns of one optimizer step.
 
     python -m benchmarks.training_step                             # narrow, on a CPU
     python -m benchmarks.training_step --preset 7b --size real     # true widths in bfloat16, on a GPU
     python -m benchmarks.training_step --mix one-long              # clips of 30 s with one question each
 
-All train LoRA of rank 8 on both towers and the projector in full, with TRL's SFTTrainer and AdamW; ours through
-`AudioSFTTrainer` and the project's collator, which packs the step into micro-batches of tokens, the peers through a plain
-one. Every model takes the micro-batch that is fastest for it out of a few, ours tried on the step and the peers' on its first
-questions. A step is timed from its first batch being collated to its weights updated.
+All train LoRA of rank 8 on both towers and the projector in full, with TRL's SFTTrainer and AdamW. Ours uses
+`AudioSFTTrainer` and the project's collator, which packs the step into micro-batches of tokens; the peers use a plain
+one. Every model uses the fastest of a few micro-batch sizes; ours are tried on the whole step, the peers' on its first
+questions. A step is timed from the collation of its first batch to the weight update.
 """
 
 import argparse
@@ -48,13 +48,13 @@ from .shapes import Shape, real_shape, shape_of
 
 MIXES: dict[str, Callable[[int, int], list[Question]]] = {"open-asqa": open_asqa_step, "one-long": long_clips_step}
 QUESTIONS = {"open-asqa": 32, "one-long": 8}
-TRIAL = 8  # questions that a micro-batch is tried on, at the least
-# Sizes of micro-batch that are tried: tokens for ours, which packs a step into them, questions for the peers.
+TRIAL = 8  # minimum number of questions that a micro-batch is tried on
+# Micro-batch sizes that are tried: tokens for ours, which packs a step into them, questions for the peers.
 MICRO_BATCHES = {OURS: [1024, 2048, 4096], FLAMINGO: [1, 4, 8], QWEN: [1, 4, 8]}
 
 
 class _StepTimer(TrainerCallback):
-    """Seconds from the first batch being asked for to the end of the step, without what `train()` sets up."""
+    """Seconds from the request for the first batch to the end of the step, without the setup in `train()`."""
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         _wait()
@@ -125,7 +125,7 @@ class Stepper:
         return self._timer.seconds
 
     def batches(self) -> list[dict[str, torch.Tensor]]:
-        """What the model's forward gets in a step, in a step taken for it."""
+        """The inputs of the model's forward in a step, which is taken to record them."""
         seen: list[dict[str, torch.Tensor]] = []
 
         def keep(module, args, kwargs):
@@ -140,7 +140,7 @@ class Stepper:
 
 
 def fastest(kind: str, model: torch.nn.Module, step: Step, given: argparse.Namespace, folder: str) -> tuple[int, dict]:
-    """The micro-batch with the most questions per second of those that were asked for, and the rates of all."""
+    """The requested micro-batch size with the most questions per second, and the rates of all sizes."""
     questions = len(step.questions)
     sizes = (given.tokens if kind == OURS else given.micro_batches) or MICRO_BATCHES[kind]
     if kind != OURS:
@@ -164,7 +164,7 @@ def fastest(kind: str, model: torch.nn.Module, step: Step, given: argparse.Names
 
 
 def scores_prompts(kind: str) -> bool:
-    """Whether the head computes logits of prompts too: TRL's does on a CPU, ours is given what is learned alone."""
+    """Whether the head computes logits of prompts too: TRL's does on a CPU, ours gets only learned positions."""
     return kind != OURS and not torch.cuda.is_available()
 
 
@@ -186,11 +186,11 @@ def measure(given: argparse.Namespace, folder: str) -> dict[str, Any]:
         model = with_lora(build(kind, shape, device(), dtype_of(given.size), given.seed))
         chosen[kind], tried[kind] = fastest(kind, model, step, given, folder)
         steppers[kind] = Stepper(kind, model, step, chosen[kind], folder, given.activation_checkpointing)
-    batches = {kind: stepper.batches() for kind, stepper in steppers.items()}  # and a step of warm-up
+    batches = {kind: stepper.batches() for kind, stepper in steppers.items()}  # also a warm-up step
     results = compare(alternate(steppers, given.repeats, warm_up=0))
     results |= {"mix": describe(questions), "micro-batch": chosen, "tried, questions per second": tried}
     results["flops"] = {}
-    # What is computed a second time to save memory is not needed: utilisation must not grow with it.
+    # Recomputation that saves memory is not needed work: utilisation must not grow with it.
     results["flops"]["padded"] = flops_by_kind(batches, shape, given.activation_checkpointing, padded=True)
     results["flops"]["needed"] = flops_by_kind(batches, shape, recompute=False, padded=False)
     true = flops_by_kind(batches, real_shape(given.preset), recompute=False, padded=False)
@@ -239,9 +239,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--mix", choices=MIXES, default="open-asqa")
     parser.add_argument("--questions", type=positive, help=f"per optimizer step (default: {QUESTIONS})")
     parser.add_argument(
-        "--micro-batches", type=positive, nargs="+", help="questions at once, for the peers to choose from"
+        "--micro-batches", type=positive, nargs="+", help="questions per micro-batch, for the peers to choose from"
     )
-    parser.add_argument("--tokens", type=positive, nargs="+", help="tokens at once, for ours to choose from")
+    parser.add_argument("--tokens", type=positive, nargs="+", help="tokens per micro-batch, for ours to choose from")
     parser.add_argument("--activation-checkpointing", action="store_true", help="for all models")
     return parser
 

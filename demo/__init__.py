@@ -1,1 +1,1 @@
-"""The Gradio Space: talk about a sound in the browser."""
+"""The Gradio Space: chat about audio clips in the browser."""

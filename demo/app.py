@@ -1,10 +1,10 @@
-"""The Gradio page: record or attach clips, talk about them, see what the model hears. It is a Space's app_file too.
+"""The Gradio page: record or attach clips, chat about them, see what the model hears. Also a Space's app_file.
 
     falcon3-audio demo-app runs/demo/model          # or a Hub id; then open the address that it prints
-    FALCON3_AUDIO_MODEL=me/my-model python app.py   # as a Space does it, see README.md
+    FALCON3_AUDIO_MODEL=me/my-model python app.py   # as on a Space, see README.md
 
-Runs on a CPU, on a GPU, and on ZeroGPU where the `spaces` package is installed. Nothing is fetched from or sent to anywhere
-else: no analytics, the fonts of the reader's system, and a content security policy for what questions and answers may hold.
+Runs on a CPU, on a GPU, and on ZeroGPU if the `spaces` package is installed. Nothing is fetched from or sent to other
+sites: no analytics, system fonts, and a content security policy for anything that questions and answers contain.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
-    import spaces  # ZeroGPU wants to be imported before torch
+    import spaces  # ZeroGPU must be imported before torch
 except ImportError:
     spaces = None
 import gradio as gr
 import torch
 
-# Absolute: on a Space this file is run as a script.
+# Absolute imports: on a Space this file is run as a script.
 from falcon3_audio.demo.conversation import Assistant, ConversationError, Limits, Turn
 from falcon3_audio.demo.examples import write_examples
 from falcon3_audio.demo.spectrogram import draw
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 MODEL_VARIABLE = "FALCON3_AUDIO_MODEL"
 TITLE = "Falcon3-Audio"
-# Title of messages that are not the model's; they and their questions are left out of the prompt.
+# Title of messages that the model did not write; they and their questions are left out of the prompt.
 NOT_ANSWERED = "Not answered"
 FILES_ARE_KEPT = 24 * 3600  # seconds that uploads stay on the server
-# One rule hides a button that shares clips on the Hub, which `buttons` does not remove from uploaded files; the one after it the
-# place of the picture until there is one. On phones the picture is to be seen below the chat.
+# The rule for `.download-link` hides a button that shares clips on the Hub, which `buttons` does not remove from
+# uploaded files; the next hides the spectrogram while it is empty. On phones it should be visible below the chat.
 CSS = """
 .gradio-container {max-width: 1280px !important; width: 100%; margin: auto}
 .minimal-audio-player {height: 3rem !important; min-width: 16rem}
@@ -54,13 +54,13 @@ CSS = """
 """
 
 
-# Whatever a question or an answer holds, such as the HTML of an image, the page loads nothing from elsewhere.
+# The page loads nothing from other sites, even if a question or answer contains, say, the HTML of an image.
 HEAD = """<meta http-equiv="Content-Security-Policy"
 content="default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'">"""
 
 
 class Chat:
-    """What happens between the page and the model, for any number of users at once: it keeps nothing of theirs."""
+    """Connects the page and the model, for any number of users at the same time; it stores none of their data."""
 
     def __init__(self, assistant: Assistant):
         self.assistant = assistant
@@ -75,19 +75,19 @@ class Chat:
         temperature: float,
     ) -> Iterator[tuple[Any, Any]]:
         """
-        The answer so far, again and again, and with the first of them the spectrogram of the latest clips. Where clips are refused,
-        the picture of those before them goes.
+        Yields the answer so far after each piece, the first time with the spectrogram of the latest clips. If clips
+        are refused, the spectrogram of earlier clips is removed.
 
         Args:
             message: `text` and `files`, paths of uploads.
             history: What the chatbot shows, in Gradio's format.
             temperature: 0 is greedy.
         """
-        before = None if message["files"] else gr.skip()  # what is shown where there is no answer
+        before = None if message["files"] else gr.skip()  # what is shown if there is no answer
         try:
             if not message["files"] and was_unheard(history):
                 raise ConversationError(
-                    "The clip that came last was not heard. Please attach it again, or another one, and ask about it."
+                    "The last clip was not heard. Please attach it again, or another one, and ask about it."
                 )
             turns = [*answered_turns(history), Turn(message["text"], tuple(map(_path, message["files"])))]
             prompt = self.assistant.prepare(turns, system_prompt, max_new_tokens)
@@ -98,7 +98,7 @@ class Chat:
                 yield answer, figure
                 figure = gr.skip()
             if not answer.strip():
-                raise ConversationError("The model answered with nothing. Please ask in other words.")
+                raise ConversationError("The model gave an empty answer. Please rephrase the question.")
         except ConversationError as error:
             yield _notice(str(error)), before
         except torch.OutOfMemoryError:
@@ -106,13 +106,13 @@ class Chat:
             yield _notice("The server ran out of memory. Please use shorter clips or a new conversation."), before
         except Exception as error:
             logger.exception("no answer")
-            what = f"The server failed with {type(error).__name__}; its log says more. You can go on asking."
+            what = f"The server failed with {type(error).__name__}; its log has the details. You can keep asking."
             yield _notice(what), before
 
 
 def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
     """
-    The turns of a chatbot's history that the model answered, wholly or until it was stopped.
+    The turns of a chatbot's history that the model answered, completely or until it was stopped.
 
     Questions that were refused, failed or stopped before the first word are left out, with their clips: the model has
     not seen them, and a damaged file would be refused again at every turn.
@@ -129,7 +129,7 @@ def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
 
 
 def was_unheard(history: list[dict[str, Any]]) -> bool:
-    """Whether the question with the latest clips has no answer: a further one would be answered about older clips."""
+    """Whether the question with the latest clips has no answer: the next one would be answered about older clips."""
     unheard = False
     for message in history:
         if message["role"] == "user":
@@ -140,7 +140,7 @@ def was_unheard(history: list[dict[str, Any]]) -> bool:
 
 
 def name_of(model: str) -> str:
-    """What visitors are told: a Hub id as it is; of a folder its name, or that of the run which it belongs to."""
+    """The name shown to visitors: a Hub id unchanged; for a folder its name, or that of the run it belongs to."""
     if not Path(model).is_dir():
         return model
     path = Path(model).resolve()
@@ -148,7 +148,7 @@ def name_of(model: str) -> str:
 
 
 def _path(file: Any) -> str:
-    """Of an upload: Gradio gives paths, or when a question is repeated, dicts."""
+    """The path of an upload: Gradio passes paths, or dicts when a question is repeated."""
     return file["path"] if isinstance(file, dict) else file
 
 
@@ -163,23 +163,23 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
     Args:
         name: What the page calls the model.
         examples: Questions with the paths of their clips.
-        concurrency: How many answers are generated at once; others wait in the queue.
+        concurrency: How many answers are generated at the same time; others wait in the queue.
     """
     limits = assistant.limits
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(3600, FILES_ARE_KEPT)) as page:
         gr.Markdown(
             f"# {TITLE}\n`{name}` hears speech, sounds and music. Attach or record a clip, then ask about it; "
-            "go on asking, or add more clips."
+            "keep asking, or add more clips."
         )
         with gr.Row():
             left, right = gr.Column(scale=3, min_width=320), gr.Column(scale=2, min_width=320)
-        with right:  # first, since the chat asks for its inputs and outputs
+        with right:  # first, since the chat needs its inputs and outputs
             gr.Markdown("### What the model hears")
             spectrogram = gr.Plot(show_label=False, format="png", elem_id="spectrogram")
             with gr.Accordion("Settings", open=False):
                 most = limits.new_tokens
                 max_new_tokens = gr.Slider(1, most, min(128, most), step=1, label="Longest answer (tokens)")
-                temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token")
+                temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: the most likely token")
                 system_prompt = gr.Textbox("", label="System prompt", lines=2, max_length=limits.characters)
             gr.Markdown(
                 f"Per conversation up to {limits.clips} clips of {limits.seconds:g} s and {limits.megabytes:g} MB; "
@@ -196,12 +196,12 @@ def build_page(assistant: Assistant, name: str, examples: list[tuple[str, list[s
                     min_height=400,
                     render_markdown=False,
                     buttons=["copy"],
-                    placeholder="Try an example, or bring a sound of your own.",
+                    placeholder="Try an example, or add your own clip.",
                 ),
                 textbox=gr.MultimodalTextbox(
                     placeholder="Ask about the clip",
                     sources=["upload", "microphone"],
-                    file_types=["audio", ".webm", ".m4a", ".mp4"],  # what browsers record is video to some
+                    file_types=["audio", ".webm", ".m4a", ".mp4"],  # some treat browser recordings as video
                     file_count="multiple",
                     max_plain_text_length=limits.characters,
                     stop_btn=True,
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     with user_errors("falcon3-audio demo-app", goes_on="") as end:
         if not options.model:
-            raise ValueError(f"there is no model: give a folder or Hub id, or set the variable {MODEL_VARIABLE}.")
+            raise ValueError(f"no model given: pass a folder or Hub id, or set the variable {MODEL_VARIABLE}.")
         if options.concurrency < 1 or options.queue < 1:
             raise ValueError("--concurrency and --queue must be 1 or more.")
         limits = Limits(seconds=options.max_seconds, megabytes=options.max_mb)
@@ -261,16 +261,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"checkpoint: folder or Hub id (default: the variable {MODEL_VARIABLE})",
     )
     add("--host", help="address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)")
-    add("--port", type=int, help="(default: GRADIO_SERVER_PORT, else the first that is free from 7860)")
-    add("--device", help="as torch names it (default: cuda where there is one, else cpu)")
+    add("--port", type=int, help="port (default: GRADIO_SERVER_PORT, else the first free one from 7860)")
+    add("--device", help="torch device (default: cuda if there is one, else cpu)")
     add("--max-seconds", type=float, default=Limits.seconds, help="longest clip (default: %(default)g)")
     add("--max-mb", type=float, default=Limits.megabytes, help="largest file (default: %(default)g)")
-    add("--concurrency", type=int, default=2, help="answers that are generated at once (default: %(default)s)")
+    add("--concurrency", type=int, default=2, help="answers generated at the same time (default: %(default)s)")
     add(
         "--queue",
         type=int,
         default=20,
-        help="questions that may wait; more are turned away (default: %(default)s)",
+        help="questions that can wait; more are turned away (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 

@@ -1,8 +1,8 @@
-"""A chat about clips, without the page around it: what may be asked, the prompt it becomes, the streamed answer.
+"""A chat about clips, independent of the page: what can be asked, the prompt, the streamed answer.
 
-Everything a user can get wrong is a `ConversationError`, whose text is meant for the user. A clip's length is read from its
-header before it is decoded, since a small file can hold hours. The prompt is made outside of `Assistant.stream`, which alone
-needs the accelerator. All that belongs to one answer lives in one call, so any number of them may run at once.
+Every user error is a `ConversationError`, whose text is meant for the user. A clip's length is read from its header
+before it is decoded, since a small file can hold hours. The prompt is built outside `Assistant.stream`, the only part
+that needs the accelerator. The state of an answer is local to one call, so any number can run at the same time.
 
     assistant = Assistant.load("runs/demo/model")
     prompt = assistant.prepare([Turn("What sound is heard?", ("dog.wav",))])
@@ -42,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 
 class ConversationError(ValueError):
-    """Something that cannot be answered; the text says why and what to do, to the user."""
+    """A request that cannot be answered; the text tells the user why and what to do."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one user may ask of the server."""
+    """The limits for one user."""
 
     seconds: float = 120.0  # of a clip
     megabytes: float = 25.0  # of a file
@@ -92,14 +92,14 @@ def read_clip(path: str, limits: Limits) -> Clip:
     Decodes an uploaded file.
 
     Raises:
-        `ConversationError`: for a file that is gone, too large, too long, damaged or no audio.
+        `ConversationError`: for a file that is gone, too large, too long, damaged or not audio.
     """
     name = Path(path).name
     if not Path(path).is_file():
         raise ConversationError(f"{name} is no longer on the server. Please attach it again.")
     megabytes = Path(path).stat().st_size / 2**20
     if megabytes > limits.megabytes:
-        raise ConversationError(f"{name} has {megabytes:.1f} MB; a file may have {limits.megabytes:g} MB.")
+        raise ConversationError(f"{name} has {megabytes:.1f} MB; the limit is {limits.megabytes:g} MB.")
     announced = announced_length(path)
     if announced and announced[0]:
         _check_length(name, announced[0] / announced[1], limits)
@@ -107,10 +107,10 @@ def read_clip(path: str, limits: Limits) -> Clip:
         clip = Clip(name, load_audio(path, name="The clip", max_seconds=limits.seconds))
     except ValueError as error:
         if isinstance(error.__cause__, UnknownFormatError):
-            logger.warning("%s was refused: %s", name, error)  # what to install is not the visitor's business
+            logger.warning("%s was refused: %s", name, error)  # what to install does not concern visitors
             raise ConversationError(
-                f"{name} cannot be read here: it is damaged, no sound, or in a format that this server does not know. Please "
-                "attach it as wav, mp3, flac or ogg."
+                f"{name} cannot be read here: it is damaged, not audio, or in a format that this server does not "
+                "support. Please attach it as wav, mp3, flac or ogg."
             ) from error
         raise ConversationError(str(error).replace(path, name)) from error
     _check_length(name, clip.seconds, limits)
@@ -119,13 +119,11 @@ def read_clip(path: str, limits: Limits) -> Clip:
 
 def _check_length(name: str, seconds: float, limits: Limits):
     if seconds > limits.seconds:
-        raise ConversationError(
-            f"{name} is {seconds:.1f} s long; a clip may last {limits.seconds:g} s. Please cut it."
-        )
+        raise ConversationError(f"{name} is {seconds:.1f} s long; the limit is {limits.seconds:g} s. Please cut it.")
 
 
 class StopWhen(StoppingCriteria):
-    """Ends a generation after its next token, once `event` is set."""
+    """Stops a generation after its next token, once `event` is set."""
 
     def __init__(self, event: threading.Event):
         self.event = event
@@ -143,20 +141,22 @@ class Assistant:
     @classmethod
     def load(cls, name: str, limits: Limits = Limits(), device: str | None = None) -> "Assistant":
         """
-        A checkpoint by folder or Hub id, in the dtype that it was saved in.
+        Loads a checkpoint by folder or Hub id, in the dtype that it was saved in.
 
         Args:
-            device (`str`, *optional*): As torch names it; by default cuda where there is one, else cpu.
+            device (`str`, *optional*): A torch device; by default cuda if there is one, else cpu.
 
         Raises:
-            `OSError`, `ValueError`: where there is no such checkpoint or device, or the checkpoint is another model or hears less than
-                the limits allow.
+            `OSError`, `ValueError`: if there is no such checkpoint or device, or the checkpoint is another model or
+                takes shorter clips than the limits allow.
         """
         place = _device(device)
         with readable_json(name):
             processor = AutoProcessor.from_pretrained(name)
         if not isinstance(processor, Falcon3AudioProcessor):
-            raise ValueError(f"{name} is no Falcon3-Audio checkpoint: its processor is a {type(processor).__name__}.")
+            raise ValueError(
+                f"{name} is not a Falcon3-Audio checkpoint: its processor is a {type(processor).__name__}."
+            )
         if limits.seconds > processor.max_audio_seconds:
             raise ValueError(
                 f"The checkpoint hears at most {processor.max_audio_seconds:g} s of a clip (`max_audio_seconds` of its "
@@ -168,7 +168,7 @@ class Assistant:
 
     def prepare(self, turns: Sequence[Turn], system_prompt: str = "", max_new_tokens: int | None = None) -> Prompt:
         """
-        The prompt of a conversation whose last turn is to be answered.
+        The prompt of a conversation whose last turn has no answer yet.
 
         Raises:
             `ConversationError`: for an empty question, no clip or too many of them, clips that cannot be used, text that
@@ -190,7 +190,7 @@ class Assistant:
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True
             )
         except (ValueError, jinja2.TemplateError) as error:
-            raise ConversationError(f"This cannot be made into a prompt: {error}") from error
+            raise ConversationError(f"This cannot be turned into a prompt: {error}") from error
         self._check_room(inputs["input_ids"].shape[1], max_new_tokens or self.limits.new_tokens)
         return Prompt(inputs, [heard for heard in clips if heard][-1])
 
@@ -203,12 +203,12 @@ class Assistant:
             raise ConversationError("There is no clip yet. Please attach a sound or record one, then ask about it.")
         if files > self.limits.clips:
             raise ConversationError(
-                f"This conversation has {files} clips; it may have {self.limits.clips}. Please begin a new one."
+                f"This conversation has {files} clips; the limit is {self.limits.clips}. Please start a new one."
             )
         for what, text in (("question", question), ("system prompt", system_prompt)):
             if len(text) > self.limits.characters:
                 raise ConversationError(
-                    f"The {what} has {len(text)} characters; it may have {self.limits.characters}. Please shorten it."
+                    f"The {what} has {len(text)} characters; the limit is {self.limits.characters}. Please shorten it."
                 )
 
     def _check_room(self, tokens: int, new_tokens: int):
@@ -216,21 +216,21 @@ class Assistant:
         if room is not None and tokens + new_tokens > room:
             raise ConversationError(
                 f"This conversation takes {tokens} tokens, and the answer up to {new_tokens}; the model holds {room}. "
-                "Please begin a new conversation, use shorter clips or allow fewer tokens."
+                "Please start a new conversation, use shorter clips or allow fewer tokens."
             )
 
     def stream(
         self, inputs: BatchFeature, max_new_tokens: int | None = None, temperature: float = 0.0
     ) -> Iterator[str]:
         """
-        The answer, piece by piece as it is generated; whoever closes the iterator ends the generation.
+        The answer, piece by piece as it is generated; closing the iterator stops the generation.
 
         Args:
-            inputs (`BatchFeature`): Of `prepare`'s prompt.
+            inputs (`BatchFeature`): The inputs of the prompt from `prepare`.
             max_new_tokens (`int`, *optional*): By default the limit.
-            temperature (`float`): Below 1e-5, such as 0, the likeliest token is taken every time.
+            temperature (`float`): Below 1e-5, such as 0, decoding is greedy.
 
-        Raises whatever the model raises, after the pieces that it gave before.
+        Raises any error of the model, after the pieces that came before it.
         """
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stopped = threading.Event()
@@ -247,7 +247,7 @@ class Assistant:
                     stopping_criteria=StoppingCriteriaList([StopWhen(stopped)]),
                 )
             finally:
-                streamer.end()  # otherwise the reader would wait for ever after an error
+                streamer.end()  # otherwise the reader would wait forever after an error
 
         with ThreadPoolExecutor(1, "generate") as executor:
             generation = executor.submit(generate)
@@ -266,5 +266,5 @@ def _device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"There is no device {name!r}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"The device {name!r} was asked for, but torch sees no GPU here; try --device cpu.")
+        raise ValueError(f"The device {name!r} was requested, but torch sees no GPU here; try --device cpu.")
     return device

@@ -1,6 +1,6 @@
-"""Clips to begin with, and a question about each, made with the audio world's sounds when the page is started.
+"""Example clips with a question about each, generated from the audio world's sounds when the page starts.
 
-Pitches, durations and the voice are those of its held-out test, so that a model trained on it does not know them by heart.
+Pitches, durations and the voice are those of its held-out test, so a model trained on it has not memorised them.
 
     write_examples(Path("examples"))
 """

@@ -1,8 +1,9 @@
-"""What the model hears of a clip, as a picture: Whisper's log-mel frames under the time grid of the audio tokens.
+"""Plots what the model hears of a clip: Whisper's log-mel frames under the time grid of the audio tokens.
 
-Drawn are the very features and the very number of tokens that go into the prompt, taken from the processor. One token
-stands for 40 ms (two encoder positions of 20 ms, unless the checkpoint pools otherwise). Lines mark tokens; in longer clips
-only every fifth, twenty-fifth and so on, so that they stay apart. Dashed lines are the borders of Whisper's 30 s windows.
+The plot shows exactly the features and the number of tokens that go into the prompt, taken from the processor. One
+token covers 40 ms (two encoder positions of 20 ms, unless the checkpoint pools differently). Lines mark tokens; in
+longer clips only every fifth, twenty-fifth and so on, to keep them apart. Dashed lines are the borders of Whisper's
+30 s windows.
 
     draw(processor, [clip]).savefig("clip.png")
 """
@@ -23,12 +24,12 @@ from .conversation import Clip
 HERTZ = (250, 500, 1000, 2000, 4000)  # marked on the frequency axis
 TOKENS_PER_LINE = (1, 5, 25, 125, 750)
 MAX_LINES = 100
-GREY = "#808890"  # readable on a light and on a dark page
-WIDTH, HEIGHT = 6.0, 2.8  # inches, of one clip
+GREY = "#808890"  # readable on light and dark pages
+WIDTH, HEIGHT = 6.0, 2.8  # inches, per clip
 
 
 def draw(processor: Falcon3AudioProcessor, clips: Sequence[Clip]) -> Figure:
-    """A figure with one panel per clip, on a transparent ground. Clips are within the processor's `max_audio_seconds`."""
+    """A figure with one panel per clip and a transparent background; clips are at most `max_audio_seconds` long."""
     figure = Figure(figsize=(WIDTH, HEIGHT * len(clips)), dpi=150, layout="constrained", facecolor="none")
     for axes, clip in zip(figure.subplots(len(clips), squeeze=False)[:, 0], clips):
         features, tokens = hear(processor, clip)
@@ -49,15 +50,15 @@ def band_of(hertz: float, bands: int) -> float:
     """
     Which of Whisper's mel bands a frequency falls into, as a fractional index.
 
-    The centres of the bands lie evenly on Slaney's mel scale between 0 and 8 kHz, at 1 ... `bands` of `bands` + 1 steps
-    (`transformers.audio_utils.mel_filter_bank`).
+    The centres of the bands are evenly spaced on Slaney's mel scale between 0 and 8 kHz, at 1 ... `bands` of
+    `bands` + 1 steps (`transformers.audio_utils.mel_filter_bank`).
     """
     share = hertz_to_mel(hertz, "slaney") / hertz_to_mel(SAMPLING_RATE / 2, "slaney")
     return float(share) * (bands + 1) - 1
 
 
 def tokens_per_line(tokens: int) -> int:
-    """How many tokens from one line to the next, for a clip of so many."""
+    """The number of tokens between two lines, for a clip of `tokens` tokens."""
     return next((step for step in TOKENS_PER_LINE if tokens / step <= MAX_LINES), TOKENS_PER_LINE[-1])
 
 

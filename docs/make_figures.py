@@ -56,7 +56,7 @@ def architecture() -> str:
         ]
         if number:
             parts.append(_arrow(left - GAP, left, top + height / 2))
-    parts.append(_text(WIDTH / 2, 182, "the question's text goes to the LLM beside the audio tokens"))
+    parts.append(_text(WIDTH / 2, 182, "the question's text goes to the LLM along with the audio tokens"))
     return _svg("From a clip to an answer", 190, parts)
 
 
@@ -115,7 +115,7 @@ def trailing_silence(clip: int = 5, silence: int = 1) -> str:
             parts.append(_box(LABELS + clip * scale, top, behind * scale, 34, PALE, radius=0))
         if behind > silence:
             parts.append(_text(LABELS + (clip + behind / 2) * scale, top + 22, f"silence, {behind} s"))
-    return _svg("Silence behind a clip", 152, parts)
+    return _svg("Silence after a clip", 152, parts)
 
 
 def _text(x: float, y: float, text: str, weight: str = "normal", anchor: str = "middle") -> str:

@@ -1,7 +1,7 @@
-"""What `generate` asks of a model: outcomes for questions. local_model.py and remote_model.py do it.
+"""The interface of a model that `generate` asks: outcomes for questions. See local_model.py and remote_model.py.
 
-An outcome is a reply or an error, for one question. Errors of one clip or question cost that row; `RunStopped` ends the
-run where the rest would fail as well, or would be answered without hearing.
+An outcome is a reply or an error for one question. An error of one clip or question costs only that row; `RunStopped`
+ends the run if the rest would fail too, or would be answered without hearing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ from .predictions import ANSWERED, FAILED
 from .questions import Clip, Question
 
 
-# Of one question: `id`, `status`, `reply` and `error` as in `Prediction`, and what else there is to record.
+# For one question: `id`, `status`, `reply` and `error` as in `Prediction`, and anything else to record.
 Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question as it is put to a model: the words, and the clips that are played."""
+    """A question as a model gets it: the prompt and the clips that are played."""
 
     question: Question
     prompt: str
@@ -31,46 +31,46 @@ class Item:
 
 
 class RunStopped(Exception):
-    """Going on would make no sense; what was finished is kept."""
+    """Continuing would make no sense; finished questions are kept."""
 
 
 class NoAudio(RunStopped):
-    """The model was not given the audio."""
+    """The model did not get the audio."""
 
 
 class Answerer(Protocol):
     """
     Attributes:
-        workers: how many threads may call `answer` at once.
-        packages: whose versions matter.
+        workers: how many threads may call `answer` at the same time.
+        packages: names of the packages whose versions matter.
     """
 
     workers: int
     packages: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """What decides the answers, as JSON: a run goes on only with the same."""
+        """The settings that decide the answers, as JSON. A run resumes only with the same settings."""
         ...
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
-        """What is given to `answer` at once; depends on all the questions, never on which are left."""
+        """The batches for `answer`. They depend on all the questions, never on which are left."""
         ...
 
     def check_audio(self) -> str:
-        """How it is known that the model hears, in words. Raises `NoAudio` where it does not."""
+        """Returns the evidence that the model hears, in words. Raises `NoAudio` if it does not."""
         ...
 
     def prepare(self, clips: Sequence[Clip]):
-        """Reads ahead what the next batch plays and this one does not. Called from another thread, and only for one worker."""
+        """Reads clips that the next batch needs and this one does not. Called from another thread, for one worker."""
         ...
 
     def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
-        """The outcomes of a batch, as they are finished. Raises `RunStopped` and `EndpointUnavailable`."""
+        """Yields the outcomes of a batch as they finish. Raises `RunStopped` and `EndpointUnavailable`."""
         ...
 
 
 def by_clip(items: Sequence[Item]) -> list[list[Item]]:
-    """The questions about the same clips together, in the order in which clips occur first."""
+    """Groups questions about the same clips, in the order in which the clips first occur."""
     groups: dict[tuple[str, ...], list[Item]] = {}
     for item in items:
         groups.setdefault(item.names, []).append(item)

@@ -1,7 +1,7 @@
-"""The benchmarks by name: how the questions of each are loaded, put to a model, and scored.
+"""The benchmarks by name: how the questions of each are loaded, asked and scored.
 
-A row here is the default of `falcon3-audio evaluate` and `score`; both print what they used. `load` takes the
-benchmark's file as it is published, where its clips are, and what to do with faulty rows.
+A row here holds the defaults of `falcon3-audio evaluate` and `score`; both print what they used. `load` takes the
+benchmark's file as published, the folder of its clips, and what to do with faulty rows.
 """
 
 import hashlib
@@ -32,14 +32,16 @@ class Benchmark:
     Attributes:
         load: `load(path, audio_root=None, on_error="raise")`, which returns a `QuestionSet`.
         prompt: name in `prompts.PROMPTS`.
-        rules: names in `rules.RULES`, `word_errors.UNITS` or `caption_metrics.CAPTION_METRICS`, the official one first; none where a judge scores.
-        breakdowns: the groups that scores are broken down by; none: all that the questions have.
-        title: what it is called where it is published.
+        rules: names in `rules.RULES`, `word_errors.UNITS` or `caption_metrics.CAPTION_METRICS`, the official one
+            first; empty if a judge scores.
+        breakdowns: the groups that scores are broken down by; empty: all groups of the questions.
+        title: its published name.
         ids_sha256: `ids_digest` of each published version's questions. Content has changed under one name, ids hardly.
-        size: how many questions there are, where no digest of their ids is known.
-        tasks: the names, or the number of names, that the questions of such a benchmark have in its first breakdown.
-        plain: suffixes of the files whose rows say all that scoring needs; others are read by the loader, with their clips.
-        hub_id: of the set on the Hub that holds its questions, where there is one.
+        size: the number of questions, if no digest of their ids is known.
+        tasks: the names, or the number of names, in the first breakdown of a benchmark with a `size`.
+        plain: suffixes of files whose rows contain everything that scoring needs; the loader reads others, with their
+            clips.
+        hub_id: the id of the data set on the Hub that holds its questions, if there is one.
     """
 
     load: Callable[..., QuestionSet]
@@ -61,7 +63,7 @@ BENCHMARKS = {
         ("mmau-official", "content"),
         ("task", "difficulty", "category", "sub-category"),
         "MMAU",
-        # mmau-test-mini.json in the history of github.com/Sakshi113/MMAU: until and since the ids changed.
+        # mmau-test-mini.json in the history of github.com/Sakshi113/MMAU: before and after the ids changed.
         (
             "00215abf6c8778e8e9876796975e954de1da4651337e098ed5b9797c19943fe4",
             "c9ab3b5bdcbf55a62fd07125c5f17a6a91a362ef8548d3c3f265e29c25790750",
@@ -84,7 +86,8 @@ BENCHMARKS = {
         ("air-bench-official", "content"),
         ("task", "domain"),
         "AIR-Bench Foundation",
-        # AIR-Bench's ids are numbers, which are anybody's. "Over 19k data samples", in all of its tasks: arXiv 2402.07729, section 3.2.
+        # AIR-Bench's ids are numbers, which any set could have. "Over 19k data samples" in all its tasks: arXiv
+        # 2402.07729, section 3.2.
         size=19_000,
         tasks=frozenset(FOUNDATION),
     ),
@@ -92,7 +95,7 @@ BENCHMARKS = {
     "mmau-pro": Benchmark(
         load_mmau_pro,
         "plain",
-        # The published rule for questions with options takes the option that is nearest by NV-Embed-v2.
+        # The published rule for questions with options takes the nearest option by NV-Embed-v2.
         ("mmau-pro",),
         ("category", "length_type", "sub-cat"),
         "MMAU-Pro",
@@ -128,7 +131,7 @@ BENCHMARKS = {
         tuple(CAPTION_METRICS),
         (),
         "AudioCaps",
-        # test.csv of github.com/cdjkim/audiocaps; AudioCaps 2.0 has the same clips in it.
+        # test.csv of github.com/cdjkim/audiocaps; AudioCaps 2.0's has the same clips.
         ("c57e4406111c4ef9082e438a4257b0973845581a6c7e2d55bdadcc3efdff2a8e",),
         plain=(),
     ),
@@ -146,22 +149,22 @@ BENCHMARKS = {
     "jsonl": Benchmark(load_jsonl, "plain", ("content",), (), "Own questions"),
 }
 
-OWN = ("asr", "jsonl")  # formats of the user's own questions, which have no name to protect
+OWN = ("asr", "jsonl")  # formats for the user's own questions, which have no published name to protect
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-    """SHA-256 (hex) of the ids in the alphabet's order, as a JSON list."""
+    """SHA-256 (hex) of the sorted ids as a JSON list."""
     return hashlib.sha256(json.dumps(sorted(ids)).encode()).hexdigest()
 
 
 def title_of(benchmark: str, ids: Iterable[str], tasks: Iterable[str] = ()) -> str:
     """
-    What a set of questions may be called: by the benchmark's name only if they are the benchmark's own, and all of them.
+    The title of a set of questions: the benchmark's name only if they are the benchmark's own, and all of them.
 
     Args:
         benchmark: a name in `BENCHMARKS`.
         ids: of all questions.
-        tasks: where they stand in the benchmark's first breakdown.
+        tasks: of the questions, in the benchmark's first breakdown.
     """
     known, ids = BENCHMARKS[benchmark], list(ids)
     if benchmark in OWN:

@@ -1,12 +1,13 @@
-"""CIDEr-D, ROUGE-L and BLEU-4 of captions, each against all references of its clip, by pycocoevalcap, which published numbers are by.
+"""CIDEr-D, ROUGE-L and BLEU-4 of captions against all references of their clip, by pycocoevalcap as in published work.
 
-METEOR, SPICE and with it SPIDEr want Java; FENSE, BERTScore and CLAP similarity want models of their own. They are left out, and
-nothing here goes by their names. Published tokens are those of Stanford's PTBTokenizer (Java); here each sentence is divided by
-NLTK's Treebank rules, and the same punctuation is taken away. On the published captions this differs in 2 of AudioCaps' 4,875 and in none
-of Clotho's 5,225, and moved CIDEr-D, with one caption of each clip taken as the reply, by less than 0.001.
-Document frequencies of CIDEr-D are those of the references that are scored, so it is a number of a whole set: of few clips, or of
-a part of a set, it is another.
-Run: `falcon3-audio score OUT` of the benchmarks "audiocaps" and "clotho"
+METEOR and SPICE, and so SPIDEr, need Java; FENSE, BERTScore and CLAP similarity need models of their own. They are
+left out, and no number here uses their names. Published tokens come from Stanford's PTBTokenizer (Java); here each
+sentence is tokenized by NLTK's Treebank rules, and the same punctuation is removed. The tokens differ in 2 of
+AudioCaps' 4,875 published captions and in none of Clotho's 5,225. With one caption of each clip as the reply, this
+changed CIDEr-D by less than 0.001.
+CIDEr-D takes its document frequencies from the references that are scored, so it is a number for a whole set: for a
+few clips, or for part of a set, it is a different number.
+Run: `falcon3-audio score OUT` for the benchmarks "audiocaps" and "clotho"
 """
 
 import re
@@ -20,29 +21,30 @@ from .predictions import Prediction
 CIDER, ROUGE, BLEU = "cider-d", "rouge-l", "bleu-4"
 CAPTION_METRICS = {CIDER: "cider_d", ROUGE: "rouge_l", BLEU: "bleu_4"}  # the key of each one's value in a score
 NOTE = (
-    "Captions: without METEOR, SPICE and SPIDEr (Java) and FENSE (a model); tokens are NLTK's, published ones PTBTokenizer's. "
+    "Captions: without METEOR, SPICE and SPIDEr (Java) and FENSE (a model); tokens are NLTK's, not PTBTokenizer's. "
     "CIDEr-D is shown times 100; BLEU-4 has no interval."
 )
 ORDERS = 4  # of n-grams
-# As pycocoevalcap leaves them out after its tokenizer. Brackets stay, as "-lrb-": its list has them in capitals, its words are in lower case.
+# What pycocoevalcap removes after tokenizing. Brackets stay, as "-lrb-": its list has them in upper case, but its
+# words are in lower case.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
-# What a metric is computed from, of one reply: its own value, or for BLEU-4 the tokens of reply and references.
+# A metric's input for one reply: the reply's own value, or for BLEU-4 the tokens of the reply and its references.
 Result = float | tuple[str, tuple[str, ...]]
 Results = Sequence[tuple[Result, int]]
 
 
 def caption_results(rule: str, rows: Sequence[Prediction]) -> list[Result]:
     """
-    Of each row what `caption_score` takes; an empty or missing reply has no word, so it scores 0.
+    The input of `caption_score` for each row; an empty or missing reply has no words, so it scores 0.
 
     Args:
         rule: a key of `CAPTION_METRICS`.
-        rows: of which each has references.
+        rows: each with references.
 
     Raises:
-        `ValueError`: rows without references, or the packages are not here.
+        `ValueError`: rows without references, or packages that are not installed.
     """
     without = [row.id for row in rows if not row.references]
     if without:
@@ -60,8 +62,8 @@ def caption_results(rule: str, rows: Sequence[Prediction]) -> list[Result]:
 
 def caption_score(rule: str, results: Results) -> dict[str, Any]:
     """
-    The value of a set, under its key of `CAPTION_METRICS`: the mean of CIDEr-D (0 to 10) or ROUGE-L, with a 95 % bootstrap
-    `interval` over clips for which document frequencies stay as they are; BLEU-4 of the corpus, without one.
+    The value of a set, under its key in `CAPTION_METRICS`: the mean of CIDEr-D (0 to 10) or ROUGE-L, with a 95 %
+    bootstrap `interval` over clips that keeps document frequencies fixed; or corpus BLEU-4, without an interval.
     """
     values, clips = zip(*results)
     found: dict[str, Any] = {"n": len(values)}
@@ -72,7 +74,7 @@ def caption_score(rule: str, results: Results) -> dict[str, Any]:
 
 
 def mean_caption_score(rule: str, parts: Sequence[Results]) -> dict[str, Any]:
-    """`macro`, the mean of the groups' values; without an interval."""
+    """`macro`, the mean of the groups' values, without an interval."""
     values = [caption_score(rule, part)[CAPTION_METRICS[rule]] for part in parts]
     return {"macro": sum(values) / len(values), "interval": None}
 
@@ -83,7 +85,7 @@ def _tokenizer() -> Callable[[str], str]:
     tokenizer = NLTKWordTokenizer()
 
     def tokens(text: str) -> str:
-        # The rules take a full stop for one at the end of the text alone.
+        # The rules recognize a full stop only at the end of the text.
         sentences = SENTENCE_END.split(" ".join(text.lower().split()))
         words = (word for sentence in sentences for word in tokenizer.tokenize(sentence, convert_parentheses=True))
         return " ".join(word.lower() for word in words if word not in PUNCTUATION)

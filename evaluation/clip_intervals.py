@@ -1,7 +1,7 @@
-"""Intervals of shares and of differences where clips have several questions, or models several seeds.
+"""Intervals of shares and of differences when clips have several questions, or models several seeds.
 
-What is drawn is clips, and of several seeds seeds as well. For one question a clip and one seed wilson.py has Wilson's
-interval, for which numpy is not needed. 95 %, everywhere.
+The bootstrap draws clips, and seeds as well if there are several. For one question per clip and one seed, wilson.py
+has Wilson's interval, which does not need numpy. All intervals are 95 %.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def accuracy_interval(
     right: Sequence[Sequence[bool]] | np.ndarray, clips: Sequence[int] | np.ndarray
 ) -> Interval | None:
     """
-    Of the share of right answers. Where the same share of each clip's is right (all or none, say), which leaves a bootstrap
-    nothing to draw, Wilson's with each clip as one question. `None` for fewer than `FEWEST_DIFFERING` clips, unless there is
-    one seed and one question a clip.
+    Interval of the share of right answers. If this share is the same for all clips (all or none, say), a bootstrap has
+    nothing to draw, so it is Wilson's with each clip as one question. `None` for fewer than `FEWEST_DIFFERING` clips,
+    unless there is one seed and one question per clip.
 
     Args:
         right: `(seeds, questions)`, 0 or 1.
-        clips: int `(questions,)`: which clip each question is about, by any numbering.
+        clips: int `(questions,)`: the clip of each question, by any numbering.
     """
     found = np.asarray(right, int)
     sums, sizes = by_clip(found.T, np.asarray(clips))
@@ -39,8 +39,9 @@ def mean_interval(
     groups: Sequence[tuple[Sequence[bool], Sequence[int]]], resamples: int = RESAMPLES
 ) -> Interval | None:
     """
-    Of the mean of the groups' shares of right answers, where groups share clips (`intervals.mean_of_shares`): percentiles
-    over draws of clips. Draws in which a group has no question are left out. `None` where all draws are alike.
+    Interval of the mean of the groups' shares of right answers, when groups share clips (`intervals.mean_of_shares`):
+    percentiles over draws of clips. Draws in which a group has no question are left out. `None` if all draws are
+    alike.
     """
     numbers, which = np.unique(np.concatenate([clips for _, clips in groups]), return_inverse=True)
     group = np.repeat(np.arange(len(groups)), [len(clips) for _, clips in groups])
@@ -60,9 +61,9 @@ def difference_interval(
     differences: np.ndarray, sizes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """
-    Of `sum(differences) / sum(sizes)`, arguments as in `bootstrap_interval`; `None` where fewer than `FEWEST_DIFFERING` clips
-    differ. Of a difference that is the same for all clips, which leaves a bootstrap nothing to draw, each counts as one that
-    was won, and Wilson says how many might be lost.
+    Interval of `sum(differences) / sum(sizes)`, arguments as in `bootstrap_interval`; `None` if fewer than
+    `FEWEST_DIFFERING` clips differ. If the difference is the same for all clips, a bootstrap has nothing to draw: each
+    clip counts as won, and Wilson's interval says how many could be lost.
     """
     by_seed = differences.reshape(len(sizes), -1)
     if np.count_nonzero(by_seed.any(1)) < FEWEST_DIFFERING:
@@ -76,15 +77,16 @@ def difference_interval(
 
 def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """
-    The 95 % percentile interval of `sum(differences) / sum(sizes)` when clips are drawn with replacement; of several seeds
-    their mean, when seeds are drawn as well, independently of the clips (Owen, The pigeonhole bootstrap, 2007).
+    The 95 % percentile interval of `sum(differences) / sum(sizes)` when clips are drawn with replacement. With several
+    seeds it is the interval of their mean, and seeds are drawn too, independently of the clips (Owen, The pigeonhole
+    bootstrap, 2007).
 
-    Of n seeds n - 1 are drawn: with so few of them, n would give a variance (n - 1) / n times too small (Rao and Wu,
-    Resampling inference with complex survey data, 1988).
+    Of n seeds, n - 1 are drawn: with so few seeds, drawing n would make the variance too small, by the factor
+    (n - 1) / n (Rao and Wu, Resampling inference with complex survey data, 1988).
 
     Args:
         differences: int `(clips,)` or `(clips, seeds)`: how many more questions of a clip B gets right.
-        sizes: int `(clips,)`: how many there are.
+        sizes: int `(clips,)`: how many questions each clip has.
     """
     by_seed = differences.reshape(len(sizes), -1)
     seeds = by_seed.shape[1]
@@ -101,11 +103,11 @@ def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, resamples: in
 
 def by_clip(values: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Sums over each clip's questions, and how many those are: int `(clips, ...)` and `(clips,)`.
+    Sums over each clip's questions, and the number of questions: int `(clips, ...)` and `(clips,)`.
 
     Args:
         values: int `(questions, ...)`.
-        clips: int `(questions,)`: which clip each question is about, by any numbering.
+        clips: int `(questions,)`: the clip of each question, by any numbering.
     """
     which, sizes = np.unique(clips, return_inverse=True, return_counts=True)[1:]
     sums = np.zeros((len(sizes), *values.shape[1:]), int)
@@ -120,9 +122,9 @@ def alike(sums: np.ndarray, sizes: np.ndarray) -> bool:
 
 def standard_error(differences: np.ndarray, sizes: np.ndarray) -> float:
     """
-    Of `sum(differences) / sum(sizes)`, numbers `(clips,)` each, over two or more clips: the ratio estimator of cluster
-    sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
+    Standard error of `sum(differences) / sum(sizes)`, both `(clips,)`, over two or more clips: the ratio estimator of
+    cluster sampling, linearised (Cochran, Sampling Techniques, 1977, chapter 9A).
     """
     residuals = differences - sizes * (differences.sum() / sizes.sum())
-    squares = fsum(residuals * residuals)  # exact, so that the order of the clips does not show in the last digit
+    squares = fsum(residuals * residuals)  # exact, so that the last digit does not depend on the order of the clips
     return float(np.sqrt(squares * len(sizes) / (len(sizes) - 1)) / sizes.sum())

@@ -2,10 +2,10 @@
 
     falcon3-audio compare A B [--rule content] [--by task,difficulty] [--output DIR]
 
-A and B are run folders or files published by others. Every question counts on both sides: replies that are missing
-or failed, and those that the rule's own score leaves out, count as wrong: no model gains by not answering. Printed are
-the counts, a verdict (see paired.py for its statistics), a table by group and some ids that flipped; DIR gets it all
-as comparison.json, and a forest plot of the differences as comparison.png and .svg. No torch, no audio.
+A and B are run folders or files published by others. Every question counts on both sides: missing and failed replies,
+and those that the rule's own score leaves out, count as wrong, so no model gains by not answering. It prints the
+counts, a verdict (statistics: paired.py), a table by group and some ids that flipped, and writes all of it to DIR as
+comparison.json, with a forest plot of the differences as comparison.png and .svg. Needs neither torch nor audio.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from .rules import RULES, Verdict
 from .scored_rows import answer_of, options_of, tidy
 
 
-GROUPS = ("task", "category", "difficulty")  # the default breakdown, as far as the files have them
-MUST_AGREE = ("benchmark", "prompt", "data_sha256", "decoding")  # of run.json, for a fair comparison
+GROUPS = ("task", "category", "difficulty")  # the default breakdown: those of them that the files have
+MUST_AGREE = ("benchmark", "prompt", "data_sha256", "decoding")  # keys of run.json, for a fair comparison
 FLIPPED = 5  # ids printed for each direction
 
 Pairs = Sequence[tuple[Prediction, Prediction]]
@@ -44,12 +44,12 @@ Pairs = Sequence[tuple[Prediction, Prediction]]
 @dataclass(frozen=True)
 class Side:
     """
-    One of the two.
+    One of the two sides.
 
     Attributes:
         name: for tables and plots: the model (or the file) and the control, if it was one.
         path, sha256, provenance, key: as in `Predictions`.
-        statuses, verdicts: how many of the compared questions have which.
+        statuses, verdicts: how many of the compared questions have each.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Side:
 class Comparison:
     """
     Attributes:
-        groups: by what (such as "task"), then by its value.
-        only_a, only_b: ids of the questions that one side alone has right, in A's order.
+        groups: by the group's name (such as "task"), then by its value.
+        only_a, only_b: ids of the questions that only this side has right, in A's order.
         left_out: ids that were not compared, by reason.
         warnings: what makes the comparison less fair or less certain than it looks.
     """
@@ -100,24 +100,24 @@ def compare(
 
     Args:
         rule: a name in `rules.RULES`.
-        by: groups to break down by; default: those of `GROUPS` that are there. Where both files know a question's
-            group, A's is taken.
+        by: groups to break down by; default: those of `GROUPS` that the files have. If both files have a question's
+            group, A's is used.
         common: leave out questions that are not the same in both files, instead of raising.
         resamples, seed: of the bootstrap.
         without_open: leave out open questions, which no rule can score.
 
     Raises:
-        `ValueError`: for files of other questions, for those without choices or answer, or a group that none has.
+        `ValueError`: the files have different questions, choices or an answer are missing, or no question has a group.
     """
-    a, b = (replace(file, rows=tuple(map(tidy, file.rows))) for file in (a, b))  # as loaders make rows
+    a, b = (replace(file, rows=tuple(map(tidy, file.rows))) for file in (a, b))  # as loaders return rows
     pairs, left_out = pair(a, b, common)
     if without_open and (open_ids := [one.id for one, _ in pairs if one.is_open]):
         pairs = [(one, other) for one, other in pairs if not one.is_open]
         left_out |= {"open": open_ids}
     if not pairs:
         raise ValueError(
-            f"A ({a.path}) and B ({b.path}) hold open questions alone, which `falcon3-audio judge` has rated; there is nothing else "
-            "to compare."
+            f"A ({a.path}) and B ({b.path}) hold only open questions, which `falcon3-audio judge` rates; "
+            "there is nothing else to compare."
         )
     verdicts = [[RULES[rule](row) for row in side] for side in zip(*pairs)]
     right_a, right_b = (np.array([verdict is Verdict.RIGHT for verdict in side]) for side in verdicts)
@@ -180,15 +180,15 @@ def pair(a: Predictions, b: Predictions, common: bool) -> tuple[Pairs, dict[str,
 
 def clips_of(pairs: Pairs) -> np.ndarray:
     """
-    Int `(questions,)`: the same number for questions that share a clip, directly or through others (a, b) - (b, c).
+    Int `(questions,)`: the same number for questions that share a clip, directly or through others: (a, b) - (b, c).
 
-    Names are A's; B's where A has none. A question without any stands alone.
+    Names are A's, or B's if A has none. A question without clip names has its own number.
     """
     return np.array(clip_numbers([one.audio or other.audio for one, other in pairs]))
 
 
 def grouped(pairs: Pairs, by: Sequence[str] | None) -> dict[str, dict[str, np.ndarray]]:
-    """For each of `by`: which rows have which value, by value. Rows without one are under "(none)"."""
+    """For each group of `by`: the indices of its rows, by value. Rows without a value are under "(none)"."""
     groups = [other.groups | one.groups for one, other in pairs]
     known = {name for row in groups for name in row}
     if by is None:
@@ -206,7 +206,7 @@ def grouped(pairs: Pairs, by: Sequence[str] | None) -> dict[str, dict[str, np.nd
 
 
 def _side(file: Predictions, rows: Sequence[Prediction], verdicts: Sequence[Verdict]) -> Side:
-    # Two levels of a path, or a Hub id, are name enough.
+    # The last two levels of a path, or a Hub id, are enough as a name.
     name = "/".join(Path(file.provenance.get("model") or file.path).parts[-2:])
     control = file.provenance.get("control") or "none"
     return Side(
@@ -225,7 +225,7 @@ def warnings(a: Side, b: Side, pairs: Pairs) -> list[str]:
     found = []
     for name, side in (("A", a), ("B", b)):
         if not side.provenance:
-            found.append(f"{name} comes without run.json: its model, prompt, data and decoding are not known.")
+            found.append(f"{name} has no run.json: its model, prompt, data and decoding are unknown.")
         unanswered = {status: count for status, count in side.statuses.items() if status != ANSWERED}
         if unanswered:
             counts = " and ".join(f"{count} {status}" for status, count in sorted(unanswered.items()))
@@ -248,12 +248,12 @@ def warnings(a: Side, b: Side, pairs: Pairs) -> list[str]:
             found.append(f"The {field} is worded differently for {some(ids)}.")
     silent = [one.id for one, other in pairs if not (one.audio or other.audio)]
     if silent:
-        found.append(f"No clip is named for {some(silent)}; each counts as one about a clip of its own.")
+        found.append(f"No clip is named for {some(silent)}; each counts as having its own clip.")
     return found
 
 
 def difference(one: Any, other: Any) -> str:
-    """Two values of run.json in words; of dicts, only what differs."""
+    """Describes two values of run.json; for dicts, only the keys that differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
         return "; ".join(f"{key}: {one.get(key)!r} in A, {other.get(key)!r} in B" for key in keys)
@@ -279,11 +279,11 @@ def show(comparison: Comparison, console: Console) -> None:
     if overall.clips < overall.n:
         console.print(f"McNemar, as if questions about one clip were independent: {p_text(overall.mcnemar_p)}.")
     if overall.detectable is not None:
-        console.print(f"A true difference of {points(overall.detectable)} points would be shown in 4 of 5 such sets.")
+        console.print(f"A true difference of {points(overall.detectable)} points would show in 4 of 5 such sets.")
     console.print(table(comparison))
     count = sum(len(members) for members in comparison.groups.values())
     if count:
-        console.print(f"Of {count} groups of two models that are alike, about {count / 20:.1f} would look different.")
+        console.print(f"Of {count} groups, about {count / 20:.1f} would look different even if the models were equal.")
     for letter, ids in (("A", comparison.only_a), ("B", comparison.only_b)):
         more = f" and {len(ids) - FLIPPED} more" if len(ids) > FLIPPED else ""
         console.print(f"Only {letter} right: {', '.join(ids[:FLIPPED]) or 'none'}{more}")
@@ -310,7 +310,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def forest_plot(comparison: Comparison) -> Figure:
-    """The difference with its interval, of all questions and of each group, one a line."""
+    """The difference with its interval, for all questions and for each group, one per line."""
     lines: list[tuple[str, Paired | None]] = [("all questions", comparison.overall)]
     for name, members in comparison.groups.items():
         lines += [(name, None), *members.items()]
@@ -322,7 +322,7 @@ def forest_plot(comparison: Comparison) -> Figure:
         colour = {"A": "#d55e00", "B": "#0072b2", None: "#555555"}[paired.better]
         if paired.interval:
             axis.plot([100 * end for end in paired.interval], [height, height], color=colour, linewidth=1.5)
-        # Hollow where there are too few flips for an interval.
+        # Hollow if there are too few flips for an interval.
         face = colour if paired.interval else "white"
         axis.plot([100 * paired.difference], [height], "D" if height == 0 else "o", color=colour, markerfacecolor=face)
         numbers = f"{points(paired.difference)} {interval_text(paired.interval)}"
@@ -345,10 +345,10 @@ def forest_plot(comparison: Comparison) -> Figure:
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """comparison.json, .png and .svg, the same bytes for the same comparison; each appears whole or not at all."""
+    """Writes comparison.json, .png and .svg, each atomically and with the same bytes for the same comparison."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"json": as_json(asdict(comparison))}
-    # Names may hold dollar signs, which are no formulas here.
+    # Names can contain dollar signs, which are not formulas here.
     with matplotlib.rc_context({"svg.hashsalt": "falcon3-audio", "text.parse_math": False}):
         for kind, metadata in (("png", None), ("svg", {"Date": None})):
             file = io.BytesIO()
@@ -365,17 +365,17 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio compare", description=__doc__.split("\n\n")[0])
-    parser.add_argument("a", metavar="A", help="run folder or prediction file, the one to compare with")
+    parser.add_argument("a", metavar="A", help="run folder or prediction file, the baseline")
     parser.add_argument("b", metavar="B", help="run folder or prediction file; differences are B - A")
     parser.add_argument("--rule", choices=sorted(RULES), default="content", help="default: %(default)s")
     parser.add_argument(
-        "--by", metavar="GROUP,...", help=f"break down by (default: those of {','.join(GROUPS)} there are)"
+        "--by", metavar="GROUP,...", help=f"groups to break down by (default: {','.join(GROUPS)}, if present)"
     )
     parser.add_argument("--common", action="store_true", help="leave out questions that are not the same in A and B")
     parser.add_argument("--without-open", action="store_true", help="leave out open questions, which a judge rates")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="write comparison.json, .png and .svg there")
-    parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for comparison.json, .png and .svg")
+    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     options = parser.parse_args(arguments)
     with user_errors(parser.prog) as end:
         comparison = compare(

@@ -1,8 +1,8 @@
-"""What a model should do worse on: the same questions without the right audio.
+"""Controls, on which a model should do worse: the same questions without the right audio.
 
-"silence" plays zeros of the same length; "shuffled" the clip of another question, by one seeded
-permutation of the clips in which none keeps its place, among clips of one task where it has several; "text-only"
-nothing. A benchmark on which a model does as well as before does not measure its hearing.
+"silence" plays zeros of the same length. "shuffled" plays the clip of another question, by one seeded permutation of
+the clips in which none keeps its place, within a task if it has several clips. "text-only" plays nothing. A benchmark
+on which a model does as well with a control does not measure its hearing.
 """
 
 import io
@@ -19,14 +19,14 @@ from .questions import TASK_KEYS, Clip, Question
 
 Clips = tuple[Clip, ...]
 Names = tuple[str, ...]  # of the clips of one question
-BLOCK = 65_536  # frames that are read at once
+BLOCK = 65_536  # frames per read
 
 
 def heard(questions: Sequence[Question], control: str, seed: int = 0) -> list[Clips]:
     """
-    The clips that are played with each question. `control` is a name in `CONTROLS`, `seed` is that of "shuffled".
+    The clips that are played with each question. `control` is a name in `CONTROLS`, `seed` is for "shuffled".
 
-    Raises a `ValueError` for "shuffled" where no permutation gives each question clips of other questions only.
+    Raises a `ValueError` for "shuffled" if no permutation gives each question only clips of other questions.
     """
     return CONTROLS[control](questions, seed)
 
@@ -35,17 +35,17 @@ def silence_like(data: bytes, name: str) -> bytes:
     """
     A wav file of zeros with the length of an encoded file, see `rewrite_as_wav`.
 
-    Raises a `ValueError` for what cannot be heard, so that the same questions fail with and without sound.
+    Raises a `ValueError` for a file that `load_audio` rejects, so that the same questions fail with and without audio.
     """
     return rewrite_as_wav(data, name, volume=0.0)
 
 
 def rewrite_as_wav(data: bytes, name: str, volume: float = 1.0) -> bytes:
     """
-    A wav file (16 bits) with the frames, channels and rate of an encoded file, the samples times `volume`; of what soundfile
-    cannot read (m4a, a flac that does not say how long it is) with those that a model would hear: 16 kHz, mono.
+    A wav file (16 bits) with the frames, channels and rate of an encoded file, the samples times `volume`. For a file
+    that soundfile cannot read (m4a, a flac without its length), it has what a model would hear: 16 kHz, mono.
 
-    Raises a `ValueError` that names the clip for what cannot be heard.
+    Raises a `ValueError` that names the clip if `load_audio` rejects the file.
     """
     samples = load_audio(data, name=name)
     try:
@@ -94,7 +94,7 @@ def _shuffled(questions: Sequence[Question], seed: int) -> list[Clips]:
 
 
 def _buckets(questions: Sequence[Question]) -> list[list[Names]]:
-    """What is shuffled among itself: by number of clips and task. One that is alone joins the largest of the others."""
+    """The groups to shuffle within: by number of clips and task. A group of one joins the largest other group."""
     task_of: dict[Names, str] = {}
     for question in questions:
         if question.audio:
@@ -105,21 +105,21 @@ def _buckets(questions: Sequence[Question]) -> list[list[Names]]:
         buckets.setdefault((len(names), task), []).append(names)
     for key in [key for key, bucket in buckets.items() if len(bucket) == 1]:
         others = [other for other in buckets if other != key]
-        if others and len(buckets[key]) == 1:  # nobody has joined it meanwhile
+        if others and len(buckets[key]) == 1:  # no other has joined it meanwhile
             largest = max(others, key=lambda other: (other[0] == key[0], len(buckets[other])))
             buckets[largest] += buckets.pop(key)
     return list(buckets.values())
 
 
 def _rotate(bucket: list[Names]) -> dict[Names, Names]:
-    """Each gets one that is some places further on, with none of its own clips."""
+    """Maps each to the one a fixed number of places further on, which has none of its own clips."""
     for places in range(1, len(bucket)):
         pairs = dict(zip(bucket, bucket[places:] + bucket[:places]))
         if all(set(own).isdisjoint(other) for own, other in pairs.items()):
             return pairs
     raise ValueError(
-        f"The clips cannot be shuffled: {len(bucket)} are asked about as {bucket[0]}, and no rotation of their seeded order gives each "
-        "question clips of other questions only. Ask more questions, or take the control 'silence'."
+        f"The clips cannot be shuffled: {len(bucket)} in the group of {bucket[0]}, and no rotation of their seeded "
+        "order gives each question only clips of other questions. Ask more questions, or use the control 'silence'."
     )
 
 

@@ -1,9 +1,9 @@
-"""One OpenAI-compatible chat endpoint, for models that are evaluated and for the judge.
+"""One OpenAI-compatible chat endpoint, for evaluated models and for the judge.
 
-The `openai` package does the work: time-outs, and retries with growing pauses (or the server's `Retry-After`) after
-408, 409, 429, 5xx and lost connections. What is left is one line, and tells errors of one request from an endpoint that
-would answer nobody now. The key is read from an environment variable, and no message holds it. Set the variable only
-where the server asks for a key.
+The `openai` package does the work: timeouts, and retries with growing pauses (or the server's `Retry-After`) after
+408, 409, 429, 5xx and lost connections. Errors that remain are one line each; they tell a failed request from an
+endpoint that would answer no request now. The key is read from an environment variable and appears in no message. Set
+the variable only if the server asks for a key.
 """
 
 import os
@@ -15,7 +15,7 @@ import openai
 
 
 LONGEST_MESSAGE = 500  # characters of an error that are kept; servers send whole web pages
-# Statuses that no other request would fare better with: no key, not allowed, no such model or path, rate limit or quota.
+# Statuses with which other requests would fail too: no key, not allowed, no such model or path, rate limit or quota.
 UNAVAILABLE_STATUSES = (401, 403, 404, 429)
 
 
@@ -24,17 +24,17 @@ class EndpointError(Exception):
 
 
 class EndpointUnavailable(EndpointError):
-    """Nobody there, the key refused, no such model, rate limit or quota used up: other requests would fail as well."""
+    """Not reachable, key refused, no such model, rate limit or quota used up: other requests would fail as well."""
 
 
 @dataclass(frozen=True)
 class Reply:
     """
     Attributes:
-        text: the model's words, whole; may be empty.
-        model: the name that the server gives to the model, often with its version.
-        finish_reason: "stop", "length", ...; `None` where the server does not say.
-        usage: the server's token counts, such as `prompt_tokens`; `None` where it does not count.
+        text: the model's complete text; can be empty.
+        model: the server's name for the model, often with its version.
+        finish_reason: "stop", "length", ...; `None` if the server does not say.
+        usage: the server's token counts, such as `prompt_tokens`; `None` if it does not count.
     """
 
     text: str
@@ -49,13 +49,13 @@ class Endpoint:
 
     Args:
         base_url: up to the version, such as "http://127.0.0.1:8000/v1".
-        model: the name under which the server has it.
+        model: its name on the server.
         api_key_env: the environment variable with the key; servers without keys need none.
         timeout: seconds to wait for one answer.
         retries: further attempts after the first.
 
     Raises:
-        `ValueError`: for a URL that is no http(s) URL, or holds a user name, password or query: URLs are recorded.
+        `ValueError`: not an http(s) URL, or one with a user name, password or query: URLs are recorded.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Endpoint:
     ):
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"The endpoint {base_url!r} is no URL; expected one such as http://127.0.0.1:8000/v1.")
+            raise ValueError(f"The endpoint {base_url!r} is not a URL; expected one such as http://127.0.0.1:8000/v1.")
         if parts.username or parts.password or parts.query:
             raise ValueError(
-                f"The URL of the endpoint at {parts.hostname} holds a user name, password or query, and it is recorded "
-                f"with the results. Put the key in the environment variable {api_key_env}."
+                f"The URL of the endpoint at {parts.hostname} contains a user name, password or query, and URLs are "
+                f"recorded with the results. Put the key in the environment variable {api_key_env}."
             )
         self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
         self._key = os.environ.get(api_key_env)
-        # The client insists on a key; servers without keys take any.
+        # The client requires a key; servers without keys accept any.
         key = self._key or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
 
@@ -89,7 +89,7 @@ class Endpoint:
             **sampling: `temperature`, `max_tokens`, `seed` and other fields of the request.
 
         Raises:
-            `EndpointUnavailable`: where other requests would fail as well.
+            `EndpointUnavailable`: other requests would fail as well.
             `EndpointError`: an error status or no answer in time, after all retries; an answer without text.
         """
         try:
@@ -103,7 +103,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
         except (openai.APIError, ValueError) as error:  # ValueError: the body is not JSON
-            raise self._error(EndpointError, f"sent what is no answer: {error}") from None
+            raise self._error(EndpointError, f"sent an invalid response: {error}") from None
         return self._reply(completion)
 
     def _reply(self, completion: Any) -> Reply:
@@ -113,7 +113,7 @@ class Endpoint:
         message = getattr(choice, "message", None)
         if message is None:
             got = completion.model_dump() if hasattr(completion, "model_dump") else completion
-            raise self._error(EndpointError, f"sent what is no chat completion: {got}")
+            raise self._error(EndpointError, f"sent no chat completion: {got}")
         text, finish_reason = getattr(message, "content", None), getattr(choice, "finish_reason", None)
         if not isinstance(text, str):
             raise self._error(EndpointError, f"answered without text: finish_reason {finish_reason!r}, {message}")
@@ -130,10 +130,10 @@ class Endpoint:
     def _status_error(self, error: openai.APIStatusError) -> EndpointError:
         advice = {
             401: f" Is the right key in the environment variable {self.api_key_env}?",
-            404: f" Does the server have {self.model!r}, and does the URL end where it should (often in /v1)?",
+            404: f" Does the server have {self.model!r}, and does the URL end correctly (often in /v1)?",
         }
         kind = EndpointUnavailable if error.status_code in UNAVAILABLE_STATUSES else EndpointError
-        # The client's message holds what servers say in OpenAI's format only.
+        # The client's message includes the server's only if that is in OpenAI's format.
         said = error.message if " - " in error.message else f"{error.message} - {error.body}"
         return self._error(kind, f"refused: {said}.", advice.get(error.status_code, ""))
 

@@ -1,13 +1,13 @@
-"""`falcon3-audio evaluate`: puts a benchmark to a model, writes its predictions and scores them.
+"""`falcon3-audio evaluate`: runs a model on a benchmark, writes its predictions and scores them.
 
     falcon3-audio evaluate --benchmark mmau --data mmau-test-mini.json --model runs/mine/model --output-dir out
     falcon3-audio evaluate --benchmark mmau --data mmau-test-mini.json --output-dir out \\
         --endpoint http://127.0.0.1:8000/v1 --endpoint-model my-model
 
-    accelerate launch --num_processes 4 -m falcon3_audio.evaluation.evaluate --benchmark mmau ...       # a share for each GPU
+    accelerate launch --num_processes 4 -m falcon3_audio.evaluation.evaluate --benchmark mmau ...  # one share per GPU
 
-The model is any transformers audio-language model, decoded greedily, or an endpoint that takes `input_audio`. The same
-command goes on after it was stopped, see generate.py. `--control` asks without the right audio, see controls.py.
+The model is any transformers audio-language model, decoded greedily, or an endpoint that takes `input_audio`. Run the
+same command again to resume, see generate.py. `--control` asks without the right audio, see controls.py.
 """
 
 import argparse
@@ -37,8 +37,8 @@ REMOTE_ONLY = ("endpoint_model", "api_key_env")
 
 def evaluate(options: argparse.Namespace) -> int:
     """
-    Generates and scores; returns the exit code of the scoring; where nothing is scored here, 1 if questions failed or were
-    left out, unless that is allowed. Errors: see `main`.
+    Generates and scores. Returns the exit code of the scoring or, if nothing is scored here, 1 if questions failed or
+    were left out, unless that is allowed. Errors: see `main`.
     """
     benchmark = BENCHMARKS[options.benchmark]
     prompt = read_prompt(options.prompt_file) if options.prompt_file else options.prompt or benchmark.prompt
@@ -71,20 +71,20 @@ def evaluate(options: argparse.Namespace) -> int:
         print(f"Open answers are scored by a judge: falcon3-audio judge {options.output_dir}")
         return int(is_incomplete)
     if all(question.answer is None and question.check is None for question in questions.questions):
-        print("The benchmark keeps its answers to itself: there is nothing to score.")
+        print("The benchmark does not publish its answers: there is nothing to score.")
         return int(is_incomplete)
     judged = [question.id for question in questions.questions if not question.choices and question.check is None]
     arguments = [str(options.output_dir), *(["--allow-incomplete"] if options.allow_incomplete else [])]
     if not judged or len(judged) == len(questions.questions):
         return score.main(arguments)
     print(
-        f"{len(judged)} questions are open and not in this score: falcon3-audio judge {options.output_dir} has them rated."
+        f"{len(judged)} questions are open and not in this score: falcon3-audio judge {options.output_dir} rates them."
     )
     return score.main([*arguments, "--without-open"])
 
 
 def _place() -> tuple[int, int]:
-    """The number of this process and how many there are, as accelerate and torchrun tell those they start."""
+    """The number of this process and how many there are, from the variables that accelerate and torchrun set."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -109,38 +109,38 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Options that would be ignored are errors: argparse exits with status 2."""
     parser = argparse.ArgumentParser(prog="falcon3-audio evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
-    parser.add_argument("--data", required=True, type=Path, help="the benchmark's file, as it is published")
+    parser.add_argument("--data", required=True, type=Path, help="the benchmark's file, as published")
     parser.add_argument("--audio-root", type=Path, help="folder of the clips (default: where the file is)")
     parser.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="what to do with faulty rows of the file"
     )
     parser.add_argument("--output-dir", required=True, type=Path, help="folder for the predictions")
     parser.add_argument(
-        "--allow-incomplete", action="store_true", help="exit with 0 though questions failed or were left out"
+        "--allow-incomplete", action="store_true", help="exit with 0 even if questions failed or were left out"
     )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help="folder or Hub id of a transformers model that takes audio")
     model.add_argument("--endpoint", metavar="URL", help="of a server, such as http://127.0.0.1:8000/v1")
-    parser.add_argument("--revision", help="of the model on the Hub")
+    parser.add_argument("--revision", help="revision of the model on the Hub")
     parser.add_argument("--trust-remote-code", action="store_true", default=None, help="run the model's own code")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as saved)")
-    parser.add_argument("--device", help="such as cuda:0 or cpu (default: the accelerator there is)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights (default: as saved)")
+    parser.add_argument("--device", help="such as cuda:0 or cpu (default: the available accelerator)")
     parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name on the server")
     parser.add_argument("--api-key-env", metavar="VAR", help="variable with the key (default: OPENAI_API_KEY)")
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--prompt", choices=PROMPTS, help="default: the benchmark's, see benchmarks.py")
     placeholders = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-    words.add_argument("--prompt-file", type=Path, metavar="FILE", help=f"your own words, with {placeholders}")
+    words.add_argument("--prompt-file", type=Path, metavar="FILE", help=f"your own prompt, with {placeholders}")
     parser.add_argument("--control", choices=CONTROLS, default="none", help="ask without the right audio")
     parser.add_argument(
-        "--batch-size", type=_positive, default=8, help="questions at once, of an endpoint requests (default: 8)"
+        "--batch-size", type=_positive, default=8, help="questions per batch, or concurrent requests (default: 8)"
     )
-    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="of a reply (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is shuffled, and for endpoints (default: 0)")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="per reply (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="for shuffling and for endpoints (default: 0)")
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--paraphrases", type=Path, metavar="FILE", help="ask in other words as well, see wordings.py")
+    ways.add_argument("--paraphrases", type=Path, metavar="FILE", help="also ask in other words, see wordings.py")
     ways.add_argument(
-        "--shuffle-choices", type=_positive, metavar="K", help="ask in K shuffled orders of the options as well"
+        "--shuffle-choices", type=_positive, metavar="K", help="also ask with the options in K shuffled orders"
     )
     options = parser.parse_args(arguments)
     useless = [
@@ -163,7 +163,7 @@ def _positive(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    goes_on = f"The same command goes on: what was answered is in {options.output_dir}."
+    goes_on = f"Run the same command again to resume: finished answers are in {options.output_dir}."
     with user_errors("falcon3-audio evaluate", EndpointError, RunStopped, goes_on=goes_on) as end:
         return evaluate(options)
     return end.status

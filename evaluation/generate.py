@@ -1,11 +1,12 @@
-"""Puts a set of questions to a model and writes what it replied: `predictions.jsonl` and `run.json`.
+"""Asks a model a set of questions and writes its replies: `predictions.jsonl` and `run.json`.
 
-What is finished is appended to `journal.jsonl` and is on the disk before the next question is asked, so a run that was
-killed goes on where it was, asks nothing twice, and ends with the same bytes: batches depend on all the questions and
-not on those that are left, nor on the number of processes. Each of several processes takes its share of the batches, and the one
-that ends last writes the predictions; they need no connection but the folder. A run goes on only with what it was begun with; another model, prompt, file or version is an
-error that names what differs. Questions that failed are finished: they are recorded with their error, and scored as
-failed. Run: `falcon3-audio evaluate` (evaluate.py).
+Finished questions are appended to `journal.jsonl` and are on disk before the next question is asked. A killed run
+therefore resumes where it stopped, asks no question twice and produces the same bytes: batches depend on all the
+questions, not on those that are left, nor on the number of processes. Each of several processes takes its share of the
+batches, and the last to finish writes the predictions; they need no connection except the folder. A run resumes only
+with the settings it was started with; another model, prompt, file or version is an error that names what differs.
+Failed questions count as finished: they are recorded with their error, and scored as failed.
+Run: `falcon3-audio evaluate` (evaluate.py).
 """
 
 import hashlib
@@ -36,7 +37,7 @@ from .questions import Clip, QuestionSet
 from .wordings import Paraphrases, in_wordings
 
 
-OF_SOME = ("check", "references")  # what only some benchmarks' rows have
+OF_SOME = ("check", "references")  # fields that only some benchmarks' rows have
 
 
 def generate(
@@ -52,30 +53,30 @@ def generate(
     processes: int = 1,
 ) -> Counter[str] | None:
     """
-    Asks whatever has not been asked yet, and writes the predictions when nothing is left.
+    Asks the questions that are left, and writes the predictions when all are finished.
 
     Args:
         questions: with unique ids.
         output: the folder, new or of the same run.
-        prompt: a name in `prompts.PROMPTS`, or one of your own (`prompts.read_prompt`).
+        prompt: a name in `prompts.PROMPTS`, or a custom prompt (`prompts.read_prompt`).
         control: a name in `controls.CONTROLS`.
-        seed: of the control "shuffled" and of shuffled options.
-        shuffled_orders: in how many other orders of their options questions are asked as well, see orders.py.
-        paraphrases: other words in which questions are asked as well, see wordings.py; not with shuffled options.
-        process, processes: the number of this process from 0, and how many share the questions.
+        seed: for the control "shuffled" and for shuffled options.
+        shuffled_orders: in how many other orders of the options to ask as well, see orders.py.
+        paraphrases: other wordings to ask as well, see wordings.py; not with shuffled options.
+        process, processes: the number of this process, from 0, and how many processes share the questions.
 
     Returns:
-        How many questions have each status; `None` where other processes are not finished yet.
+        How many questions have each status; `None` if other processes are not finished yet.
 
     Raises:
-        `ValueError`: no questions, an id twice, a question that does not fit the prompt, or another run in `output`.
-        `RunStopped`, `EndpointUnavailable`: where going on makes no sense; the same call goes on later.
+        `ValueError`: no questions, a duplicate id, a question that does not fit the prompt, another run in `output`.
+        `RunStopped`, `EndpointUnavailable`: continuing makes no sense now; the same call resumes later.
     """
     output = Path(output)
     prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt, PROMPTS[prompt])
     if shuffled_orders and paraphrases:
         raise ValueError(
-            "got shuffled options and paraphrases; expected one of them, so that it is known what replies depend on."
+            "got shuffled options and paraphrases; expected only one, so that it is clear what replies depend on."
         )
     questions = in_orders(questions, shuffled_orders, seed) if shuffled_orders else questions
     questions = in_wordings(questions, paraphrases) if paraphrases else questions
@@ -93,7 +94,7 @@ def generate(
     journal.read_others()
     if any(item.question.id not in journal.outcomes for item in items):
         return None
-    # The predictions last: they are what says that a run is finished.
+    # The predictions come last: they mark the run as finished.
     write_json(output / RUN, _provenance(items, journal, settings))
     with whole_file(output / PREDICTIONS) as file:
         for item in items:
@@ -109,13 +110,13 @@ def _items(questions: QuestionSet, prompt: Prompt, control: str, seed: int) -> l
     twice = [identity for identity, count in counts.items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} ids belong to several questions, the first is {twice[0]!r}; expected one each."
+            f"{len(twice)} ids belong to several questions, the first is {twice[0]!r}; expected unique ids."
         )
     clips = heard(questions.questions, control, seed)
     items = [Item(question, prompt.fill(question), played) for question, played in zip(questions.questions, clips)]
     if any(not item.prompt and not item.heard for item in items):
         raise ValueError(
-            f"The prompt {prompt.name!r} has no words and the control {control!r} no sound; give another --prompt."
+            f"The prompt {prompt.name!r} has no text and the control {control!r} no audio; give another --prompt."
         )
     return items
 
@@ -123,7 +124,7 @@ def _items(questions: QuestionSet, prompt: Prompt, control: str, seed: int) -> l
 def _settings(
     questions: QuestionSet, items: Sequence[Item], answerer: Answerer, prompt: Prompt, control: str, seed: int
 ) -> dict[str, Any]:
-    """All that decides the predictions, as it reads back from JSON."""
+    """The settings that decide the predictions, as read back from JSON."""
     asked = json.dumps([[item.question.id, item.prompt, item.names] for item in items])
     settings = {
         "benchmark": questions.benchmark,
@@ -144,7 +145,7 @@ def _settings(
 
 
 def _own_text(prompt: Prompt) -> dict[str, str]:
-    """The text of a prompt that others cannot look up by its name, and its SHA-256 (hex)."""
+    """The text of a custom prompt, which cannot be looked up by name, and its SHA-256 (hex)."""
     if prompt.text is None:
         return {}
     return {"prompt_text": prompt.text, "prompt_sha256": hashlib.sha256(prompt.text.encode()).hexdigest()}
@@ -188,7 +189,7 @@ def _clips(batch: list[Item]) -> dict[str, Clip]:
 
 
 def _at_once(work: Callable[[list[Item]], None], batches: Sequence[list[Item]], workers: int):
-    """In threads; after an error nothing new is begun."""
+    """In threads; after an error no new batch is started."""
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work, batch) for batch in batches]
         try:
@@ -205,12 +206,12 @@ def _provenance(items: Sequence[Item], journal: Journal, settings: dict[str, Any
     statistics = {"min": min(counts), "max": max(counts), "mean": sum(counts) / len(counts)} if counts else None
     return settings | {
         "prompt_example": items[0].prompt,
-        "audio_tokens": statistics,  # of a prompt with audio
+        "audio_tokens": statistics,  # per prompt with audio
         "audio_check": journal.audio_check or "no audio was played",
         "served_models": sorted({outcome["served_model"] for outcome in outcomes if "served_model" in outcome}),
         "statuses": dict(Counter(outcome["status"] for outcome in outcomes)),
         "created": journal.begun,
-        # Of the process that finished the run; of an endpoint nothing is known.
+        # Of the process that finished the run; unknown for an endpoint.
         "peak_memory_gib": peak_memory_gib() if settings.get("device") else None,
     }
 

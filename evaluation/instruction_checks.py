@@ -1,9 +1,9 @@
-"""Whether a reply follows an instruction about its form: MMAU-Pro's checks, 27 of them, each decided by a rule.
+"""Whether a reply follows an instruction about its form: MMAU-Pro's 27 checks, each decided by a rule.
 
-They are those of the published script (evaluate_mmau_pro_comprehensive.py of github.com/sonalkum/MMAUPro, category
-"instruction following"), with its peculiarities: words are what stands between white space, paragraphs are divided by "***",
-a postscript may stand anywhere, and a forbidden word also counts within another. Three things differ: a task that the
-script does not know and a parameter that is missing are errors here and failures there, and an empty reply always fails.
+They are the published script's (evaluate_mmau_pro_comprehensive.py of github.com/sonalkum/MMAUPro, category
+"instruction following"), with its peculiarities: words are split at white space, paragraphs are separated by "***", a
+postscript can be anywhere, and a forbidden word also counts inside another word. Three things differ: an unknown task
+and a missing parameter are errors here and failures there, and an empty reply always fails.
 Run: `follows({"task": "Number Words (at most)", "N": 20}, "A dog barks.")`
 """
 
@@ -30,15 +30,15 @@ def _capitals(reply: str) -> int:
 
 
 def _sentences(reply: str) -> int:
-    """By NLTK's Punkt, as published; its data are NLTK's own download. Raises `ValueError` without either."""
+    """By NLTK's Punkt, as published; its data are a separate download. Raises `ValueError` if either is missing."""
     try:
         from nltk.tokenize import sent_tokenize
 
         return len(sent_tokenize(reply))
     except (ImportError, LookupError) as error:
         raise ValueError(
-            "MMAU-Pro counts sentences with NLTK's Punkt, which is not here: pip install 'falcon3-audio[eval]', and "
-            f"python -m nltk.downloader punkt_tab ({type(error).__name__})."
+            "MMAU-Pro counts sentences with NLTK's Punkt, which is not installed: pip install 'falcon3-audio[eval]', "
+            f"and python -m nltk.downloader punkt_tab ({type(error).__name__})."
         ) from error
 
 
@@ -122,10 +122,10 @@ def check_of(task: Any, parameters: Any, question: str) -> dict[str, Any]:
         question: the row's question.
 
     Raises:
-        `RowFault`: a task that is not known, or a parameter that it lacks or that is of another kind.
+        `RowFault`: an unknown task, or a parameter that is missing or of the wrong type.
     """
     if task not in CHECKS:
-        raise RowFault(FIELD, f"'task_identifier' is {task!r}, which is none of the checks ({', '.join(CHECKS)})")
+        raise RowFault(FIELD, f"'task_identifier' is {task!r}, which is not one of the checks ({', '.join(CHECKS)})")
     if not isinstance(parameters, (Mapping, type(None))):
         raise RowFault(FIELD, f"'kwargs' is {parameters!r}, expected an object")
     given = {**(parameters or {}), "question": question}
@@ -144,10 +144,10 @@ def _parameter(task: str, name: str, value: Any) -> Any:
 
 def follows(check: Mapping[str, Any], reply: str) -> bool:
     """
-    Whether a reply passes a check of `check_of`.
+    Whether a reply passes a check from `check_of`.
 
     Raises:
-        `ValueError`: for a check of sentences without NLTK and its data.
+        `ValueError`: a check that counts sentences, without NLTK and its data.
     """
     parameters = {name: value for name, value in check.items() if name != "task"}
     return bool(reply.strip()) and bool(CHECKS[check["task"]][1](reply, **parameters))

@@ -1,9 +1,9 @@
 """95 % confidence intervals for what scores report: shares of right answers, their mean over groups, and error rates.
 
-Questions about one clip are not independent: who mishears the clip gets all of them wrong. The clip is therefore what is
-drawn. Where each clip has one question an interval is Wilson's, in plain Python, since scores are computed where numpy is not
-installed; elsewhere it is a bootstrap over clips (clip_intervals.py). `score`, `compare`, studies and model cards have their
-intervals from these two modules and wilson.py.
+Questions about one clip are not independent: a model that mishears the clip gets all of them wrong. Clips are
+therefore the unit of resampling. If each clip has one question, the interval is Wilson's, in plain Python, since
+scores are also computed without numpy; otherwise it is a bootstrap over clips (clip_intervals.py). `score`,
+`compare`, studies and model cards take their intervals from these two modules and wilson.py.
 """
 
 import math
@@ -15,8 +15,8 @@ from .wilson import FEWEST_DIFFERING, Interval, wilson
 
 def clip_numbers(names: Sequence[Sequence[str]]) -> list[int]:
     """
-    For each question, given the names of its clips, a number that questions share if they share a clip, directly or through
-    others: (a, b) - (b, c). A question without any name stands alone.
+    A number for each question, given the names of its clips. Questions have the same number if they share a clip,
+    directly or through others: (a, b) - (b, c). A question without clip names has its own number.
     """
     parents = list(range(len(names)))
 
@@ -36,20 +36,20 @@ def clip_numbers(names: Sequence[Sequence[str]]) -> list[int]:
 
 def share_interval(right: Sequence[bool], clips: Sequence[int]) -> Interval | None:
     """
-    Of the share of right answers; `None` where so few clips have several questions that nothing can be said.
+    Interval of the share of right answers; `None` if clips have several questions and there are too few clips.
 
     Args:
-        right: of each question, whether its answer is right.
-        clips: which clip each is about, by any numbering.
+        right: for each question, whether its answer is right.
+        clips: the clip of each question, by any numbering.
 
     Raises:
-        `ValueError`: no questions, or not one clip for each.
+        `ValueError`: no questions, or not one clip per question.
     """
     if len(right) != len(clips):
-        raise ValueError(f"got {len(clips)} clips for {len(right)} questions; expected as many.")
+        raise ValueError(f"got {len(clips)} clips for {len(right)} questions; expected one per question.")
     if len(set(clips)) == len(clips):
         return wilson(sum(right), len(right))
-    from .clip_intervals import accuracy_interval  # numpy is needed for this alone
+    from .clip_intervals import accuracy_interval  # only this needs numpy
 
     return accuracy_interval([right], clips)
 
@@ -58,12 +58,12 @@ def mean_of_shares(groups: Sequence[tuple[Sequence[bool], Sequence[int]]]) -> tu
     """
     The mean of shares of right answers, each group with the same weight, and its interval.
 
-    The interval joins the groups' own by their distances from the shares (MOVER: Zou and Donner 2008,
-    https://doi.org/10.1002/sim.3095), so that small groups and shares of 0 or 1 keep their uncertainty. It takes groups as
-    independent; where groups share clips it is a bootstrap over clips. `None` where a group has no interval.
+    The interval combines the groups' intervals by their distances from the shares (MOVER: Zou and Donner 2008,
+    https://doi.org/10.1002/sim.3095), so that small groups and shares of 0 or 1 keep their uncertainty. It treats
+    groups as independent; if groups share clips, it is a bootstrap over clips. `None` if a group has no interval.
 
     Args:
-        groups: of each, `right` and `clips` as in `share_interval`, with one numbering for all.
+        groups: `right` and `clips` of each, as in `share_interval`, with one numbering for all.
 
     Raises:
         `ValueError`: no groups, or as in `share_interval`.
@@ -93,12 +93,12 @@ def bootstrap_rate(
     seed: int = 0,
 ) -> Interval | None:
     """
-    Percentile bootstrap interval for sum(errors) / sum(sizes), such as a word error rate; whole clips are redrawn. `None`
-    for fewer than `FEWEST_DIFFERING` clips, and where all draws are alike.
+    Percentile bootstrap interval for sum(errors) / sum(sizes), such as a word error rate; whole clips are resampled.
+    `None` for fewer than `FEWEST_DIFFERING` clips, or if all draws are alike.
 
     Args:
-        errors, sizes: of each row, of equal length; every size is at least 1.
-        clips: which clip each row is about, by any numbering; by default each is about its own.
+        errors, sizes: one per row, of equal length; every size is at least 1.
+        clips: the clip of each row, by any numbering; by default each row has its own.
         resamples, seed: the same seed gives the same interval.
 
     Raises:
@@ -106,7 +106,7 @@ def bootstrap_rate(
     """
     if len(errors) != len(sizes) or not sizes or min(sizes) < 1:
         raise ValueError(
-            f"got {len(errors)} error counts for {len(sizes)} rows; expected as many, and sizes of 1 or more."
+            f"got {len(errors)} error counts for {len(sizes)} rows; expected one per row, and sizes of 1 or more."
         )
     sums: dict[int, tuple[int, int]] = {}
     for clip, error, size in zip(range(len(errors)) if clips is None else clips, errors, sizes):

@@ -1,7 +1,7 @@
-"""What of a run is finished: files to which whole lines are appended, each on the disk before the next question is asked.
+"""The finished part of a run: files to which whole lines are appended, each on disk before the next question is asked.
 
-A run of one process has `journal.jsonl`. Of several processes each has its own, `journal-1.jsonl` and so on, and reads those of
-the others: what one has finished none asks again, also where a run goes on with more or fewer processes.
+A run of one process has `journal.jsonl`. Further processes have their own, `journal-1.jsonl` and so on, and each reads
+the others': a finished question is not asked again, even if a run resumes with more or fewer processes.
 """
 
 import fcntl
@@ -22,20 +22,20 @@ JOURNAL = "journal.jsonl"
 
 class Journal:
     """
-    What is finished: a file to which whole lines are appended, each on the disk before `append` returns.
+    The finished questions: a file to which whole lines are appended, each on disk before `append` returns.
 
     Args:
-        folder: of the run; made where it does not exist.
-        settings: what the run is begun with.
+        folder: of the run; created if it does not exist.
+        settings: those the run is started with.
         process: the number of the process, from 0.
 
     Attributes:
-        outcomes: by question id, those of other processes too.
+        outcomes: by question id, including those of other processes.
         audio_check: see `Answerer.check_audio`; `None` until a process has appended it.
         begun: when the first line was written (ISO 8601, UTC).
 
     Raises:
-        `ValueError`: for the journal of a run with other settings, a damaged one, or predictions without one.
+        `ValueError`: the journal is damaged or of a run with other settings, or there are predictions without one.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], process: int = 0):
@@ -53,7 +53,7 @@ class Journal:
         except BlockingIOError:
             self._file.close()
             raise ValueError(
-                f"Another process writes to {folder}; wait for it, or give another --output-dir."
+                f"Another process is writing to {folder}; wait for it, or give another --output-dir."
             ) from None
         try:
             whole = self._read(path)
@@ -61,12 +61,12 @@ class Journal:
         except ValueError:
             self.close()
             raise
-        self._file.truncate(whole)  # a last line that was cut off
+        self._file.truncate(whole)  # drops a last line that was cut off
         if not whole:
             self.append({"settings": settings, "begun": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def append(self, line: dict[str, Any]):
-        """`{"outcomes": [...]}` of questions that were finished together, or `{"audio_check": ...}`."""
+        """Appends `{"outcomes": [...]}` of questions that finished together, or `{"audio_check": ...}`."""
         with self._lock:
             self._file.write((json.dumps(line) + "\n").encode())
             self._file.flush()
@@ -77,7 +77,7 @@ class Journal:
         self._file.close()
 
     def read_others(self):
-        """Takes in what other processes have finished by now. Raises `ValueError` as the class does."""
+        """Reads what other processes have finished so far. Raises `ValueError` as the class does."""
         for path in self._others():
             self._read(path)
 
@@ -85,7 +85,7 @@ class Journal:
         return (path for path in sorted(self._folder.glob("journal*.jsonl")) if path != self._path)
 
     def _read(self, path: Path) -> int:
-        """Takes in the whole lines of a file, and returns their length in bytes."""
+        """Reads the whole lines of a file, and returns their length in bytes."""
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:whole].splitlines(), 1):
@@ -101,7 +101,7 @@ class Journal:
             if changed:
                 raise ValueError(
                     f"{path.parent} holds a run with other settings: {', '.join(changed)}. Give another --output-dir, "
-                    "or what that run was begun with."
+                    "or the settings that run was started with."
                 )
         return whole
 
@@ -115,7 +115,7 @@ class Journal:
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """`"prompt: 'plain' -> 'mmar'"` for each value that changed, also inside of dicts."""
+    """`"prompt: 'plain' -> 'mmar'"` for each value that changed, also inside dicts."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [*before, *(key for key in now if key not in before)]
         parts = [differences(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in names]

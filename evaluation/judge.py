@@ -2,11 +2,12 @@
 
     falcon3-audio judge PREDICTIONS --endpoint http://127.0.0.1:8000/v1 --judge NAME [NAME2 ...]
 
-The judge reads a description of the clip (of AIR-Bench), the question, the reference (where there is one) and the answer, by judge_prompts.py.
-Every reply is kept in OUT/replies, named by what was asked, so the same command goes on where it was stopped. An answer
-counts only if all of its replies can be read and, of several judges, all of them rated it; every other one is named in
-OUT/judge.json, and the exit status is not 0 unless --allow-incomplete is given. OUT/judgements.jsonl has each answer's
-scores and the judges' words. The key comes from the environment and is written nowhere.
+The judge reads a description of the clip (AIR-Bench), the question, the reference (if there is one) and the answer,
+see judge_prompts.py. Every reply is kept in OUT/replies, named by a hash of its request, so the same command resumes a
+stopped run. An answer counts only if all its replies can be read and, with several judges, all of them rated it; all
+others are named in OUT/judge.json, and the exit status is not 0 unless --allow-incomplete is given.
+OUT/judgements.jsonl has each answer's scores and the judges' replies. The key comes from the environment and is not
+written anywhere.
 """
 
 import argparse
@@ -39,13 +40,13 @@ from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .questions import TASK_KEYS, some
 
 
-# AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give another score each time.
+# AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give a different score each time.
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
 REPLIES = "replies"
 NO_REFERENCE = "answers without a reference have no length to be equal to"
 NO_REPLY, ERROR, CUT, UNREADABLE = "no answer from the model", "endpoint error", "reply cut off", "unreadable reply"
 
-# Why an answer has no score: one of the four above, and what was said.
+# Why an answer has no score: one of the four above, and the details.
 Failure = tuple[str, str]
 Outcome = Judgement | Failure
 
@@ -54,13 +55,13 @@ def judge(
     predictions: Predictions, rubric_name: str, endpoints: Sequence[Endpoint], output: Path, concurrency: int = 8
 ) -> dict[str, Any]:
     """
-    Has every answer rated by every judge, writes `judge.json` and `judgements.jsonl` in `output`, and returns what the
-    first of them holds.
+    Has every answer rated by every judge, writes `judge.json` and `judgements.jsonl` to `output`, and returns the
+    content of `judge.json`.
 
     Raises:
-        `ValueError`: for questions without words, description or reference; a damaged file in `output`.
-        `EndpointUnavailable`: if an endpoint would answer no other request either. What it did answer is kept.
-        `OSError`: if a file cannot be written.
+        `ValueError`: questions without text, description or reference; a damaged file in `output`.
+        `EndpointUnavailable`: an endpoint would not answer other requests either. Its replies so far are kept.
+        `OSError`: a file cannot be written.
     """
     rubric, rows = RUBRICS[rubric_name], [row for row in predictions.rows if row.is_open]
     _check(rows, predictions.path, rubric)
@@ -106,13 +107,13 @@ def _check(rows: Sequence[Prediction], path: str, rubric: Rubric) -> None:
         lacking = [row.id for row in rows if not getattr(row, name)]
         if lacking:
             raise ValueError(
-                f"{path}: {some(lacking)} of {len(rows)} have no {name!r}. The judge hears nothing: each "
+                f"{path}: {some(lacking)} of {len(rows)} have no {name!r}. The judge cannot hear: each "
                 f"row needs {', '.join(needed)} (AIR-Bench's key for this one: {alias!r})."
             )
 
 
 def _ask_all(endpoint: Endpoint, prompts: Iterable[str], folder: Path, concurrency: int) -> dict[str, Reply | str]:
-    """The replies to the prompts, or why there is none. Those in `folder` are not asked for again."""
+    """The reply to each prompt, or why there is none. Replies in `folder` are not requested again."""
     prompts = list(prompts)
 
     def ask(prompt: str) -> Reply | str:
@@ -130,7 +131,7 @@ def _ask_all(endpoint: Endpoint, prompts: Iterable[str], folder: Path, concurren
         _write(path, json.dumps(asdict(reply), ensure_ascii=False))
         return reply
 
-    with ThreadPoolExecutor(concurrency) as pool:  # after an error, `map` cancels what was not asked yet
+    with ThreadPoolExecutor(concurrency) as pool:  # after an error, `map` cancels requests that were not sent yet
         replies = tqdm(pool.map(ask, prompts), endpoint.model, len(prompts), unit="reply", disable=None)
         return dict(zip(prompts, replies))
 
@@ -139,7 +140,7 @@ def _kept(path: Path) -> Reply:
     try:
         return Reply(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and the judge is asked again.") from None
+        raise ValueError(f"{path} is damaged ({error}); remove it to ask the judge again.") from None
 
 
 def _outcome(row: Prediction, rubric: Rubric, replies: list[Reply | str]) -> Outcome:
@@ -175,7 +176,7 @@ def _panel(outcomes: Sequence[Outcome]) -> Outcome:
 def _summary(
     rows: Sequence[Prediction], outcomes: Sequence[Outcome], left_out: dict[str, list[str]]
 ) -> dict[str, Any]:
-    """One judge's verdict on a model (or that of all judges): scores, what length does to them, and what is missing."""
+    """The verdict of one judge (or of all) on a model: scores, the effect of length on them, and what is missing."""
     failures = {f"left out before asking, {reason}": list(ids) for reason, ids in left_out.items()}
     n = len(rows) + sum(map(len, left_out.values()))
     for row, outcome in zip(rows, outcomes):
@@ -225,7 +226,7 @@ def _clip(row: Prediction) -> str:
 
 
 def _by_task(rows: Sequence[Prediction], scores: np.ndarray) -> dict[str, Any]:
-    """Mean score by task and over tasks; for AIR-Bench Chat also as published: by category, "mixed" standing for two."""
+    """Mean score by task and over tasks; for AIR-Bench Chat also as published: by category, "mixed" averaging two."""
     key = next((key for key in TASK_KEYS if all(key in row.groups for row in rows)), None)
     if key is None:
         return {}
@@ -314,12 +315,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--judge", required=True, nargs="+", action="extend", metavar="NAME", help="models that the endpoint has"
     )
     parser.add_argument("--rubric", choices=RUBRICS, help="what to judge by; default: the benchmark's, else official")
-    parser.add_argument("--output-dir", metavar="OUT", help="default: PREDICTIONS.judge-RUBRIC, beside the file")
-    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once; default: 8")
+    parser.add_argument("--output-dir", metavar="OUT", help="default: PREDICTIONS.judge-RUBRIC, next to the file")
+    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="concurrent requests; default: 8")
     parser.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="variable that holds the key")
-    parser.add_argument("--allow-incomplete", action="store_true", help="exit status 0 also if answers have no score")
+    parser.add_argument("--allow-incomplete", action="store_true", help="exit with 0 even if answers have no score")
     options = parser.parse_args(arguments)
-    goes_on = "Replies so far are kept; the same command goes on."
+    goes_on = "Replies so far are kept; run the same command again to resume."
     with user_errors(parser.prog, breaks=(EndpointUnavailable,), goes_on=goes_on) as end:
         if options.concurrency < 1 or len(set(options.judge)) < len(options.judge):
             raise ValueError(

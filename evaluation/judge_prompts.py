@@ -1,16 +1,16 @@
 """What a judge is asked about an answer, and how its reply becomes numbers.
 
 Four rubrics. "official" is AIR-Bench Chat's protocol (Yang et al. 2024, arXiv 2402.07729): the reference and the model's
-answer side by side, two scores from 1 to 10, once in either order, mean of both. Its criteria are named; the wording is
-this project's own, so numbers are NOT comparable with published ones, whoever judges. "correctness" asks what the
-protocol does not: which claims that the question calls for are made, and which claims are false. Being short costs
-nothing, and words that nobody asked for earn nothing. The description of the clip stands in for the sound in both.
+answer side by side, two scores from 1 to 10, once in each order, mean of both. Its criteria are named; the wording is
+this project's own, so numbers are NOT comparable with published ones, whichever model judges. "correctness" asks what
+the protocol does not: which of the claims that the question calls for are made, and which claims are false. A short
+answer loses nothing, and unrequested text earns nothing. In both, the description of the clip replaces the audio.
 "mmau-pro" is MMAU-Pro's protocol for its open questions (Kumar et al. 2025, arXiv 2508.13992): question, reference and
 answer, no description, and the mean of four scores from 1 to 5. The published judge is Qwen2.5-7B-Instruct at temperature
-0.1, and each score that its reply lacks counts 3; here such a reply is unreadable. The wording is this project's own, too.
-"voicebench" rates what an assistant says to a spoken request (Chen et al. 2024, arXiv 2410.17196): one score from 1 to 5, beside a
-reference where there is one. Published are means of three ratings by GPT-4o-mini at temperature 0.5, in other words, and for questions
-with a reference the share that is right: other numbers.
+0.1, and a score missing from its reply counts as 3; here such a reply is unreadable. The wording is again our own.
+"voicebench" rates an assistant's answer to a spoken request (Chen et al. 2024, arXiv 2410.17196): one score from 1 to
+5, with a reference if there is one. Published numbers are means of three ratings by GPT-4o-mini at temperature 0.5,
+with another wording, and for questions with a reference the share of right answers, so they are not comparable.
 """
 
 import re
@@ -28,9 +28,9 @@ class Judgement:
 
     Attributes:
         score: of the model's answer, on the rubric's scale.
-        reference_score: of the reference, where it was rated as well.
-        flipped: whether swapping the two answers changed which of them was called better (or that neither was).
-        first_advantage: by how many points an answer gained on the other by standing first.
+        reference_score: of the reference, if it was rated as well.
+        flipped: whether swapping the two answers changed which of them was rated better (or that neither was).
+        first_advantage: how many points an answer gained over the other by being first.
         claims: how many claims were counted as right, contradicted and missing.
     """
 
@@ -45,11 +45,11 @@ class Judgement:
 class Rubric:
     """
     Attributes:
-        template: all that a judge is told, with the names of the fields in braces.
+        template: the full prompt for the judge, with the names of the fields in braces.
         scale: lowest and highest score.
         prompts: the texts to send for one answer, each in a chat of its own.
-        combine: from the replies, in the order of the prompts. Raises `ValueError`, with the reason, for a reply that
-            is not what the template asks for.
+        combine: makes a judgement from the replies, in the order of the prompts. Raises `ValueError`, with the reason,
+            for a reply that is not what the template asks for.
         describes: whether the judge reads a description of the clip, which each question must then have.
         compares: whether each question must have a reference.
     """
@@ -155,10 +155,10 @@ Give one score from 1 (worst) to 5 (best):
 A reference is right where there is one, but other words may be as right; an answer that says something else than it is a 1.
 End with one line of the form
 score: 1"""
-REFERENCE = "<reference>\n{reference}\n</reference>\n"  # of the template, left out where there is none
+REFERENCE = "<reference>\n{reference}\n</reference>\n"  # of the template, left out if there is none
 
 NUMBER = r"(\d+(?:\.\d+)?)"
-# Alone on its line, perhaps in bold. "8/10" is no pair of scores.
+# Alone on its line, perhaps in bold. "8/10" is not a pair of scores.
 PAIR = re.compile(rf"[*`\s]*{NUMBER},?\s+{NUMBER}[*`\s]*")
 ONE_SCORE = re.compile(r"\W*score\W+(\d+)\W*", re.IGNORECASE)
 CLAIMS = ("right", "contradicted", "missing")
@@ -234,7 +234,7 @@ def _pair(reply: str) -> tuple[float, float]:
 
 
 def _line(pattern: re.Pattern, reply: str, expected: str) -> tuple[str, ...]:
-    """The numbers of the lines that match: one such line, or several that say the same."""
+    """The numbers of the lines that match: one such line, or several that agree."""
     found = {match.groups() for line in reply.splitlines() if (match := pattern.fullmatch(line))}
     if len(found) != 1:
         got = f"{len(found)} lines that differ" if found else f"no such line in {reply[:200]!r}"

@@ -1,10 +1,10 @@
-"""What judges said of a model's answers, in words for the terminal. The numbers are judge.py's."""
+"""What judges said about a model's answers, as text for the terminal. The numbers come from judge.py."""
 
 from typing import Any
 
 
 def report(result: dict[str, Any]) -> str:
-    """What there is to know at a glance, several lines."""
+    """A summary of several lines."""
     low, high = result["scale"]
     blocks = {"all judges": result["all judges"]} | result["judges"] if len(result["judges"]) > 1 else result["judges"]
     lines = [f"rubric {result['rubric']!r}, {low:g} to {high:g}; 95 % intervals in brackets"]

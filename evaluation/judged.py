@@ -1,8 +1,8 @@
-"""One number for a benchmark of which rules score one part and a judge the other: MMAU-Pro's weighted performance.
+"""One number for a benchmark that is scored partly by rules and partly by a judge: MMAU-Pro's weighted performance.
 
-Each question counts the same: 1 or 0 by a rule, or the judge's score as a share of the scale's highest (a 3 of 5 is 0.6), as the
-published script has it (calculate_weighted_performance of github.com/sonalkum/MMAUPro). It is of this judge and this rule;
-the published one takes Qwen2.5-7B-Instruct and NV-Embed-v2.
+Each question counts the same: 1 or 0 by a rule, or the judge's score divided by the scale's highest (3 of 5 is 0.6),
+as in the published script (calculate_weighted_performance of github.com/sonalkum/MMAUPro). The number depends on this
+judge and this rule; the published one uses Qwen2.5-7B-Instruct and NV-Embed-v2.
 Run: `falcon3-audio score OUT --judged OUT/predictions.judge-mmau-pro`
 """
 
@@ -23,11 +23,11 @@ RESULT, JUDGEMENTS = "judge.json", "judgements.jsonl"  # as judge.py writes them
 
 def read_judged(folder: Path, predictions_sha256: str) -> tuple[dict[str, float | None], dict[str, Any]]:
     """
-    The shares that a judge gave, by id (`None` where a judgement failed), and what is known of the judge.
+    A judge's scores as shares, by id (`None` if a judgement failed), and its rubric and model names.
 
     Args:
-        folder: what `falcon3-audio judge` wrote.
-        predictions_sha256: of the predictions, which must be those that were judged.
+        folder: the output of `falcon3-audio judge`.
+        predictions_sha256: of the predictions, which must be the judged ones.
 
     Raises:
         `ValueError`: no such folder, or judgements of other predictions.
@@ -37,7 +37,7 @@ def read_judged(folder: Path, predictions_sha256: str) -> tuple[dict[str, float 
         rubric, provenance = result["rubric"], result["provenance"]
         known, highest = provenance["predictions_sha256"], RUBRICS[rubric].scale[1]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is no folder of `falcon3-audio judge`: {error!r}") from None
+        raise ValueError(f"{folder} is not a folder of `falcon3-audio judge`: {error!r}") from None
     if known != predictions_sha256:
         raise ValueError(f"{folder} has judgements of other predictions (sha256 {known[:16]}); judge these.")
     rows, _ = read_rows(folder / JUDGEMENTS)
@@ -68,7 +68,7 @@ def overall(
         )
     import numpy as np
 
-    from .length_control import mean  # scores without a judge do without scipy
+    from .length_control import mean  # scores without a judge do not need scipy
 
     values = [shares[row.id] if row.is_open else float(right[row.id]) for row in rows]
     return {"n": len(rows), **asdict(mean(np.array(values), np.array(clips)))}

@@ -1,11 +1,11 @@
-"""Is a score about the answers, or about their length? Means with intervals, and what the score would be at equal length.
+"""Does a score reflect the answers or their length? Means with intervals, and the score at equal length.
 
-The method is that of Length-Controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475): regress what the judge says on
-the difference in length between the answer and the reference, and read the regression off where there is none. Three
-things differ. Scores are regressed, not preferences, so the regression is linear. Length counts as the logarithm of 1 +
-words: AlpacaEval's tanh of a standardised difference is flat, and so tells nothing, for a model whose answers are all much
-shorter. And the reference's length stands where AlpacaEval has the question's difficulty.
-All that goes along with length is taken out, also where longer answers do say more: read it beside the plain score.
+The method follows Length-Controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475): regress the judge's score on
+the difference in length between answer and reference, and evaluate the regression at a difference of zero. Three
+things differ. Scores are regressed, not preferences, so the regression is linear. Length is the logarithm of 1 +
+words: AlpacaEval's tanh of a standardised difference saturates, and so carries no information, for a model whose
+answers are all much shorter. And the reference's length replaces AlpacaEval's question difficulty.
+Everything that correlates with length is removed, even if longer answers do say more: read it next to the plain score.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from scipy import stats
 
 RESAMPLES = 2000
 TAILS = (2.5, 97.5)  # percentiles of a 95 % interval
-FEWEST_CLIPS = 10  # of fewer, a bootstrap's intervals are far too narrow
-SINGULAR = 1e10  # a condition number that only rounding keeps from being infinite
+FEWEST_CLIPS = 10  # with fewer, bootstrap intervals are far too narrow
+SINGULAR = 1e10  # condition number above which a matrix is singular up to rounding
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its 95 % interval (bootstrap over clips); `None` for clips fewer than `FEWEST_CLIPS`."""
+    """A mean and its 95 % interval (bootstrap over clips); `None` with fewer than `FEWEST_CLIPS` clips."""
 
     value: float
     interval: Interval | None
@@ -35,8 +35,8 @@ class Controlled:
     """
     Attributes:
         value, interval: the mean score if each answer were as long as its reference, and its 95 % interval.
-        per_doubling, per_doubling_interval: points that go along with twice the words.
-        near: share of answers that have half to twice the words of their reference. With few of them, `value` is an
+        per_doubling, per_doubling_interval: change in points associated with twice the words.
+        near: share of answers with half to twice as many words as their reference. If it is small, `value` is an
             extrapolation.
         reason: why there is no value, otherwise `None`.
     """
@@ -50,12 +50,12 @@ class Controlled:
 
 
 def count_words(text: str) -> int:
-    """Length of an answer: runs of characters that are no white space."""
+    """Length of an answer in words: runs of characters without white space."""
     return len(text.split())
 
 
 def mean(values: np.ndarray, clips: np.ndarray) -> Mean:
-    """Of float `(answers,)`; `clips` int `(answers,)` says which clip each is about. Clips are drawn, not answers."""
+    """The mean of float `(answers,)`; `clips`, int `(answers,)`, is each answer's clip. The bootstrap draws clips."""
     _, draws = _regress(np.ones((len(values), 1)), values, clips)
     return Mean(float(np.mean(values)), None if draws is None else _interval(draws[:, 0]))
 
@@ -69,17 +69,17 @@ def at_equal_length(
     Args:
         scores: float `(answers,)`, scores or differences of scores.
         words, reference_words: int `(answers,)`, of the answers and of their references.
-        clips: int `(answers,)`, by any numbering: which clip each answer is about. The bootstrap draws clips.
+        clips: int `(answers,)`, the clip of each answer, in any numbering. The bootstrap draws clips.
     """
     if len(np.unique(clips)) < FEWEST_CLIPS:
-        return Controlled(reason=f"answers about {len(np.unique(clips))} clips; it takes {FEWEST_CLIPS} or more")
+        return Controlled(reason=f"answers about {len(np.unique(clips))} clips; at least {FEWEST_CLIPS} are needed")
     own, reference = np.log1p(words), np.log1p(reference_words)
     design = [np.ones(len(scores)), own - reference]
     if np.ptp(reference):
         design.append(reference - reference.mean())
     estimate, draws = _regress(np.stack(design, axis=1), scores, clips)
     if estimate is None or draws is None:
-        return Controlled(reason="too few answers differ in length to tell what length does")
+        return Controlled(reason="too few answers differ in length to estimate its effect")
     doubling = np.log(2)
     return Controlled(
         value=float(estimate[0]),
@@ -91,7 +91,7 @@ def at_equal_length(
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Rank correlation; `None` where one of the two does not vary."""
+    """Rank correlation; `None` if either does not vary."""
     if len(a) < 2 or not np.ptp(a) or not np.ptp(b):
         return None
     return float(stats.spearmanr(a, b).statistic)
@@ -99,10 +99,10 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def _regress(design: np.ndarray, values: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
     """
-    Least squares, and the same on resamples of the clips: `(columns,)` and `(RESAMPLES, columns)`. `None` for the second
-    where a resample has no single answer, for both where all clips have none or are too few.
+    Least squares on all clips and on resamples of them: `(columns,)` and `(RESAMPLES, columns)`. The second is `None`
+    if any resample has no unique solution; both are `None` if all clips together have none, or are too few.
 
-    Least squares needs sums of products only, so each clip's are added up once and a resample is a weighted sum of them.
+    Least squares needs only sums of products, so these are summed once per clip, and a resample is a weighted sum.
     """
     table = np.concatenate([design, values[:, None]], axis=1)
     groups = np.unique(clips, return_inverse=True)[1]

@@ -1,9 +1,9 @@
-"""AIR-Bench (github.com/OFA-Sys/AIR-Bench) as it is published: Foundation, single-choice, and Chat, open questions.
+"""AIR-Bench (github.com/OFA-Sys/AIR-Bench) as published: Foundation (single-choice) and Chat (open questions).
 
-The clip of a row is `{root}/Foundation/{task_name}_{dataset_name}/{path}`, or the same under `Chat`; those of the task
-Audio_Grounding are .flac files, though the metadata say .wav. Task names are misspelt in the data and stay so, in
-folders and in scores. Published averages: Foundation over its 19 tasks; Chat over speech, sound, music and mixed audio,
-which is the mean of `speech_and_sound` and `speech_and_music`.
+The clip of a row is `{root}/Foundation/{task_name}_{dataset_name}/{path}`, or the same under `Chat`; clips of the task
+Audio_Grounding are .flac files, though the metadata say .wav. Misspelt task names of the data are kept, in folders and
+in scores. Published averages: Foundation over its 19 tasks; Chat over speech, sound, music and mixed audio, which is
+the mean of `speech_and_sound` and `speech_and_music`.
 Run: `load_foundation("AIR-Bench/Foundation/Foundation_meta.json")`
 """
 
@@ -66,12 +66,12 @@ def load_foundation(path: str | Path, audio_root: Path | None = None, on_error: 
 
     Args:
         path: `Foundation_meta.json`.
-        audio_root: AIR-Bench's root, with `Foundation` in it; by default the clips' folders lie beside the metadata.
+        audio_root: AIR-Bench's root, with `Foundation` in it; by default the clips' folders are next to the metadata.
         on_error: "raise", or "skip" to leave out rows that cannot be used.
 
     Raises:
-        `ValueError`: a file that cannot be read, and rows as in `load_checks.collect`; among them those of a task that
-            AIR-Bench does not have.
+        `ValueError`: a file that cannot be read, or faulty rows, see `load_checks.collect`, including those of a task
+            that AIR-Bench does not have.
     """
 
     def to_question(row: dict[str, Any], clip: Clip, groups: dict[str, str]) -> Question:
@@ -120,7 +120,7 @@ def _load(
             raise RowFault(FIELD, f"the task_name {task!r} is none of {track}'s: {', '.join(domains)}")
         if task == "Audio_Grounding":
             file = file.removesuffix(".wav").removesuffix(".flac") + ".flac"
-        # With its folder: tasks use the same file names for other clips.
+        # Named with its folder: tasks reuse file names for different clips.
         clip = clip_of(folder, f"{task}_{dataset}/{file}")
         return to_question(row, clip, {"task": task, "domain": domains[task], "dataset": dataset})
 

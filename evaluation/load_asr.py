@@ -1,9 +1,9 @@
-"""Recordings with what is said in them, for word and character error rates: any set of clips with transcripts, in splits.
+"""Recordings with transcripts, for word and character error rates: any set of transcribed clips, in splits.
 
-Four forms are read. LibriSpeech as it is published (openslr.org/12): folders with a `*.trans.txt` beside the clips. Parquet files
-with the audio in them, as the Hub has LibriSpeech and the Open ASR leaderboard has its sets. JSON lines or a JSON list with
-`audio` (or `audio_filepath`), and folders of such files. The transcript is under `text`, `sentence`, `normalized_text`,
-`transcript` or `transcription`, the first of these that a row has.
+Four formats are read. LibriSpeech as published (openslr.org/12): folders with a `*.trans.txt` next to the clips.
+Parquet files with embedded audio, as in the Hub's LibriSpeech and the sets of the Open ASR leaderboard. JSON lines or
+a JSON list with `audio` (or `audio_filepath`). Parquet and JSON files can also be in a folder. The transcript is the
+first of `text`, `sentence`, `normalized_text`, `transcript` and `transcription` that a row has.
 Run: `load_asr("LibriSpeech")`
 """
 
@@ -20,9 +20,9 @@ from .questions import Clip, Question, QuestionSet, file_sha256
 ASK = "Write down what is said, word for word."
 TEXTS = ("text", "sentence", "normalized_text", "transcript", "transcription")  # those of the Open ASR leaderboard
 AUDIO, AUDIO_PATHS = "audio", ("audio", "audio_filepath")  # the second is NeMo's
-# Clips of a folder of LibriSpeech, and of its copies in other formats.
+# Of the clips in a LibriSpeech folder, and of copies in other formats.
 SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
-GROUPS = ("dataset", "language")  # beside the split
+GROUPS = ("dataset", "language")  # besides the split
 SPLIT = "split of the file"
 
 
@@ -30,7 +30,7 @@ def load_asr(path: str | Path, audio_root: Path | None = None, on_error: OnError
     """
     A question for each recording, with the transcript as its answer, in the groups `split`, `dataset` and `language`.
 
-    The split is that of the row, or else the name of its file without "-00000-of-00001", or of LibriSpeech's folder.
+    The split is the row's own, or else the name of its file without "-00000-of-00001", or of LibriSpeech's folder.
 
     Args:
         path: a folder of LibriSpeech or of one of its splits; a parquet, JSON or JSON lines file, or a folder of those.
@@ -38,7 +38,8 @@ def load_asr(path: str | Path, audio_root: Path | None = None, on_error: OnError
         on_error: "raise", or "skip" to leave out rows that cannot be used.
 
     Raises:
-        `ValueError`: files that cannot be read, and rows as in `load_checks.collect`; among them those with an empty transcript.
+        `ValueError`: files that cannot be read, or faulty rows, see `load_checks.collect`, such as an empty
+            transcript.
     """
     path = Path(path)
     rows, clip, sha256 = _source(path, audio_root)
@@ -78,7 +79,7 @@ def _parquet(files: list[Path], audio_root: Path | None) -> Source:
     tables = {}
     sha256: dict[str, str] = {}
     for file in files:
-        tables[str(file)], digest = open_parquet(file, (AUDIO,), "such a set", audio_root)
+        tables[str(file)], digest = open_parquet(file, (AUDIO,), "an ASR set", audio_root)
         sha256 |= digest
         rows += _named(file, files, table_rows(tables[str(file)], AUDIO))
     return rows, lambda row: clip_in(tables[row["file"]], AUDIO, row, id_of(row)), sha256
@@ -100,7 +101,7 @@ def _json(files: list[Path], audio_root: Path | None) -> Source:
 
 
 def _named(file: Path, files: list[Path], rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows of one of several files: each with its file and split, and an id by its place where it has none."""
+    """The rows of one of several files, each with its file and split; a row without an id gets its place as its id."""
     split = split_of(file)
     alone = [split_of(other) for other in files].count(split) == 1
     for place, row in rows:
@@ -115,15 +116,15 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from None
     return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def _librispeech(files: list[Path], audio_root: Path | None) -> Source:
-    """`SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt`: an id and what is said on each line."""
+    """`SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt`: each line has an id and its transcript."""
     if audio_root is not None:
         raise ValueError(
-            f"got the audio folder {audio_root}, but LibriSpeech's clips are beside {files[0]}; leave it out."
+            f"got the audio folder {audio_root}, but LibriSpeech's clips are next to {files[0]}; leave it out."
         )
     rows: list[Row] = []
     digests: dict[str, list[str]] = {}
@@ -140,5 +141,5 @@ def _librispeech(files: list[Path], audio_root: Path | None) -> Source:
         name = next((name for name in names if (row["folder"] / name).is_file()), names[0])
         return clip_of(row["folder"], name)
 
-    # Of each split one digest, as `sha256sum` over its transcripts gives it.
+    # One digest per split, of the lines that `sha256sum` prints for its transcripts.
     return rows, clip, {split: hashlib.sha256("".join(lines).encode()).hexdigest() for split, lines in digests.items()}

@@ -1,9 +1,9 @@
-"""AudioCaps (github.com/cdjkim/audiocaps) and Clotho (zenodo.org/records/4783391) as they are published: several captions for each clip.
+"""AudioCaps (github.com/cdjkim/audiocaps), Clotho (zenodo.org/records/4783391) as published: several captions a clip.
 
-A clip is one question, and all its captions are references that a reply is compared with (caption_metrics.py). AudioCaps' `test.csv`
-has a row for each caption; its clips come from YouTube, so that everybody has them under names of their own: `ID.wav`, `YID.wav` and
-`ID_START.wav` are known, with START in seconds as the file has it. Clotho's `clotho_captions_evaluation.csv` has five captions a row,
-and its clips are in `evaluation/`.
+A clip is one question, and all its captions are references for the reply (caption_metrics.py). AudioCaps' `test.csv`
+has a row for each caption; its clips come from YouTube, so their file names differ between copies: `ID.wav`, `YID.wav`
+and `ID_START.wav` are recognised, with START in seconds as in the file. Clotho's `clotho_captions_evaluation.csv` has
+five captions a row, and its clips are in `evaluation/`.
 Run: `load_audiocaps("audiocaps/test.csv")`, `load_clotho("clotho/clotho_captions_evaluation.csv")`
 """
 
@@ -18,7 +18,7 @@ from .questions import Clip, Question, QuestionSet, file_sha256
 ASK = "Describe what is heard in one sentence."
 AUDIOCAPS = ("audiocap_id", "youtube_id", "start_time", "caption")
 CLOTHO_CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
-CLOTHO_PREFIX = "clotho_captions_"  # and the split, which is also the name of the clips' folder
+CLOTHO_PREFIX = "clotho_captions_"  # followed by the split, which is also the name of the clips' folder
 
 
 def load_audiocaps(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
@@ -27,12 +27,12 @@ def load_audiocaps(path: str | Path, audio_root: Path | None = None, on_error: O
 
     Args:
         path: `test.csv`, or a file with the same columns.
-        audio_root: the folder of the clips; the file's by default.
+        audio_root: the folder of the clips; by default the file's.
         on_error: "raise", or "skip" to leave out clips that cannot be used.
 
     Raises:
-        `ValueError`: a file that cannot be read or lacks columns, and clips as in `load_checks.collect`; among them those of which
-            a caption is empty, or two rows name another start.
+        `ValueError`: a file that cannot be read or lacks columns, or faulty clips, see `load_checks.collect`,
+            including clips with an empty caption or with different starts in two rows.
     """
     path = Path(path)
     rows = read_csv(path, AUDIOCAPS, "AudioCaps")
@@ -52,11 +52,11 @@ def load_clotho(path: str | Path, audio_root: Path | None = None, on_error: OnEr
 
     Args:
         path: `clotho_captions_evaluation.csv`, or that of another split.
-        audio_root: the folder of the clips; by default `evaluation` (or the other split) beside the file.
+        audio_root: the folder of the clips; by default `evaluation` (or the other split) next to the file.
         on_error: "raise", or "skip" to leave out clips that cannot be used.
 
     Raises:
-        `ValueError`: a file that cannot be read or lacks columns, and rows as in `load_checks.collect`.
+        `ValueError`: a file that cannot be read or lacks columns, or faulty rows, see `load_checks.collect`.
     """
     path = Path(path)
     rows = read_csv(path, ("file_name", *CLOTHO_CAPTIONS), "Clotho")
@@ -78,7 +78,7 @@ def _question(identity: str, clip: Clip, row: dict[str, Any]) -> Question:
 
 
 def _by_clip(rows: list[Row]) -> list[Row]:
-    """The captions of each clip together, in the order in which clips occur first; rows without an id stay as they are."""
+    """One row per clip with all its captions, in order of first occurrence; rows without an id stay as they are."""
     clips: dict[str, dict[str, Any]] = {}
     found: list[Row] = []
     for place, row in rows:

@@ -1,9 +1,9 @@
-"""What all loaders of questions share: reading rows, checking them, and saying which cannot be used and why.
+"""Shared by all loaders of questions: reading and checking rows, and reporting which cannot be used and why.
 
-A row that is wrong is never passed over in silence: by default loading stops with a list of what is wrong and where,
-and with `on_error="skip"` the row's id is kept in `QuestionSet.left_out`. Each row is counted under the first fault
-found. Audio is looked for but not read. Paths in a benchmark's file may not lead out of the audio folder, since what
-they name can be sent to an endpoint; links inside that folder are the user's own and are followed.
+No faulty row is skipped silently: by default loading stops with a list of what is wrong and where; with
+`on_error="skip"` the row's id is kept in `QuestionSet.left_out`. Each row is counted under the first fault found.
+Audio files are looked for but not read. Paths in a benchmark's file must not lead out of the audio folder, since the
+files that they name can be sent to an endpoint; links inside that folder are the user's own and are followed.
 """
 
 import csv
@@ -19,11 +19,11 @@ from .questions import Clip, Question, QuestionSet, spelled_id
 
 
 OnError = Literal["raise", "skip"]
-# ("row 7", what it holds): numbered from 1, lines of JSON lines as in an editor.
+# ("row 7", its content): rows are numbered from 1, JSON lines by their line in an editor.
 Row = tuple[str, Any]
 # The rows of a set, the clip of each, the file digests.
 Source = tuple[list[Row], Callable[[dict[str, Any]], Clip], dict[str, str]]
-Fault = tuple[str, str, str]  # the row's id, or its place where it has none; its place; what is wrong
+Fault = tuple[str, str, str]  # the row's id, or its place if it has none; its place; what is wrong
 
 FIELD = "field missing or malformed"
 AUDIO_MISSING = "audio file missing"
@@ -34,7 +34,7 @@ EXAMPLES = 3  # rows that an error names, per reason
 
 
 class RowFault(Exception):
-    """A row cannot be used: a `reason`, the same for all rows that have this fault, and the `detail` of this one."""
+    """A row cannot be used: the `reason`, shared by all rows with this fault, and the `detail` of this row."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -46,7 +46,7 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
     The rows of a JSON list or of JSON lines, and the file's SHA-256 by its name.
 
     Raises:
-        `ValueError`: no such file, or it is neither of the two.
+        `ValueError`: no such file, or one that is neither.
         `OSError`: for a file that cannot be opened.
     """
     if not path.is_file():
@@ -64,20 +64,20 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
             if line.strip():
                 rows.append((f"line {number}", parse_json(line)))
         return rows, sha256
-    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or of lists within lists without end
+    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8, or lists nested too deeply
         raise ValueError(f"{path} is neither a JSON list nor JSON lines{where}: {error}") from None
 
 
 def read_csv(path: Path, columns: Iterable[str], benchmark: str) -> list[Row]:
     """
-    The rows of a CSV file with a header, by column; "line 7" is where a row ends.
+    The rows of a CSV file with a header, by column; "line 7" is the line where a row ends.
 
     Args:
-        columns: that the file must have.
-        benchmark: whose file is expected, for messages.
+        columns: those that the file must have.
+        benchmark: name of the benchmark, for messages.
 
     Raises:
-        `ValueError`: no such file, no CSV in UTF-8, or columns that are missing.
+        `ValueError`: no such file, not a CSV in UTF-8, or missing columns.
     """
     if not path.is_file():
         raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected {benchmark}'s CSV.")
@@ -86,7 +86,7 @@ def read_csv(path: Path, columns: Iterable[str], benchmark: str) -> list[Row]:
             reader = csv.DictReader(file)
             rows: list[Row] = [(f"line {reader.line_num}", row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file: {error}") from None
+        raise ValueError(f"{path} is not a CSV file: {error}") from None
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
         raise ValueError(f"{path} has the columns {reader.fieldnames}; {benchmark}'s file also has {missing}.")
@@ -107,11 +107,11 @@ def collect(
     Args:
         benchmark, sha256: as in `QuestionSet`.
         path: what was read, for messages.
-        to_question: makes a question of a row, or raises `RowFault`.
-        on_error: "raise", or "skip" to leave faulty rows out. Of rows with one id the first is kept.
+        to_question: turns a row into a question, or raises `RowFault`.
+        on_error: "raise", or "skip" to leave faulty rows out. Of rows with the same id the first is kept.
 
     Raises:
-        `ValueError`: no rows, none that can be used, or, unless they are skipped, any that cannot.
+        `ValueError`: no rows, none that can be used, or, unless they are skipped, any faulty row.
     """
     if on_error not in get_args(OnError):
         raise ValueError(f'got on_error={on_error!r}; expected "raise" or "skip".')
@@ -142,7 +142,7 @@ def _id_or_place(row: Any, place: str) -> str:
 
 
 def _message(path: Path, count: int, faults: dict[str, list[Fault]]) -> str:
-    """On one line: how many rows are faulty; by reason how many and the first few."""
+    """On one line: how many rows are faulty, and for each reason how many and the first few."""
     parts = []
     for reason, found in faults.items():
         examples = [f"{place} ({identity}): {detail}" for identity, place, detail in found[:EXAMPLES]]
@@ -157,7 +157,7 @@ def _message(path: Path, count: int, faults: dict[str, list[Fault]]) -> str:
 
 
 def text_of(row: dict[str, Any], key: str) -> str:
-    """A text that must be there. Raises `RowFault` for none, an empty one, or another kind of value."""
+    """A required text. Raises `RowFault` if it is missing, empty or of another type."""
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise RowFault(FIELD, f"{key!r} is {value!r}, expected a text" if key in row else f"no {key!r}")
@@ -165,14 +165,14 @@ def text_of(row: dict[str, Any], key: str) -> str:
 
 
 def object_of(row: Any) -> dict[str, Any]:
-    """A row that is a JSON object. Raises a `RowFault` for any other."""
+    """A row that is a JSON object. Raises a `RowFault` for anything else."""
     if not isinstance(row, dict):
         raise RowFault(FIELD, f"expected a JSON object, got {type(row).__name__}")
     return row
 
 
 def id_key(row: dict[str, Any]) -> str | None:
-    """Under which key a published row has its id; `None` where it has none."""
+    """The key of a published row's id; `None` if it has none."""
     return next((name for name in ("id", "uniq_id") if row.get(name) is not None), None)
 
 
@@ -183,7 +183,7 @@ def id_of(row: dict[str, Any], key: str = "id") -> str:
 
 
 def optional_text_of(row: dict[str, Any], key: str) -> str | None:
-    """A text, also an empty one; `None` where it is null or not there. Raises `RowFault` for another kind of value."""
+    """A text, possibly empty; `None` if it is null or missing. Raises `RowFault` for any other type."""
     value = row.get(key)
     if value is not None and not isinstance(value, str):
         raise RowFault(FIELD, f"{key!r} is {value!r}, expected a text")
@@ -192,8 +192,8 @@ def optional_text_of(row: dict[str, Any], key: str) -> str | None:
 
 def groups_of(row: dict[str, Any], keys: Iterable[str]) -> dict[str, str]:
     """
-    Those of the groups that the row has; an empty text or list is none, the number 0 is one. Some MMAU rows have a list of
-    one category. Raises `RowFault` for a value that is neither a text nor a number nor a list of these.
+    The groups among `keys` that the row has; an empty text or list does not count, the number 0 does. Some MMAU rows
+    have a list of one category. Raises `RowFault` for a value that is not a text, a number or a list of these.
     """
     values = {key: row[key] for key in keys if row.get(key) not in (None, "", [])}
     for key, value in values.items():
@@ -206,10 +206,10 @@ def groups_of(row: dict[str, Any], keys: Iterable[str]) -> dict[str, str]:
 
 def choices_of(options: Any) -> tuple[str, ...]:
     """
-    The options' texts as they are, without empty ones at the end (MMAR has some: nobody can choose them).
+    The options' texts as they are, without empty ones at the end (MMAR has some; they cannot be chosen).
 
     Raises:
-        `RowFault`: fewer than two, an empty one before others, or one that is no text.
+        `RowFault`: fewer than two, an empty one before others, or one that is not a text.
     """
     if not isinstance(options, (list, tuple)) or not all(isinstance(option, str) for option in options):
         raise RowFault(FIELD, f"the options are {options!r}, expected a list of texts")
@@ -222,12 +222,12 @@ def choices_of(options: Any) -> tuple[str, ...]:
 
 
 def lettered_choices(row: dict[str, Any]) -> tuple[str, ...]:
-    """The options under `choice_a` to `choice_d`, see `choices_of`; one that is left out or null has none after it."""
+    """The options under `choice_a` to `choice_d`, see `choices_of`; none can follow a missing or null one."""
     return choices_of([row.get(f"choice_{letter}") or "" for letter in "abcd"])
 
 
 def position_of(answer: str, choices: tuple[str, ...]) -> int | None:
-    """The first choice that is the answer, or else the first that differs from it in outer white space only."""
+    """The position of the first choice that equals the answer, or else that differs only in outer white space."""
     if answer in choices:
         return choices.index(answer)
     return next((number for number, choice in enumerate(choices) if choice.strip() == answer.strip()), None)
@@ -243,13 +243,13 @@ def answer_among(answer: str, choices: tuple[str, ...]) -> str:
 
 def clip_of(root: Path, path: str, name: str | None = None) -> Clip:
     """
-    A clip in the folder `root`, called `name`, or else as its path is written.
+    A clip in the folder `root`, named `name`, or by default its path as written.
 
     Raises:
         `RowFault`: a path that leads out of the folder, or to no file.
     """
     folder = os.path.abspath(root)
-    file = os.path.abspath(os.path.join(folder, path))  # also takes ".." away, but does not follow links
+    file = os.path.abspath(os.path.join(folder, path))  # resolves "..", but does not follow links
     if os.path.commonpath([folder, file]) != folder:
         raise RowFault(OUTSIDE, f"{path!r} is not in {root}")
     if not os.path.isfile(file):
@@ -258,7 +258,7 @@ def clip_of(root: Path, path: str, name: str | None = None) -> Clip:
 
 
 def clips_of(root: Path, row: dict[str, Any], key: str) -> tuple[Clip, ...]:
-    """The clips of a row's path or list of paths, in their order. Raises `RowFault` for neither, or as `clip_of`."""
+    """The clips of a row's path or list of paths, in order. Raises `RowFault` for neither, or as `clip_of` does."""
     paths = row.get(key)
     several = paths if isinstance(paths, list) else [text_of(row, key)]
     if not several or not all(isinstance(path, str) and path for path in several):

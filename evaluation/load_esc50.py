@@ -1,7 +1,8 @@
-"""ESC-50 (github.com/karolpiczak/ESC-50) as it is published, `meta/esc50.csv` and `audio/`: which of 50 sounds is in a clip?
+"""ESC-50 (github.com/karolpiczak/ESC-50) as published, `meta/esc50.csv` and `audio/`: which of 50 sounds is in a clip?
 
-Asked of a model that was not trained on it, this is zero-shot classification: the options are all labels of the file, as words and
-in the order of their numbers, and one in 50 is right by chance. Any file with the columns `filename`, `target` and `category` will do.
+For a model that was not trained on it, this is zero-shot classification: the options are all labels of the file, as
+words and in the order of their numbers, so chance is one in 50. Any file with the columns `filename`, `target` and
+`category` works.
 Run: `load_esc50("ESC-50/meta/esc50.csv")`
 """
 
@@ -15,7 +16,7 @@ from .questions import Question, QuestionSet, file_sha256
 ASK = "Which of these is heard?"
 COLUMNS = ("filename", "target", "category")
 CLIPS = 2_000
-# By target, ten of each of the five published kinds.
+# In order of their targets, ten for each of the five published kinds.
 LABELS = {
     "animals": ("dog", "rooster", "pig", "cow", "frog", "cat", "hen", "insects", "sheep", "crow"),
     "natural soundscapes and water": (
@@ -40,16 +41,16 @@ KIND_OF = {label: kind for kind, labels in LABELS.items() for label in labels}
 
 def load_esc50(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
     """
-    A question for each clip, in the groups `label`, `fold` and, of ESC-50's own labels, `kind`.
+    A question for each clip, in the groups `label`, `fold` and, for ESC-50's own labels, `kind`.
 
     Args:
         path: `esc50.csv`.
-        audio_root: the folder of the clips; by default `audio` beside the file's folder.
+        audio_root: the folder of the clips; by default `audio` next to the file's folder.
         on_error: "raise", or "skip" to leave out rows that cannot be used.
 
     Raises:
-        `ValueError`: a file that cannot be read or lacks columns, and rows as in `load_checks.collect`; among them those whose
-            label has another number than before.
+        `ValueError`: a file that cannot be read or lacks columns, or faulty rows, see `load_checks.collect`, including
+            those whose label had another target in an earlier row.
     """
     path = Path(path)
     rows = read_csv(path, COLUMNS, "ESC-50")
@@ -71,13 +72,13 @@ def load_esc50(path: str | Path, audio_root: Path | None = None, on_error: OnErr
 
 
 def _targets(rows: list[Row]) -> dict[str, int]:
-    """The number of each label, as its first row with one has it."""
+    """The target of each label, from its first row with a valid one."""
     targets: dict[str, int] = {}
     for _, row in rows:
         try:
             targets.setdefault(_words(text_of(row, "category")), _target(row))
         except RowFault:
-            continue  # told when its question is made
+            continue  # reported when its question is built
     return targets
 
 

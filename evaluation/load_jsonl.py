@@ -1,16 +1,16 @@
-"""Your own questions: one JSON object a line (or a JSON list of them), with
+"""Your own questions: one JSON object per line (or a JSON list of them), with
 
     id           a text or an integer that no other row has
     audio        path of the clip, or a list of paths in the order in which they are heard
-    question     the words, without options and instructions
+    question     the text, without options and instructions
     choices      optional: the options, a list of texts without labels such as "(A)"; without them the question is open
     answer       optional: one of the choices as it is written there, or the reference of an open question
-    description  optional: what is heard, in words, for a judge that cannot hear
+    description  optional: the audio described in text, for a judge that cannot hear
     any other    optional: a text; scores are broken down by it
 
     {"id": 1, "audio": "dog.wav", "question": "What barks?", "choices": ["a dog", "a seal"], "answer": "a dog", "place": "city"}
 
-Paths start at the file's folder, or at `audio_root`, and stay in it. Run: `load_jsonl("mine.jsonl")`
+Paths are relative to the file's folder, or to `audio_root`, and must stay in it. Run: `load_jsonl("mine.jsonl")`
 """
 
 from pathlib import Path
@@ -36,11 +36,11 @@ KEYS = ("id", "audio", "question", "choices", "answer", "description")
 
 def load_jsonl(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
     """
-    The questions of a file in the format above, in the groups that its other keys make. A key that is null is not there.
+    The questions of a file in the format above, grouped by its other keys. A null value counts as missing.
 
     Raises:
-        `ValueError`: a file that cannot be read, and rows as in `load_checks.collect`; among them those with a number or
-            a list under another key, which may be a misspelt one.
+        `ValueError`: a file that cannot be read, or faulty rows, see `load_checks.collect`, including those with a
+            number or a list under another key, which can be a misspelt one.
     """
     path = Path(path)
     rows, sha256 = read_rows(path)

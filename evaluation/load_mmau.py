@@ -1,8 +1,8 @@
-"""MMAU and MMAR as they are published: multiple-choice questions about speech, sounds and music, one clip each.
+"""MMAU and MMAR as published: multiple-choice questions about speech, sounds and music, one clip each.
 
-MMAU (github.com/Sakshi113/MMAU) comes as `mmau-test-mini.json` (1,000 questions), as `mmau-test.json` (9,000, the answers
-kept back) and as parquet files with the audio in them (gamma-lab-umd/MMAU-test-mini on the Hub). Its content has
-changed under one name, so every file's SHA-256 is kept. MMAR (github.com/ddlBoJack/MMAR) is `MMAR-meta.jsonl`.
+MMAU (github.com/Sakshi113/MMAU) comes as `mmau-test-mini.json` (1,000 questions), as `mmau-test.json` (9,000, without
+answers) and as parquet files with embedded audio (gamma-lab-umd/MMAU-test-mini on the Hub). Its content has changed
+under the same name, so every file's SHA-256 is kept. MMAR (github.com/ddlBoJack/MMAR) is `MMAR-meta.jsonl`.
 Run: `load_mmau("MMAU/mmau-test-mini.json")`, with the clips in `MMAU/test-mini-audios/`.
 """
 
@@ -41,12 +41,12 @@ def load_mmau(path: str | Path, audio_root: Path | None = None, on_error: OnErro
 
     Args:
         path: the JSON file, a parquet file, or a folder of parquet files.
-        audio_root: where the paths in the JSON start; its folder by default. Parquet files hold their audio.
+        audio_root: root of the paths in the JSON; by default its folder. Parquet files contain their audio.
         on_error: "raise", or "skip" to leave out rows that cannot be used.
 
     Raises:
-        `ValueError`: files that cannot be read, and rows as in `load_checks.collect`. Where any row has an answer,
-            one without an answer cannot be used.
+        `ValueError`: files that cannot be read, or faulty rows, see `load_checks.collect`. If any row has an answer,
+            rows without one cannot be used.
     """
     path = Path(path)
     if is_parquet(path):
@@ -56,7 +56,7 @@ def load_mmau(path: str | Path, audio_root: Path | None = None, on_error: OnErro
 
 def load_mmar(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
     """
-    MMAR's questions, in the groups `modality`, `category`, `sub-category` and, where words are spoken, `language`.
+    MMAR's questions, in the groups `modality`, `category`, `sub-category` and, if words are spoken, `language`.
 
     Arguments and errors are those of `load_mmau`, for JSON lines or a JSON list.
     """
@@ -97,7 +97,7 @@ def _load_parquet(path: Path, audio_root: Path | None, on_error: OnError) -> Que
         if "id" not in row:
             raise RowFault(FIELD, f"no 'id' in 'other_attributes', which is {row['other_attributes']!r}")
         identity = id_of(row)
-        # As every clip has one question, its id can name it; the paths in `context` are not known to differ.
+        # Every clip has one question, so the question's id can name it; the paths in `context` may not be unique.
         clip = clip_in(table, AUDIO, row, identity)
         labelled = choices_of(row["choices"])
         choices = choices_of(without_labels(labelled))
@@ -114,7 +114,7 @@ def _load_parquet(path: Path, audio_root: Path | None, on_error: OnError) -> Que
 
 
 def _attributes(text: Any) -> dict[str, Any]:
-    """What a JSON object holds; nothing for anything else."""
+    """The content of a JSON object; empty for anything else."""
     try:
         attributes = json.loads(text)
     except (TypeError, ValueError):

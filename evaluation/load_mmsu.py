@@ -1,7 +1,7 @@
-"""MMSU (github.com/dingdongwang/MMSU, ddwang2000/MMSU on the Hub) as it is published: 5,000 questions about speech, in 47 tasks.
+"""MMSU (github.com/dingdongwang/MMSU, ddwang2000/MMSU on the Hub) as published: 5,000 questions on speech in 47 tasks.
 
-On the Hub it is parquet files with the audio in them; as JSON lines, in the form in which the published scripts keep
-predictions, the clips are files. Each question has two to four options, and the answer is the text of one.
+On the Hub it is parquet files with embedded audio; in JSON lines, the format in which the published scripts keep
+predictions, the clips are separate files. Each question has two to four options, and the answer is the text of one.
 Run: `load_mmsu("MMSU/data")`
 """
 
@@ -36,11 +36,11 @@ def load_mmsu(path: str | Path, audio_root: Path | None = None, on_error: OnErro
 
     Args:
         path: a parquet file, a folder of parquet files, JSON lines or a JSON list with `audio_path`.
-        audio_root: where the paths in the JSON start; its folder by default. Parquet files hold their audio.
+        audio_root: root of the paths in the JSON; by default its folder. Parquet files contain their audio.
         on_error: "raise", or "skip" to leave out rows that cannot be used.
 
     Raises:
-        `ValueError`: files that cannot be read, and rows as in `load_checks.collect`.
+        `ValueError`: files that cannot be read, or faulty rows, see `load_checks.collect`.
     """
     path = Path(path)
     rows, clip, sha256 = _parquet(path, audio_root) if is_parquet(path) else _json(path, audio_root)
@@ -61,7 +61,7 @@ def load_mmsu(path: str | Path, audio_root: Path | None = None, on_error: OnErro
 
 def _parquet(path: Path, audio_root: Path | None) -> Source:
     table, sha256 = open_parquet(path, COLUMNS, "MMSU", audio_root)
-    # Of the paths it is not known whether they differ; every question has a clip of its own.
+    # The paths may not be unique, but every question has its own clip.
     return list(table_rows(table, AUDIO)), lambda row: clip_in(table, AUDIO, row, id_of(row)), sha256
 
 

@@ -1,7 +1,7 @@
-"""Parquet files with the audio in them, as the Hub's datasets have it: a column of structs with `bytes` and `path`.
+"""Parquet files with embedded audio, as in the Hub's datasets: a column of structs with `bytes` and `path`.
 
-`datasets` converts the files once into its cache, a row group at a time, and maps that into memory: to read one clip from
-the parquet itself is to read its whole row group, which may be the whole file. Rows are read without their audio.
+`datasets` converts the files once into its cache, one row group at a time, and memory-maps the cache: reading one clip
+from the parquet itself would read its whole row group, which can be the whole file. Rows are read without their audio.
 Run: `table, sha256 = open_parquet(path, ("audio", "question"), "MMSU")`, then `table_rows(table, "audio")`
 """
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# Of the conversion from parquet; by default it is the length of a row group, and a file without rows an error.
+# For the conversion from parquet. The default is the length of a row group, and fails for a file without rows.
 ROWS_PER_BATCH = 100
-# What `table_rows` adds to a row: its number from 0, and how many bytes of audio it has.
+# Keys that `table_rows` adds to a row: its number from 0, and the size of its audio in bytes.
 NUMBER, AUDIO_BYTES = "row number", "audio bytes"
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a path is a folder, which then holds parquet files, or one such file by its name."""
+    """Whether a path is a folder (of parquet files), or a parquet file by its name."""
     return path.is_dir() or path.suffix == ".parquet"
 
 
 def split_of(file: Path) -> str:
-    """The split that a file of the Hub holds, by its name: without "-00000-of-00001"."""
+    """The split in the name of a file of the Hub: without "-00000-of-00001"."""
     return re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
 
 
@@ -40,25 +40,26 @@ def open_parquet(
     path: Path, columns: Sequence[str], benchmark: str, audio_root: Path | None = None
 ) -> tuple["Dataset", dict[str, str]]:
     """
-    The rows of a parquet file, or of those in a folder (in the alphabet's order), as Arrow; and each file's SHA-256 by name.
+    The rows of a parquet file, or of those in a folder (in alphabetical order), as Arrow; and each file's SHA-256 by
+    name.
 
     Args:
-        columns: that the files must have.
-        benchmark: whose files are expected, for messages.
-        audio_root: must be `None`, since the audio is here.
+        columns: those that the files must have.
+        benchmark: name of the benchmark, for messages.
+        audio_root: must be `None`, since the audio is in the files.
 
     Raises:
-        `ValueError`: no such files, damaged ones, columns that are missing, or an `audio_root`.
+        `ValueError`: no such files, damaged ones, missing columns, or an `audio_root`.
     """
     if audio_root is not None:
         raise ValueError(f"got the audio folder {audio_root}, but {path} holds its audio itself; leave it out.")
-    from datasets import Dataset  # not at the top: scoring does without
+    from datasets import Dataset  # not at the top: scoring does not need it
 
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
-        raise ValueError(f"{path} is no parquet file, nor a folder of them; give those, or {benchmark}'s other file.")
+        raise ValueError(f"{path} is not a parquet file or a folder of them; give one, or {benchmark}'s other file.")
     sha256 = {file.name: file_sha256(file) for file in files}
-    # `datasets` itself would know a file again by its name and time, also where another has taken its place.
+    # By itself `datasets` recognises a file by its name and time, even if another file has replaced it.
     content = hashlib.sha256("".join(sha256.values()).encode()).hexdigest()
     try:
         table = Dataset.from_parquet([str(file) for file in files], batch_size=ROWS_PER_BATCH, config_name=content)
@@ -71,12 +72,12 @@ def open_parquet(
         raise ValueError(
             f"{files[0]} has the columns {table.column_names}; {benchmark}'s parquet form also has {missing}."
         )
-    # As Arrow, columns of audio stay bytes and no row becomes Python objects unasked.
+    # As Arrow, columns of audio stay bytes, and rows become Python objects only on request.
     return table.with_format("arrow"), sha256
 
 
 def table_rows(table: "Dataset", audio: str) -> Iterator[Row]:
-    """The rows without the column `audio`, of which only the number of bytes is looked up (see `AUDIO_BYTES`)."""
+    """The rows without the column `audio`, for which only the number of bytes is looked up (see `AUDIO_BYTES`)."""
     import pyarrow.compute as pc
 
     number = 0
@@ -88,7 +89,7 @@ def table_rows(table: "Dataset", audio: str) -> Iterator[Row]:
 
 
 def clip_in(table: "Dataset", audio: str, row: dict[str, Any], name: str) -> Clip:
-    """The clip of a row of `table_rows`, under a name. Raises `RowFault` where there are no bytes."""
+    """The clip of a row of `table_rows`, under a name. Raises `RowFault` if it has no bytes."""
     if not row[AUDIO_BYTES]:
         raise RowFault(AUDIO_MISSING, f"no bytes in {audio!r}")
     return Clip(name, partial(_read_bytes, table, audio, row[NUMBER]))

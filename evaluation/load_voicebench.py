@@ -1,11 +1,11 @@
-"""VoiceBench's open requests (github.com/MatthewCYM/VoiceBench, hlt-lab/voicebench on the Hub) as they are published: parquet with audio.
+"""VoiceBench's open requests (github.com/MatthewCYM/VoiceBench, hlt-lab/voicebench on the Hub) as published: parquet.
 
-Somebody says something to an assistant, and the answer is open. The folder of a subset has `SPLIT-*.parquet`: `test`, or an accent or
-a voice; each row has `audio`, `prompt`, which is what is said, and in `sd-qa` a `reference`. A model is asked by the sound alone, as
-published; what is said in writing is for the judge. Published scores are GPT-4o-mini's: 1 to 5, and for `sd-qa` right or wrong; those of
-`falcon3-audio judge` are in this project's words, 1 to 5 for all, and so other numbers. Not here: `mmsu`, `openbookqa` and `bbh` (the options
-are in the words that are said, and the published rules draw or read letters), `ifeval` (Google's checks, other ones than MMAU-Pro's),
-`advbench` (a list of refusals) and `mtbench` (several turns).
+Spoken requests to an assistant, with open answers. The folder of a subset has `SPLIT-*.parquet`: `test`, or an accent
+or a voice; each row has `audio`, `prompt`, which is the transcript, and in `sd-qa` a `reference`. As published, the
+model gets only the audio; the transcript is for the judge. Published scores are GPT-4o-mini's: 1 to 5, and for `sd-qa`
+right or wrong. `falcon3-audio judge` uses this project's prompts, with 1 to 5 for all subsets, so its numbers differ.
+Not supported: `mmsu`, `openbookqa` and `bbh` (the options are spoken, and the published rules draw or read letters),
+`ifeval` (Google's checks, not MMAU-Pro's), `advbench` (a list of refusals) and `mtbench` (several turns).
 Run: `load_voicebench("voicebench/alpacaeval")`
 """
 
@@ -28,7 +28,8 @@ ONLY_SPLIT = "test"
 
 def load_voicebench(path: str | Path, audio_root: Path | None = None, on_error: OnError = "raise") -> QuestionSet:
     """
-    The requests of a subset, under the ids "SUBSET/SPLIT/NUMBER", in the group `task`: the subset, with the split where it has several.
+    The requests of a subset, with ids "SUBSET/SPLIT/NUMBER", in the group `task`: the subset, with the split if it has
+    several.
 
     Args:
         path: the folder of a subset, by its published name, or one of its parquet files.
@@ -36,13 +37,15 @@ def load_voicebench(path: str | Path, audio_root: Path | None = None, on_error: 
         on_error: "raise", or "skip" to leave out rows that cannot be used.
 
     Raises:
-        `ValueError`: another folder, files that cannot be read or lack columns, and rows as in `load_checks.collect`.
+        `ValueError`: another folder, files that cannot be read or lack columns, or faulty rows, see
+            `load_checks.collect`.
     """
     path = Path(path)
     folder = path.absolute() if path.is_dir() else path.absolute().parent
     if folder.name not in SUBSETS:
         raise ValueError(
-            f"{path} is in a folder {folder.name!r}; expected one of VoiceBench's open subsets by its name: {', '.join(SUBSETS)}."
+            f"{path} is in a folder {folder.name!r}; expected the name of one of VoiceBench's open subsets: "
+            f"{', '.join(SUBSETS)}."
         )
     rows, clip, sha256 = _read(path, folder.name, audio_root)
 

@@ -1,8 +1,9 @@
-"""Answers by a transformers model on this machine: any that `pipeline("audio-text-to-text")` takes.
+"""Answers from a transformers model on this machine: any model that `pipeline("audio-text-to-text")` takes.
 
-Decoding is greedy. A batch is answered at once; if that raises an error its questions are asked one by one, so that one
-clip costs one row, but running out of memory ends the run: it says nothing about the question. Audio tokens are counted
-in every prompt, since processors have passed over audio in silence; a prompt with a clip and without them ends the run.
+Decoding is greedy. A batch is answered together; if that raises an error, its questions are asked one by one, so that
+one clip costs only its own rows. Running out of memory, which is no fault of a question, stops the run. Audio tokens
+are counted in every prompt, since processors have silently dropped audio; a prompt with a clip but none of them stops
+the run.
 """
 
 import hashlib
@@ -25,18 +26,18 @@ from .answerers import Item, NoAudio, Outcome, RunStopped, answered, by_clip, fa
 from .questions import Clip, file_sha256
 
 
-# What decides the answers of a model in a folder; other files there (logs, cards, optimizer states) do not.
+# The files that determine a model's answers; others in its folder (logs, cards, optimizer states) do not.
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
 
 
 class CountingPipeline(AudioTextToTextPipeline):
-    """Counts the audio tokens of each prompt of the last batch, and raises `NoAudio` where there are none."""
+    """Counts the audio tokens of each prompt of the last batch; raises `NoAudio` if a prompt with a clip has none."""
 
     audio_tokens: list[int | None] = []
 
     @property
     def audio_token_id(self) -> int | None:
-        """The placeholder that stands for audio in the input ids; `None` where neither config nor processor says."""
+        """The placeholder that stands for audio in the input ids; `None` if neither config nor processor names it."""
         names = [(self.model.config, "audio_token_id"), (self.model.config, "audio_token_index")]
         found = (getattr(owner, name, None) for owner, name in [*names, (self.processor, "audio_token_id")])
         return next((number for number in found if number is not None), None)
@@ -50,9 +51,9 @@ class CountingPipeline(AudioTextToTextPipeline):
         for request, count in zip(requests, counts):
             if count == 0 and any(item["type"] == "audio" for item in request.messages[-1]["content"]):
                 raise NoAudio(
-                    f"{type(self.processor).__name__} made a prompt without audio tokens (id {self.audio_token_id}) of "
-                    "a question with a clip: the model would answer without hearing it. Does its chat template take "
-                    "audio?"
+                    f"{type(self.processor).__name__} made a prompt without audio tokens (id {self.audio_token_id}) "
+                    "for a question with a clip: the model would answer without hearing it. Does its chat template "
+                    "take audio?"
                 )
         self.audio_tokens = counts
         return prepared
@@ -64,11 +65,12 @@ class LocalModel:
 
     Args:
         model: folder or Hub id; `revision`, `trust_remote_code`, `dtype` and `device` as for `pipeline`.
-        batch_size: questions that are answered at once.
+        batch_size: questions that are answered together.
         max_new_tokens: of each answer.
 
     Raises:
-        `ValueError`, `OSError`, `ImportError`: as `pipeline` does, and for a model that wants another rate than 16 kHz.
+        `ValueError`, `OSError`, `ImportError`: as `pipeline` does, and for a model with another sampling rate than 16
+            kHz.
     """
 
     workers = 1
@@ -92,7 +94,7 @@ class LocalModel:
             )
         rate = getattr(getattr(self._pipe.processor, "feature_extractor", None), "sampling_rate", SAMPLING_RATE)
         if rate != SAMPLING_RATE:
-            raise ValueError(f"{model} wants audio at {rate} Hz; only models for {SAMPLING_RATE} Hz can be evaluated.")
+            raise ValueError(f"{model} expects {rate} Hz audio; only models for {SAMPLING_RATE} Hz can be evaluated.")
         self._samples: dict[str, np.ndarray] = {}
         self._ahead: dict[str, np.ndarray | OSError | ValueError] = {}
 
@@ -109,18 +111,18 @@ class LocalModel:
             if folder
             else "commit on the Hub",
             "model_dtype": str(model.dtype).removeprefix("torch."),
-            "device": self._pipe.device.type,  # without its number, which each of several processes has its own
+            "device": self._pipe.device.type,  # without its number, which differs between processes
             "batch_size": self.batch_size,
             "decoding": self._decoding,
-            "generation_config": defaults,  # of which penalties and end tokens hold beside `decoding`
+            "generation_config": defaults,  # its penalties and end tokens apply besides `decoding`
         }
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
         """
-        Of `batch_size` or fewer, with the questions about one clip in one batch.
+        Batches of at most `batch_size`, with all questions about a clip in the same batch.
 
-        A clip with more questions than that has batches of its own: its encoding is kept from one to the next, and must
-        not depend on other clips in the first.
+        A clip with more questions than that gets batches of its own: its encoding is kept from one to the next, and
+        must not depend on other clips in the first.
         """
         batches: list[list[Item]] = [[]]
         for group in by_clip(items):
@@ -144,7 +146,7 @@ class LocalModel:
     def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
         clips = {clip.name: clip for item in items for clip in item.heard}
         if clips.keys() != self._samples.keys():
-            self._pipe.forget_audio()  # what is found there depends in its last digits on earlier batches
+            self._pipe.forget_audio()  # cached encodings depend in their last digits on earlier batches
         self._samples = {name: samples for name, samples in self._samples.items() if name in clips}
         outcomes: dict[str, Outcome] = {}
         audible: list[Item] = []
@@ -171,7 +173,7 @@ class LocalModel:
             return self._generate(items) if items else []
         except RunStopped:
             raise
-        except Exception as error:  # whatever a model may raise for a clip or a prompt
+        except Exception as error:  # models can raise anything for a clip or a prompt
             self._stop_if_hopeless(error, items)
             if len(items) == 1:
                 return [failed(items[0], error)]
@@ -193,26 +195,26 @@ class LocalModel:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
             raise RunStopped(
                 f"Out of memory on {self._pipe.device} with the questions {ids}: {error} If others use that device, free "
-                "it and start the same command again, which goes on here. Otherwise give a smaller --batch-size (it was "
+                "it and run the same command again to resume. Otherwise give a smaller --batch-size (it was "
                 f"{self.batch_size}) or --dtype bfloat16, with another --output-dir."
             ) from error
         if isinstance(error, DEVICE_ERRORS):
             raise RunStopped(
-                f"{self._pipe.device} failed on the questions {ids} and answers nothing more in this process: {error} "
-                "The same command goes on here."
+                f"{self._pipe.device} failed on the questions {ids} and cannot be used again in this process: {error} "
+                "Run the same command again to resume."
             ) from error
 
 
 def _load(model: str, **options: Any) -> CountingPipeline:
     try:
         return pipeline("audio-text-to-text", model=model, pipeline_class=CountingPipeline, **options)
-    # No processor but a tokenizer; no such device, or one without room; no such device in this build of torch.
+    # A tokenizer but no processor; no such device, or too little memory on it; a device that this torch build lacks.
     except (TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{model} cannot be loaded to be asked about audio: {error}") from error
+        raise ValueError(f"{model} cannot be loaded as a model with audio input: {error}") from error
 
 
 def own_device() -> str | None:
-    """The accelerator of this process by its `LOCAL_RANK`, where a launcher set one and there are any; processes may share one."""
+    """The accelerator for this process's `LOCAL_RANK`, which can be shared; `None` without launcher or accelerator."""
     number = os.environ.get("LOCAL_RANK")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if number is None or accelerator is None:
@@ -229,7 +231,7 @@ def _decode(clip: Clip) -> np.ndarray | OSError | ValueError:
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 (hex) over the lines that `sha256sum` prints of the files that decide a model's answers."""
+    """SHA-256 (hex) of the lines that `sha256sum` prints for the files that determine a model's answers."""
     files = sorted(
         path
         for path in folder.iterdir()

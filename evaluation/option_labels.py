@@ -10,9 +10,9 @@ _LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[.:)])\s")
 
 def without_labels(choices: Sequence[str]) -> tuple[str, ...]:
     """
-    The choices without their labels, if all of them begin with one, in the alphabet's order; otherwise as they are.
+    The choices without their labels, if all start with one and these are in alphabetical order; otherwise as they are.
 
-    Once, and only then: "A" and the chord "B:maj/1" are options in themselves.
+    Only one label is removed, and only then: "A" and the chord "B:maj/1" are options in themselves.
     """
     labels = [_LABELLED.match(choice) for choice in choices]
     letters = "".join((label[1] or label[2]).upper() for label in labels if label)
@@ -22,7 +22,7 @@ def without_labels(choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def without_label(answer: str, choices: Sequence[str]) -> str:
-    """The text of an answer that is written as one of the labelled choices is; another answer as it is."""
+    """The text of an answer that is written like one of the labelled choices; any other answer as it is."""
     texts = {choice.strip(): text for choice, text in zip(choices, without_labels(choices))}
     return texts.get(answer.strip(), answer)
 

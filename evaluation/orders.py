@@ -1,10 +1,11 @@
-"""The same questions with their options in other orders: whether a model chooses an option, or a place in the list.
+"""The same questions with their options in other orders: does a model choose an option, or a place in the list?
 
-A question is asked as it is published and in up to K shuffled orders, each another one, drawn by one seed, the number of the order
-and the question's id; two options have one other order. The consistency rate is that of López et al. 2025 (Robustness Assessment of
-Large Audio Language Models in Multiple-choice Evaluation, arXiv 2510.04584): in how many pairs of orders the replies mean the
-same option. Accuracy over all orders is their correctness rate. Both beside `--control text-only` say how far a score is one of
-hearing (All That Glitters Is Not Audio, arXiv 2604.24401).
+A question is asked as published and in up to K different shuffled orders, drawn from one seed, the number of the order
+and the question's id; two options have only one other order. The consistency rate is that of López et al. 2025
+(Robustness Assessment of Large Audio Language Models in Multiple-choice Evaluation, arXiv 2510.04584): the share of
+pairs of orders in which the replies mean the same option. Accuracy over all orders is their correctness rate. Together
+with `--control text-only`, both show how much of a score comes from hearing (All That Glitters Is Not Audio, arXiv
+2604.24401).
 Run: `falcon3-audio evaluate ... --shuffle-choices 3`
 """
 
@@ -28,11 +29,11 @@ PUBLISHED = "as published"  # the first of these ways
 
 def in_orders(questions: QuestionSet, shuffled: int, seed: int) -> QuestionSet:
     """
-    Each question with options as it is and in up to `shuffled` other orders, under the ids "ID#1", "ID#2", ...; questions without
-    options once. All have the group `ORDER`.
+    Each question with options as it is and in up to `shuffled` other orders, with ids "ID#1", "ID#2", ...; questions
+    without options appear once. All have the group `ORDER`.
 
     Raises:
-        `ValueError`: fewer than one, or no question has options.
+        `ValueError`: `shuffled` is below 1, or no question has options.
     """
     if shuffled < 1 or not any(question.choices for question in questions.questions):
         raise ValueError(f"got {shuffled} orders; expected 1 or more, of questions that have options.")
@@ -56,31 +57,32 @@ def _shuffled(question: Question, shuffled: int, seed: int) -> Iterator[Question
 
 
 def as_variants(question: Question, others: Iterable[Question], group: str) -> Iterator[Question]:
-    """A question as it is published, then each of the others under "ID#1", "ID#2", ...; the group has "as published" or the number."""
+    """A question as published, then the others as "ID#1", "ID#2", ...; the group is "as published" or the number."""
     yield replace(question, groups=question.groups | {group: PUBLISHED})
     for number, other in enumerate(others, 1):
         yield replace(other, id=f"{question.id}#{number}", groups=question.groups | {group: str(number)})
 
 
 def published_id(row: Prediction) -> str:
-    """The id of the question that a row asks in some way."""
+    """The id of the published question that a row is a variant of."""
     way = row.groups.get(ORDER, row.groups.get(WORDING))
     return row.id.removesuffix(f"#{way}")
 
 
 def consistency(rows: Sequence[Prediction], clips: Sequence[int]) -> dict[str, Any]:
     """
-    How far replies are the same in all orders or wordings.
+    How consistent replies are across orders or wordings.
 
-    Replies that mean no option agree with none. Over questions with as many of them the rate is the paper's; elsewhere
-    questions count by their pairs.
+    Replies that mean no option agree with none. If all questions have the same number of variants, the rate is the
+    paper's; otherwise questions are weighted by their pairs.
 
     Args:
         rows: of `in_orders` or `wordings.in_wordings`.
         clips: the number of each row's clip, see `intervals.clip_numbers`.
 
     Returns:
-        `questions` and `pairs` of ways to ask them, the `rate` (`None` without pairs), and its 95 % `interval` over clips.
+        the numbers of `questions` and of `pairs` of variants, the `rate` (`None` without pairs), and its 95 %
+        `interval` over clips.
     """
     questions: dict[str, list[tuple[str | None, int]]] = {}
     for row, clip in zip(rows, clips):

@@ -1,8 +1,9 @@
-"""Two models on the same questions: is one better, by how much, and how small a difference could have been seen?
+"""Two models on the same questions: is one better, by how much, and what is the smallest detectable difference?
 
-Questions about one clip are not independent: who mishears the clip gets all of them wrong. Everything here therefore
-takes the clip as its unit: the bootstrap draws clips (clip_intervals.py), and the exact test swaps the two models clip by clip. Where each
-clip has one question, that test is McNemar's. Plain numpy and scipy; differences are B - A, as shares from -1 to 1.
+Questions about one clip are not independent: a model that mishears the clip gets all of them wrong. The unit is
+therefore the clip: the bootstrap draws clips (clip_intervals.py), and the exact test swaps the two models clip by
+clip. If each clip has one question, that test is McNemar's. Plain numpy and scipy; differences are B - A, as shares
+from -1 to 1.
 """
 
 from dataclasses import dataclass
@@ -23,13 +24,13 @@ class Paired:
     """
     Attributes:
         n, clips: questions, and how many clips they are about.
-        both_right, only_a, only_b, both_wrong: questions; together `n`.
+        both_right, only_a, only_b, both_wrong: numbers of questions; they add up to `n`.
         accuracy_a, accuracy_b, difference: shares; `difference` is B - A.
-        interval: 95 %, of the difference. Like the two below `None` where fewer than `FEWEST_DIFFERING` clips differ.
-        standard_error: of the difference; `None` too where all clips differ alike, which leaves no spread to estimate.
-        detectable: the true difference that a set like this one would show (p < 0.05) in four of five cases.
+        interval: 95 %, of the difference. Like the next two, `None` if fewer than `FEWEST_DIFFERING` clips differ.
+        standard_error: of the difference; also `None` if all clips differ alike, which leaves no spread to estimate.
+        detectable: the true difference that four of five sets like this one would show (p < 0.05).
         p: exact, two-sided, clip by clip (`swap_p`).
-        mcnemar_p: exact McNemar, which takes questions for independent; equal to `p` if each clip has one question.
+        mcnemar_p: exact McNemar, which treats questions as independent; equal to `p` if each clip has one question.
     """
 
     n: int
@@ -49,7 +50,7 @@ class Paired:
 
     @property
     def better(self) -> str | None:
-        """ "A" or "B" where both the test and the interval show a difference, otherwise `None`."""
+        """ "A" or "B" if both the test and the interval show a difference, otherwise `None`."""
         if self.interval is None or self.p >= 2 * TAIL or self.interval[0] <= 0 <= self.interval[1]:
             return None
         return "B" if self.difference > 0 else "A"
@@ -61,11 +62,11 @@ def compare_pairs(a: np.ndarray, b: np.ndarray, clips: np.ndarray, resamples: in
 
     Args:
         a, b: bool `(questions,)`: whether A and B are right.
-        clips: int `(questions,)`: which clip each question is about, by any numbering.
+        clips: int `(questions,)`: the clip of each question, in any numbering.
         resamples, seed: of the bootstrap.
 
     Raises:
-        `ValueError`: for no questions at all, for arrays of other shapes, or for too few resamples.
+        `ValueError`: no questions, arrays of different shapes, or too few resamples.
     """
     if len({a.shape, b.shape, clips.shape}) > 1 or a.ndim != 1 or not len(a):
         raise ValueError(f"got arrays of the shapes {a.shape}, {b.shape} and {clips.shape}; expected (questions,)")
@@ -95,15 +96,15 @@ def compare_pairs(a: np.ndarray, b: np.ndarray, clips: np.ndarray, resamples: in
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
-    """McNemar's exact test, two-sided: of the questions that one model alone gets right, each has half."""
+    """McNemar's exact test, two-sided: under the null, each model has half of the questions that only one gets."""
     return float(stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def swap_p(differences: np.ndarray) -> float:
     """
-    Exact two-sided p of a sum of differences, int `(clips,)`, where each clip's sign is a coin toss: A and B alike.
+    Exact two-sided p of a sum of differences, int `(clips,)`, if each clip's sign is a coin toss: A and B are equal.
 
-    All 2**clips outcomes count: clips whose difference has the same size add up to a binomial, and the sizes are few.
+    All 2**clips outcomes count: clips with differences of the same size add up to a binomial, and there are few sizes.
     """
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     chance = np.ones(1)  # of each sum, from the lowest to the highest
@@ -129,7 +130,7 @@ def p_text(p: float) -> str:
 
 
 def verdict_line(result: Paired) -> str:
-    """The result in one line; of the better model, the difference is positive."""
+    """The result in one line; the difference is stated as positive for the better model."""
     if result.better == "A" and result.interval:
         low, high = result.interval
         return f"A is better by {points(-result.difference)} points {interval_text((-high, -low))}, {p_text(result.p)}"

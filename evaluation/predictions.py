@@ -1,9 +1,9 @@
-"""Prediction files: what a model replied, question by question, with all that scoring needs.
+"""Prediction files: a model's replies, question by question, with everything that scoring needs.
 
-A run leaves a folder: `predictions.jsonl`, one row a question in the benchmark's order, and `run.json`, how they were
-made. `read_predictions` also takes the files that others publish: a JSON list, JSON lines or parquet with the reply under
-`model_output`, `model_prediction`, `answer_prediction`, `prediction`, `response` or `reply`. All rows are read under one
-key, the first of these that is in the file; where another holds something else, `warnings` says so.
+A run leaves a folder with `predictions.jsonl`, one row per question in the benchmark's order, and `run.json`, which
+records how they were made. `read_predictions` also reads files published by others: a JSON list, JSON lines or parquet
+with the reply under `model_output`, `model_prediction`, `answer_prediction`, `prediction`, `response` or `reply`. All
+rows are read with one key, the first of these in the file; if another key has different values, `warnings` says so.
 """
 
 import json
@@ -44,11 +44,11 @@ class Prediction:
     Attributes:
         id, question, choices, answer, groups, description, check, references: as in `Question`.
         audio: the clips' names.
-        status: "answered"; "failed" where the model or the audio raised an error (see `error`); "missing" where a
-            published file has a row without a reply.
-        reply: the model's own words, whole, also where they are empty; `None` unless answered.
+        status: "answered"; "failed" if the model or the audio raised an error (see `error`); "missing" if a published
+            file has a row without a reply.
+        reply: the model's full reply, even if empty; `None` unless answered.
         error: what went wrong, for a failed row.
-        prompt: the text that was put to the model.
+        prompt: the text given to the model.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Prediction:
 
     @property
     def is_open(self) -> bool:
-        """Whether no rule can say if the reply is right: neither options nor a check."""
+        """Whether no rule can judge the reply: the question has neither options nor a check."""
         return not self.choices and self.check is None
 
 
@@ -79,8 +79,8 @@ class Predictions:
         provenance: the content of `run.json`; empty for a file from elsewhere.
         path: the file that was read.
         sha256: its digest (hex).
-        key: under which the replies were read; `None` for a file without any.
-        warnings: what a reader of the score must know of the replies, one sentence each.
+        key: the key of the replies; `None` for a file without any.
+        warnings: what a reader of the score must know about the replies, one sentence each.
     """
 
     rows: tuple[Prediction, ...]
@@ -91,10 +91,10 @@ class Predictions:
     warnings: tuple[str, ...] = ()
 
 
-# Under which name others publish the reply, by benchmark: MMAU's two, MMAR's, AIR-Bench's; the last is our own.
+# The key of the reply in published files: MMAU's two, MMAR's, AIR-Bench's; the last is our own.
 REPLY_KEYS = ("model_output", "model_prediction", "answer_prediction", "prediction", "response", "reply")
 ANSWER_KEYS = ("answer", "answer_gt")
-# What tells groups apart in published files.
+# The keys of groups in published files.
 GROUP_KEYS = (
     *("task", "category", "sub-category", "sub-sub-category", "difficulty", "modality", "language"),
     *("task_name", "dataset_name", "linguistics_sub_discipline", *MMAU_PRO_GROUPS[1:]),
@@ -107,11 +107,11 @@ def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
     A run's folder, its `predictions.jsonl`, or a file published by others (see the module).
 
     Args:
-        key: where the replies are; by default the first of `REPLY_KEYS` that any row has.
+        key: key of the replies; by default the first of `REPLY_KEYS` that any row has.
 
     Raises:
-        `ValueError`: no such file, not JSON, a key that no row has, two rows with one id, or a row that is no object, has no
-            id, or has another kind of value than expected.
+        `ValueError`: no such file, not JSON, a key that no row has, two rows with the same id, or a row that is not an
+            object, has no id, or has a value of the wrong type.
     """
     path = Path(path)
     path = path / PREDICTIONS if path.is_dir() else path
@@ -130,7 +130,7 @@ def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
 
 
 def _reply_key(content: list[Row], key: str | None, path: Path) -> tuple[str | None, tuple[str, ...]]:
-    """The key of the replies, and a warning for each other known one that says something else."""
+    """The key of the replies, and a warning for each other known key with different values."""
     rows = [row for _, row in content if isinstance(row, dict)]
     present = dict.fromkeys(name for row in rows for name in row)
     known = [name for name in REPLY_KEYS if name in present]
@@ -143,20 +143,20 @@ def _reply_key(content: list[Row], key: str | None, path: Path) -> tuple[str | N
     key = key or next(iter(known), None)
     differing = {name: sum(name in row and row[name] != row.get(key) for row in rows) for name in known if name != key}
     return key, tuple(
-        f"replies are read from {key!r}; {name!r} says something else in {count} of {len(rows)} rows"
+        f"replies are read from {key!r}; {name!r} differs in {count} of {len(rows)} rows"
         for name, count in differing.items()
         if count
     )
 
 
 def _provenance(path: Path) -> dict[str, Any]:
-    """What run.json says; nothing where there is none. Raises `ValueError` for one that no run has written."""
+    """The content of run.json; empty if there is none. Raises `ValueError` for one that no run has written."""
     if not path.exists():
         return {}
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(run, dict):
         raise ValueError(
             f"{path} is not what `falcon3-audio evaluate` writes; expected a JSON object, got {run!r:.100}."
@@ -182,7 +182,7 @@ def _are_lists(value: Any) -> bool:
     return all(isinstance(part, list) and all(map(_is_text, part)) for part in parts)
 
 
-# What of run.json is read here and in model cards; each may be null.
+# The keys of run.json that are read here and in model cards; each can be null.
 OF_RUN: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         (
@@ -260,16 +260,16 @@ def _published(row: dict[str, Any], key: str | None) -> Prediction:
     identity = id_key(row)
     if identity is None:
         raise RowFault(FIELD, f"no id (looked for 'id' and 'uniq_id' among {sorted(row)})")
-    # MMAU-Pro's, which alone has such a key; categories of others may have the same names.
+    # Only MMAU-Pro has this key; categories of other benchmarks can have the same names.
     no_options = "task_identifier" in row and row.get("category") in WITHOUT_OPTIONS
     letters = [row.get(f"choice_{letter}") or "" for letter in "abcd"]
     if key is not None and not isinstance(row.get(key), (str, type(None))):
         raise RowFault(FIELD, f"{key!r} is {row[key]!r}; expected the reply's text")
     reply = None if key is None else row.get(key)
     if reply is not None and row.get("status") in (FAILED, MISSING):
-        raise RowFault(FIELD, f"'status' is {row['status']!r}, but {key!r} is {reply!r}; take one of the two out")
+        raise RowFault(FIELD, f"'status' is {row['status']!r}, but {key!r} is {reply!r}; remove one of the two")
     groups = groups_of(row, GROUP_KEYS)
-    # AIR-Bench's tasks use the same file names for other clips.
+    # AIR-Bench's tasks reuse file names for different clips.
     task, dataset = groups.get("task_name"), groups.get("dataset_name")
     folder = f"{task}_{dataset}/" if task and dataset else ""
     clips = next((clips for name in CLIP_KEYS if (clips := _clips(row.get(name)))), ())
@@ -292,7 +292,7 @@ def _choices(options: Any) -> tuple[str, ...]:
 
 
 def _clips(audio: Any) -> tuple[str, ...]:
-    """The names of a row's clips: of one, of a list of them, or of none."""
+    """The names of a row's clips: one, a list of them, or none."""
     names = [audio] if isinstance(audio, str) and audio else audio or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RowFault(FIELD, f"the audio is {audio!r}, expected a path or a list of paths")

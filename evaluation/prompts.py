@@ -1,8 +1,8 @@
-"""The texts that put a question to a model. The name of the one that was used is part of every score.
+"""The prompts that ask a model a question. The name of the prompt is part of every score.
 
-Wording moves scores by points, so each is fixed here: those that others publish results with, word for word, and
-"plain", which asks for the bare text of an option, the form that the official rules score best. In the terminal:
-`python -m falcon3_audio.evaluation.prompts` prints each with an example. `read_prompt` makes one of a file of your own.
+Wording changes scores by points, so each prompt is fixed: those with which others publish results, verbatim, and
+"plain", which asks for only the text of an option, the form that the official rules score best. In the terminal:
+`python -m falcon3_audio.evaluation.prompts` prints each with an example. `read_prompt` reads a custom one from a file.
 """
 
 import sys
@@ -25,9 +25,9 @@ MMSU = "Choose the most suitable answer from options A, B, C, and D. You must re
 class Prompt:
     """
     Attributes:
-        name: what scores call it: a name in `PROMPTS`, or a file's.
-        fill: the words that put a question; raises a `ValueError` where the question does not fit.
-        text: of a file, with its placeholders.
+        name: the prompt's name in scores: a name in `PROMPTS`, or a file's.
+        fill: returns the prompt for a question; raises a `ValueError` if the question does not fit.
+        text: the content of a prompt file, with its placeholders.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Prompt:
 
 
 def plain(question: Question) -> str:
-    """The options one a line, and the request for the bare text of one; an open question stands alone."""
+    """The options, one per line, and the request for only the text of one; an open question is used as it is."""
     if not question.choices:
         return question.question
     return "\n".join(
@@ -49,7 +49,7 @@ def plain(question: Question) -> str:
 
 
 def r1_aqa(question: Question) -> str:
-    """R1-AQA's, which writes the options as Python shows a list; its models answer between <answer> tags."""
+    """R1-AQA's, with the options as a Python list; its models answer between <answer> tags."""
     options = list(_choices(question))
     return (
         f"{question.question} Please choose the answer from the following options: {options}. "
@@ -66,8 +66,8 @@ def air_bench_foundation(question: Question) -> str:
     """
     AIR-Bench Foundation's own, with labelled options.
 
-    Where a question has fewer than four, the published script writes "C. None"; here there is no such line, since it
-    would offer an answer that is none.
+    If a question has fewer than four, the published script writes "C. None"; here there is no such line, since it
+    would offer an answer that does not exist.
     """
     return "\n".join([AIR_BENCH, question.question, *_labelled(question)])
 
@@ -76,18 +76,18 @@ def mmsu(question: Question) -> str:
     """
     MMSU's own, with labelled options.
 
-    Where a question has fewer than four, the published script writes a label without a text; here there is no such line.
+    If a question has fewer than four, the published script writes a label without a text; here there is no such line.
     """
     return f"{MMSU}\n\nQuestion: {question.question}\n\n" + "\n".join(_labelled(question))
 
 
 def alone(question: Question) -> str:
-    """The question's words and nothing else."""
+    """Only the question's text."""
     return question.question
 
 
 def sound_alone(question: Question) -> str:
-    """No words: the clip says what is asked."""
+    """No text: the clip asks the question."""
     return ""
 
 
@@ -97,7 +97,7 @@ def audio_world(question: Question) -> str:
 
 
 def _labelled(question: Question, most: int = 4) -> list[str]:
-    """The options with letters, of which the published prompts name four."""
+    """The options with letters; the published prompts name four."""
     choices = _choices(question)
     if len(choices) > most:
         raise ValueError(f"Question {question.id!r} has {len(choices)} options; the prompt has room for {most}.")
@@ -113,7 +113,7 @@ def _choices(question: Question) -> tuple[str, ...]:
     return question.choices
 
 
-# What stands for a question in a file of one's own, by the name in braces.
+# The placeholders of a custom prompt file, by the name in braces.
 PLACEHOLDERS: dict[str, Callable[[Question], str]] = {
     "question": lambda question: question.question,
     "choices": lambda question: "\n".join(_choices(question)),
@@ -124,17 +124,17 @@ PLACEHOLDERS: dict[str, Callable[[Question], str]] = {
 
 def read_prompt(path: str | Path) -> Prompt:
     """
-    A prompt from a text file with `PLACEHOLDERS` such as {question}, where {{ and }} stand for braces. White space around the
-    text is not part of it.
+    A prompt from a text file with `PLACEHOLDERS` such as {question}, where {{ and }} stand for braces. Outer white
+    space is removed.
 
     Raises:
-        `ValueError`: a file that is empty or no text, or has braces that are no placeholder.
+        `ValueError`: a file that is empty or not text, or has braces that are not a placeholder.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig").strip()
         parts = [(before, name, form, conversion) for before, name, form, conversion in Formatter().parse(text)]
-    except ValueError as error:  # no UTF-8, or a brace alone
-        raise ValueError(f"{path} is no prompt: {error}. Write {{{{ and }}}} for braces that are meant.") from None
+    except ValueError as error:  # not UTF-8, or a single brace
+        raise ValueError(f"{path} is not a prompt: {error}. Write {{{{ and }}}} for literal braces.") from None
     if not text:
         raise ValueError(f"{path} is empty; expected the text of a prompt.")
     for _, name, form, conversion in parts:
@@ -149,7 +149,7 @@ def read_prompt(path: str | Path) -> Prompt:
     return Prompt(f"file {Path(path).name}", fill, text)
 
 
-# Each takes a question, and raises a `ValueError` where the question does not fit it.
+# Each takes a question, and raises a `ValueError` if the question does not fit.
 PROMPTS: dict[str, Callable[[Question], str]] = {
     "plain": plain,
     "r1-aqa": r1_aqa,

@@ -1,7 +1,7 @@
-"""What a benchmark asks: questions about clips, read from its files by `load_*.py`.
+"""The questions of a benchmark about clips, read from its files by `load_*.py`.
 
-Everything here is plain Python: scoring needs neither torch nor audio. Clips are read when they are asked for, so a
-benchmark of many gigabytes costs no memory.
+Everything here is plain Python: scoring needs neither torch nor audio. Clips are read on demand, so a benchmark of
+many gigabytes takes no memory.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from typing import Any
 
 
 TASK_KEYS = ("task_name", "task")  # where benchmarks keep the task in a question's `groups`
-NAMED = 3  # questions that a message names
+NAMED = 3  # questions named in a message
 
 
 @dataclass(frozen=True)
 class Clip:
     """
-    One sound.
+    One audio clip.
 
     Attributes:
-        name: as the benchmark's own files call it. Questions with the same name are about the same clip.
+        name: its name in the benchmark's own files. Questions with the same name are about the same clip.
         read: returns the encoded file (wav, flac, mp3, ...) as bytes.
     """
 
@@ -43,13 +43,13 @@ class Question:
     Attributes:
         id: unique in its benchmark.
         audio: the clips, in the order in which they are heard.
-        question: the words, without options and instructions.
+        question: the text, without options and instructions.
         choices: the options' texts without labels such as "(A) "; empty for an open question.
-        answer: verbatim one of `choices`, or the reference of an open question; `None` where the benchmark keeps it.
+        answer: verbatim one of `choices`, or the reference of an open question; `None` if the benchmark withholds it.
         groups: what scores are broken down by, such as `{"task": "sound", "difficulty": "easy"}`.
-        description: what the clip holds, in words (AIR-Bench Chat's `meta_info`), for a judge that cannot hear.
-        check: what the reply must look like where the question asks for that (`instruction_checks.check_of`), as JSON.
-        references: all answers that are as good, such as the captions of a clip; `answer` is the first of them.
+        description: the clip described in text (AIR-Bench Chat's `meta_info`), for a judge that cannot hear.
+        check: the form that the question requires of the reply, if any (`instruction_checks.check_of`), as JSON.
+        references: all equally good answers, such as the captions of a clip; `answer` is the first of them.
     """
 
     id: str
@@ -66,13 +66,14 @@ class Question:
 @dataclass(frozen=True)
 class QuestionSet:
     """
-    The questions of a benchmark, and where they are from.
+    The questions of a benchmark, and where they come from.
 
     Attributes:
         benchmark: its name in `benchmarks.BENCHMARKS`, such as "mmau".
         questions: in the order of the file.
-        sha256: digest of each file that was read (hex), by file name. Published files have changed under one name.
-        left_out: ids of rows the user asked to go on without, by reason, such as `{"audio file missing": [...]}`.
+        sha256: digest of each file that was read (hex), by file name. Published files have changed under the same
+            name.
+        left_out: ids of rows that the user asked to skip, by reason, such as `{"audio file missing": [...]}`.
     """
 
     benchmark: str
@@ -82,7 +83,7 @@ class QuestionSet:
 
 
 def spelled_id(identity: str) -> str:
-    """An id in one Unicode spelling and without white space around: by it rows of two files are about the same question."""
+    """An id in one Unicode spelling, without outer white space; rows of two files with the same one are matched."""
     return unicodedata.normalize("NFC", identity.strip())
 
 

@@ -1,9 +1,10 @@
-"""Which option of a multiple-choice question a reply means, read from the words of the options first and from letters second.
+"""Which option of a multiple-choice question a reply means, read first from the options' texts and then from letters.
 
-No reading is better than a wrong one: a reply that may mean two options means none. Letters and texts are therefore collected
-together, and only where they agree is there a reading. Two things are set aside before: what stands before "the answer is", and
-the reasons behind an answer ("B, because a dog would bark"), which may name any option. Texts are compared in one Unicode
-spelling (NFC), with the typographic forms of quotation marks, dashes and East Asian letters as the plain ones.
+No reading is better than a wrong one: a reply that can mean two options means none. Letters and texts are therefore
+collected together, and a reply has a reading only if they agree. Two things are set aside first: the text before "the
+answer is", and the reasons after an answer ("B, because a dog would bark"), which can name any option. Texts are
+compared in one Unicode spelling (NFC), with typographic quotation marks, dashes and full-width letters mapped to plain
+ones.
 Run: `resolve("The answer is (B), because a dog would bark.", ["Dog", "Cat"])`
 """
 
@@ -17,18 +18,19 @@ from .option_labels import without_labels
 
 def resolve(reply: str, choices: Sequence[str]) -> str | None:
     """
-    The text of the option that a reply means, or `None` where it means none or might mean several. In this order:
+    The text of the option that a reply means, or `None` if it means none or could mean several. In this order:
 
     1. The reply, or what is left of it without wrappers (`<answer>`, `\\boxed{}`, JSON, "the answer is") and label, is an
-       option: as it is written, else without regard to case, outer punctuation and a leading article. Word order counts.
-       A label beside such a text that says otherwise is passed over: "(A) Woman" is "Woman".
-    2. Of a reply with reasons, what stands before "because" and the like, unless the reply changes its mind in them.
+       option: as written, else ignoring case, outer punctuation and a leading article. Word order counts. A label next
+       to such a text is ignored if it contradicts it: "(A) Woman" is "Woman".
+    2. In a reply with reasons, the text before "because" and the like, unless the reply changes its mind in
+       them.
     3. The one option that texts and letters name together. An option within a longer one that is named ("Funk" in "Funk
        rock") is not named, nor is one of a single letter, nor a number that is part of another ("-1", "two hundred").
-       Letters are labels where the options hold no letters or chords themselves. A reply with a negation means none, unless
-       it is the option's own, or "no" is an option.
+       Letters are labels if the options do not contain letters or chords themselves. A reply with a negation means
+       none, unless the negation is the option's own, or "no" is an option.
 
-    Of options with labels ("(A) Man", "(B) Woman") the texts behind them are looked for first.
+    If options have labels ("(A) Man", "(B) Woman"), the texts after the labels are looked for first.
     """
     if reply.strip() in choices:
         return reply.strip()
@@ -39,25 +41,25 @@ def resolve(reply: str, choices: Sequence[str]) -> str | None:
             return choices[texts.index(text)]
     plain, options = _plain(reply), {_plain(choice): choice for choice in reversed(choices)}
     spelled = list(dict.fromkeys(map(_plain, choices)))
-    if len(spelled) < len(set(choices)):  # options that differ in nothing but their Unicode spelling
+    if len(spelled) < len(set(choices)):  # options that differ only in their Unicode spelling
         return None
     found = _resolve(plain, [_plain(choice) for choice in choices])
     return None if found is None else options[found]
 
 
 def same_spelling(one: str, other: str) -> bool:
-    """Whether texts are equal but for outer white space and the choice between Unicode's composed and decomposed letters."""
+    """Whether texts are equal apart from outer white space and composed or decomposed Unicode letters."""
     return unicodedata.normalize("NFC", one.strip()) == unicodedata.normalize("NFC", other.strip())
 
 
-# Matched from the start, never searched for: replies that repeat themselves for pages take no longer than their length.
+# Matched from the start, never searched for: pages of repetition in a reply take time linear in its length.
 _THINK = r"(?:think(?:ing)?|thoughts?|reasoning)"
-_THOUGHTS = re.compile(  # cut off ones too
+_THOUGHTS = re.compile(  # truncated ones too
     rf".*(?:</{_THINK}>|\[/{_THINK}\])|\s*(?:<{_THINK}>|\[{_THINK}\]).*", re.DOTALL | re.IGNORECASE
 )
 _ANSWER_TAG = re.compile(r".*<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
 _BOXED = re.compile(r".*\\boxed\s*\{\s*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?([^{}]*)", re.DOTALL)
-# '"answer": "B"' in JSON, also where it was cut off, and in Python's spelling.
+# '"answer": "B"' in JSON, even if truncated, and in Python's spelling.
 _FIELD = re.compile(
     r""".*(["'])(?:final[ _-]?|correct[ _-]?)?(?:answer|choice|option|prediction)\1\s*:\s*"""
     r"""(?:\[(?P<list>[^\]]*)|(["'])(?P<text>.*?)(?<!\\)(?:\3|$)|(?P<bare>[^,}\]]*))""",
@@ -72,7 +74,7 @@ _CHOOSE = (
     r"\bI(?:'d|'ll|\s+will|\s+would|\s+have\s+to)?\s+(?:choose|chose|pick|select|go\s+with|go\s+for|vote\s+for)\b\s*:?"
 )
 _CHINESE = r"(?:答案|正确选项|正確選項|正解|答え|정답)\s*(?:应该是|應該是|是|为|為|は|은|는)?\s*:?|我?(?:选择|選擇|选项|選項|选|選)\s*:?"
-# "The answer is ...", "Answer: ...", "I choose ..."; the last of them, since reasons come before it.
+# "The answer is ...", "Answer: ...", "I choose ..."; the last one, since reasons come before it.
 _LEAD_IN = re.compile(
     rf".*(?:{_NOUN}{_IS}|{_CHOOSE}|{_CHINESE})\s*(?:(?:most\s+likely|likely|probably|clearly|definitely)\s+)?",
     re.DOTALL | re.IGNORECASE,
@@ -81,7 +83,7 @@ _TAIL = re.compile(
     r"\sis (?:(?:the|my) )?(?:(?:correct|right|best|final)(?: (?:answer|option|choice))?|answer|choice)\W*$",
     re.IGNORECASE,
 )
-# What follows is a reason, in which any option may be named.
+# What follows is a reason, in which any option can be named.
 _REASON = re.compile(r"(?:\b(?:because|since|due to|given that)\b|,\s*(?:as|for)\s|因为|因為)", re.IGNORECASE)
 _SECOND_THOUGHT = re.compile(
     r"\b(?:wait|actually|correction|sorry|hmm|on second thought|in fact|however|rather|instead|scratch that|mistake\w*|wrong|not (?:right|correct))\b|\bno[,.!]",
@@ -91,16 +93,16 @@ _SECOND_THOUGHT = re.compile(
 _LABEL = re.compile(
     r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?([a-z])(?:[)\]]+\s*[.:]?\s*|[.:]\s+|\s+-\s+|\W*$)", re.IGNORECASE
 )
-# "B.Female", "B:女": a label only where an option stands behind it, see `_same_beside_label`.
+# "B.Female", "B:女": a label only if an option follows it, see `_same_beside_label`.
 _TIGHT_LABEL = re.compile(r"[(\[]?[a-z][.:](?=\S)", re.IGNORECASE)
 _LABEL_BEHIND = re.compile(r"(.*\S)\s*[(\[]([a-z])[)\]]\W*$", re.DOTALL | re.IGNORECASE)
-# A letter that stands for itself. "A" and "I" before a word are an article and the speaker; "I'd" and "C#" are others.
+# A letter on its own. "A" and "I" before a word are an article and a pronoun; "I'd" and "C#" do not count.
 _ALONE = (
     r"(?<![A-Za-z0-9À-ɏ'#&])({})(?![A-Za-z0-9À-ɏ'#♯♭&]|[.:/]\w)"
     r"(?!(?<=[AaIi]) (?!(?:or|and|nor|but|is|vs|because)\b)\w)"
 )
 _MENTIONED = re.compile(_ALONE.format("[A-Za-z]"))
-# Where such a letter says what the answer is: in brackets, behind "option" or "so", first in a sentence, before "is correct".
+# Where such a letter states the answer: in brackets, after "option" or "so", first in a sentence, before "is correct".
 _CAPITAL = _ALONE.format("[A-Z]")
 _STATED = re.compile(
     r"[(\[]([A-Za-z])[)\]]"
@@ -110,27 +112,27 @@ _STATED = re.compile(
     rf"|\b(?i:so|thus|hence|therefore|it's|it\s+is|that's)\b[\s,:]*{_CAPITAL}[\s.!*)\]]*(?:$|\n)"
     rf"|{_CAPITAL}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
-# Where options hold letters themselves, fewer can be labels: "(A) or (B)", "A. B", "B, maybe C".
+# If options contain letters themselves, fewer can be labels: "(A) or (B)", "A. B", "B, maybe C".
 _FEWER = re.compile(r"\(([a-zA-Z])\)|\b(?:or|and|maybe)\s+([A-Z])\b|\b([A-Z])\W*$")
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot|without|except|unlike|rather|instead)\b|n't\b")
 _REJECTION = re.compile(
     r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt(?:s|ed|ful)?|less likely|least likely)\b|不"
 )
-# Before a number, and behind one, that makes it another: "-1", "more than 2", "two hundred", "twenty-five", "2 or more".
+# Text before or after a number that makes it another: "-1", "more than 2", "two hundred", "twenty-five", "2 or more".
 _OTHER_BEFORE = r"(?P<before>-(?=\d)|(?:minus|negative|more than|less than|fewer than) )?"
 _OTHER_BEHIND = (
     r"(?P<behind>(?<=ty) (?:one|two|three|four|five|six|seven|eight|nine)(?![\w-])"
     r"| (?:hundred|thousand|million|or more|or less|or fewer)(?![\w-]))?"
 )
-_ANOTHER = ""  # in the place of an option that such a number is not
-# These give no answer; their "no" is not one to a yes-no question.
+_ANOTHER = ""  # replaces an option that such a number only seems to name
+# These give no answer; their "no" does not answer a yes-no question.
 _NO_ANSWER = re.compile(r"\bno (?:idea|clue|answer|opinion|response|information|way (?:to|of)|one (?:can|could))\b")
 _WRONG_LEAD_IN = re.compile(
     r"\b(?:wrong|incorrect|false|worst|least likely|unlikely)\s+(?:answer|option|choice)|不|错误|錯誤"
 )
 # "Bm7", "F#:7/1", "A:maj(#11)/1", "Eb/G", and single letters.
 _CHORD = re.compile(r"[a-zA-Z]|[A-G][#b♯♭]?(?:maj|min|m|M|h?dim|aug|sus|add)?[\d#b()*,+]*(?:[:/]\S*)?")
-# "A" is a note in "A minor", where taking it away would leave the end of any other key.
+# "A" is a note in "A minor", where removing it would leave the end of any other key.
 _ARTICLE = re.compile(r"^(?:an?|the)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)(?=\S)")
 _LETTER_IN_OPTION = re.compile(r"(?<![\w'])(?!(?:A|I)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)\w)[A-Z](?![\w'])")
 _LIST_MARK = re.compile(r"^(?:[-•>#]+\s+)+")
@@ -147,7 +149,7 @@ _PLAIN = str.maketrans(
 
 
 def _plain(text: str) -> str:
-    """One spelling, and of each run of white space one character: patterns take long for runs."""
+    """One spelling, and one character for each run of white space: patterns are slow on runs."""
     text = unicodedata.normalize("NFC", text).translate(_PLAIN)
     text = _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text).strip()
     return _LOOSE_BRACKETS.sub(r"\1\2\3", text)
@@ -165,7 +167,7 @@ def _resolve(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _says_no_answer(text: str, option: str, choices: Sequence[str]) -> bool:
-    """Whether a text is read as the option "no" for words like "no idea" alone."""
+    """Whether a text is read as the option "no" only because of phrases like "no idea"."""
     if _fold(option) != "no" or _letters(_MENTIONED, text, choices):
         return False
     rest, found = _NO_ANSWER.subn(" ", text.casefold())
@@ -186,7 +188,7 @@ def _meant(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _same_beside_label(text: str, choices: Sequence[str]) -> str | None:
-    """The option that a text is, also with a label before or behind it."""
+    """The option that a text is, possibly with a label before or after it."""
     text = _TAIL.sub("", text)
     tight, behind = _TIGHT_LABEL.match(text), _LABEL_BEHIND.match(text)
     parts = (text[tight.end() :] if tight else "", behind.group(1) if behind else "")
@@ -219,8 +221,8 @@ def _together(text: str, choices: Sequence[str]) -> str | None:
 
 def _negated(text: str, option: str, choices: Sequence[str]) -> bool:
     """
-    Whether a text, without the option that it names, denies or rules something out in words that the option has not. Where
-    "no" is an option, "yes, it is not loud" is an answer.
+    Whether a text, without the option that it names, denies or rules something out in words that are not in the
+    option. If "no" is an option, "yes, it is not loud" is an answer.
     """
     own = option.casefold()
     is_denied = _NEGATION.search(text) and not _NEGATION.search(own) and "no" not in map(_fold, choices)
@@ -228,7 +230,7 @@ def _negated(text: str, option: str, choices: Sequence[str]) -> bool:
 
 
 def _other_letters(text: str, named: str, choices: Sequence[str]) -> bool:
-    """Where options hold letters or chords: whether a letter is stated that is neither the named option's label nor in it."""
+    """If options contain letters or chords: is a letter stated that is neither the named option's label nor in it?"""
     if not any(_LETTER_IN_OPTION.search(choice) or _CHORD.fullmatch(_first_word(choice)) for choice in choices):
         return False
     letters = {letter for match in _STATED.finditer(text) for letter in match.groups() if letter}
@@ -237,7 +239,7 @@ def _other_letters(text: str, named: str, choices: Sequence[str]) -> bool:
 
 
 def _letters(pattern: re.Pattern[str], text: str, choices: Sequence[str]) -> set[str]:
-    """The options whose labels a pattern finds. Where options hold letters themselves, few letters can be labels."""
+    """The options whose labels a pattern finds. If options contain letters themselves, few letters can be labels."""
     lettered = any(_LETTER_IN_OPTION.search(choice) for choice in choices)
     if lettered and pattern is _STATED:
         return set()
@@ -247,7 +249,7 @@ def _letters(pattern: re.Pattern[str], text: str, choices: Sequence[str]) -> set
 
 
 def _without_reason(text: str, choices: Sequence[str]) -> str:
-    """What stands before a reason; all of it where there is none, where options hold such words, or in second thoughts."""
+    """The text before a reason; all of it if there is none, if options have such words, or if second thoughts come."""
     reason = _REASON.search(text)
     if reason is None or any(_REASON.search(f" {choice}") for choice in choices):
         label, rest = _split_label(text)
@@ -259,13 +261,13 @@ def _without_reason(text: str, choices: Sequence[str]) -> str:
 
 
 def _fold(text: str) -> str:
-    """For comparison: lower case, single spaces, without quotation marks, Markdown and punctuation around, and article."""
+    """For comparison: lower case, single spaces, no outer quotation marks, Markdown or punctuation, no article."""
     text = unicodedata.normalize("NFC", text.casefold()).replace("**", "")
     return _ARTICLE.sub("", " ".join(text.split()).strip(_OUTER))
 
 
 def _same(text: str, choices: Sequence[str]) -> str | None:
-    """The option that a text is, if it is one and only one."""
+    """The option that a text is, if it is exactly one."""
     if text.strip() in choices:
         return text.strip()
     folded = _fold(text)
@@ -275,8 +277,8 @@ def _same(text: str, choices: Sequence[str]) -> str | None:
 
 def _unwrap(reply: str) -> str | None:
     """
-    The reply without thoughts, tags and lead-in; `None` where the lead-in is negated ("I do not think the answer is B") or
-    stops at an article.
+    The reply without thoughts, tags and lead-in; `None` if the lead-in is negated ("I do not think the answer is B")
+    or is followed only by an article.
     """
     thoughts = _THOUGHTS.match(reply)
     text = (reply[thoughts.end() :] if thoughts else reply).replace("**", "").strip()
@@ -303,7 +305,7 @@ def _split_label(text: str) -> tuple[str | None, str]:
 
 
 def _labelled(label: str | None, choices: Sequence[str]) -> str | None:
-    """The option with this label, where letters can be nothing but labels."""
+    """The option with this label, if letters can only be labels."""
     if label is None or any(_CHORD.fullmatch(_first_word(choice)) for choice in choices):
         return None
     position = ascii_uppercase.find(label)
@@ -311,7 +313,7 @@ def _labelled(label: str | None, choices: Sequence[str]) -> str | None:
 
 
 def _first_word(choice: str) -> str:
-    """The first word, if it can be a chord: "A" and "I" before others are an article or the speaker."""
+    """The first word, if it can be a chord: "A" and "I" before other words are an article or a pronoun."""
     first, *more = choice.split() or [""]
     return "" if more and len(first) == 1 else first
 
@@ -329,7 +331,7 @@ def _named(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
                 spans.setdefault(match.span(), set()).add(_ANOTHER if is_another else choice)
     outer: list[tuple[int, int]] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if not outer or end > outer[-1][1]:  # else within the last one, which began no later
+        if not outer or end > outer[-1][1]:  # else within the last one, which starts no later
             outer.append((start, end))
     named = {choice for span in outer for choice in spans[span] - {_ANOTHER} or {_ANOTHER}}
     starts, ends = [start for start, _ in outer], [end for _, end in outer]

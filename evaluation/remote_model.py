@@ -1,8 +1,9 @@
-"""Answers by a model behind an OpenAI-compatible endpoint, which is sent clips as wav files in `input_audio`.
+"""Answers from a model behind an OpenAI-compatible endpoint, which receives clips as wav files in `input_audio`.
 
-Several threads ask at once, each all the questions about one clip. Before the first question the endpoint is asked about
-two seconds of noise, with and without them: if it counts as many prompt tokens without, it does not hear, and the run
-ends. Errors of one request cost that row; an endpoint that would answer nobody now ends the run.
+Several threads send requests at the same time, each with all the questions about one clip. Before the first question,
+the endpoint is asked with and without two seconds of noise: if the noise adds no prompt tokens, the endpoint does not
+hear, and the run stops. An error of one request costs only that row; an endpoint that cannot answer any request now
+stops the run.
 """
 
 import base64
@@ -23,12 +24,12 @@ from .questions import Clip
 
 class RemoteModel:
     """
-    A model behind an OpenAI-compatible endpoint, which is sent clips as wav files in `input_audio`.
+    A model behind an OpenAI-compatible endpoint, which receives clips as wav files in `input_audio`.
 
     Args:
-        workers: requests at once.
+        workers: concurrent requests.
         max_new_tokens: of each answer.
-        seed: sent along, for servers that do not decode greedily at temperature 0.
+        seed: sent with each request, for servers that do not decode greedily at temperature 0.
     """
 
     packages: tuple[str, ...] = ("openai", "soundfile")
@@ -76,7 +77,7 @@ class RemoteModel:
         return f"two seconds of audio raised the endpoint's prompt tokens from {without} to {with_audio}"
 
     def prepare(self, clips: Sequence[Clip]):
-        """Nothing: several requests at once keep the endpoint busy."""
+        """Nothing: concurrent requests keep the endpoint busy."""
 
     def answer(self, items: list[Item]) -> Iterator[list[Outcome]]:
         try:
@@ -97,13 +98,13 @@ class RemoteModel:
 
 def as_wav(data: bytes, name: str) -> bytes:
     """
-    A wav file with the sound of an encoded file: itself if it is one, else 16 bits, see `rewrite_as_wav`.
+    The wav file of an encoded file: itself if it is one, else re-encoded with 16 bits, see `rewrite_as_wav`.
 
-    Raises a `ValueError` that names the clip for what cannot be heard.
+    Raises a `ValueError` that names the clip if it cannot be decoded.
     """
     try:
         is_wav = soundfile.info(io.BytesIO(data)).format in ("WAV", "WAVEX")
-    except soundfile.LibsndfileError:  # a format that only `load_audio` knows, or no sound
+    except soundfile.LibsndfileError:  # a format that only `load_audio` knows, or not audio
         is_wav = False
     if not is_wav:
         return rewrite_as_wav(data, name)

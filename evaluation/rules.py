@@ -1,9 +1,9 @@
 """When a reply to a multiple-choice question is right: the benchmarks' published rules, and one that reads the content.
 
-"mmau-official" (MMAU, MMAR) compares sets of words, "air-bench-official" and "mmsu-official" read one letter; all are kept exactly as their
-published scripts have them, with what those leave out, so that numbers compare. "content" asks which option the reply
-means (read_option.py), by the options' texts and by letters that do not contradict them; what names none or several is
-wrong, never dropped.
+"mmau-official" (MMAU, MMAR) compares sets of words, "air-bench-official" and "mmsu-official" read one letter; all
+follow their published scripts exactly, including what those leave out, so that numbers are comparable. "content"
+decides which option the reply means (read_option.py), by the options' texts and by letters that do not contradict
+them; a reply that names none or several is wrong, never dropped.
 Run: `RULES["content"](prediction)`
 """
 
@@ -20,7 +20,7 @@ from .read_option import resolve, same_spelling
 
 
 class Verdict(StrEnum):
-    """What a rule says of one reply. Only `RIGHT` scores; `LEFT_OUT` is not counted at all, which the official rules do."""
+    """A rule's verdict on one reply. Only `RIGHT` scores; official rules do not count `LEFT_OUT` at all."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -31,7 +31,7 @@ class Verdict(StrEnum):
 def mmau_official(row: Prediction) -> Verdict:
     """
     MMAU's rule (evaluation.py of github.com/Sakshi113/MMAU; MMAR has the same): with words as runs of `\\w` in lower case,
-    the reply must hold every word of the answer and none that is only in options with other words than the answer's.
+    the reply must contain every word of the answer, and no word of the options that is not in the answer.
 
     Rows without a reply are left out; an empty one is wrong.
 
@@ -49,10 +49,10 @@ def mmau_official(row: Prediction) -> Verdict:
 def air_bench_official(row: Prediction) -> Verdict:
     """
     AIR-Bench Foundation's rule (score_foundation.py of github.com/OFA-Sys/AIR-Bench): the label is the first character if
-    that is one of A to D, else the last but one ("The answer is A."). Of options with the same text the first is right.
+    it is one of A to D, else the last but one ("The answer is A."). Of options with the same text the first is right.
 
-    Rows without a reply, and those in which neither character is a label, are left out: the rule's flaw, since
-    a model gains by not answering.
+    Rows without a reply, and those in which neither character is a label, are left out. This is the rule's flaw: a
+    model gains by not answering.
 
     Raises:
         `ValueError`: a row without an answer or without options, or whose answer is none of them.
@@ -66,9 +66,9 @@ def air_bench_official(row: Prediction) -> Verdict:
 
 def mmsu_official(row: Prediction) -> Verdict:
     """
-    MMSU's rule (mmsu_evaluation.py of github.com/dingdongwang/MMSU): AIR-Bench's letter, but an empty reply and the word
-    "None" are wrong, and of options with the same text each is right. Other replies without a label are left out, and rows
-    without a reply.
+    MMSU's rule (mmsu_evaluation.py of github.com/dingdongwang/MMSU): AIR-Bench's letter, except that an empty reply
+    and the word "None" are wrong, and of options with the same text each is right. Rows without a reply, and other
+    replies without a label, are left out.
 
     Raises:
         `ValueError`: a row without an answer or without options, or whose answer is none of them.
@@ -85,7 +85,7 @@ def mmsu_official(row: Prediction) -> Verdict:
 
 def content(row: Prediction) -> Verdict:
     """
-    Right if the reply means the answer, see `resolve`. No reply or an empty one is wrong.
+    Right if the reply means the answer, see `resolve`. A missing or empty reply is wrong.
 
     Raises:
         `ValueError`: a row without an answer or without options, or whose answer is none of them.
@@ -103,8 +103,8 @@ def content(row: Prediction) -> Verdict:
 
 def mmau_pro(row: Prediction) -> Verdict:
     """
-    For MMAU-Pro: instructions by their check, questions with options by content. The published file has questions none of whose
-    options is their answer; as with the published script they are wrong, whatever is replied.
+    For MMAU-Pro: instructions by their check, questions with options by content. Some questions in the published file
+    have an answer that is none of their options; as in the published script, any reply to them is wrong.
 
     Raises:
         `ValueError`: an open question, or one without an answer; as `follows`.
@@ -131,7 +131,7 @@ RULES: dict[str, Callable[[Prediction], Verdict]] = {
 
 
 def is_right(row: Prediction, rule: str = "content") -> bool:
-    """Whether a rule, a name in `RULES`, says that a reply is right. What it leaves out is not. Errors are the rule's."""
+    """Whether a rule (a name in `RULES`) says that a reply is right; one left out is not. Raises as the rule does."""
     return RULES[rule](row) is Verdict.RIGHT
 
 
@@ -143,18 +143,20 @@ def accuracies(
 
     Args:
         official: name of the benchmark's own rule in `RULES`.
-        replies: `None` where there is none.
+        replies: `None` if there is none.
         references: `answer` and `choices` of each question.
 
     Returns:
-        `accuracy` (official, of the `n` replies that rule counts; `None` for none), `content_accuracy` of all, and how many
-        were `unresolved` by content.
+        `accuracy` (official, over the `n` replies that the rule counts; `None` if none), `content_accuracy` over all,
+        and how many were `unresolved` by content.
 
     Raises:
         `ValueError`: no references, not one for each reply, or as in the rules.
     """
     if not references or len(replies) != len(references):
-        raise ValueError(f"got {len(replies)} replies for {len(references)} references; expected as many, and some.")
+        raise ValueError(
+            f"got {len(replies)} replies for {len(references)} references; expected equally many, at least one."
+        )
     rows = [
         Prediction(
             id=f"in row {number}",
@@ -180,7 +182,7 @@ def _one_line(reply: str | None) -> str:
 
 
 def _label(reply: str) -> str | None:
-    """The letter that AIR-Bench's and MMSU's scripts read; `None` where they read none."""
+    """The letter that AIR-Bench's and MMSU's scripts read; `None` if they read none."""
     return next((character for character in (reply[:1], reply[-2:-1]) if character and character in "ABCD"), None)
 
 

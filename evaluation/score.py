@@ -1,13 +1,14 @@
-"""From a prediction file to a score that says how it came about, by every rule of its benchmark side by side.
+"""Scores a prediction file by every rule of its benchmark, and records how the score came about.
 
     falcon3-audio score runs/mmau                                    # a run of `falcon3-audio evaluate`
     falcon3-audio score theirs.json --benchmark mmau --data mmau-test-mini.json     # a published file
     falcon3-audio score runs/mine --rule wer --spelling openai/whisper-small.en     # transcripts, word error rate
 
-No question is dropped: replies that are missing, failed, empty or unresolved are wrong, except for an official rule that leaves
-them out, which the table shows. With fewer replies than questions the exit status is 1, unless --allow-incomplete.
-With --data the questions, answers and options are the file's, and predictions about others are refused: published
-benchmarks have changed under one name. Pure Python; only the rules wer and cer need jiwer and transformers, and those of captions pycocoevalcap and NLTK.
+No question is dropped: missing, failed, empty or unresolved replies are wrong, unless an official rule leaves them
+out, which the table shows. With fewer replies than questions the exit status is 1, unless --allow-incomplete is given.
+With --data, the questions, answers and options come from that file, and predictions for other questions are refused:
+published benchmarks have changed under the same name. Pure Python; only the rules wer and cer need jiwer and
+transformers, and the caption rules pycocoevalcap and NLTK.
 """
 
 import argparse
@@ -62,7 +63,7 @@ from .word_errors import (
 FORMAT = 1  # of the score file; goes up when a key changes its meaning
 SCORE = "score.json"
 
-Results = Sequence[tuple[Any, int]]  # what a rule says of a reply, and the number of the question's clip
+Results = Sequence[tuple[Any, int]]  # a rule's result for a reply, and the number of the question's clip
 Part = Callable[[Results], dict[str, Any]]
 Mean = Callable[[Sequence[Results]], dict[str, Any]]
 
@@ -77,7 +78,7 @@ def score(
     judged: str | Path | None = None,
 ) -> dict[str, Any]:
     """
-    Everything about the score of a prediction file, ready to be written as JSON.
+    The full score of a prediction file, ready to be written as JSON.
 
     Args:
         benchmark: a name in `BENCHMARKS`; by default the run's.
@@ -85,21 +86,25 @@ def score(
         rules: names in `RULES` or `CAPTION_METRICS`, "wer" or "cer"; by default those of the benchmark.
         spelling: see `word_errors.read_spelling`; for "wer".
         without_open: leave open questions among others to a judge; the title then says so.
-        judged: what `falcon3-audio judge` wrote about the open ones: `overall` then has both parts, by each rule.
+        judged: folder that `falcon3-audio judge` wrote about the open ones; `overall` then has both parts, by each
+            rule.
 
     Returns:
-        `rules` has by name n (what the rule counts), accuracy, its 95 % interval and, for each group, the same with their
-        mean (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`, of captions see `caption_metrics`. Shares are 0 to 1; `null` where nothing was counted.
-        `notes` say in words what a reader must know of the rules. `consistency` is there of a run with shuffled options or paraphrases, see `orders.consistency`.
+        `rules` has for each rule n (the replies it counts), accuracy, its 95 % interval and, for each group, the same,
+        with the mean over groups (`macro`); for "wer" it is `word_error_rate`, for "cer" `character_error_rate`, for
+        captions see `caption_metrics`. Shares are 0 to 1; `null` if nothing was counted. `notes` is what a reader must
+        know about the rules, as text. `consistency` is there for runs with shuffled options or paraphrases, see
+        `orders.consistency`.
 
     Raises:
-        `ValueError`: an unknown or another benchmark than the run's, one that is not scored by rules, predictions about other
-            questions than `data`, questions without an answer, or open ones among others.
+        `ValueError`: an unknown benchmark or one that differs from the run's, one that is not scored by rules,
+            predictions for questions that are not in `data`, questions without an answer, or open questions among
+            others.
     """
     benchmark = _benchmark(benchmark, predictions)
     if predictions.rows and predictions.key is None:
         raise ValueError(
-            f"no row of {predictions.path} has a reply under {', '.join(REPLY_KEYS)}; name the key that has them with --key."
+            f"no row of {predictions.path} has a reply under {', '.join(REPLY_KEYS)}; give the right key with --key."
         )
     rules = rules or BENCHMARKS[benchmark].rules
     if not rules:
@@ -154,7 +159,8 @@ def score(
 
 def _left_out_notes(scores: dict[str, Any]) -> list[str]:
     return [
-        f"By {rule}, {found['left_out']} of {found['left_out'] + found['n']} references are left out: the normaliser leaves no word of them."
+        f"By {rule}, {found['left_out']} of {found['left_out'] + found['n']} references are left out: they have no "
+        "words after normalisation."
         for rule, found in scores.items()
         if found.get("left_out")
     ]
@@ -169,23 +175,24 @@ def _ways(run: dict[str, Any]) -> tuple[str | None, str]:
 
 def _without_open(rows: list[Prediction], title: str, without_open: bool) -> tuple[list[Prediction], str]:
     """
-    The rows that rules can score, and what they may be called. Raises `ValueError` where open questions are among them and
-    nobody said to leave those to a judge.
+    The rows that rules can score, and their title. Raises `ValueError` if open questions are among them and
+    `without_open` is false.
     """
     others = [row for row in rows if not row.is_open]
     open_ids = [row.id for row in rows if row.is_open]
-    if not open_ids or not others:  # of open questions alone, the rules say what they need
+    if not open_ids or not others:  # with open questions only, the rules report what they need
         return rows, title
     if not without_open:
         raise ValueError(
-            f"{some(open_ids)} of {len(rows)} are open: no rule says whether their replies are right. `falcon3-audio judge` has them "
-            "rated, and --judged takes what it wrote; --without-open scores the others alone."
+            f"{some(open_ids)} of {len(rows)} are open: no rule can tell whether their replies are right. Have "
+            "`falcon3-audio judge` rate them and give its folder with --judged, or score only the others with "
+            "--without-open."
         )
     return others, f"{title} without its {len(open_ids)} open questions"
 
 
 def _overall(rows: list[Prediction], rules: Sequence[str], folder: Path, sha256: str) -> dict[str, Any]:
-    """Rules and judge together, by each rule, see judged.py."""
+    """Rules and judge combined, for each rule, see judged.py."""
     shares, judge = read_judged(folder, sha256)
     clips, closed = clip_numbers([row.audio for row in rows]), [row for row in rows if not row.is_open]
     right = {rule: {row.id: RULES[rule](row) is Verdict.RIGHT for row in closed} for rule in rules if rule in RULES}
@@ -198,13 +205,13 @@ def _benchmark(name: str | None, predictions: Predictions) -> str:
         raise ValueError(f"{predictions.path} is a run of {known!r}, not of {name!r}.")
     found = name or known
     if found not in BENCHMARKS:
-        got = f"is of {found!r}" if found else "does not say of which benchmark it is"
-        raise ValueError(f"{predictions.path} {got}; say it with --benchmark: {', '.join(BENCHMARKS)}.")
+        got = f"is of the unknown benchmark {found!r}" if found else "does not name its benchmark"
+        raise ValueError(f"{predictions.path} {got}; give it with --benchmark: {', '.join(BENCHMARKS)}.")
     return found
 
 
 def count(rows: Sequence[Prediction]) -> dict[str, int]:
-    """Questions by what became of them; "empty" ones are among the answered."""
+    """Questions by status; "empty" ones are among the answered."""
     statuses = Counter(row.status for row in rows)
     empty = sum(row.reply is not None and not row.reply.strip() for row in rows)
     return {"questions": len(rows), "empty": empty} | {name: statuses[name] for name in (ANSWERED, FAILED, MISSING)}
@@ -212,8 +219,8 @@ def count(rows: Sequence[Prediction]) -> dict[str, int]:
 
 def baselines(rows: Sequence[Prediction]) -> dict[str, Any]:
     """
-    The shares of right answers without listening, over all rows: always the option at one position, always the longest (the
-    first of those), and the expectation for a random one. An option that a question has twice is right at both places.
+    The accuracies without listening, over all rows: always the option at one position, always the longest (the first
+    of those), and the expectation for a random one. An option that a question has twice is right at both positions.
     """
     width = max(len(row.choices) for row in rows)
     positions = [
@@ -255,7 +262,7 @@ def _score_by(
 
 
 def _members(rows: Sequence[Prediction], results: Results, name: str) -> dict[str, Results]:
-    """The results of each group of a breakdown, by its name in the alphabet's order."""
+    """The results of each group of a breakdown, by name, in alphabetical order."""
     groups: dict[str, list[tuple[Any, int]]] = {}
     for row, result in zip(rows, results):
         groups.setdefault(row.groups.get(name, NO_GROUP), []).append(result)
@@ -301,15 +308,16 @@ def _errors(rule: str, rows: Sequence[Prediction], spelling: str | None) -> list
         raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
     if not any(row.words for row in found):
         raise ValueError(
-            f"--rule {rule} leaves no word of any of the {len(rows)} references, such as {references[0]!r}; it is for transcripts."
+            f"--rule {rule} finds no words in any of the {len(rows)} references, such as {references[0]!r}; it is for "
+            "transcripts."
         )
     return found
 
 
 def _beside(path: Path) -> Path:
     """
-    Where the score of a prediction file goes: `score.json` for a run's, `NAME.score.json` for others, of which a folder may hold
-    many. Raises `ValueError` where that is the score of another file.
+    Where the score of a prediction file goes: `score.json` for a run's, `NAME.score.json` for others, since a folder
+    can contain many. Raises `ValueError` if that file is the score of another one.
     """
     if path.name == PREDICTIONS:
         return path.with_name(SCORE)
@@ -331,7 +339,7 @@ def _run(options: argparse.Namespace) -> int:
     predictions = read_predictions(options.predictions, options.key)
     if options.submission:
         if not options.data:
-            raise ValueError("--submission is made of the benchmark's own file; give it with --data.")
+            raise ValueError("--submission is based on the benchmark's own file; give it with --data.")
         rows, _ = questions_of(predictions, _benchmark(options.benchmark, predictions), options.data)
         write_submission(rows, Path(options.data), Path(options.submission))
         print(f"{len(rows)} replies for submission in {options.submission}")
@@ -351,7 +359,8 @@ def _run(options: argparse.Namespace) -> int:
     print(f"score saved in {output}")
     if result["coverage"] < 1 and not options.allow_incomplete:
         raise ValueError(
-            "not every question has a reply, so this is no score of the benchmark; with --allow-incomplete the exit status is 0."
+            "not every question has a reply, so this is not a score of the benchmark; with --allow-incomplete the "
+            "exit status is 0."
         )
     return 0
 
@@ -360,9 +369,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio score", description=__doc__.split("\n\n")[0])
     parser.add_argument("predictions", metavar="PREDICTIONS", help="a run's folder, or a file of predictions")
     parser.add_argument("--benchmark", choices=BENCHMARKS, help="default: the run's")
-    parser.add_argument("--data", metavar="FILE", help="the benchmark's own file: answers, and what is missing")
+    parser.add_argument("--data", metavar="FILE", help="the benchmark's own file, for answers and missing questions")
     parser.add_argument(
-        "--key", metavar="NAME", help=f"where the replies are (default: the first of {', '.join(REPLY_KEYS)})"
+        "--key", metavar="NAME", help=f"key of the replies (default: the first of {', '.join(REPLY_KEYS)})"
     )
     parser.add_argument(
         "--rule",
@@ -372,13 +381,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="default: the benchmark's",
     )
     parser.add_argument("--spelling", metavar="SOURCE", help="for wer: normalizer.json, or a Whisper that has it")
-    parser.add_argument("--judged", metavar="FOLDER", help="of `judge`, about the open questions: all in one number")
+    parser.add_argument("--judged", metavar="FOLDER", help="output of `judge` for the open questions, to combine both")
     parser.add_argument("--without-open", action="store_true", help="leave open questions among others to a judge")
     parser.add_argument(
-        "--output", metavar="FILE", help=f"all of it as JSON (default: {SCORE}, or NAME.{SCORE}, beside it)"
+        "--output", metavar="FILE", help=f"full score as JSON (default: {SCORE} or NAME.{SCORE} next to PREDICTIONS)"
     )
     parser.add_argument("--submission", metavar="FILE", help="write MMAU's submission file instead of scoring")
-    parser.add_argument("--allow-incomplete", action="store_true", help="exit with 0 though replies are missing")
+    parser.add_argument("--allow-incomplete", action="store_true", help="exit with 0 even if replies are missing")
     options = parser.parse_args(arguments)
     with user_errors(parser.prog) as end:
         return _run(options)

@@ -1,4 +1,4 @@
-"""A score in words and tables, on the terminal. The numbers are score.py's."""
+"""Prints a score on the terminal, as text and tables. The numbers come from score.py."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .word_errors import UNITS, WER
 
 
 ALWAYS = "always option"  # a baseline by position
-UNANSWERABLE = "without a right option"  # of the answered and others: no option is the answer, so they are wrong
+UNANSWERABLE = "without a right option"  # answered or not: no option is the answer, so they are wrong
 VALUES = ("accuracy", *(f"{unit}_error_rate" for unit in UNITS.values()), *CAPTION_METRICS.values(), "macro")
 
 
@@ -64,7 +64,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for note in result["notes"]:
         console.print(note, soft_wrap=True)
     if WER in result["rules"] and not result["spelling"]:
-        console.print("Spelling as it is (no --spelling): British for American counts as an error.", soft_wrap=True)
+        console.print("Spelling as it is (no --spelling): British instead of American is an error.", soft_wrap=True)
 
 
 def _overall(rules: dict[str, Any]) -> Table:
@@ -80,7 +80,7 @@ def _overall(rules: dict[str, Any]) -> Table:
 
 
 def _groups(rules: dict[str, Any]) -> Table:
-    """A section for each breakdown, with the mean over its groups as the last row; n is before any rule leaves rows out."""
+    """A section for each breakdown, with the mean over its groups as the last row; n counts all rows."""
     first = next(iter(rules.values()))
     table = Table("group", show_edge=False)
     for heading in ("n", *rules):

@@ -24,7 +24,8 @@ def questions_of(
     The rows to score: those of the prediction file, or one for each question in `data`, with the digests of its files.
 
     Raises:
-        `ValueError`: no rows, predictions for questions that `data` does not have, or that are worded otherwise there.
+        `ValueError`: no rows, predictions for questions that `data` does not have, or that are worded differently
+            there.
     """
     if not predictions.rows:
         raise ValueError(f"{predictions.path} holds no rows.")
@@ -39,14 +40,15 @@ def questions_of(
     other = [question.id for question in asked if question.id in replies and _differ(question, replies[question.id])]
     if other:
         raise ValueError(
-            f"{some(other)} in {predictions.path} have another question, other options or another answer than in {data}: the predictions are "
-            "about another version of the benchmark. Score them with that version, or without --data."
+            f"{some(other)} in {predictions.path} have another question, other options or another answer than in "
+            f"{data}: the predictions are for another version of the benchmark. Score them with that version, or "
+            "without --data."
         )
     return [_join(question, replies.get(question.id)) for question in asked], sha256
 
 
 def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[str, str]]:
-    """A benchmark's questions as rows without a reply. Clips are needed only where a file's rows do not say all, see `plain`."""
+    """A benchmark's questions as rows without a reply. Clips are needed only if rows are incomplete, see `plain`."""
     if path.suffix not in BENCHMARKS[benchmark].plain:
         loaded = BENCHMARKS[benchmark].load(path)
         shared = ("id", "question", "choices", "answer", "groups", "check", "references")
@@ -67,8 +69,8 @@ def _read_questions(path: Path, benchmark: str) -> tuple[list[Prediction], dict[
 
 def tidy(row: Prediction) -> Prediction:
     """
-    A row as the loaders would have made it: no white space around id, options and answer, no empty options (MMAR has some),
-    and AIR-Bench's `task_name` as `task` and `domain`. Ids are in one Unicode spelling.
+    A row as the loaders would create it: no white space around id, options and answer, no empty options (MMAR has
+    some), and AIR-Bench's `task_name` as `task` and `domain`. Ids are in one Unicode spelling.
     """
     choices = tuple(choice.strip() for choice in row.choices if choice.strip())
     task = row.groups.get("task_name")
@@ -87,12 +89,12 @@ def _differ(question: Prediction, row: Prediction) -> bool:
 
 
 def options_of(row: Prediction) -> tuple[str, ...]:
-    """The options by which two rows are about the same question: without labels, in one Unicode spelling."""
+    """The options in the form in which rows are compared: without labels, in one Unicode spelling."""
     return tuple(map(_spelled, without_labels(row.choices)))
 
 
 def answer_of(row: Prediction) -> str | None:
-    """The answer, as `options_of` has it."""
+    """The answer, in the form of `options_of`."""
     return None if row.answer is None else _spelled(without_label(row.answer, row.choices))
 
 
@@ -112,9 +114,9 @@ def check_answers(rows: Sequence[Prediction]) -> None:
     hidden = [row.id for row in rows if not row.answer and row.check is None]
     if hidden:
         raise ValueError(
-            f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. Of a test set whose answers are "
-            "kept back, --submission FILE --data QUESTIONS writes what its makers score; if you have the answers, give "
-            "them with --data."
+            f"{some(hidden)} of {len(rows)} have no answer, so they cannot be scored here. For a test set with "
+            "withheld answers, --submission FILE --data QUESTIONS writes what its authors score; if you have the "
+            "answers, give them with --data."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the makers of a benchmark score whose answers they keep: their own rows, each with the model's reply.
+"""Submissions to benchmarks whose authors withhold the answers: their own rows, each with the model's reply.
 
 Run: `falcon3-audio score OUT --data mmau-test.json --submission FILE`
 """
@@ -16,20 +16,20 @@ from .questions import some, spelled_id
 
 def write_submission(rows: Sequence[Prediction], data: Path, path: Path) -> None:
     """
-    MMAU's form of a submission: the benchmark's own rows, each with the reply, as it is, under `model_prediction`.
+    Writes MMAU's submission format: the benchmark's own rows, each with the unchanged reply under `model_prediction`.
 
     Args:
         rows: of `scored_rows.questions_of`, one for each question in `data`.
 
     Raises:
-        `ValueError`: `data` is no JSON list, or a question has no reply.
+        `ValueError`: `data` is not a JSON list, or a question has no reply.
     """
     questions = parse_json(data.read_text(encoding="utf-8-sig"))
     if not isinstance(questions, list):
-        raise ValueError(f"{data} is no JSON list of questions; a submission is made of MMAU's JSON file.")
+        raise ValueError(f"{data} is not a JSON list of questions; a submission is based on MMAU's JSON file.")
     unanswered = [row.id for row in rows if row.reply is None]
     if unanswered:
-        raise ValueError(f"{some(unanswered)} have no reply; ask them first.")
+        raise ValueError(f"{some(unanswered)} have no reply; run the model on them first.")
     replies = {row.id: row.reply for row in rows}
     write_json(
         path,

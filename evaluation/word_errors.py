@@ -1,12 +1,13 @@
 """Word and character error rates of transcripts: jiwer's alignment after Whisper's text normalisers (those of transformers).
 
-"wer" is for English. "cer" is for scripts without spaces, and counts what Unicode calls grapheme clusters, without white space,
-after the normaliser that Whisper has for all other languages; that one takes vowel signs and tone marks (Thai, Hindi)
-for punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so that long clips count as much as they say;
-references of which the normaliser leaves nothing ("Uh.") have no rate, so their rows are left out and counted. Whisper's
-normaliser also turns British spelling into American with a list that comes with Whisper's tokenizers (`normalizer.json`), not
-with transformers. Without it "colour" for "color" is an error, and rates are a little above published ones: give
-the file, or the folder or Hub id of a Whisper (`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
+"wer" is for English. "cer" is for scripts without spaces, and counts Unicode grapheme clusters, without white space,
+after Whisper's normaliser for all other languages, which treats vowel signs and tone marks (Thai, Hindi) as
+punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so clips weigh as
+much as their words; references of which the normaliser leaves nothing ("Uh.") have no rate, so their rows are left out
+and counted. Whisper's normaliser also converts British to American spelling, with a list that comes with Whisper's
+tokenizers (`normalizer.json`), not with transformers. Without it, "colour" for "color" is an error, and rates are
+slightly above published ones: give the file, or the folder or Hub id of a Whisper
+(`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
 Run: `count_word_errors(references, hypotheses, normalizer(read_spelling("openai/whisper-small.en")))`
 """
 
@@ -28,10 +29,10 @@ UNITS = {WER: "word", CER: "character"}  # of each rate, what is counted
 @dataclass(frozen=True)
 class WordErrors:
     """
-    What was counted in one row.
+    The counts of one row.
 
     Attributes:
-        words: in the reference; 0 where the normaliser leaves none, and then nothing else is counted either.
+        words: in the reference; 0 if the normaliser leaves none; then all other counts are 0 too.
         substitutions, deletions, insertions: the fewest edits from the reference to the hypothesis.
     """
 
@@ -58,7 +59,7 @@ def normalizer(spelling: dict[str, str] | None = None) -> Callable[[str], str]:
 
 
 def character_normalizer() -> Callable[[str], str]:
-    """Whisper's normaliser for languages without spaces (`BasicTextNormalizer`), which divides a text into its characters."""
+    """Whisper's normaliser for languages without spaces (`BasicTextNormalizer`), which splits it into characters."""
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
     return BasicTextNormalizer(split_letters=True)
@@ -72,9 +73,9 @@ def read_spelling(source: str) -> dict[str, str]:
         source: a `normalizer.json`, a folder that holds one, or the Hub id of a Whisper.
 
     Raises:
-        `ValueError`: what is there is no JSON object of texts.
-        `OSError`: it is not there, or the Hub cannot be reached.
-        `huggingface_hub.errors.HFValidationError`: no path, and no possible id (a `ValueError`, too).
+        `ValueError`: the file is not a JSON object of texts.
+        `OSError`: it does not exist, or the Hub cannot be reached.
+        `huggingface_hub.errors.HFValidationError`: neither a path nor a possible id (a `ValueError`, too).
     """
     path = Path(source)
     if path.is_dir():
@@ -86,13 +87,15 @@ def read_spelling(source: str) -> dict[str, str]:
             path = Path(hf_hub_download(source, SPELLING))
         except OSError as error:
             reason = " ".join(str(error).split())
-            raise OSError(f"{source} is no file or folder, and its {SPELLING} is not to be had: {reason}") from error
+            raise OSError(
+                f"{source} is not a file or folder, and its {SPELLING} cannot be downloaded: {reason}"
+            ) from error
     try:
         words = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         words = None
     if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
-        raise ValueError(f"{path} is not a normalizer.json of Whisper: expected a JSON object of words by words.")
+        raise ValueError(f"{path} is not a normalizer.json of Whisper: expected a JSON object of words to words.")
     return words
 
 
@@ -102,7 +105,7 @@ def count_word_errors(
     normalize: Callable[[str], str],
 ) -> list[WordErrors]:
     """
-    The errors of each row, in words as the normaliser divides them; an empty hypothesis has deleted every word.
+    The errors of each row, in words as the normaliser splits them; an empty hypothesis deletes every word.
 
     Raises a `ValueError` for unequal lengths.
     """
@@ -124,10 +127,10 @@ def count_word_errors(
 
 def error_rate(counts: Sequence[WordErrors], clips: Sequence[int] | None = None, unit: str = "word") -> dict[str, Any]:
     """
-    The rate of a corpus: `n` rows, the sums of their counts, `word_error_rate` (over 1 where more is inserted than said), and
-    its 95 % bootstrap `interval`, for which whole clips are redrawn (`clips` as in `intervals.bootstrap_rate`). With another
-    `unit` the keys have its name in the place of "word". `left_out` is how many rows more there are, whose references have
-    no words; where all are such the rate is `None`.
+    The rate of a corpus: `n` rows, the sums of their counts, `word_error_rate` (over 1 if more is inserted than said),
+    and its 95 % bootstrap `interval`, for which whole clips are resampled (`clips` as in `intervals.bootstrap_rate`).
+    With another `unit` its name replaces "word" in the keys. `left_out` is the number of further rows, whose
+    references have no words; if there are no other rows, the rate is `None`.
     """
     numbers = range(len(counts)) if clips is None else clips
     counted = [(row, clip) for row, clip in zip(counts, numbers) if row.words]
@@ -145,6 +148,6 @@ def error_rate(counts: Sequence[WordErrors], clips: Sequence[int] | None = None,
 
 
 def mean_rate(rates: Sequence[dict[str, Any]], unit: str = "word") -> dict[str, Any]:
-    """`macro`, the mean of corpora's rates (as `error_rate` has them), `None` where one has none; without an interval."""
+    """`macro`, the mean of corpora's rates (from `error_rate`), `None` if one has none; without an interval."""
     found = [rate[f"{unit}_error_rate"] for rate in rates]
     return {"macro": None if None in found else sum(found) / len(found), "interval": None}

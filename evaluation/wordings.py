@@ -1,9 +1,10 @@
-"""The same questions in other words: whether a model chooses an option, or reacts to how it is asked.
+"""The same questions in other words: does a model choose an option, or react to how it is asked?
 
-The other words come from you, a line for each question: `{"id": "7", "questions": ["Which animal barks?", "What barks here?"]}`. Options and
-clips stay as they are. The score has the accuracy of each wording, "1" being each question's first other one, and the consistency rate
-of orders.py: in how many pairs of wordings the replies mean the same option. López et al. 2025 (arXiv 2510.04584) rephrase questions so.
-Whether your words ask the same thing, no number here says: have somebody read them.
+You supply the paraphrases, one line per question:
+`{"id": "7", "questions": ["Which animal barks?", "What barks here?"]}`. Options and clips stay the same. The score has
+the accuracy of each wording, "1" being each question's first paraphrase, and the consistency rate of orders.py: the
+share of pairs of wordings in which the replies mean the same option. López et al. 2025 (arXiv 2510.04584) rephrase
+questions in this way. No number here shows whether your paraphrases ask the same thing: have a person read them.
 Run: `falcon3-audio evaluate ... --paraphrases FILE`
 """
 
@@ -21,8 +22,8 @@ from .questions import Question, QuestionSet, spelled_id
 class Paraphrases:
     """
     Attributes:
-        questions: other words of each question, by its id.
-        sha256: of the file they are from, by its name.
+        questions: paraphrases of each question, by its id.
+        sha256: of the file they come from, by its name.
     """
 
     questions: dict[str, tuple[str, ...]]
@@ -34,7 +35,8 @@ def read_paraphrases(path: str | Path) -> Paraphrases:
     Reads JSON lines, or a JSON list, of objects with `id` and `questions`.
 
     Raises:
-        `ValueError`: no such file, no rows, an id twice, or a row without an id or with something else than a list of one or more texts.
+        `ValueError`: no such file, no rows, a repeated id, or a row without an id or without a list of one or more
+            texts.
     """
     path = Path(path)
     rows, sha256 = read_rows(path)
@@ -64,22 +66,21 @@ def _of_row(row: Any) -> tuple[str, tuple[str, ...]]:
 
 def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet:
     """
-    Each question as it is published and in its other words, under the ids "ID#1", "ID#2", ...; those without options once. All
-    have the group `orders.WORDING`.
+    Each question as published and in its other wordings, with ids "ID#1", "ID#2", ...; those without options appear
+    once. All have the group `orders.WORDING`.
 
     Raises:
-        `ValueError`: paraphrases of questions that are not there or have no options, those that say the same words twice, and
-            questions with options that have none: wordings of other questions could not be compared.
+        `ValueError`: paraphrases of questions that do not exist or have no options, repeated wordings, and questions
+            with
+            options but without paraphrases: wordings of different questions cannot be compared.
     """
     file = ", ".join(paraphrases.sha256)
     known = {spelled_id(question.id): question for question in questions.questions}
     for identity, texts in paraphrases.questions.items():
         if identity not in known:
-            raise ValueError(f"{file} paraphrases {identity!r}, which is no question's id.")
+            raise ValueError(f"{file} paraphrases {identity!r}, which is not a question's id.")
         if not known[identity].choices:
-            raise ValueError(
-                f"{file} paraphrases {identity!r}, which has no options to tell by whether replies mean the same."
-            )
+            raise ValueError(f"{file} paraphrases {identity!r}, which has no options by which to compare replies.")
         said = [text.strip() for text in (known[identity].question, *texts)]
         if len(set(said)) < len(said):
             raise ValueError(f"{file}: two wordings of {identity!r} are the same.")
@@ -88,7 +89,8 @@ def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet
     ]
     if without:
         raise ValueError(
-            f"{file} has no other words for {len(without)} of {len(known)} questions ({without[0]!r} for one): write a line for each."
+            f"{file} has no paraphrases for {len(without)} of {len(known)} questions (such as {without[0]!r}); write "
+            "a line for each."
         )
     asked = (row for question in questions.questions for row in _wordings(question, paraphrases))
     return replace(questions, questions=tuple(asked))

@@ -1,8 +1,9 @@
-"""Model cards: one template for all checkpoints, filled from facts and from measured results, and from nothing else.
+"""Model cards: one template for all checkpoints, filled only from facts and measured results.
 
-`facts/*.yaml` hold what is known of a checkpoint before it is trained; training/publishing/run_facts.py makes the same facts
-from a finished run, and card.py beside it reads either. A fact that is missing is an error that names it, and a checkpoint
-without results says that it has none. Licences and training sets come from sources.py, scores from results.json (see results.py).
+`facts/*.yaml` hold what is known about a checkpoint before it is trained; training/publishing/run_facts.py collects
+the same facts from a finished run, and card.py next to it reads both. A missing fact is an error that names it; the
+card of a checkpoint without results says so. Licences and training sets come from sources.py, scores from results.json
+(see results.py).
 """
 
 import re
@@ -20,7 +21,7 @@ from .sources import APACHE, TINY, is_english_encoder, is_hub_id, licence_of
 
 TAGS = ("audio-language-model", "audio-question-answering", "falcon3-audio", "speech", "sound", "music")
 POSITIONS_PER_SECOND = 50  # of Whisper's encoder
-# Bits a weight takes in NF4 with double quantisation: 4, an 8-bit scale for 64 weights, and 32 bits for 256 such scales.
+# Bits per weight in NF4 with double quantisation: 4, an 8-bit scale per 64 weights, and 32 bits per 256 such scales.
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 GIB = 2**30
 
@@ -32,10 +33,10 @@ def render_card(facts: dict[str, Any], results: list[dict[str, Any]]) -> ModelCa
     Args:
         facts: as in `facts/*.yaml`, with `repo_id` (ORG/NAME on the Hub), `data` (what it was trained on: a list of
             `sources.Dataset` fields with `examples` and `weight`) and the settings in `training`.
-        results: entries of results.json, all of this checkpoint.
+        results: entries of results.json, all for this checkpoint.
 
     Raises:
-        `ValueError`: if facts are missing or not understood, or a result is of another model or has no provenance.
+        `ValueError`: if facts are missing or invalid, or a result is for another model or has no provenance.
     """
     check_facts(facts)
     for entry in results:
@@ -70,7 +71,7 @@ def metadata(facts: dict[str, Any], results: list[dict[str, Any]]) -> ModelCardD
 
 
 def _licence(backbones: list[str | None]) -> dict[str, str]:
-    """The strictest terms: those of the language model or of the encoder that the Hub has no name for, or the former's."""
+    """The strictest licence: the first of language model and encoder that the Hub has no name for, else the first."""
     licences = [licence_of(base) for base in backbones if base]
     if len(licences) < len(backbones) or None in licences:
         return {}
@@ -109,19 +110,19 @@ def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
 
 
 def _fenced(text: str, mark: str) -> str:
-    """Text as it is between lines of a mark, "`" or "~", of which there are more than anywhere in it."""
+    """Unchanged text in a fence of the character `mark`, "`" or "~", longer than any run of it in the text."""
     longest = max(map(len, re.findall(f"{re.escape(mark)}+", text)), default=0)
     line = mark * max(3, longest + 1)
     return f"{line}text\n{text}\n{line}"
 
 
 def _cell(value: Any) -> str:
-    """What stands between two bars of a table."""
+    """The content of a table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def memory(parameters: dict[str, int]) -> list[tuple[str, str]]:
-    """What the weights take: (precision, GiB)."""
+    """Memory for the weights: (precision, GiB)."""
     total = sum(parameters[part] for part in ("audio_tower", "multi_modal_projector", "language_model"))
     quantized = parameters["quantizable"]
     sizes = {
@@ -139,7 +140,7 @@ def _size(size: float) -> str:
 
 
 def _linked(base: str | None) -> str:
-    """A base model as Markdown; of local folders only the name."""
+    """A base model as Markdown; for local folders only the name."""
     if not base:
         return "not recorded"
     if is_hub_id(base):

@@ -1,4 +1,4 @@
-"""The facts that a card is made of: what must be known, and how a recipe and its training sets are put into words."""
+"""The facts of a card: which ones are required, and how a recipe and its training sets are described."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ def _is_number(value: Any) -> bool:
 
 
 MISSING = object()  # null is a fact too
-TEXT, TEXTS, COUNT, NUMBER = "a text", "a list of texts", "a whole number", "a number over 0"
+TEXT, TEXTS, COUNT, NUMBER = "a string", "a list of strings", "a whole number", "a number over 0"
 FLAG, MAPPING, LIST = "true or false", "a mapping", "a list"
 KINDS: dict[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str),
@@ -25,7 +25,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     MAPPING: lambda value: isinstance(value, dict),
     LIST: lambda value: isinstance(value, list),
 }
-# Everything a card cannot do without, and what it must be; dots go into mappings.
+# The facts that every card needs, and their types; dots separate keys of nested mappings.
 REQUIRED = {
     **dict.fromkeys(("repo_id", "name", "relation", "training.status"), TEXT),
     **dict.fromkeys(("backbones.audio", "backbones.text", "dtype", "prompt"), TEXT),
@@ -35,15 +35,15 @@ REQUIRED = {
     **dict.fromkeys(("context", "audio.max_audio_seconds", "audio.pooling_window"), NUMBER),
     "audio.pad_to_window": FLAG,
 }
-# Those that are null where nothing is known.
+# Facts that are null if they are not known.
 MAY_BE_NULL = {
     *("relation", "backbones.audio", "backbones.text", "dtype", "prompt", "languages", "limitations", "context"),
     "audio.max_audio_seconds",
 }
-# How the Hub files a model under its base models; null where that is not known.
+# How the Hub relates a model to its base models; null if that is not known.
 RELATIONS = ("finetune", "adapter", "merge", None)
-# How it was trained, and what must be known then: by a recipe that has yet to be run, by one that was run for this project, by a
-# run that recorded it, not at all, or not recorded.
+# How a model was trained, and which facts that requires: a recipe not run yet, a recipe that was run for this project,
+# a run that recorded its settings, no training, or not recorded.
 STATUSES: dict[str | None, tuple[str, ...]] = {
     "planned": ("training.recipe",),
     "trained": ("training.recipe", "training.outcome"),
@@ -55,15 +55,15 @@ OF_STATUS = {
     **dict.fromkeys(("training.recipe", "training.method"), TEXT),
     **{"training.outcome": TEXTS, "training.settings": MAPPING, "data": LIST},
 }
-# Options of a recipe that a card shows.
+# Recipe options shown on a card.
 SETTINGS = {
     "lora_r": "LoRA rank",
     "lora_alpha": "LoRA alpha",
     "lora_dropout": "LoRA dropout",
     "lora_audio_tower": "layers with LoRA, encoder",
     "lora_language_model": "layers with LoRA, language model",
-    "audio_tower_trainable_layers": "last layers trained in full, encoder",
-    "language_model_trainable_layers": "last layers trained in full, language model",
+    "audio_tower_trainable_layers": "last layers fully trained, encoder",
+    "language_model_trainable_layers": "last layers fully trained, language model",
     "lora_target_modules": "layers with LoRA, by name",
     "lora_r_audio_tower": "LoRA rank, encoder",
     "lora_r_language_model": "LoRA rank, language model",
@@ -74,47 +74,47 @@ SETTINGS = {
     "projector_learning_rate": "learning rate, projector",
     "language_model_learning_rate": "learning rate, language model",
     "lr_scheduler_type": "schedule",
-    "warmup_steps": "warm-up (steps, or their share)",
+    "warmup_steps": "warm-up (steps, or fraction of steps)",
     "global_batch_size": "questions per step",
     "augmentation": "augmentation of training clips",
     "num_train_epochs": "epochs",
-    "max_steps": "most steps (-1: no limit)",
+    "max_steps": "maximum steps (-1: no limit)",
     "optim": "optimiser",
     "weight_decay": "weight decay",
-    "max_grad_norm": "largest gradient norm",
-    "max_length": "longest example (tokens)",
+    "max_grad_norm": "maximum gradient norm",
+    "max_length": "maximum example length (tokens)",
     "dtype": "frozen weights",
     "bf16": "computed in bfloat16",
     "load_in_4bit": "language model in 4 bits",
     "num_generations": "answers per question",
-    "max_completion_length": "longest answer (tokens)",
+    "max_completion_length": "maximum answer length (tokens)",
     "temperature": "temperature",
     "beta": "KL coefficient",
     "seed": "seed",
 }
 SUPERVISED = (
-    "Supervised, in one stage: LoRA where the table says so, the projector and what it calls full in full, everything else frozen, the loss on answers "
-    "only."
+    "Supervised, in one stage: LoRA as listed in the table; the projector, and what the table lists as full or fully "
+    "trained, trained in full; everything else frozen. The loss is on answers only."
 )
 GRPO = (
-    "GRPO, after supervised training: several answers are drawn for each question, and those with more reward than the others "
-    "are made likelier. LoRA is where the table says so, and the projector is trained in full."
+    "GRPO, after supervised training: several answers are sampled for each question, and those with a higher reward "
+    "than the others become more likely. LoRA is applied as listed in the table, and the projector is trained in full."
 )
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """A YAML file of facts, or of a recipe. Raises a `ValueError` if it is no mapping."""
+    """A YAML file of facts or of a recipe. Raises a `ValueError` if it is not a mapping."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a YAML mapping, got {type(content).__name__}.")
     return content
 
 
 def check_facts(facts: dict[str, Any]):
-    """Raises a `ValueError` that names all facts that are missing, or says which is not understood."""
+    """Raises a `ValueError` that names all missing facts, or the invalid one."""
     status = _value(facts, "training.status")
     needed = (*REQUIRED, *(STATUSES.get(status, ()) if isinstance(status, str) else ()))
     missing = [name for name in needed if _value(facts, name) is MISSING]
@@ -136,12 +136,13 @@ def check_facts(facts: dict[str, Any]):
             raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}.")
     if facts["relation"] == "adapter" and not is_hub_id(str(facts.get("adapter_of"))):
         raise ValueError(
-            f"The card of an adapter names its base model by its Hub id (adapter_of), got {facts.get('adapter_of')!r}."
+            "The card of an adapter must name its base model by its Hub id (adapter_of), got "
+            f"{facts.get('adapter_of')!r}."
         )
 
 
 def _value(facts: dict[str, Any], name: str) -> Any:
-    """`MISSING` where the facts have none by that name."""
+    """The fact with that name, or `MISSING`."""
     value: Any = facts
     for part in name.split("."):
         value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
@@ -149,14 +150,14 @@ def _value(facts: dict[str, Any], name: str) -> Any:
 
 
 def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """`method` and `settings` of the facts, from a recipe or from what a run recorded."""
+    """`method` and `settings` of the facts, from a recipe or from a run's record."""
     found = {label: recipe[name] for name, label in SETTINGS.items() if recipe.get(name) is not None}
     settings = {label: _plain(value) for label, value in found.items()}
     return {"method": GRPO if "num_generations" in recipe else SUPERVISED, "settings": settings}
 
 
 def _plain(value: Any) -> Any:
-    """A setting as a card shows it; of a mapping the numbers, and of what else it has (folders, say) the names."""
+    """A setting as a card shows it; of mappings the names and values, but only the names of strings (folders, say)."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -167,6 +168,6 @@ def _plain(value: Any) -> Any:
 
 
 def describe_source(source: dict[str, Any], dataset: Dataset, examples: int | None = None) -> dict[str, Any]:
-    """One set of the facts' `data`, from an entry of `train_data` in a recipe and from what that is."""
+    """One set of the facts' `data`, from an entry of `train_data` in a recipe and its description."""
     weight, streamed = source.get("weight", 1), source.get("streaming", False)
     return {**vars(dataset), "examples": examples, "weight": weight, "streamed": streamed}

@@ -1,13 +1,13 @@
-"""The results that cards show: results.json, which is filled from files of `falcon3-audio score` and from nothing else.
+"""The results that cards show: results.json, which is filled only from files of `falcon3-audio score`.
 
-A score becomes an entry only with all of its provenance: every question has a reply, no control was run, and model and
-commit, prompt, decoding, data and versions are known. An entry holds these and the scores as they were written; local paths
-and names of machines are left behind. A card shows entries of its own model only, and of a local checkpoint only what was
-measured with the very same files.
+A score becomes an entry only with complete provenance: every question has a reply, it is not a control, and model and
+commit, prompt, decoding, data and versions are known. An entry holds these and the scores as written, without local
+paths and machine names. A card shows only entries of its own model; for a local checkpoint, only those measured with
+exactly the same files.
 
     falcon3-audio results add runs/mmau/score.json --model ORG/NAME
 
-Where the package is not yours to change, `--file mine.json` keeps them elsewhere; `falcon3-audio card` takes it as `--results`.
+If you cannot change the package, `--file mine.json` keeps them elsewhere; `falcon3-audio card --results` reads it.
 """
 
 import json
@@ -26,9 +26,9 @@ from .sources import is_hub_id
 
 
 RESULTS = Path(str(files(__package__))) / "results.json"
-FORMAT = 1  # of score files, as evaluation/score.py has it
+FORMAT = 1  # of score files, as in evaluation/score.py
 WAYS = ("shuffled_orders", "paraphrases_sha256")  # of asking questions more than once
-# What an entry keeps of a score file, and of the run in it. The run's `model` is left out: it may be a local path.
+# What an entry keeps of a score file, and of the run in it. The run's `model` is left out: it can be a local path.
 OF_SCORE = (
     "format",
     "benchmark",
@@ -67,10 +67,10 @@ OF_RUN = (
     "audio_tokens",
     "audio_check",
 )
-ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model that was loaded from there
-# One entry for each of these; another score of the same takes its place.
+ON_THE_HUB = "commit on the Hub"  # `model_commit_is` of a model loaded from the Hub
+# One entry for each combination of these; another score with the same values replaces it.
 KEY = ("model", "benchmark", "prompt", "prompt_sha256", *WAYS, "data_sha256", "spelling")
-OWN = "own-questions"  # the Hub's dataset type of questions that are no benchmark's own, whatever their format
+OWN = "own-questions"  # dataset type on the Hub for questions that are not a benchmark's own, in any format
 METRICS = {
     "accuracy": "accuracy",
     "word_error_rate": "wer",
@@ -81,18 +81,18 @@ METRICS = {
 
 def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -> dict[str, Any]:
     """
-    Adds a score to results.json, in the place of an earlier one of the same model, questions and prompt.
+    Adds a score to results.json; it replaces an earlier one for the same model, questions and prompt.
 
     Args:
-        score_file: what `falcon3-audio score` wrote.
-        model: ORG/NAME that was measured. A score of a local folder counts for it too: cards compare the files.
-        path: results.json, or a file of your own, which is made where it does not exist.
+        score_file: file written by `falcon3-audio score`.
+        model: ORG/NAME of the measured model. A score of a local folder is accepted too: cards compare the files.
+        path: results.json, or your own file, which is created if it does not exist.
 
     Returns the new entry.
 
     Raises:
-        `ValueError`: if `model` is no Hub id, the file is no score, or the score is incomplete, of a control, of another
-            model or without provenance.
+        `ValueError`: if `model` is not a Hub id, the file is not a score, or the score is incomplete, of a control, of
+            another model or without provenance.
         `OSError`: if a file cannot be read or written.
     """
     score = _read_json(Path(score_file))
@@ -111,7 +111,7 @@ def add_result(score_file: str | Path, model: str, path: str | Path = RESULTS) -
 
 
 def read_results(path: str | Path = RESULTS) -> list[dict[str, Any]]:
-    """All entries. Raises a `ValueError` if the file is no JSON list of them."""
+    """All entries. Raises a `ValueError` if the file is not a JSON list of them."""
     entries = _read_json(Path(path))
     if not isinstance(entries, list):
         raise ValueError(f"{path} must be a JSON list, got {type(entries).__name__}.")
@@ -127,8 +127,8 @@ def results_of(
     The entries of a model on the Hub.
 
     Args:
-        checkpoint: the model's files. A folder that the Hub's client downloaded has its commit as its name.
-        run: what they are made from, for messages, where they are in a temporary folder.
+        checkpoint: the model's files. A folder downloaded by the Hub's client is named after its commit.
+        run: the run that they were created from, for messages, if they are in a temporary folder.
 
     Raises a `ValueError` if an entry was measured with other files than those in `checkpoint`.
     """
@@ -139,12 +139,12 @@ def results_of(
         known = {digest(checkpoint), checkpoint.resolve().name}
         for entry in found:
             if entry["run"]["model_commit"] not in known:
-                where = f"in {checkpoint}" if run is None else f"that are made from {run}"
+                where = f"in {checkpoint}" if run is None else f"created from {run}"
                 raise ValueError(
-                    f"The result of {model} on {entry['benchmark']} in {path} was measured with other files (model_commit "
-                    f"{entry['run']['model_commit']}) than those {where}. Of a run with an adapter, measure the merged model: "
-                    f"`falcon3-audio merge {run or 'RUN'} OUT`, evaluate OUT, and `falcon3-audio results add` its score. Or remove "
-                    "that entry."
+                    f"The result of {model} on {entry['benchmark']} in {path} was measured with other files "
+                    f"(model_commit {entry['run']['model_commit']}) than those {where}. For a run with an adapter, "
+                    f"measure the merged model: `falcon3-audio merge {run or 'RUN'} OUT`, evaluate OUT, and "
+                    "`falcon3-audio results add` its score. Or remove that entry."
                 )
     return found
 
@@ -164,7 +164,7 @@ def check_entry(entry: Any):
         raise ValueError(f"this is the control {run['control']!r}, not a score of the model.")
     if entry.get("coverage") != 1:
         raise ValueError(
-            f"coverage is {entry.get('coverage')}: not every question has a reply, so this is no score of "
+            f"coverage is {entry.get('coverage')}: not every question has a reply, so this is not a score on "
             f"{entry['benchmark']}."
         )
     empty = [rule for rule, found in entry["rules"].items() if value_of(found) is None]
@@ -192,7 +192,7 @@ def value_of(found: dict[str, Any]) -> float | None:
 
 
 def eval_results(entries: list[dict[str, Any]]) -> list[EvalResult]:
-    """The model index: one metric for each rule of each entry, with what it was measured with."""
+    """The model index: one metric for each rule of each entry, with how it was measured."""
     results = []
     for entry in entries:
         for rule, found in entry["rules"].items():
@@ -218,9 +218,9 @@ def eval_results(entries: list[dict[str, Any]]) -> list[EvalResult]:
 
 def eval_result_files(entries: list[dict[str, Any]]) -> dict[str, str]:
     """
-    Files that belong into a model's repository, path -> content: by them the Hub shows scores on the model's page and on the
-    benchmark's (huggingface.co/docs/hub/eval-results). One for each benchmark that the Hub has, with the percentage by the
-    benchmark's own rule, where it was scored by that; what it was measured with is in the notes, and in full in the card.
+    Files for a model's repository, path -> content, from which the Hub shows scores on the pages of the model and the
+    benchmark (huggingface.co/docs/hub/eval-results). One for each benchmark that the Hub has, with the percentage by
+    the benchmark's own rule, if it was scored by it. The notes say how it was measured; the card has all details.
     """
     files: dict[str, list[EvalResultEntry]] = {}
     for entry in entries:
@@ -268,8 +268,8 @@ def _cell(found: dict[str, Any]) -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
 __all__ = ["RESULTS", "add_result", "check_entry", "eval_result_files", "read_results", "results_of"]

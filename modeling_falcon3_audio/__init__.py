@@ -7,7 +7,7 @@ import falcon3_audio
 from importlib.util import find_spec
 
 
-# Scores are computed where torch is not installed (`falcon3_audio.evaluation.score`); all else needs it.
+# `falcon3_audio.evaluation.score` works without torch; everything else needs it.
 if find_spec("torch") is not None:
     from .registration import *  # noqa: F403
     from .registration import __all__ as __all__

@@ -1,4 +1,7 @@
-"""`pipeline("any-to-any", batch_size=...)`, whose own padding (transformers 5.24) takes clips apart: it refuses, or keeps one each."""
+"""`pipeline("any-to-any", batch_size=...)` with clips.
+
+The padding of transformers 5.24 splits up an input's clips: it raises an error, or keeps only one clip per input.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +15,13 @@ from .pipeline_inputs_falcon3_audio import check_batch_size, in_batches
 
 @dataclass
 class _Batch:
-    """Inputs that are answered together. No list: that is one input, of several texts."""
+    """Inputs that are answered together. Not a list, since a list is one input with several texts."""
 
     inputs: list[Any]
 
 
 class Falcon3AudioAnyToAnyPipeline(AnyToAnyPipeline):
-    """transformers' pipeline of that name, for any of its models, with batches of clips for Falcon3-Audio."""
+    """transformers' any-to-any pipeline for any of its models; it can batch clips for Falcon3-Audio."""
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         arguments = (preprocess_params, forward_params, postprocess_params)
@@ -36,7 +39,7 @@ class Falcon3AudioAnyToAnyPipeline(AnyToAnyPipeline):
         )
 
     def _pad(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch of what `preprocess` made of each input: prompts padded on the left, clips behind their last frame."""
+        """Collates the `preprocess` outputs of several inputs: pads prompts on the left, clips on the right."""
         tokens = {name: [row for item in items for row in item[name]] for name in ("input_ids", "attention_mask")}
         padded = self.tokenizer.pad(tokens, padding_side="left", return_tensors="pt")
         batch = {"text": _Batch([item["text"] for item in items]), **padded}
@@ -48,14 +51,14 @@ class Falcon3AudioAnyToAnyPipeline(AnyToAnyPipeline):
         return batch
 
     def postprocess(self, model_outputs, **kwargs):
-        """The records of one input; of a batch, a list of them for each of its inputs."""
+        """The records of one input; for a batch, a list of records for each input."""
         prompts = model_outputs["prompt_text"]
         if not isinstance(prompts, _Batch):
             return super().postprocess(model_outputs, **kwargs)
         records, start = [], 0
         for prompt in prompts.inputs:
             rows = slice(start, start + (len(prompt) if isinstance(prompt, (list, tuple)) else 1))
-            # (rows, tokens), or (rows, answers, tokens) where several answers are asked for.
+            # (rows, tokens), or (rows, answers, tokens) if several answers are requested.
             parts = {name: model_outputs[name][rows] for name in ("generated_sequence", "input_ids")}
             records.append(super().postprocess({"prompt_text": prompt, **parts}, **kwargs))
             start = rows.stop

@@ -1,9 +1,9 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Encodes a clip once, however many questions and turns there are about it.
+"""Encodes a clip once for all questions and chat turns about it.
 
-Kept is what the projector gives, by content: the digest of a clip's log-mel frames, so that the same sound under another
-name is found as well. The least recently used clips go first when there are too many tokens. Other weights make other
-embeddings: the cache empties itself when weights or adapters were changed. Travels with every saved checkpoint.
+The cache holds the projector's outputs, keyed by the digest of a clip's log-mel frames, so the same audio is also
+found under another name. The least recently used clips are evicted when there are too many tokens. The embeddings
+depend on the weights: the cache is cleared when weights or adapters change. Travels with every saved checkpoint.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import torch
 
 
 class Lock:
-    """A `threading.Lock` that does not keep its owner from being copied and pickled: the copy has one of its own."""
+    """A `threading.Lock` whose owner can still be copied and pickled: the copy gets its own lock."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -33,11 +33,12 @@ class Lock:
 
 class AudioCache:
     """
-    Projected audio of the clips heard last. Threads may share it; two that need a new clip at once both encode it.
+    Projected audio of the most recently used clips. Threads can share it; two that need the same new clip at the same
+    time both encode it.
 
     Args:
-        model: has `get_audio_features` and `count_audio_tokens`.
-        max_tokens (`int`): How many audio tokens are kept, of `hidden_size` numbers each; 0 keeps none.
+        model: must have `get_audio_features` and `count_audio_tokens`.
+        max_tokens (`int`): Maximum number of audio tokens to keep, each of `hidden_size` numbers; 0 keeps none.
     """
 
     def __init__(self, model: torch.nn.Module, max_tokens: int):
@@ -45,14 +46,14 @@ class AudioCache:
         self.max_tokens = max_tokens
         self._clips: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._state: Any = None
-        self._lock = Lock()  # for what is kept; nothing is encoded under it
+        self._lock = Lock()  # guards the kept clips; not held during encoding
 
     def embed(self, keys: list[str], input_features: torch.Tensor, input_features_mask: torch.Tensor) -> torch.Tensor:
         """
         The audio embeddings of some clips, `(audio tokens of all clips, text hidden_size)`, in order.
 
         Args:
-            keys: of the clips, from `digests`.
+            keys: the clips' digests, from `digests`.
             input_features (`torch.Tensor` of shape `(clips, num_mel_bins, frames)`)
             input_features_mask (`torch.Tensor` of shape `(clips, frames)`)
         """
@@ -67,11 +68,11 @@ class AudioCache:
             rows = torch.tensor(list(new.values()), device=input_features.device)
             mask = input_features_mask[rows]
             encoded = self.model.get_audio_features(input_features[rows], mask, return_dict=True).pooler_output
-            # A clone each: a part of a larger tensor would keep all of that in memory.
+            # Clone each part: a view would keep the whole tensor in memory.
             parts = [part.detach().clone() for part in encoded.split(self.model.count_audio_tokens(mask).tolist())]
             clips |= zip(new, parts)
         with self._lock:
-            if state == self._state:  # else another thread has seen other weights by now
+            if state == self._state:  # otherwise another thread has seen other weights since
                 self._keep(keys, clips)
         return torch.cat([clips[key] for key in keys])
 
@@ -89,14 +90,14 @@ class AudioCache:
 
 def fingerprint(model: torch.nn.Module) -> list[Any]:
     """
-    Differs when weights were changed in place or replaced, and when adapters were added, merged, chosen, scaled or
-    disabled. A write through `weight.data` is seen where it changes one of the values that are looked at, as a merge does.
+    Changes when weights are modified in place or replaced, and when adapters are added, merged, selected, scaled or
+    disabled. A write through `weight.data` is detected if it changes one of the sampled values, as a merge does.
     """
     weights = list(model.parameters())
-    # The count of changes in place is no public attribute of a tensor; tensors made in inference mode have none.
+    # The count of in-place changes is not a public attribute; tensors created in inference mode have none.
     state: list[Any] = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
     for module in model.modules():
-        # Layers of PEFT's; transformers' models have methods by these names.
+        # PEFT layers; in transformers' models these names are methods.
         if isinstance(getattr(module, "disable_adapters", None), bool):
             scales = getattr(module, "scaling", {})
             state.append((module.disable_adapters, tuple(module.active_adapters), tuple(map(str, scales.items()))))
@@ -105,20 +106,20 @@ def fingerprint(model: torch.nn.Module) -> list[Any]:
 
 def _some_values(tensors: list[torch.Tensor]) -> list[bytes]:
     """
-    Some 16 values of each tensor, which PEFT and others write to through `weight.data`, so that nothing counts the change.
-    They are gathered first: to read them one by one would wait for the device as many times.
+    About 16 values of each tensor, since PEFT and others write through `weight.data`, which no counter records. The
+    values are gathered first: reading them one by one would wait for the device each time.
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
     for part in chain.from_iterable(map(_parts, tensors)):
         if part.device.type != "meta":
             flat = part.detach().reshape(-1)
-            # An odd step, since all may be equal in a column of a matrix.
+            # An odd step, since all values in a column of a matrix can be equal.
             kinds.setdefault((flat.device, flat.dtype), []).append(flat[:: len(flat) // 16 | 1])
     return [torch.cat(parts).view(torch.uint8).cpu().numpy().tobytes() for parts in kinds.values()]
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that one is made of: several where torchao quantised it, or devices share it (`DTensor`)."""
+    """The plain tensors inside a tensor: several if torchao quantised it or devices share it (`DTensor`)."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
@@ -126,8 +127,8 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def digests(input_features: torch.Tensor, input_features_mask: torch.Tensor) -> list[str]:
     """
-    A name for the content of each clip: of features `(clips, num_mel_bins, frames)`, its real frames and what lies behind
-    them and is encoded or looked at too. The zeros that fill up a batch do not count.
+    The digest of each clip's content. It covers the real frames of features `(clips, num_mel_bins, frames)` and later
+    frames that are encoded or read too, but not the zeros that pad a batch.
     """
     names = []
     for features, mask in zip(input_features, input_features_mask):

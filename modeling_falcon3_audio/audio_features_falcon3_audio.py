@@ -1,8 +1,7 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""From log-mel features to audio tokens: which frames are encoded, and how many tokens the language model reads of them.
+"""From log-mel features to audio tokens: which frames are encoded, and how many tokens the language model reads.
 
-The silence that `trailing_silence` and `pad_to_window` ask for is made by the processor; here it is looked for and, where it is
-missing, refused.
+The processor adds the silence that `trailing_silence` and `pad_to_window` require; here its absence raises an error.
 """
 
 import torch
@@ -15,10 +14,10 @@ from .modeling_falcon3_audio_encoder import Falcon3AudioPreTrainedModel, average
 
 
 class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
-    """The half of [`Falcon3AudioModel`] that hears: `audio_tower`, pooling and `multi_modal_projector`."""
+    """The audio half of [`Falcon3AudioModel`]: `audio_tower`, pooling and `multi_modal_projector`."""
 
     def __init__(self, config: Falcon3AudioConfig):
-        # `from_pretrained` sets the options that it is given one by one, on a config that was looked at before.
+        # `from_pretrained` sets options one by one, on a config that was already validated.
         config.validate_options()
         config.validate_silence()
         super().__init__(config)
@@ -33,17 +32,18 @@ class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
         r"""
         Args:
             input_features (`torch.Tensor` of shape `(audios, num_mel_bins, frames)`): see [`Falcon3AudioEncoder`].
-            input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*): 1 for real frames. The silence
-                that `config.trailing_silence` and `pad_to_window` ask for lies behind them, with 0 in the mask.
+            input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*): 1 for real frames. They
+                are followed by the silence that `config.trailing_silence` and `pad_to_window` require, masked with 0.
 
         Returns:
-            `BaseModelOutputWithPooling`: the encoder's `last_hidden_state`, silence included, and in `pooler_output` what takes the
-            places of the audio tokens, `(audio tokens of all audios, text hidden_size)`, in the order of the audios.
+            `BaseModelOutputWithPooling`: the encoder's `last_hidden_state`, silence included, and in `pooler_output`
+            the embeddings that replace the audio tokens, `(audio tokens of all audios, text hidden_size)`, in the
+            order of the audios.
 
         Raises:
-            `ValueError`: where that silence is missing: the features are of a processor with another setting.
+            `ValueError`: if that silence is missing, because the features come from a processor with other settings.
         """
-        if isinstance(input_features_mask, list):  # as vLLM gives it where a batch has clips of different lengths
+        if isinstance(input_features_mask, list):  # vLLM passes a list if clips differ in length
             input_features_mask = torch.stack(input_features_mask)
         frames = self._read_frames(input_features, input_features_mask)
         encoded = self._count_encoded_frames(frames)
@@ -63,11 +63,11 @@ class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
         )
 
     def count_audio_tokens(self, input_features_mask: torch.Tensor) -> torch.Tensor:
-        """How many tokens each audio takes, `(audios,)`, by its mask `(audios, frames)`, 1 for real frames."""
+        """Number of tokens of each audio, `(audios,)`, from the mask `(audios, frames)`, 1 for real frames."""
         return self._count_tokens(input_features_mask.bool().sum(-1))
 
     def _count_tokens(self, frames: torch.Tensor) -> torch.Tensor:
-        """Tokens of audios with so many real frames."""
+        """Number of tokens of audios with these numbers of real frames."""
         read = self._count_encoded_frames(frames) if self.config.read_trailing_silence else frames
         lengths = self.audio_tower._get_feat_extract_output_lengths(read)
         return (lengths + self.config.pooling_window - 1) // self.config.pooling_window
@@ -77,14 +77,14 @@ class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
         return self.audio_tower.config.max_source_positions * FRAMES_PER_POSITION
 
     def _count_encoded_frames(self, frames: torch.Tensor) -> torch.Tensor:
-        """Real frames and the silence behind them, up to the end of the last window."""
+        """Real frames plus the silence after them, up to the end of the last window."""
         whole_windows = -(-frames // self._window_frames) * self._window_frames
         if self.config.pad_to_window:
             return whole_windows
         return torch.minimum(frames + self.config.trailing_silence_frames, whole_windows)
 
     def _read_frames(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Real frames of each audio, on the host, after a look at whether the silence is there that is encoded with them."""
+        """Real frames of each audio, on the host; checks that the silence to encode with them is present."""
         if self.config.pad_to_window and features.shape[-1] % self._window_frames:
             raise ValueError(
                 f"This model was made with pad_to_window=True and expects whole windows of {self._window_frames} "
@@ -92,8 +92,7 @@ class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
             )
 
         def has_silence(frames: torch.Tensor) -> torch.Tensor:
-            # Log-mel frames of silence are what is least in a clip, -1.5 or a little more; where a batch is padded there
-            # are zeros.
+            # Log-mel frames of silence have a clip's lowest value, -1.5 or slightly more; batch padding is zero.
             encoded = self._count_encoded_frames(frames)
             last = (encoded - 1).clamp(0, max(0, features.shape[-1] - 1)).to(features.device)
             is_there = features[torch.arange(len(last), device=last.device), :, last].any(-1).to(encoded.device)
@@ -103,14 +102,14 @@ class Falcon3AudioFeatures(Falcon3AudioPreTrainedModel):
         if not all(are_complete):
             raise ValueError(
                 f"This model was made with trailing_silence={self.config.trailing_silence:g}: it expects "
-                f"{self.config.trailing_silence_frames} frames of silence behind each clip (fewer at the end of a window), "
-                f"which are not there behind audio {are_complete.index(False)} of these features. Use the processor that "
+                f"{self.config.trailing_silence_frames} frames of silence after each clip (fewer at a window's end), "
+                f"which are missing after audio {are_complete.index(False)} of these features. Use the processor that "
                 "was saved with the model, or one with the same trailing_silence."
             )
         return torch.tensor(frames, dtype=torch.long)
 
     def _describe_options(self) -> str:
-        """What decides, in model and processor alike, how many tokens a clip has."""
+        """The options, shared by model and processor, that decide how many tokens a clip has."""
         names = ("pooling_window", "pad_to_window", "trailing_silence", "read_trailing_silence")
         return ", ".join(f"{name}={getattr(self.config, name)}" for name in names)
 

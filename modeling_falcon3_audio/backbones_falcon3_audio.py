@@ -1,8 +1,8 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Reads a pretrained Whisper and a pretrained causal language model and names their weights as Falcon3-Audio does.
+"""Loads a pretrained Whisper and a pretrained causal language model and renames their weights for Falcon3-Audio.
 
-The weights then go through `from_pretrained` like those of any checkpoint, so that dtype, device_map, quantisation and
-attention are handled in one place, transformers'.
+The weights then go through `from_pretrained` like those of any checkpoint, so transformers handles dtype, device_map,
+quantisation and attention.
 """
 
 import copy
@@ -21,7 +21,7 @@ from .releases_falcon3_audio import CACHE
 
 NAME = (str, os.PathLike)
 
-# What some families do to the logits behind `lm_head`, by the field of their config, with the value that means "nothing".
+# What some families do to the logits after `lm_head`: the config field, and the value that changes nothing.
 _AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 
@@ -43,10 +43,10 @@ def combine_backbones(
     dtype: str | torch.dtype,
 ) -> Backbones:
     """
-    Loads what is given by name and collects both models' configs and weights under Falcon3-Audio's names.
+    Loads the backbones given by name and collects both models' configs and weights under Falcon3-Audio's names.
 
-    Raises a `ValueError` if `audio` is no Whisper, if the placeholder's id cannot be found out, if a backbone is
-    quantised, or if the language model is more than a base model and a linear head or names no end token.
+    Raises a `ValueError` if `audio` is not a Whisper, if the placeholder's id cannot be determined, if a backbone is
+    quantised, or if the language model is more than a base model and a linear head or has no end token.
     """
     _check_text_config(text)
     if audio_token_id is None:
@@ -73,7 +73,7 @@ def combine_backbones(
 
 
 def check_loaded(model: PreTrainedModel, info: dict[str, Any]):
-    """Raises a `ValueError` if weights of the backbones have no place in the model, or the model no place in memory."""
+    """Raises a `ValueError` if the backbones' weights do not match the model, or it does not fit into memory."""
     strangers = {key for key in info["missing_keys"] if not key.startswith("model.multi_modal_projector.")}
     strangers |= set(info["unexpected_keys"]) | {str(key) for key in info["mismatched_keys"]}
     if strangers:
@@ -82,8 +82,8 @@ def check_loaded(model: PreTrainedModel, info: dict[str, Any]):
         )
     if "disk" in getattr(model, "hf_device_map", {}).values():
         raise ValueError(
-            f"These backbones do not fit into memory, and weights that are only now composed cannot be left on disk "
-            f"(device_map: {model.hf_device_map}). Save the composed model on a larger machine and load that."
+            f"These backbones do not fit into memory, and newly composed weights cannot be offloaded to disk "
+            f"(device_map: {model.hf_device_map}). Save the composed model on a larger machine, then load that."
         )
 
 
@@ -91,13 +91,13 @@ def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
     config = _config_of(audio)
     if config.model_type != "whisper":
         raise ValueError(
-            f"The audio backbone must be a Whisper model, got {_name_of(audio)} of type {config.model_type!r}. Take for "
-            "example 'openai/whisper-medium.en'."
+            f"The audio backbone must be a Whisper model, got {_name_of(audio)} of type {config.model_type!r}. Use "
+            "for example 'openai/whisper-medium.en'."
         )
     _check_not_quantised(audio, config)
     model = AutoModel.from_pretrained(audio, config=config, dtype="auto") if isinstance(audio, NAME) else audio
     if not hasattr(model, "get_encoder"):
-        raise ValueError(f"The audio backbone must hold Whisper's encoder, got a {type(model).__name__}.")
+        raise ValueError(f"The audio backbone must contain Whisper's encoder, got a {type(model).__name__}.")
     return model
 
 
@@ -116,35 +116,35 @@ def _check_not_quantised(backbone: str | PreTrainedModel, config: PreTrainedConf
     fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
     method = fields.get("quant_method", "by an unknown method")
     raise ValueError(
-        f"{_name_of(backbone)} is quantised ({getattr(method, 'value', method)}), and quantised weights cannot be composed. "
-        "Take the model that it was made from, and quantise what is composed of it when that is loaded (`quantization_config` of "
-        "`from_pretrained`, `load_in_4bit` in training)."
+        f"{_name_of(backbone)} is quantised ({getattr(method, 'value', method)}), and quantised weights cannot be "
+        "composed. Use the original, unquantised model, and quantise the composed model when loading it "
+        "(`quantization_config` of `from_pretrained`, `load_in_4bit` in training)."
     )
 
 
 def _check_text_config(text: str | PreTrainedModel):
-    """What can be seen before weights are loaded."""
+    """Checks that need only the config, before weights are loaded."""
     config = _config_of(text)
     if config.get_text_config() is not config:
         raise ValueError(
-            f"{_name_of(text)} of type {config.model_type!r} takes more than text; the text backbone must be a causal language "
-            "model of text alone, such as 'tiiuae/Falcon3-1B-Instruct'."
+            f"{_name_of(text)} of type {config.model_type!r} takes more than text; the text backbone must be a "
+            "text-only causal language model, such as 'tiiuae/Falcon3-1B-Instruct'."
         )
     if isinstance(text, NAME) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
-            f"The text backbone must be a causal language model, got {_name_of(text)} of type {config.model_type!r}, which "
-            "transformers does not have as one. Take for example 'tiiuae/Falcon3-1B-Instruct'."
+            f"The text backbone must be a causal language model, got {_name_of(text)} of type {config.model_type!r}, "
+            "which is not one in transformers. Use for example 'tiiuae/Falcon3-1B-Instruct'."
         )
     _check_not_quantised(text, config)
 
 
 def _check_language_model(language_model: PreTrainedModel):
-    """Falcon3-Audio feeds embeddings to the base model and puts the head on top; refuses models that need more."""
+    """Falcon3-Audio runs the base model on embeddings and applies the head; rejects models that need more."""
     name, config = type(language_model).__name__, language_model.config
     if language_model.generation_config.eos_token_id is None:
         raise ValueError(
-            f"{name} names no end token (eos_token_id in its generation_config), so answers could never end. Set it to that of "
-            "its tokenizer, in generation_config.json or on the model."
+            f"{name} has no end token (eos_token_id in its generation_config), so generation would never stop. Set it "
+            "to its tokenizer's, in generation_config.json or on the model."
         )
     head = language_model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
@@ -156,20 +156,20 @@ def _check_language_model(language_model: PreTrainedModel):
         value = getattr(config, field, neutral)
         if value not in (neutral, None):
             raise ValueError(
-                f"{name} changes its logits behind the output head ({field}={value}), which Falcon3-Audio does not do. "
+                f"{name} changes its logits after the output head ({field}={value}), which Falcon3-Audio does not do. "
                 "Choose another text backbone."
             )
     training = language_model.training
     try:
         same = _works_from_embeddings(language_model.eval(), head)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be fed with embeddings ({error}). Choose another text backbone.") from error
+        raise ValueError(f"{name} cannot be run on embeddings ({error}). Choose another text backbone.") from error
     finally:
         language_model.train(training)
     if not same:
         raise ValueError(
-            f"{name} gives other logits, or no key-value cache, when its base model is fed with embeddings and its head "
-            "is put on top. Choose another text backbone."
+            f"{name} gives other logits, or no key-value cache, when its base model is run on embeddings and its head "
+            "is applied to the output. Choose another text backbone."
         )
 
 
@@ -180,7 +180,7 @@ def _works_from_embeddings(language_model: PreTrainedModel, head: torch.nn.Modul
     expected = language_model(input_ids=ids, use_cache=False).logits
     outputs = language_model.base_model(inputs_embeds=embeddings, use_cache=True)
     language_model.base_model(inputs_embeds=embeddings.flip(-1))  # embeddings that belong to no token
-    # Since 5.24 purely recurrent models return their states under the same name; older releases could not generate with them.
+    # Since 5.24 purely recurrent models return their states under this name; older releases cannot generate with them.
     layers = getattr(getattr(outputs, CACHE, None), "layers", [])
     cached = any(getattr(layer, "keys", None) is not None for layer in layers)
     return cached and torch.allclose(head(outputs.last_hidden_state), expected, rtol=1e-3, atol=1e-5)
@@ -192,7 +192,7 @@ def _find_audio_token_id(text: str | PreTrainedModel, audio_token: str | None) -
     remedy = "Pass `audio_token_id=processor.audio_token_id` of the processor that fits these backbones."
     if not name:
         raise ValueError(
-            f"The text backbone is a model that was not loaded from anywhere, so it has no tokenizer. {remedy}"
+            f"The text backbone is a model that was not loaded from a checkpoint, so it has no tokenizer. {remedy}"
         )
     try:
         # The processor lives in another folder of the package, and this file is also loaded as remote code.

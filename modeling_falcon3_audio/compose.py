@@ -38,12 +38,12 @@ def compose(
     dtype: str = "auto",
 ) -> Path:
     """
-    Saves the composed checkpoint in `output` and returns its path. Arguments as in `from_backbones` of model and
-    processor.
+    Saves the composed checkpoint in `output` and returns its path. Arguments are those of `from_backbones` of model
+    and processor.
 
-    The folder appears whole or not at all: files are written beside it and renamed. Raises a `FileExistsError` if
-    `output` holds anything already, the errors of `from_backbones`, and those of a chat template that cannot write a question
-    and its answer (`jinja2.TemplateError`).
+    The folder appears complete or not at all: files are written to a folder next to it, which is then renamed. Raises
+    a `FileExistsError` if `output` already contains anything, the errors of `from_backbones`, and a
+    `jinja2.TemplateError` if the chat template cannot render a question and its answer.
     """
     output = Path(output)
     check_new_folder(output)
@@ -66,8 +66,8 @@ def compose(
     frames = 2 * model.model.audio_tower.config.max_source_positions
     if processor.feature_extractor.nb_max_frames != frames:
         raise ValueError(
-            f"{audio}: the feature extractor makes windows of {processor.feature_extractor.nb_max_frames} frames, but the "
-            f"encoder takes {frames}. Use the feature extractor that was saved with this Whisper."
+            f"{audio}: the feature extractor creates windows of {processor.feature_extractor.nb_max_frames} frames, "
+            f"but the encoder takes {frames}. Use the feature extractor that was saved with this Whisper."
         )
     _end_answers(model, processor)
     with whole_folder(output) as folder:
@@ -79,8 +79,9 @@ def compose(
 
 def _end_answers(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor):
     """
-    Makes generation stop at the tokens that end an answer in training: what the chat template puts behind one, which
-    not all language models name (Gemma's turns end with another token than its texts), and the tokenizer's own.
+    Makes generation stop at the tokens that end an answer in training: the one that the chat template puts after an
+    answer, which not all language models declare (Gemma's turns end with another token than its texts), and the
+    tokenizer's own.
     """
     answer = "An answer."
     chat = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
@@ -90,7 +91,7 @@ def _end_answers(model: Falcon3AudioForConditionalGeneration, processor: Falcon3
     behind = [number for number in ids if number in special][:1]
     if not behind:
         logger.warning(
-            "The chat template puts no end token behind an answer, so training does not teach where one ends."
+            "The chat template puts no end token after an answer, so training does not teach where an answer ends."
         )
     given = model.generation_config.eos_token_id
     ends = given if isinstance(given, list) else [given]
@@ -110,12 +111,12 @@ def _report(model: Falcon3AudioForConditionalGeneration, processor: Falcon3Audio
     print(f"{'dtype':<22} {model.dtype}")
     place = "" if model.config.audio_token_is_embedded else ", beyond the vocabulary"
     token = f"{processor.audio_token} (id {processor.audio_token_id}{place})"
-    print(f"{'audio token':<22} {token}, {rate:g} per second of sound")
+    print(f"{'audio token':<22} {token}, {rate:g} per second of audio")
     print(f"{'saved in':<22} {output}")
 
 
 def _as_typed(error: Exception, options: argparse.Namespace) -> str:
-    """What an error says, with options as they are spelled on the command line."""
+    """An error's message, with options spelled as on the command line."""
     message = str(error)
     for name in vars(options):
         message = message.replace(f"`{name}`", "--" + name.replace("_", "-"))
@@ -134,17 +135,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--projector-type", choices=("mlp", "linear"), default="mlp")
     parser.add_argument(
-        "--use-weighted-layer-sum", action="store_true", help="read a learned mean over the encoder's layers"
+        "--use-weighted-layer-sum", action="store_true", help="use a learned mean over the encoder's layers"
     )
-    parser.add_argument("--pad-to-window", action="store_true", help="encode 30 s always, as stock Whisper does")
+    parser.add_argument("--pad-to-window", action="store_true", help="always encode 30 s, as stock Whisper does")
     parser.add_argument(
-        "--trailing-silence", type=float, default=0.0, help="seconds of silence encoded behind each clip"
+        "--trailing-silence", type=float, default=0.0, help="seconds of silence encoded after each clip"
     )
     parser.add_argument(
         "--read-trailing-silence",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="whether the language model reads that silence too, or the clip alone",
+        help="whether the language model reads that silence too, or only the clip",
     )
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (the language model's)")
     options = parser.parse_args(arguments)

@@ -2,8 +2,8 @@
 """Configuration of Falcon3-Audio: a Whisper encoder, a projector and any causal language model.
 
 The options are the ones the paper ablates (arXiv 2509.07526): pooling window, projector type, padding. `PRESETS` holds
-the shapes of the three published sizes. This file travels with every saved checkpoint, so it imports nothing
-but transformers and huggingface_hub and runs on transformers 5.16 to 5.24.
+the shapes of the three published sizes. This file travels with every saved checkpoint, so it imports only
+transformers and huggingface_hub and runs on transformers 5.16 to 5.24.
 
     config = Falcon3AudioConfig.from_preset("falcon3-audio-1b", pooling_window=1)
 """
@@ -19,13 +19,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from .releases_falcon3_audio import CACHE, SubConfigSpec
 
 
-# Of Whisper's front end and of the stride of its second convolution.
+# From Whisper's front end and the stride of its second convolution.
 FRAMES_PER_SECOND = 100  # mel frames
 FRAMES_PER_POSITION = 2
 
-# What a saved config.json says about the code beside it. `AutoModelForCausalLM` is what PEFT's
-# `AutoPeftModelForCausalLM` asks for; `AutoModelForSpeechSeq2Seq` is left out, because with it the speech-recognition
-# pipeline accepts the model and then fails.
+# What a saved config.json says about the code next to it. PEFT's `AutoPeftModelForCausalLM` needs
+# `AutoModelForCausalLM`; `AutoModelForSpeechSeq2Seq` is left out, because with it the speech-recognition pipeline
+# accepts the model and then fails.
 _MODEL_CLASS = "modeling_falcon3_audio.Falcon3AudioForConditionalGeneration"
 AUTO_MAP = {
     "AutoConfig": "configuration_falcon3_audio.Falcon3AudioConfig",
@@ -70,8 +70,8 @@ def _falcon3(hidden: int, intermediate: int, layers: int, heads: int, positions:
     }
 
 
-# name -> Hub ids of the two backbones, and their shapes. The paper gives whisper-medium's width for the encoder; that
-# the smallest model takes whisper-small is this project's choice.
+# name -> Hub ids of the two backbones, and their shapes. The paper gives whisper-medium's width for the encoder;
+# whisper-small for the smallest model is this project's choice.
 PRESETS: dict[str, dict[str, Any]] = {
     "falcon3-audio-1b": {
         "audio": "openai/whisper-small.en",
@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def get_preset(name: str) -> dict[str, Any]:
-    """One entry of `PRESETS`. Raises a `ValueError` that lists the names for any other."""
+    """One entry of `PRESETS`. Raises a `ValueError` that lists the names if `name` is unknown."""
     if name not in PRESETS:
         raise ValueError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]
@@ -110,7 +110,7 @@ class Falcon3AudioEncoderConfig(PreTrainedConfig):
         num_mel_bins (`int`, defaults to 80): Mel bands of the input features (128 for whisper-large-v3).
         hidden_size (`int`, defaults to 768): Width of the encoder.
         num_hidden_layers (`int`, defaults to 12): Number of encoder layers.
-        num_attention_heads (`int`, defaults to 12): Attention heads per layer; divides `hidden_size`.
+        num_attention_heads (`int`, defaults to 12): Attention heads per layer; must divide `hidden_size`.
         intermediate_size (`int`, defaults to 3072): Width of the feed-forward layers.
         activation_function (`str`, defaults to `"gelu"`): Activation of the feed-forward layers.
         dropout, attention_dropout, activation_dropout, layerdrop (`float`, default to 0.0): As in Whisper.
@@ -144,7 +144,7 @@ class Falcon3AudioEncoderConfig(PreTrainedConfig):
 
     @classmethod
     def from_whisper(cls, whisper_config: dict[str, Any]) -> "Falcon3AudioEncoderConfig":
-        """The encoder's part of a Whisper configuration given as a dict; decoder fields are left out."""
+        """The encoder config from a Whisper configuration given as a dict; decoder fields are ignored."""
         names = [*cls.attribute_map, "num_mel_bins", "activation_function", "max_source_positions"]
         names += ["dropout", "attention_dropout", "activation_dropout"]
         return cls(**{name: whisper_config[name] for name in names if name in whisper_config})
@@ -168,25 +168,25 @@ class Falcon3AudioConfig(PreTrainedConfig):
     Args:
         audio_config (`Falcon3AudioEncoderConfig`, `WhisperConfig` or `dict`, *optional*): Shape of the encoder.
         text_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any causal language model; a dict
-            names its family in `model_type` (default `"llama"`, which Falcon3 is). Without it: Falcon3-1B's.
-        audio_token_id (`int`, defaults to 2022): Id that holds the places of audio tokens in prompts. It must be one
-            that text never contains; `from_backbones` takes it from the tokenizer. The language model is never resized:
-            an id of `text_config.vocab_size` or more is a token that the tokenizer has beyond the embedding.
+            names its family in `model_type` (default `"llama"`, Falcon3's). Defaults to Falcon3-1B's.
+        audio_token_id (`int`, defaults to 2022): Id of the placeholder for audio tokens in prompts. Text must never
+            contain it; `from_backbones` takes it from the tokenizer. The language model is never resized: an id of
+            `text_config.vocab_size` or more is a token of the tokenizer that the embedding has no row for.
         pooling_window (`int`, defaults to 2): Encoder positions averaged into one audio token (2: 50 -> 25 per
             second; 1: no pooling). Must divide `audio_config.max_source_positions`.
         projector_type (`"mlp"` or `"linear"`, defaults to `"mlp"`): LayerNorm-Linear-GELU-Linear-LayerNorm as in the
             paper, or a single Linear between the same two LayerNorms.
-        use_weighted_layer_sum (`bool`, defaults to `False`): Whether the projector reads a learned weighted mean over the
-            outputs of all encoder layers (before Whisper's last LayerNorm) instead of those of the last one.
+        use_weighted_layer_sum (`bool`, defaults to `False`): Whether the projector reads a learned weighted mean over
+            the outputs of all encoder layers (before Whisper's last LayerNorm) instead of the last layer's output.
         pad_to_window (`bool`, defaults to `False`): Whether every clip is encoded as full windows of 30 s whose
-            padding is attended to, as stock Whisper does. `False`: only real audio is computed and becomes tokens.
-            The two give different numbers, so a checkpoint keeps the value it was trained with.
-        trailing_silence (`float`, defaults to 0.0): Seconds of silence encoded behind each clip and attended to, in
+            padding is attended to, as stock Whisper does. `False`: only real audio is encoded and becomes tokens.
+            The two give different results, so a checkpoint keeps the value it was trained with.
+        trailing_silence (`float`, defaults to 0.0): Seconds of silence encoded after each clip and attended to, in
             whole mel frames of 10 ms. It ends with the clip's last window at the latest (a clip of 30 s gets none).
-            Whisper writes what is true of a whole clip into the silence behind it. As with `pad_to_window`, which it
-            excludes, a checkpoint keeps the value it was trained with.
+            Whisper stores information about the whole clip in the silence after it. Cannot be combined with
+            `pad_to_window`; as there, a checkpoint keeps the value it was trained with.
         read_trailing_silence (`bool`, defaults to `True`): Whether the language model reads the tokens of that silence
-            too. `False`: those of the clip alone; the last of them may average over silence, as it does if `True`.
+            too. `False`: only those of the clip, the last of which can average over silence, as it does if `True`.
         tie_word_embeddings (`bool`, *optional*): Taken from `text_config` when left out.
         initializer_range (`float`, defaults to 0.02): Standard deviation of the projector's new weights.
     """
@@ -227,40 +227,40 @@ class Falcon3AudioConfig(PreTrainedConfig):
         """
         The configuration of one of the `PRESETS` ("falcon3-audio-1b", "-3b", "-7b"), with any field replaced.
 
-        Raises a `ValueError` that lists the names for an unknown one.
+        Raises a `ValueError` that lists the names if `name` is unknown.
         """
         preset = copy.deepcopy(get_preset(name))
         return cls(**{"audio_config": preset["audio_config"], "text_config": preset["text_config"]} | options)
 
     @property
     def audio_token_is_embedded(self) -> bool:
-        """Whether the audio token has a row of the embedding, and a logit; it needs neither."""
+        """Whether the audio token has an embedding row and a logit; it needs neither."""
         return self.audio_token_id < self.get_text_config(decoder=True).vocab_size
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
         """
-        Pipelines that have to be loaded from the checkpoint's own code: none where the task is registered already.
+        Pipelines that must be loaded from the checkpoint's own code: none if the task is already registered.
 
-        `transformers.pipeline` demands `trust_remote_code=True` for every task named here, even for one whose
-        implementation is installed. Saved checkpoints name it always (see `to_dict`).
+        `transformers.pipeline` requires `trust_remote_code=True` for every task named here, even for one whose
+        implementation is installed. Saved checkpoints always name the task (see `to_dict`).
         """
         from transformers.pipelines import PIPELINE_REGISTRY
 
         registered = PIPELINE_REGISTRY.get_supported_tasks()
-        # A copy: `pipeline` replaces the names in it by classes.
+        # A copy: `pipeline` replaces the names in it with classes.
         return {task: copy.deepcopy(entry) for task, entry in CUSTOM_PIPELINES.items() if task not in registered}
 
     @custom_pipelines.setter
     def custom_pipelines(self, value: dict[str, Any]):
-        """`Pipeline.save_pretrained` assigns what `to_dict` writes anyway."""
+        """Ignored: `Pipeline.save_pretrained` assigns what `to_dict` writes anyway."""
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        # Never called: transformers copies, and fetches, the files that this file imports, and a checkpoint is to
-        # carry its pipeline even when it is saved again from remote code that nobody used through a pipeline.
+        # Never called: transformers copies and downloads the files that this file imports, and a checkpoint must
+        # include its pipeline even when it is saved again from remote code without use of the pipeline.
         def _travels_along():
             from .pipeline_falcon3_audio import AudioTextToTextPipeline
 
@@ -287,20 +287,20 @@ class Falcon3AudioConfig(PreTrainedConfig):
             )
         if self.audio_token_id < 0:
             raise ValueError(
-                f"`audio_token_id` must be an id of the tokenizer, 0 or more, got {self.audio_token_id}: that of a token which "
-                "text never contains."
+                f"`audio_token_id` must be an id of the tokenizer, 0 or more, got {self.audio_token_id}. Use that of "
+                "a token that text never contains."
             )
 
 
 def check_trailing_silence(seconds: float, read: bool, pad_to_window: bool, window: float):
     """
-    Raises a `ValueError` for `trailing_silence` that is no length from 0 to a window (`window`, in seconds) or rounds to
-    no frame, and for what `pad_to_window` makes meaningless.
+    Raises a `ValueError` if `trailing_silence` is not between 0 and a window (`window`, in seconds) or is shorter than
+    a frame, and for options that `pad_to_window` makes meaningless.
     """
     if not 0 <= seconds <= window:
         raise ValueError(
-            f"`trailing_silence` must be from 0 to the {window:g} s of a window, got {seconds}. {window:g} encodes every "
-            "window whole."
+            f"`trailing_silence` must be from 0 to the {window:g} s of a window, got {seconds}. Use {window:g} to "
+            "encode every window in full."
         )
     if 0 < seconds < 1 / FRAMES_PER_SECOND:
         raise ValueError(
@@ -308,14 +308,14 @@ def check_trailing_silence(seconds: float, read: bool, pad_to_window: bool, wind
         )
     if pad_to_window and (seconds or not read):
         raise ValueError(
-            f"`pad_to_window` encodes and reads the whole window already: got it with trailing_silence={seconds} and "
-            f"read_trailing_silence={read}. Leave one out; trailing_silence={window:g} with read_trailing_silence=False "
-            "encodes the whole window and reads the clip alone."
+            f"`pad_to_window` already encodes and reads the whole window: got it with trailing_silence={seconds} and "
+            f"read_trailing_silence={read}. Omit one; trailing_silence={window:g} with read_trailing_silence=False "
+            "encodes the whole window and reads only the clip."
         )
 
 
 def _audio_config(value: dict | PreTrainedConfig | None) -> PreTrainedConfig:
-    # By `model_type`, not `isinstance`: loaded as remote code, the classes of two copies of this file differ.
+    # Checked by `model_type`, not `isinstance`: in remote code, two copies of this file have different classes.
     if value is None:
         return Falcon3AudioEncoderConfig()
     fields = value if isinstance(value, dict) else value.to_dict()
@@ -336,12 +336,12 @@ def _text_config(value: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     fields = dict(PRESETS["falcon3-audio-1b"]["text_config"] if value is None else value)
     model_type = fields.pop("model_type", "llama")
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"`text_config` names the unknown model_type {model_type!r}: use one that transformers has.")
+        raise ValueError(f"`text_config` has the unknown model_type {model_type!r}: use one that transformers has.")
     return CONFIG_MAPPING[model_type](**fields)
 
 
-# The any-to-any pipeline and `transformers serve` look for class names in this table, not for registered classes. It is done
-# here since a checkpoint's own code is loaded by its config first.
+# The any-to-any pipeline and `transformers serve` look up class names in this table, not registered classes. This is
+# done here because the config is the first of a checkpoint's own code to be loaded.
 MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[Falcon3AudioConfig.model_type] = _MODEL_CLASS.rpartition(".")[2]
 
 __all__ = ["PRESETS", "Falcon3AudioConfig", "Falcon3AudioEncoderConfig", "check_trailing_silence", "get_preset"]

@@ -1,11 +1,11 @@
-"""What every program that generates has to know of devices."""
+"""Facts about devices that every program that generates needs."""
 
 import torch
 
 
-# Errors after which a CUDA device answers nothing more (torch 2.8 and later).
+# Errors after which a CUDA device no longer works (torch 2.8 and later).
 DEVICE_ERRORS: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
-# Below it the likeliest token is taken: dividing by less overflows.
+# Below this the most likely token is taken: dividing by less overflows.
 LOWEST_TEMPERATURE = 1e-5
 
 

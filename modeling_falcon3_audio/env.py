@@ -1,4 +1,4 @@
-"""`falcon3-audio env`: what a report of a fault needs, to be copied into it. Names no folder, host or user."""
+"""`falcon3-audio env`: versions and hardware to paste into a bug report. Contains no folder, host or user names."""
 
 import argparse
 import platform
@@ -12,7 +12,7 @@ from .user_errors import user_errors
 
 
 def describe_environment() -> list[tuple[str, str]]:
-    """(what, which): versions of this package and of what it can use, the machine's kind, and its accelerators."""
+    """(name, value) pairs: versions of this package and its dependencies, the type of machine, its accelerators."""
     return [
         ("falcon3-audio", version("falcon3-audio")),
         ("python", platform.python_version()),
@@ -24,7 +24,7 @@ def describe_environment() -> list[tuple[str, str]]:
 
 
 def _packages() -> list[str]:
-    """Those that the package asks for, with or without extras, but for those of developers."""
+    """The package's dependencies, those of its extras included, except those for developers."""
     wanted = [
         line for line in requires("falcon3-audio") or () if not re.search(r"extra == .(dev|docs|completion).", line)
     ]

@@ -1,9 +1,9 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Falcon3-Audio: Whisper encoder -> average pooling -> projector -> any causal language model (arXiv 2509.07526).
 
-The audio takes the places of placeholder tokens in the prompt; embedding and head keep the language model's shape, also
-where the placeholder is a token behind its vocabulary. Encoder, pooling and projector are in
-modeling_falcon3_audio_encoder.py, from clips to tokens in audio_features_falcon3_audio.py, what `generate` needs in
+The audio replaces placeholder tokens in the prompt; embedding and head keep the language model's shape, even if the
+placeholder is a token beyond its vocabulary. Encoder, pooling and projector are in modeling_falcon3_audio_encoder.py,
+the path from clips to tokens in audio_features_falcon3_audio.py, and what `generate` needs in
 generation_falcon3_audio.py. These files travel with every saved checkpoint and run on transformers 5.16 to 5.24.
 """
 
@@ -37,8 +37,8 @@ LORA_TARGET_MODULES = {
     "language_model": r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
 }
 
-# What stays as it is in a model of 8 or 4 bits (`llm_int8_skip_modules`, `modules_to_not_convert`). Whole paths: transformers
-# matches from the start, and passes over shorter names in silence.
+# What is not quantised in an 8-bit or 4-bit model (`llm_int8_skip_modules`, `modules_to_not_convert`). Full paths:
+# transformers matches from the start and silently ignores shorter names.
 FULL_PRECISION_MODULES = ["model.audio_tower", "model.multi_modal_projector", "lm_head"]
 
 
@@ -71,7 +71,7 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
         self.multi_modal_projector = Falcon3AudioMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         if config.use_weighted_layer_sum:
-            # Computed before the rest of the projector, so FSDP gathers it by itself; elsewhere the name is an error there.
+            # Computed before the rest of the projector, so FSDP gathers it separately; other models must not list it.
             self._no_split_modules = [*Falcon3AudioPreTrainedModel._no_split_modules, "Falcon3AudioLayerWeights"]
         self.post_init()
 
@@ -85,22 +85,22 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
     ) -> torch.Tensor:
         """
-        Where the audio goes: a bool tensor of the shape of `inputs_embeds`.
+        Marks where the audio goes: a bool tensor of the shape of `inputs_embeds`.
 
         Raises a `ValueError` with both numbers if the prompts have more or fewer audio tokens than there are features.
         """
         if audio_features.shape[-1] != inputs_embeds.shape[-1]:
             raise ValueError(
-                f"The audio embeddings are {audio_features.shape[-1]} wide, the language model's {inputs_embeds.shape[-1]}; "
-                "they must come from `get_audio_features` of this very model."
+                f"The audio embeddings are {audio_features.shape[-1]} wide, the language model's "
+                f"{inputs_embeds.shape[-1]}; they must come from `get_audio_features` of this model."
             )
         is_audio = self._is_audio_token(input_ids, inputs_embeds)
         tokens, features = int(is_audio.sum()), audio_features.shape[0]
         if tokens != features:
             raise ValueError(
                 f"The prompts hold {tokens} audio tokens (id {self.config.audio_token_id}), but the audio gives "
-                f"{features}; they must match. Prompts and audio have to come from one call of the processor saved "
-                f"with this model (made with {self._describe_options()}), and no audio token may be cut off."
+                f"{features}; they must match. Prompts and audio must come from one call of the processor saved with "
+                f"this model (made with {self._describe_options()}), and audio tokens must not be truncated."
             )
         return is_audio.unsqueeze(-1).expand_as(inputs_embeds).to(inputs_embeds.device)
 
@@ -110,9 +110,9 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
             return input_ids == token
         if not self.config.audio_token_is_embedded:
             raise ValueError(
-                f"The audio token (id {token}) has no embedding, so `inputs_embeds` cannot show where the audio goes. Give "
-                "`input_ids` instead, with `audio_embeds` for audio that is encoded already; or put what "
-                "`get_audio_features` returns in its places yourself, and give `inputs_embeds` alone."
+                f"The audio token (id {token}) has no embedding, so `inputs_embeds` cannot show where the audio goes. "
+                "Pass `input_ids` instead, with `audio_embeds` for audio that is already encoded; or insert the "
+                "output of `get_audio_features` into `inputs_embeds` yourself, and pass only that."
             )
         placeholder = self.get_input_embeddings()(torch.full((), token, dtype=torch.long, device=inputs_embeds.device))
         return (inputs_embeds == placeholder.to(inputs_embeds.dtype)).all(-1)
@@ -122,8 +122,8 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
             input_ids = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
         return self.get_input_embeddings()(input_ids)
 
-    # How many audio tokens there are is data, and so is whether they fit: this part runs outside of compiled graphs.
-    # A compiled forward breaks here once per prompt; decoding steps carry no audio and do not come here.
+    # The number of audio tokens and whether they match depend on data: this part runs outside of compiled graphs.
+    # A compiled forward breaks here once per prompt; decoding steps carry no audio and do not get here.
     @torch.compiler.disable
     def _place_audio(
         self,
@@ -133,7 +133,7 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
         input_features_mask: torch.Tensor | None,
         audio_embeds: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts the audio in the places of its tokens; returns the embeddings and the audio alone."""
+        """Replaces audio tokens with the audio; returns the embeddings of the prompts and those of the audio."""
         if audio_embeds is None:
             audio_embeds = self.get_audio_features(input_features, input_features_mask, return_dict=True).pooler_output
         places = self.get_placeholder_mask(input_ids, inputs_embeds, audio_embeds)
@@ -170,22 +170,22 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Prompts, with one audio token per audio embedding. This or `inputs_embeds`.
+                Prompts, with one audio token per audio embedding. Either this or `inputs_embeds`.
             input_features (`torch.Tensor` of shape `(audios, num_mel_bins, frames)`, *optional*):
-                Log-mel features of all audios of the batch, in the order in which the prompts name them.
+                Log-mel features of all audios of the batch, in the order in which they appear in the prompts.
             input_features_mask (`torch.Tensor` of shape `(audios, frames)`, *optional*): 1 for real frames.
             audio_embeds (`torch.Tensor` of shape `(audio tokens, hidden_size)`, *optional*):
-                Audio that `get_audio_features` encoded before (its `pooler_output`), instead of `input_features`.
+                Audio that `get_audio_features` encoded earlier (its `pooler_output`), instead of `input_features`.
             segment_ids, prefix_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Of rows in which questions share their audio, with `position_ids`: see [`shared_prefix_mask`].
-                They take the place of `attention_mask`.
+                For rows in which questions share their audio, with `position_ids`: see [`shared_prefix_mask`].
+                They replace `attention_mask`.
             kept_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Return these positions alone, as one row: `(1, kept, hidden_size)`. Training keeps what a loss is on, so
-                that the head, many times as wide, sees nothing else.
+                Return only these positions, as one row: `(1, kept, hidden_size)`. Training keeps positions with a
+                loss, so that the head, which is many times as wide, sees nothing else.
 
         Raises:
-            `ValueError`: if audio and audio tokens do not match, one is there without the other, or both or neither
-                of `input_ids` and `inputs_embeds` are given.
+            `ValueError`: if audio and audio tokens do not match, if only one of the two is given, or if both or
+                neither of `input_ids` and `inputs_embeds` are given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Specify exactly one of `input_ids` and `inputs_embeds`.")
@@ -226,10 +226,10 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
 
 
 class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3AudioGenerationMixin):
-    """Falcon3-Audio with the language model's head: answers in text to prompts of text and audio."""
+    """Falcon3-Audio with the language model's head: generates text from prompts of text and audio."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-    # The language model's plan covers its layers; the head is this class's own.
+    # The language model's plan covers its layers; the head belongs to this class.
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: Falcon3AudioConfig):
@@ -259,25 +259,25 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
         **kwargs,
     ) -> "Falcon3AudioForConditionalGeneration":
         r"""
-        A model from a pretrained Whisper and a pretrained causal language model; only the projector is new. Model
-        objects are taken over: the result shares their weights.
+        Builds a model from a pretrained Whisper and a pretrained causal language model; only the projector is new.
+        Model objects are not copied: the result shares their weights.
 
         Args:
             audio (`str` or `PreTrainedModel`): Whisper: Hub id, local folder or model.
             text (`str` or `PreTrainedModel`): causal language model: Hub id, local folder or model.
-            audio_token_id (`int`, *optional*): Id of the placeholder token. By default that of the one that
-                `Falcon3AudioProcessor.from_backbones(audio, text, audio_token)` chooses; needed where `text` is a model
-                without a tokenizer beside it. Weights keep their shape also where it is beyond the vocabulary.
-            audio_token (`str`, *optional*): The placeholder itself, as for the processor.
+            audio_token_id (`int`, *optional*): Id of the placeholder token. Defaults to the one that
+                `Falcon3AudioProcessor.from_backbones(audio, text, audio_token)` chooses; required if `text` is a model
+                without a tokenizer. Weights keep their shape even if the id is beyond the vocabulary.
+            audio_token (`str`, *optional*): The placeholder token itself, as for the processor.
             pooling_window, projector_type, use_weighted_layer_sum, pad_to_window: see [`Falcon3AudioConfig`].
-            trailing_silence, read_trailing_silence: see there.
-            dtype (`torch.dtype` or `str`, defaults to `"auto"`): `"auto"` is the language model's.
-            **kwargs: to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
+            trailing_silence, read_trailing_silence: see [`Falcon3AudioConfig`].
+            dtype (`torch.dtype` or `str`, defaults to `"auto"`): `"auto"` uses the language model's.
+            **kwargs: passed to `from_pretrained`: `device_map`, `attn_implementation`, `quantization_config`, ...
 
         Raises:
-            `ValueError`: if `audio` is no Whisper; if one of the two is quantised; if `text` is a model without an end
-                token, or one that base model and head, fed with embeddings, do not reproduce (scaled or soft-capped
-                logits, states for a cache, several modalities); and those of the processor about the placeholder.
+            `ValueError`: if `audio` is not a Whisper; if either is quantised; if `text` has no end token, or its base
+                model and head, run on embeddings, do not reproduce it (scaled or soft-capped logits, states for a
+                cache, several modalities); and the processor's errors about the placeholder.
         """
         backbones = combine_backbones(audio, text, audio_token, audio_token_id, dtype)
         config = Falcon3AudioConfig(
@@ -302,7 +302,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
         check_loaded(model, info)
         model.generation_config = backbones.generation_config
         if config.audio_token_is_embedded:
-            # Nobody is to say the placeholder, neither the model nor a draft that is copied from the prompt.
+            # The placeholder must never be generated, neither by the model nor by a draft copied from the prompt.
             suppressed = model.generation_config.suppress_tokens or []
             model.generation_config.suppress_tokens = [*suppressed, config.audio_token_id]
         return model
@@ -337,7 +337,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
         r"""
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Token ids to predict, -100 where nothing is to be learned. Not shifted: the loss does that.
+                Token ids to predict, -100 for positions without a loss. Not shifted: the loss does that.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): Positions to compute logits for: the last n (0:
                 all), or an index.
 
@@ -375,7 +375,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
         if labels is not None:
             if "kept_positions" in kwargs and "shift_labels" not in kwargs:
                 raise ValueError(
-                    "`labels` are of all positions: give `shift_labels` with `kept_positions`, or neither."
+                    "`labels` cover all positions: pass `shift_labels` with `kept_positions`, or neither."
                 )
             if not self.config.audio_token_is_embedded:  # labels that are the prompt's own ids
                 labels = labels.masked_fill(labels == self.config.audio_token_id, -100)

@@ -1,10 +1,10 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""From log-mel frames to what the language model reads: the audio tower, average pooling, the projector.
+"""From log-mel frames to the language model's inputs: the audio tower, average pooling, the projector.
 
-The audio tower is Whisper's encoder, made to compute only the frames that carry sound; stock Whisper computes and
-attends to 30 s whatever the clip. Layers that act on each position alone run on all windows of a batch packed into one
-sequence; in convolutions and attention no window sees padding or another window (packed_windows_falcon3_audio.py). Layers,
-attention and parameter names are transformers' Whisper's.
+The audio tower is Whisper's encoder, changed to compute only real frames; stock Whisper always computes and attends to
+30 s. Layers that act on each position separately run on all windows of a batch packed into one sequence; in
+convolutions and attention no window sees padding or another window (packed_windows_falcon3_audio.py). Layers,
+attention and parameter names are those of transformers' Whisper.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from .releases_falcon3_audio import CACHE
 
 
 class Falcon3AudioAttention(WhisperAttention):
-    """Whisper's attention, over windows of different lengths that lie packed in one sequence."""
+    """Whisper's attention over windows of different lengths that are packed into one sequence."""
 
     def forward(
         self,
@@ -45,8 +45,8 @@ class Falcon3AudioAttention(WhisperAttention):
         Args:
             hidden_states (`torch.Tensor` of shape `(windows, positions, width)`, or `(1, total, width)` if packed).
             windows (`PackedWindows`, *optional*), masks (`list[torch.Tensor | None]`, *optional*):
-                How a packed sequence is divided, and its `PackedWindows.masks`. Projections run on all of it, attention
-                in groups of windows; its weights are not returned.
+                How a packed sequence is split, and its `PackedWindows.masks`. Projections run on the whole sequence,
+                attention on groups of windows; attention weights are not returned.
         """
         if windows is None:
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
@@ -79,8 +79,8 @@ class Falcon3AudioEncoderLayer(WhisperEncoderLayer):
 
 class Falcon3AudioPositions(nn.Embedding):
     """
-    Whisper's fixed sinusoidal positions. A class of its own, because transformers initialises, of models outside of
-    its own tree, only modules that hold parameters themselves.
+    Whisper's fixed sinusoidal positions. A separate class, because in models outside its own tree transformers
+    initialises only modules that hold parameters themselves.
     """
 
 
@@ -95,14 +95,14 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Decoding steps compile without a break, and so does the encoder on windows without a mask. Prompts do not: how many
-    # audio tokens there are, and how long clips are, is data, which is checked and decides shapes.
+    # Decoding steps compile without a graph break, and so does the encoder on windows without a mask. Prompts do not:
+    # the number of audio tokens and the clip lengths are data that is checked and decides shapes.
     _can_compile_fullgraph = False
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
-        # Loading makes every parameter trainable; Whisper's sinusoidal positions are not meant to be.
+        # Loading makes every parameter trainable; Whisper's sinusoidal positions must stay frozen.
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, Falcon3AudioPositions):
                 module.requires_grad_(False)
@@ -118,7 +118,7 @@ class Falcon3AudioPreTrainedModel(PreTrainedModel):
 
 
 class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
-    """Whisper's encoder that computes real frames only. Without a mask on a full window it is Whisper's, bit for bit."""
+    """Whisper's encoder, computing only real frames. On a full window without a mask it equals Whisper bit for bit."""
 
     config: Falcon3AudioEncoderConfig
     main_input_name = "input_features"
@@ -161,31 +161,31 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         r"""
         Args:
             input_features (`torch.Tensor` of shape `(batch_size, num_mel_bins, frames)`):
-                Log-mel frames, 100 per second. Audio longer than a window (30 s) lies window after window on the time
-                axis. After the last real frame there should be the frames of a following silence, up to the second
-                (the convolutions look that far); the processor provides them.
+                Log-mel frames, 100 per second. Windows of audio longer than 30 s follow one another on the time axis.
+                Up to two frames of silence should follow the last real frame (the convolutions look that far); the
+                processor provides them.
             input_features_mask (`torch.Tensor` of shape `(batch_size, frames)`, *optional*):
                 1 for real frames, then 0 for padding. Without it every frame is real.
             frames (`list[int]`, *optional*):
-                Real frames of each audio, instead of the mask: the shapes depend on them, so a mask on a device has to
-                be waited for.
+                Number of real frames of each audio, instead of the mask. Shapes depend on it, so a mask on a device
+                has to be waited for.
             layer_weights (`torch.Tensor` of shape `(num_hidden_layers,)`, *optional*):
-                Shares, which add up to 1, of each layer's output in what the last LayerNorm gets. Without them it gets
-                the last layer's.
+                Weights, which sum to 1, of the layers' outputs in the input of the last LayerNorm. Without them the
+                input is the last layer's output.
 
         Returns:
             `BaseModelOutput` with `last_hidden_state` of shape `(batch_size, positions, hidden_size)`, 50 positions
-            per second, zero behind each audio's own end. `hidden_states` are `(windows, positions, hidden_size)` if
-            all windows have one length, otherwise packed as `(1, total positions, hidden_size)`, the shortest window
-            first; attention weights are returned in the first case alone.
+            per second, zero after each audio's end. `hidden_states` are `(windows, positions, hidden_size)` if
+            all windows have the same length, otherwise packed as `(1, total positions, hidden_size)`, the shortest
+            window first; attention weights are returned only in the first case.
 
         Raises:
-            `ValueError`: for features of another number of mel bands, and for a mask with padding before real frames.
+            `ValueError`: if the number of mel bands does not match, or the mask has padding before real frames.
         """
         if input_features.dim() != 3 or input_features.shape[1] != self.config.num_mel_bins:
             raise ValueError(
-                f"`input_features` must be (batch, {self.config.num_mel_bins} mel bands, frames) for this encoder, got "
-                f"{tuple(input_features.shape)}. Use the processor that was saved with the model."
+                f"`input_features` must be (batch, {self.config.num_mel_bins} mel bands, frames) for this encoder, "
+                f"got {tuple(input_features.shape)}. Use the processor that was saved with the model."
             )
         if frames is None:
             frames, _ = read_frames(input_features, input_features_mask)
@@ -218,12 +218,12 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
 
     def _embed(self, features: torch.Tensor, windows: PackedWindows) -> torch.Tensor:
         """
-        Convolutions and positions: `(windows, positions, hidden_size)` if all have one length, otherwise packed as
-        `(1, total positions, hidden_size)`.
+        Convolutions and positions: `(windows, positions, hidden_size)` if all windows have the same length, otherwise
+        packed as `(1, total positions, hidden_size)`.
         """
         full = self.config.max_source_positions * FRAMES_PER_POSITION
         # A window is read with one frame of right context, except at the end of a full one, where Whisper itself sees
-        # zero padding. What stands behind that, in a row that is padded, is out of reach for the window's positions.
+        # zero padding. Anything after that in a padded row is out of reach for the window's positions.
         longest = min(windows.groups[-1][1] * FRAMES_PER_POSITION + 1, full)
         width = longest if windows.per_audio == 1 else windows.per_audio * full
         features = nn.functional.pad(features, (0, width - features.shape[-1])).to(self.conv1.weight.dtype)
@@ -254,11 +254,12 @@ def read_frames(
     check: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[list[int], list[bool]]:
     """
-    Real frames of each audio, as integers on the host: they decide shapes. Waits for the device, once, if there is a mask.
+    Number of real frames of each audio, as integers on the host, since they decide shapes. Waits for the device once
+    if there is a mask.
 
-    `check` gets the same numbers on the device, `(audios,)`, and may give a bool for each that is brought along.
+    `check` gets the same numbers on the device, `(audios,)`, and returns a bool for each, transferred with them.
 
-    Raises a `ValueError` for a mask of another shape, and for one with padding before real frames.
+    Raises a `ValueError` if the mask has another shape, or padding before real frames.
     """
     if mask is None and check is None:
         return [input_features.shape[-1]] * input_features.shape[0], []
@@ -283,21 +284,21 @@ def read_frames(
 
 
 class Falcon3AudioLayerWeights(nn.Module):
-    """Shares of the encoder's layers in a weighted mean, all alike at first. A module, so that hooks may move its weight."""
+    """Weights of the encoder's layers in a mean, equal at first. A module, so that hooks can move its parameter."""
 
     def __init__(self, config: Falcon3AudioConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(config.audio_config.num_hidden_layers))
 
     def forward(self) -> torch.Tensor:
-        """`(num_hidden_layers,)`, float32, adds up to 1."""
+        """`(num_hidden_layers,)`, float32, sums to 1."""
         return self.weight.softmax(0, dtype=torch.float32)
 
 
 class Falcon3AudioMultiModalProjector(nn.Module):
     """
     LayerNorm, Linear, GELU, Linear, LayerNorm (`"mlp"`), or one Linear between the LayerNorms (`"linear"`). With
-    `use_weighted_layer_sum` it has the weights of the encoder's layers too.
+    `use_weighted_layer_sum` it also holds the weights of the encoder's layers.
     """
 
     def __init__(self, config: Falcon3AudioConfig):
@@ -319,15 +320,16 @@ class Falcon3AudioMultiModalProjector(nn.Module):
 
 def average_pool(hidden_states: torch.Tensor, lengths: torch.Tensor, window: int) -> torch.Tensor:
     """
-    Means over `window` neighbouring positions; the last mean of an audio is over the positions that are left.
+    Means over `window` neighbouring positions; the last mean of an audio is over the remaining positions.
 
     Args:
-        hidden_states (`torch.Tensor` of shape `(batch, positions, width)`): zero behind each audio's end.
+        hidden_states (`torch.Tensor` of shape `(batch, positions, width)`): zero after each audio's end.
         lengths (`torch.Tensor` of shape `(batch,)`): real positions of each audio.
         window (`int`): positions per mean.
 
     Returns:
-        The means, `(batch, ceil(positions / window), width)`; of each audio the first `ceil(length / window)` are real.
+        The means, `(batch, ceil(positions / window), width)`; of each audio, the first `ceil(length / window)`
+        are real.
     """
     padding = -hidden_states.shape[1] % window
     grouped = nn.functional.pad(hidden_states, (0, 0, 0, padding)).unflatten(1, (-1, window))

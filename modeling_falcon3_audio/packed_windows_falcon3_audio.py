@@ -1,10 +1,10 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""How the windows of a batch, each of a length of its own, lie end to end in one sequence, and attend to themselves alone.
+"""Packs the windows of a batch, which differ in length, end to end into one sequence; each attends only to itself.
 
-With flash attention by cumulative lengths and with flex attention by a block mask, in one call for all; with other attention
-in at most `MAX_GROUPS` calls, each for windows of about one length, padded to the longest of them behind a mask. So the number
-of operations does not grow with the number of clips. Everything is computed on the host and copied to the device
-once. Travels with every saved checkpoint.
+Flash attention uses cumulative lengths and flex attention a block mask, in one call for all windows. Other attention
+takes at most `MAX_GROUPS` calls, each for windows of similar length, padded to the longest of them and masked. So the
+number of operations does not grow with the number of clips. Everything is computed on the host and copied to the
+device once. Travels with every saved checkpoint.
 """
 
 from collections.abc import Sequence
@@ -18,36 +18,37 @@ from transformers.utils.generic import is_flash_attention_requested
 
 try:
     from torch.nn.attention.flex_attention import BlockMask
-except ImportError:  # a torch without flex attention, which nobody can ask for then
+except ImportError:  # torch without flex attention, which cannot be selected then
     BlockMask = None
 
 
-# With six, a batch of 64 lengths takes less than twice the operations of one clip (benchmarks/encoder_operations.py), and
-# padding costs less than the smaller calls do.
+# With six, a batch of 64 lengths takes less than twice the operations of one clip (benchmarks/encoder_operations.py),
+# and padding costs less than smaller calls would.
 MAX_GROUPS = 6
-BLOCK = 128  # positions of a side of flex attention's blocks
+BLOCK = 128  # positions per side of flex attention's blocks
 
 
 class PackedWindows:
     """
-    The windows of a batch, shortest first, in groups of about one length.
+    The windows of a batch, shortest first, in groups of similar length.
 
     Args:
-        positions (`Sequence[int]`): encoder positions of each audio of the batch, at least one of them over 0.
+        positions (`Sequence[int]`): encoder positions of each audio of the batch, at least one of them greater than 0.
         limit (`int`): positions of a full window.
-        device: of the tensors.
+        device: device of the tensors.
 
     Attributes:
         lengths (`list[int]`): positions of each window.
         per_audio (`int`): windows of the longest audio.
         groups (`list[tuple[int, int]]`): (windows, positions of the longest) of each group.
-        are_even (`list[bool]`): of each group whether all of it is of one length.
-        rows (`tuple[torch.Tensor, ...]`): of each group `(windows,)`, which windows they are: audio x `per_audio` + number.
-        places (`torch.Tensor` of shape `(total positions,)`, *optional*): where each position lies in `(audios, longest)`,
-            flat. `None` where they lie in that order already.
-        padded (`torch.Tensor`, *optional*): of shape `(sum of windows x longest)`, what stands in each place of the groups,
-            by its number in the sequence. `None` where nothing is padded.
-        unpadded (`torch.Tensor` of shape `(total positions,)`, *optional*): the way back.
+        are_even (`list[bool]`): for each group, whether all its windows have the same length.
+        rows (`tuple[torch.Tensor, ...]`): for each group, `(windows,)`: its windows, as
+            audio x `per_audio` + number.
+        places (`torch.Tensor` of shape `(total positions,)`, *optional*): flat index of each position in
+            `(audios, longest)`. `None` if they are already in that order.
+        padded (`torch.Tensor`, *optional*): of shape `(sum of windows x longest)`: for each place of the groups, its
+            index in the sequence. `None` if nothing is padded.
+        unpadded (`torch.Tensor` of shape `(total positions,)`, *optional*): the inverse of `padded`.
         is_padding (`torch.Tensor`, *optional*): of the shape of `padded`.
     """
 
@@ -77,8 +78,8 @@ class PackedWindows:
 
     def _find_places(self, starts: np.ndarray, device: torch.device | str):
         lengths = np.array(self.lengths)
-        before = np.cumsum(lengths) - lengths  # where each window begins in the sequence
-        inside = np.arange(lengths.sum()) - np.repeat(before, lengths)  # numbers of positions in their windows
+        before = np.cumsum(lengths) - lengths  # where each window starts in the sequence
+        inside = np.arange(lengths.sum()) - np.repeat(before, lengths)  # index of each position in its window
         arrays = [np.repeat(starts, lengths) + inside]
         if not all(self.are_even):
             widths = np.repeat([length for _, length in self.groups], [count for count, _ in self.groups])
@@ -96,7 +97,7 @@ class PackedWindows:
 
     @property
     def is_even(self) -> bool:
-        """Whether all windows have one length; then they are a batch, and not packed."""
+        """Whether all windows have the same length; then they are a batch, not packed."""
         return self.are_even == [True]
 
     def split(self, states: torch.Tensor) -> list[torch.Tensor]:
@@ -112,7 +113,7 @@ class PackedWindows:
         return states if self.unpadded is None else states.index_select(0, self.unpadded.to(states.device))
 
     def masks(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
-        """What is added to the scores of each group: `(windows, 1, 1, positions)`, or `None` where nothing is padded."""
+        """Mask to add to the scores of each group: `(windows, 1, 1, positions)`, or `None` if nothing is padded."""
         if self.is_padding is None:
             return [None] * len(self.groups)
         zeros = torch.zeros(self.is_padding.shape, dtype=dtype, device=self.is_padding.device)
@@ -124,7 +125,7 @@ class PackedWindows:
         ]
 
     def attention_arguments(self, config: PreTrainedConfig, states: torch.Tensor) -> dict[str, Any]:
-        """What the layers get besides the sequence `states`, by the attention that `config` chooses."""
+        """Arguments of the layers besides the sequence `states`, for the attention implementation in `config`."""
         if self.is_even:
             return {}
         if is_flash_attention_requested(config):
@@ -139,10 +140,10 @@ class PackedWindows:
 
 def group_lengths(lengths: Sequence[int], most: int = MAX_GROUPS) -> list[tuple[int, int]]:
     """
-    Sorted lengths in at most so many groups, as [(start, stop), ...].
+    Splits sorted lengths into at most `most` groups, as [(start, stop), ...].
 
-    Each is split where that saves most pairs of positions, of those that are computed when all are padded to the longest of
-    their group; at most `most` lengths are not padded at all.
+    Each split is where it saves the most pairs of positions, if all windows are padded to the longest of their group.
+    With at most `most` different lengths, nothing is padded.
     """
     changes = [place for place in range(1, len(lengths)) if lengths[place - 1] < lengths[place]]
     bounds = [(0, len(lengths))]
@@ -161,9 +162,9 @@ def group_lengths(lengths: Sequence[int], most: int = MAX_GROUPS) -> list[tuple[
 
 def make_block_mask(lengths: Sequence[int], device: torch.device) -> "BlockMask":
     """
-    Flex attention's mask of windows that lie end to end and attend to themselves.
+    Flex attention's mask for windows that lie end to end and attend only to themselves.
 
-    From the lengths alone: torch's `create_block_mask` looks at all pairs of positions.
+    Built from only the lengths: torch's `create_block_mask` looks at all pairs of positions.
     """
     stops = np.cumsum(lengths)
     total = int(stops[-1])

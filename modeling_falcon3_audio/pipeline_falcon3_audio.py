@@ -1,9 +1,9 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""`pipeline("audio-text-to-text")`: ask a question about a sound, or go on with a chat.
+"""`pipeline("audio-text-to-text")`: ask a question about a clip, or continue a chat.
 
-transformers 5.24 has no such task. Choices: every input becomes a chat and goes through the processor's template;
-the answer is cut off from the prompt by token count, not by comparing texts; a batch is one call of the processor.
-Any transformers model with an audio chat template can be used. Travels with every saved checkpoint.
+transformers 5.24 has no such task. Design choices: every input becomes a chat and goes through the processor's
+template; the answer is split from the prompt by token count, not by comparing texts; a batch is one call of the
+processor. Any transformers model with an audio chat template can be used. Travels with every saved checkpoint.
 
     pipe = pipeline("audio-text-to-text", model=folder)
     pipe("clip.wav", text="What do you hear?")[0]["generated_text"]
@@ -51,9 +51,9 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 256
 DEFAULT_AUDIO_CACHE_TOKENS = (
-    15_000  # 10 minutes of sound at 25 tokens a second; 92 MB for a model 3072 wide in bfloat16
+    15_000  # 10 minutes of audio at 25 tokens per second; 92 MB for hidden size 3072 in bfloat16
 )
-# What `generate` takes besides the fields of a GenerationConfig.
+# Arguments of `generate` besides the fields of a GenerationConfig.
 _GENERATE_ARGUMENTS = {
     "generation_config",
     "streamer",
@@ -66,7 +66,7 @@ _GENERATE_ARGUMENTS = {
     "cache",
     "past_key_values",
 }
-# What goes to the chat template by its own name.
+# Arguments that go to the chat template under their own names.
 _TEMPLATE_ARGUMENTS = ("chat_template", "documents", "enable_thinking", "tools")
 
 
@@ -74,15 +74,16 @@ class AudioTextToTextPipeline(Pipeline):
     """
     See `__call__`. Generation parameters (`max_new_tokens`, `streamer`, ...) go to `pipeline(...)` or to the call.
 
-    What the prompts of a batch begin with in common goes through Falcon3-Audio once. A clip is encoded once for all questions and turns about it, also across calls. `audio_cache_tokens` is
-    how many audio tokens are kept for that (15,000, which is 10 minutes of sound; 0: none). Other models encode every prompt.
+    Falcon3-Audio computes the common beginning of a batch's prompts once, and encodes a clip once for all questions
+    and turns about it, also across calls. `audio_cache_tokens` is the number of audio tokens kept for that (default
+    15,000, which is 10 minutes of audio; 0: none). Other models encode every prompt.
 
-    With `prompt_cache_tokens=4096` the language model's keys and values of the chats answered last are kept as well, up
-    to so many tokens in all (default 0: none). A prompt that begins like one of them, as the next turn of a chat or
-    another question about a clip does, then computes only the rest; answers are the same up to rounding. A token takes
-    `2 * layers * key-value heads * head_dim` numbers, in bfloat16 72 KiB for Falcon3-1B, 88 for 3B and 112 for 7B.
-    Batches, language models with sliding windows, prompts that PEFT learned, and settings of `generate` that are not known
-    to go with it (beams, several answers to a prompt, drafts, a cache of one's own) do without.
+    With `prompt_cache_tokens=4096` the language model's keys and values of the most recent chats are kept as well, up
+    to that many tokens in total (default 0: none). A prompt that starts like one of them, such as the next turn of a
+    chat or another question about a clip, then computes only the rest; answers are the same up to rounding. A token
+    takes `2 * layers * key-value heads * head_dim` numbers, in bfloat16 72 KiB for Falcon3-1B, 88 for 3B and 112 for
+    7B. Batches, language models with sliding windows, prompts that PEFT learned, and settings of `generate` that are
+    not known to work with this cache (beams, several answers to a prompt, drafts, a custom cache) do not use it.
     """
 
     _load_processor = True
@@ -94,7 +95,7 @@ class AudioTextToTextPipeline(Pipeline):
         self, *args, audio_cache_tokens: int = DEFAULT_AUDIO_CACHE_TOKENS, prompt_cache_tokens: int = 0, **kwargs
     ):
         super().__init__(*args, **kwargs)
-        # Apart from `_forward_params`, since a call's `generation_config` replaces them, as in transformers' own pipelines.
+        # Not in `_forward_params`, since a call's `generation_config` replaces them, as in transformers' pipelines.
         fields = (vars(GenerationConfig()).keys() | {"generation_config"}) & self._forward_params.keys()
         self._made_with = {name: self._forward_params.pop(name) for name in fields}
         self._cache_sizes = (audio_cache_tokens, prompt_cache_tokens)
@@ -111,7 +112,7 @@ class AudioTextToTextPipeline(Pipeline):
         audio_tokens, prompt_tokens = self._cache_sizes
         self._cached_model = self.model
         own = hasattr(self.model, "count_audio_tokens")
-        # Beside a prompt cache a clip may be placed in part, which takes its embeddings, even where none are kept.
+        # With a prompt cache, only part of a clip may be inserted, which needs its embeddings, even if none are kept.
         reuses = own and max(audio_tokens, prompt_tokens) > 0
         self._audio_cache = AudioCache(self.model, audio_tokens) if reuses else None
         self._begins_together = own and can_be_cropped(self.model)
@@ -119,49 +120,49 @@ class AudioTextToTextPipeline(Pipeline):
         self._prompt_cache = PromptCache(self.model, prompt_tokens) if goes_on else None
         if prompt_tokens > 0 and not goes_on:
             logger.warning(
-                f"`prompt_cache_tokens={prompt_tokens}` has no effect: {type(self.model).__name__} is no "
-                "Falcon3-Audio, or its language model keeps only a part of the prompt (sliding windows, recurrent states)."
+                f"`prompt_cache_tokens={prompt_tokens}` has no effect: {type(self.model).__name__} is not a "
+                "Falcon3-Audio, or its language model keeps only part of a prompt (sliding windows, recurrent states)."
             )
 
     def __call__(self, audio: Any = None, text: Any = None, sampling_rate: int | None = None, **kwargs):
         r"""
-        Answers in text.
+        Answers questions about audio with text.
 
         Args:
-            audio: A clip (path, URL, bytes, array, tensor, dict with `array` and `sampling_rate`, tuple of an array and its
-                rate); a list of clips,
-                which are asked one by one (a batch); a list of lists, where each inner list goes into one prompt. Or a
-                chat or list of chats (messages as dicts; Falcon3-Audio's processor takes objects as well); or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset,
-                stream or generator. A row of these is read when its answer is asked for.
-            text (`str`, list of `str`, or chats): The question. One is asked about every clip of a list, and several
-                about one clip each get an answer of their own.
-            sampling_rate (`int`, *optional*): Of arrays, in Hz. Files know their own.
+            audio: A clip (path, URL, bytes, array, tensor, dict with `array` and `sampling_rate`, tuple of an array
+                and its rate); a list of clips, one prompt for each (a batch); or a list of lists, where each inner
+                list goes into one prompt. Or a chat or list of chats (messages as dicts; Falcon3-Audio's processor
+                takes objects as well); or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset, stream
+                or generator. A row of these is read when its answer is requested.
+            text (`str`, list of `str`, or chats): The question. One question is asked about every clip of a list;
+                several questions about one clip each get their own answer.
+            sampling_rate (`int`, *optional*): Sampling rate of arrays, in Hz. Files contain their own.
             **kwargs: Generation parameters; `batch_size` and `num_workers`; `return_full_text=True` for the whole
-                chat with the answer instead of the answer alone; `processor_kwargs`; for the chat template `tools`,
-                `documents`, `enable_thinking`, `chat_template`, and `chat_template_kwargs` for all else it may know;
-                `continue_final_message`, whether the last message is to be continued (default: if it is words of the assistant's).
+                chat with the answer instead of only the answer; `processor_kwargs`; for the chat template `tools`,
+                `documents`, `enable_thinking`, `chat_template`, and `chat_template_kwargs` for its other arguments;
+                `continue_final_message`, whether to continue the last message (default: if it is assistant text).
 
         Returns:
-            For one input a list of `{"input_text": messages, "generated_text": answer}`, one per returned sequence. For
-            several inputs a list of such lists, for a dataset or generator an iterator over them.
+            For one input a list of `{"input_text": messages, "generated_text": answer}`, one per returned sequence.
+            For several inputs a list of such lists, for a dataset or generator an iterator over them.
 
         Raises:
-            `ValueError`: for audio that cannot be read (see the processor), lists of unequal length, and no input.
+            `ValueError`: if audio cannot be read (see the processor), lists differ in length, or there is no input.
             `TypeError`: for parameters that neither the pipeline nor `generate` has.
         """
         if audio is None and text is None:
-            raise ValueError("Nothing was asked: give `audio` and `text`, or a chat.")
+            raise ValueError("Got no input: pass `audio` and `text`, or a chat.")
         if self.model is not self._cached_model:  # `pipe.model = ...`
             self._make_caches()
         rows = pair(audio, text)
-        # Falcon3-Audio's processor knows messages that are objects; others get them as they are given.
+        # Falcon3-Audio's processor handles messages that are objects; others get them unchanged.
         plain = getattr(self.processor, "plain_messages", _messages)
-        # What an item is that is neither a chat nor a dict with `audio` and `text`.
+        # How to read an item that is neither a chat nor a dict with `audio` and `text`.
         bare = "text" if audio is None else "audio"
         if not is_many(rows):
             return super().__call__(make_request(rows, bare, sampling_rate, plain), **kwargs)
         if isinstance(rows, Sized) and len(rows) == 0:
-            raise ValueError("Nothing was asked: the list of inputs is empty.")
+            raise ValueError("Got no input: the list of inputs is empty.")
         requests = (make_request(row, bare, sampling_rate, plain) for row in each(rows))
         return super().__call__(list(requests) if isinstance(rows, (list, tuple)) else requests, **kwargs)
 
@@ -180,7 +181,7 @@ class AudioTextToTextPipeline(Pipeline):
         )
         twice = sorted(kwargs.keys() & (generate_kwargs or {}).keys())
         if twice:
-            raise ValueError(f"Given twice, by name and in `generate_kwargs`: {', '.join(twice)}. Give each once.")
+            raise ValueError(f"Passed twice, by name and in `generate_kwargs`: {', '.join(twice)}. Pass each once.")
         allowed = set(vars(GenerationConfig())) | _GENERATE_ARGUMENTS
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
@@ -201,7 +202,7 @@ class AudioTextToTextPipeline(Pipeline):
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         check_batch_size(batch_size)
-        # Clips of a batch differ in length, which only the processor can pad: it gets whole batches.
+        # Clips of a batch differ in length, and only the processor can pad them: it gets whole batches.
         if isinstance(inputs, Sized):
             batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
         else:
@@ -219,18 +220,18 @@ class AudioTextToTextPipeline(Pipeline):
         continue_final_message: bool | None = None,
         **template,
     ) -> dict[str, Any]:
-        """Model inputs of a batch of chats. A chat that ends with the assistant's words is continued, unless told otherwise."""
+        """Model inputs of a batch of chats. By default, a chat that ends with assistant text is continued."""
         if continue_final_message is None:
             continues = {is_begun(request.messages[-1]) for request in requests}
         else:
             continues = {continue_final_message}
         if len(continues) > 1:
             raise ValueError(
-                "Some chats of this batch end with an assistant message, to be continued, and some do not. Use batch_size=1."
+                "Some chats of this batch end with an assistant message to continue, some do not. Use batch_size=1."
             )
         if (processor_kwargs or {}).get("padding_side", "left") != "left":
             raise ValueError(
-                "Prompts are padded on the left, since answers go on after the last token; leave `padding_side` out."
+                "Prompts are padded on the left, since answers continue after the last token; omit `padding_side`."
             )
         self._check_sampling_rates(requests)
         go_on = continues.pop()
@@ -241,7 +242,7 @@ class AudioTextToTextPipeline(Pipeline):
             return_tensors="pt",
             add_generation_prompt=not go_on,
             continue_final_message=go_on,
-            # Answers go on after the last token, and some models' tokenizers pad behind it.
+            # Answers continue after the last token, and some models' tokenizers pad on the right.
             processor_kwargs={"padding": True, "padding_side": "left"} | (processor_kwargs or {}),
             **template,
         )
@@ -250,7 +251,7 @@ class AudioTextToTextPipeline(Pipeline):
         return {"requests": requests, "go_on": go_on, "inputs": dict(inputs.to(dtype=self.dtype)), "clips": clips}
 
     def _check_sampling_rates(self, requests: list[Request]):
-        """Other models' processors do not resample arrays, and would take any rate for their own."""
+        """Other models' processors do not resample arrays, and would treat any rate as their own."""
         if hasattr(self.processor, "max_audio_seconds"):
             return
         rate = self.processor.feature_extractor.sampling_rate
@@ -267,11 +268,11 @@ class AudioTextToTextPipeline(Pipeline):
         settings = self._settings(generate_kwargs)
         is_known = not has_learned_prompt(self.model)
         prompts = self._prompt_cache if is_known and not several and allows_prompt_cache(settings) else None
-        # Only where there is a cache: a look at the mask waits for the device.
+        # Only if there is a cache: reading the mask waits for the device.
         if prompts is not None and not inputs.get("attention_mask", torch.ones(1)).all():
             prompts = None
         together = is_known and several and self._begins_together and allows_common_beginning(settings)
-        # Without a cache of clips nobody knows which are equal.
+        # Without an audio cache it is unknown which clips are equal.
         together = together and "attention_mask" in inputs and (clips is not None or "input_features" not in inputs)
         contents = self._contents(inputs, clips) if together or prompts is not None else []
         held = 0  # audio tokens
@@ -284,7 +285,7 @@ class AudioTextToTextPipeline(Pipeline):
             inputs = begin_together(self.model, inputs, contents)
         if "max_length" not in generate_kwargs and "max_new_tokens" not in settings:
             _limit_length(generate_kwargs, settings.get("max_length"))
-        generate_kwargs.setdefault("tokenizer", self.tokenizer)  # which stop strings need, for one
+        generate_kwargs.setdefault("tokenizer", self.tokenizer)  # needed for stop strings, for example
         tokens = self.model.generate(**inputs, **generate_kwargs)
         tokens = getattr(tokens, "sequences", tokens)
         if prompts is not None:
@@ -293,7 +294,7 @@ class AudioTextToTextPipeline(Pipeline):
         return {"requests": model_inputs["requests"], "go_on": model_inputs["go_on"], "tokens": answers}
 
     def _settings(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All settings of `generate` that are set, by the call or else by a generation config, the model's last."""
+        """All settings of `generate` that are set: by the call, else by its generation config, else by the model's."""
         given = generate_kwargs.get("generation_config")
         configs = [vars(self.model.generation_config), {} if given is None else vars(given)]
         settings: dict[str, Any] = {}
@@ -302,7 +303,7 @@ class AudioTextToTextPipeline(Pipeline):
         return settings
 
     def _contents(self, inputs: dict[str, Any], clips: list[str] | None) -> list[list[Token]]:
-        """Each prompt by content."""
+        """The content of each prompt, see `content_of`."""
         counts = [] if clips is None else self.model.count_audio_tokens(inputs["input_features_mask"]).tolist()
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
@@ -311,7 +312,7 @@ class AudioTextToTextPipeline(Pipeline):
         return [content[end - length : end] for end, length in zip(accumulate(lengths), lengths)]
 
     def _embed_audio(self, cache: AudioCache, inputs: dict[str, Any], clips: list[str], held: int):
-        """Puts `audio_embeds` in the place of features, without the first `held` tokens, which are in a cache."""
+        """Replaces features with `audio_embeds`, without the first `held` tokens, which are in a cache."""
         features, mask = inputs.pop("input_features"), inputs.pop("input_features_mask")
         for count in self.model.count_audio_tokens(mask).tolist():
             if count > held:
@@ -338,14 +339,14 @@ class AudioTextToTextPipeline(Pipeline):
         ]
 
     def forget_audio(self):
-        """Empties the caches of encoded clips and of the chats about them."""
+        """Clears the caches of encoded clips and of the chats about them."""
         for cache in (self._audio_cache, self._prompt_cache):
             if cache is not None:
                 cache.clear()
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Model and processor with their code: a folder that `pipeline` loads again."""
-        # transformers gives the tokenizer what was meant for the model, and could not write it down.
+        """Saves model and processor with their code, as a folder that `pipeline` can load."""
+        # transformers passes these model arguments to the tokenizer too, and could not serialise them.
         for name in ("dtype", "quantization_config"):
             self.processor.tokenizer.init_kwargs.pop(name, None)
         self.model.save_pretrained(save_directory, **kwargs)
@@ -358,7 +359,7 @@ def _messages(chat: Any) -> list:
 
 def _audio_items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for message in messages:
-        content = message.get("content")  # there is none beside a call of a tool
+        content = message.get("content")  # there is none with a tool call
         if content is not None and not isinstance(content, str):
             yield from filter(is_audio, content)
 
@@ -367,17 +368,18 @@ def _check_settings(settings: dict[str, Any]):
     config, assistant = settings.get("generation_config"), settings.get("assistant_model")
     if not isinstance(config, GenerationConfig | None):
         raise ValueError(
-            f"`generation_config` must be a GenerationConfig, got a {type(config).__name__}. Give its fields by name instead, or "
-            "as `generate_kwargs`."
+            f"`generation_config` must be a GenerationConfig, got a {type(config).__name__}. Pass its fields by name "
+            "instead, or as `generate_kwargs`."
         )
     if isinstance(assistant, (str, os.PathLike)):
         raise ValueError(
-            f"`assistant_model` must be a model, got {str(assistant)!r}. Load it first, as with AutoModelForCausalLM.from_pretrained."
+            f"`assistant_model` must be a model, got {str(assistant)!r}. Load it first, for example with "
+            "AutoModelForCausalLM.from_pretrained."
         )
 
 
 def _limit_length(generate_kwargs: dict[str, Any], max_length: int | None):
-    """The pipeline's default, where neither the call nor a config has a length; 20 is that of older releases' `generate`."""
+    """Sets the pipeline's default if neither call nor config has a length; 20 is `generate`'s in older releases."""
     if max_length not in (None, 20):
         return
     config = generate_kwargs.get("generation_config")

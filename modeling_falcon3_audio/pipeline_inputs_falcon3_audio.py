@@ -1,7 +1,8 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What the pipeline is called with, in all its forms, as requests: one chat each.
+"""Turns every form of pipeline input into requests of one chat each.
 
-Datasets, streams and generators stay lazy: a row is read when its answer is asked for. Travels with every saved checkpoint.
+Datasets, streams and generators stay lazy: a row is read when its answer is requested. Travels with every saved
+checkpoint.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -19,13 +20,13 @@ _NUMBER = (int, float, np.integer, np.floating)
 
 @dataclass(frozen=True)
 class Request:
-    """One chat to answer. A class of its own, since a list of messages would be taken for a batch."""
+    """One chat to answer. A separate class, since a list of messages would be taken for a batch."""
 
     messages: list[dict[str, Any]]
 
 
 def is_many(value: Any) -> bool:
-    """Several inputs, rather than one clip, text, chat or row."""
+    """Whether `value` is several inputs rather than one clip, text, chat or row."""
     if isinstance(value, (list, tuple)):
         if _is_chat(value) or _is_with_rate(value):
             return False
@@ -36,16 +37,16 @@ def is_many(value: Any) -> bool:
 
 
 def each(rows: Any) -> Iterator[Any]:
-    """The items of a list, dataset, stream or generator; datasets of torch need not be iterable."""
+    """The items of a list, dataset, stream or generator; torch datasets need not be iterable."""
     return iter(rows) if isinstance(rows, Iterable) else (rows[index] for index in range(len(rows)))
 
 
 def pair(audio: Any, text: Any) -> Any:
     """
-    Clips with their questions: one row, or several where one clip or one question may stand for all. These are a list
-    where all of it was given as lists, and else read one by one.
+    Pairs clips with questions: one row, or several rows, which can share one clip or one question. Several rows are a
+    list if everything was given as lists, otherwise they are read one by one.
 
-    Raises a `ValueError` for a chat beside a clip, and for clips and questions that do not match.
+    Raises a `ValueError` if a chat is given with a clip or a text, or if clips and questions do not match.
     """
     if audio is None or text is None:
         return text if audio is None else audio
@@ -55,7 +56,7 @@ def pair(audio: Any, text: Any) -> Any:
     lengths = [len(value) for value in several if isinstance(value, Sized)]
     if len(set(lengths)) > 1:
         raise ValueError(
-            f"Got {lengths[0]} clips but {lengths[1]} texts; they must match, or one text is asked about all."
+            f"Got {lengths[0]} clips but {lengths[1]} texts; they must match. Pass one text to ask it about all clips."
         )
     rows = _rows(*(each(value) if is_many(value) else repeat(value) for value in (audio, text)))
     return list(rows) if all(isinstance(value, (list, tuple)) for value in several) else rows
@@ -67,19 +68,19 @@ def _rows(clips: Iterator[Any], texts: Iterator[Any]) -> Iterator[dict[str, Any]
         text = next(texts, ended)
         if text is ended:
             if not isinstance(clips, repeat):
-                raise ValueError(f"The texts end after {number}, the clips do not; they must match.")
+                raise ValueError(f"Got only {number} texts but more clips; they must match.")
             return
         yield _row(clip, text)
     if not endless and next(texts, ended) is not ended:
-        raise ValueError("There are more texts than clips; they must match, or one text is asked about all.")
+        raise ValueError("Got more texts than clips; they must match. Pass one text to ask it about all clips.")
 
 
 def _row(audio: Any, text: Any) -> dict[str, Any]:
     if _is_chat(audio) or _is_chat(text):
-        raise ValueError("A chat holds its own audio; give either a chat, or `audio` and `text`.")
+        raise ValueError("A chat contains its own audio; pass either a chat, or `audio` and `text`.")
     if audio is None or text is None:
         raise ValueError(
-            f"One of the {'clips' if audio is None else 'texts'} is None. Leave it out, or ask with a dict that says so: "
+            f"One of the {'clips' if audio is None else 'texts'} is None. Omit it, or pass a dict that says so: "
             "{'audio': None, 'text': ...}."
         )
     return {"audio": audio, "text": text}
@@ -87,13 +88,13 @@ def _row(audio: Any, text: Any) -> dict[str, Any]:
 
 def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callable[[Any], list]) -> Request:
     """
-    From a chat, a dict with `audio` and `text`, or a bare clip or text. Raises a `ValueError` for anything that would be asked
-    without its clip or its text.
+    Makes a request from a chat, a dict with `audio` and `text`, or a bare clip or text. Raises a `ValueError` for
+    input that would lose its clip or its text.
 
     Args:
-        bare: what an item is that is neither a chat nor a dict: `"audio"` or `"text"`.
-        sampling_rate: of arrays that have none of their own, in Hz.
-        plain: makes the messages of a chat dicts.
+        bare: how to read an item that is neither a chat nor a dict: `"audio"` or `"text"`.
+        sampling_rate: of arrays without their own, in Hz.
+        plain: converts the messages of a chat to dicts.
     """
     if _is_chat(item):
         return Request([_with_rate(message, sampling_rate) for message in plain(item)])
@@ -104,13 +105,11 @@ def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callabl
     _check_columns(item)
     audio, text = item.get("audio"), item.get("text")
     if audio is None and text is None:
-        raise ValueError(
-            "One of the inputs is None: neither a clip nor a text. Leave it out, or look for what made it None."
-        )
+        raise ValueError("One of the inputs is None: neither a clip nor a text. Omit it, or find out why it is None.")
     clips = [] if audio is None else list(audio) if is_many(audio) else [audio]
     if audio is not None and not clips:
         raise ValueError(
-            "One of the inputs has an empty list of clips. Where there is no clip, say so with None: {'audio': None, 'text': ...}."
+            "One of the inputs has an empty list of clips. Use None if there is no clip: {'audio': None, 'text': ...}."
         )
     content = [_audio_item(clip) for clip in clips]
     if text is not None:
@@ -120,13 +119,13 @@ def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callabl
 
 
 def _check_columns(row: dict[str, Any]):
-    """A column by another name is not read, so that a clip or a question would be missing in silence."""
+    """A column with another name is not read, so a clip or a question would silently be missing."""
     missing = sorted({"audio", "text"} - row.keys())
     others = sorted(map(str, row.keys() - {"audio", "text", "sampling_rate"}))
     if len(missing) == 2 or (missing and others):
         raise ValueError(
-            f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(map(str, row))}. Rename the columns; where "
-            "there is no clip, or no text, say so with None."
+            f"Expected a chat, or a dict with 'audio' and 'text', got one with {sorted(map(str, row))}. Rename "
+            "the columns; use None if there is no clip, or no text."
         )
 
 
@@ -138,7 +137,7 @@ def _audio_item(clip: Any) -> dict[str, Any]:
 
 
 def _is_chat(value: Any) -> bool:
-    """A list of messages, or an object that holds one, such as transformers' own `Chat`."""
+    """Whether `value` is a list of messages, or an object that holds one, such as transformers' `Chat`."""
     if hasattr(value, "messages"):
         return True
     first = value[0] if isinstance(value, (list, tuple)) and len(value) > 0 else None
@@ -146,7 +145,7 @@ def _is_chat(value: Any) -> bool:
 
 
 def _is_with_rate(value: Any) -> bool:
-    """A clip as `(samples, rate)` or `(rate, samples)`; the processor, which is in another folder, has the same rule."""
+    """Whether `value` is `(samples, rate)` or `(rate, samples)`; the processor, in another folder, has this rule."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         return False
     rates = [isinstance(part, _NUMBER) and not isinstance(part, bool) for part in value]
@@ -154,7 +153,7 @@ def _is_with_rate(value: Any) -> bool:
 
 
 def _with_rate(message: dict[str, Any], rate: int | None) -> dict[str, Any]:
-    """The message, whose audio items have the sampling rate of the call where they have none of their own."""
+    """The message, with the sampling rate of the call added to audio items without their own."""
     if rate is None or not isinstance(message.get("content"), (list, tuple)):
         return message
     content = [
@@ -170,7 +169,7 @@ def is_audio(item: dict[str, Any]) -> bool:
 
 
 def is_begun(message: dict[str, Any]) -> bool:
-    """Whether a message is an answer to go on with. One without words, as beside a call of a tool, is complete."""
+    """Whether a message is an answer to continue. One without text, such as a tool call, is complete."""
     content = message.get("content")
     if isinstance(content, (list, tuple)) and content and isinstance(content[-1], dict):
         content = content[-1].get("text")
@@ -178,7 +177,7 @@ def is_begun(message: dict[str, Any]) -> bool:
 
 
 def with_answer(messages: list[dict[str, Any]], answer: str, go_on: bool) -> list[dict[str, Any]]:
-    """The chat with an answer, behind the last words of its last message if that was gone on with."""
+    """The chat with an answer, which is appended to its last message if that was continued."""
     if not go_on:
         return [*messages, {"role": "assistant", "content": answer}]
     last = messages[-1]
@@ -189,9 +188,9 @@ def with_answer(messages: list[dict[str, Any]], answer: str, go_on: bool) -> lis
 
 
 def check_batch_size(size: Any):
-    """Raises a `ValueError` for what is no whole number from 1."""
+    """Raises a `ValueError` unless `size` is an integer of at least 1."""
     if not isinstance(size, int) or size < 1:
-        raise ValueError(f"`batch_size` must be a whole number from 1, got {size!r}.")
+        raise ValueError(f"`batch_size` must be an integer of at least 1, got {size!r}.")
 
 
 def in_batches(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,11 +1,11 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Goes on with a chat from the keys and values of its earlier turns, so that a turn computes only what is new; and computes
-what the prompts of a batch have in common, such as their clip, once.
+"""Continues a chat from the keys and values of its earlier turns, so that a turn computes only its new tokens; and
+computes the common beginning of a batch's prompts, such as their clip, once.
 
-Kept is what the language model computed for the chats answered last, by content: token ids, with the digest of its clip
-in the place of each audio token, so that two clips of equal length are told apart. The least recently used chats go
-first when there are too many tokens. Other weights make other states: the cache empties itself when weights or adapters
-were changed. Travels with every saved checkpoint.
+The cache holds keys and values of the most recent chats, by content: token ids, with the digest of its clip in place
+of each audio token, so that two clips of equal length are told apart. The least recently used chats are evicted when
+there are too many tokens. States depend on the weights: the cache is cleared when weights or adapters change. Travels
+with every saved checkpoint.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ from .releases_falcon3_audio import CACHE
 
 # A token id, or the digest of the clip that an audio token stands for.
 Token = int | str
-# Settings of `generate` that leave each prompt one sequence, computed token by token in an ordinary cache, and that look
-# at the prompt's tokens as a set if at all: a prompt may begin in a cache, and padding may lie anywhere. A list of what
-# is allowed: settings that a later release adds take the plain path until they stand here.
+# Settings of `generate` that keep each prompt a single sequence, computed token by token in an ordinary cache, and
+# that look at the prompt's tokens only as a set, if at all: a prompt can start in a cache, and padding can be
+# anywhere. This is an allow-list: settings that a later release adds take the plain path until they are added here.
 # fmt: off
 _ALLOWED = {
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "forced_eos_token_id",
@@ -30,43 +30,43 @@ _ALLOWED = {
     "remove_invalid_values", "renormalize_logits", "return_dict_in_generate", "output_scores", "output_logits",
     "pad_token_id", "bos_token_id", "eos_token_id", "generation_config", "streamer", "tokenizer", "transformers_version",
 }
-# And those that look at the order of the prompt's tokens: for a single prompt, where no padding gets in between.
+# And those that look at the order of the prompt's tokens: only for a single prompt, which has no padding in between.
 _ALLOWED_FOR_ONE = _ALLOWED | {
     "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "watermarking_config", "prefix_allowed_tokens_fn",
     "logits_processor", "stopping_criteria",
 }
 # fmt: on
-# Values that say of a setting that it changes nothing; of others `False` does.
+# Values with which these settings change nothing; for all others that is `False`.
 _CHANGES_NOTHING = {"use_cache": True, "num_beams": 1, "num_return_sequences": 1}
-# Tokens that prompts of a batch have to have in common: for fewer, a forward of their own does not pay.
+# Number of tokens that a batch's prompts must share: for fewer, a separate forward does not pay off.
 WORTH_SHARING = 32
 
 
 class PromptCache:
     """
-    Keys and values of the chats answered last. Threads may share it. For one chat at a time:
+    Keys and values of the most recent chats. Threads can share it. For one chat at a time:
 
         cache = prompts.take(content)
         tokens = model.generate(..., cache=cache)
         prompts.put([*content, *answer], cache)
 
     Args:
-        model: whose cache can be cropped, see `can_be_cropped`.
-        max_tokens (`int`): How many tokens are kept, of `2 * layers * key-value heads * head_dim` numbers each. Of a
-            longer chat its beginning is kept.
+        model: must have a cache that can be cropped, see `can_be_cropped`.
+        max_tokens (`int`): Maximum number of tokens to keep, each of `2 * layers * key-value heads * head_dim`
+            numbers. For a longer chat, only its beginning is kept.
     """
 
     def __init__(self, model: torch.nn.Module, max_tokens: int):
         self.model = model
         self.max_tokens = max_tokens
-        self._chats: list[tuple[list[Token], DynamicCache]] = []  # the one used last at the end
+        self._chats: list[tuple[list[Token], DynamicCache]] = []  # the most recently used one is last
         self._state = fingerprint(model)
         self._lock = Lock()
 
     def take(self, content: list[Token]) -> DynamicCache:
         """
-        A cache that holds the longest beginning of a prompt that is known, without its last token, whose logits begin
-        the answer. Nobody else has it: `generate` may write into it.
+        A cache with the longest known beginning of a prompt, without the prompt's last token, whose logits start the
+        answer. It is not shared: `generate` can write into it.
         """
         with self._lock:
             return self._take(content)
@@ -82,7 +82,7 @@ class PromptCache:
             return _empty_cache(self.model)
         index = shared.index(length)
         known, cache = self._chats[index]
-        # Another chat that merely begins alike (a system prompt, the same clip) stays, and its beginning is copied.
+        # Another chat that only starts alike (a system prompt, the same clip) stays, and its beginning is copied.
         if 2 * length < len(known):
             return self._beginning(cache, length)
         del self._chats[index]
@@ -90,7 +90,7 @@ class PromptCache:
         return cache
 
     def put(self, content: list[Token], cache: DynamicCache):
-        """Keeps the cache of a chat and its answer, whose last token is in no cache yet."""
+        """Keeps the cache of a chat and its answer, whose last token is not in the cache yet."""
         length = min(cache.get_seq_length(), self.max_tokens)
         if length < cache.get_seq_length():
             cache = self._beginning(cache, length)
@@ -104,7 +104,7 @@ class PromptCache:
             self._chats.clear()
 
     def _beginning(self, cache: DynamicCache, length: int) -> DynamicCache:
-        """A copy, which keeps nothing of the rest in memory."""
+        """A copy, which does not keep the rest in memory."""
         copy = _empty_cache(self.model)
         for index, layer in enumerate(cache.layers):
             copy.update(layer.keys[..., :length, :], layer.values[..., :length, :], index)
@@ -113,8 +113,8 @@ class PromptCache:
 
 def can_be_cropped(model: torch.nn.Module) -> bool:
     """
-    Whether what is kept of a prompt's beginning is what a longer prompt would have: sliding windows and recurrent states
-    cannot go back, and some rotary embeddings change with the length.
+    Whether the cached beginning of a prompt equals that of a longer prompt: sliding windows and recurrent states
+    cannot be rewound, and some rotary embeddings change with the length.
     """
     config = model.config.get_text_config(decoder=True)
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope"):
@@ -123,18 +123,18 @@ def can_be_cropped(model: torch.nn.Module) -> bool:
 
 
 def has_learned_prompt(model: torch.nn.Module) -> bool:
-    """Whether PEFT may put a learned beginning before each prompt (prompt tuning, prefixes), which no cache of ours knows."""
+    """Whether PEFT can prepend a learned beginning to prompts (prompt tuning, prefixes), unknown to our caches."""
     configs = getattr(model, "peft_config", {}).values()
     return any(getattr(config, "is_prompt_learning", False) for config in configs)
 
 
 def allows_prompt_cache(settings: dict[str, Any]) -> bool:
-    """Whether a single prompt may begin in a cache, by the settings of `generate` that are set."""
+    """Whether a single prompt can start in a cache, given the settings of `generate` that are set."""
     return _used(settings) <= _ALLOWED_FOR_ONE
 
 
 def allows_common_beginning(settings: dict[str, Any]) -> bool:
-    """Whether the prompts of a batch may share what they begin with, by the settings of `generate` that are set."""
+    """Whether the prompts of a batch can share their beginning, given the settings of `generate` that are set."""
     return _used(settings) <= _ALLOWED
 
 
@@ -149,39 +149,39 @@ def _used(settings: dict[str, Any]) -> set[str]:
 
 def content_of(input_ids: list[int], audio_token: int, clips: list[str], counts: list[int]) -> list[Token]:
     """
-    A prompt by content.
+    The content of a prompt: token ids, with its clip's digest in place of each audio token.
 
     Args:
         input_ids: of the prompt.
         clips: digest of each clip of the prompt, in order.
         counts: how many audio tokens each clip takes.
 
-    Where the sum is another, the model says so.
+    If the counts do not match the prompt, the model raises the error.
     """
     names = iter([name for name, count in zip(clips, counts) for _ in range(count)])
     return [next(names, "") if token == audio_token else token for token in input_ids]
 
 
 def count_audio(content: list[Token]) -> int:
-    """How many audio tokens a prompt, or a part of it, has."""
+    """Number of audio tokens in a prompt or a part of it."""
     return sum(isinstance(token, str) for token in content)
 
 
 @torch.no_grad()
 def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: list[list[Token]]) -> dict[str, Any]:
     """
-    Inputs of `generate` for prompts that begin alike: with a cache that holds their common beginning, computed once.
+    Inputs of `generate` for prompts that start alike, with a cache that holds their common beginning, computed once.
 
     Args:
-        model: whose cache can be cropped, see `can_be_cropped`.
-        inputs: `input_ids` and `attention_mask` of shape `(prompts, tokens)`, padded on the left, and, where there is
+        model: must have a cache that can be cropped, see `can_be_cropped`.
+        inputs: `input_ids` and `attention_mask` of shape `(prompts, tokens)`, padded on the left, and, if there is
             audio, `audio_embeds` of shape `(audio tokens, hidden_size)`.
-        contents: each prompt by content.
+        contents: the content of each prompt, see `content_of`.
 
     Returns:
-        Inputs of the same shape, with a cache; padding lies behind the common beginning. Those that were given
-        where too little is shared, where padding is on the right, and where audio and prompts do not match, which the
-        model says better.
+        Inputs of the same shape, with a cache and with padding after the common beginning. The given inputs are
+        returned unchanged if too little is shared, if padding is on the right, or if audio and prompts do not match,
+        for which the model raises a better error.
     """
     length = min(min(_shared_length(contents[0], other), len(other) - 1) for other in contents)
     counts = [count_audio(content) for content in contents]
@@ -202,7 +202,7 @@ def begin_together(model: torch.nn.Module, inputs: dict[str, Any], contents: lis
     cache = _empty_cache(model)
     model(input_ids=beginning[None], cache=cache, use_cache=True, logits_to_keep=1, **audio)
     cache.batch_repeat_interleave(len(contents))
-    # Each prompt's beginning moves to the left, and its padding behind it.
+    # Each prompt's beginning moves to the left, and its padding after it.
     rest, rest_mask = ids.clone(), mask.clone()
     rest[:, :length] = beginning
     rest_mask[:, :length] = True

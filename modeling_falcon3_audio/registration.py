@@ -1,7 +1,7 @@
-"""Makes transformers know Falcon3-Audio: the Auto classes, the pipeline, and what is saved with a checkpoint.
+"""Registers Falcon3-Audio with transformers: the Auto classes, the pipeline, and the code saved with a checkpoint.
 
-Runs once, when `falcon3_audio` is imported. Never uploaded; a checkpoint loaded with `trust_remote_code=True` does
-without it.
+Runs once, when `falcon3_audio` is imported. Never uploaded; a checkpoint loaded with `trust_remote_code=True` does not
+need it.
 """
 
 from transformers import (
@@ -44,10 +44,10 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=AutoModelForMultimodalLM,
     type="multimodal",
 )
-# Not `register_pipeline`, which warns of what it replaces. Other models get what they got before.
+# Not `register_pipeline`, which warns about what it replaces. Nothing changes for other models.
 PIPELINE_REGISTRY.supported_tasks["any-to-any"]["impl"] = Falcon3AudioAnyToAnyPipeline
 
-# What is saved carries its code, so that it also loads where this package is not installed.
+# Saved checkpoints include their code, so that they also load if this package is not installed.
 Falcon3AudioConfig.register_for_auto_class("AutoConfig")
 Falcon3AudioModel.register_for_auto_class("AutoModel")
 Falcon3AudioForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")

@@ -1,4 +1,4 @@
-"""What transformers raises where there is no checkpoint, or its JSON is no configuration, as one error that names the place."""
+"""Turns transformers' errors about a missing checkpoint or wrong JSON into one error that names the file or folder."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 
-# Of a checkpoint; each holds an object.
+# JSON files of a checkpoint; each contains an object.
 SAVED = (
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
     *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "adapter_config.json"),
@@ -19,12 +19,12 @@ SAVED = (
 @contextmanager
 def readable_json(folder: str | Path) -> Iterator[None]:
     """
-    For the time of a `from_pretrained`, of a folder or a Hub id, and of nothing else.
+    Wraps only a `from_pretrained` of a folder or a Hub id.
 
     Raises:
-        `ValueError`: a file in the place of a folder, one of the folder's that holds no JSON object, and where transformers
-            stumbles over what is in one.
-        `OSError`: there is no such folder, nor such a model on the Hub, whose client does not say what it was asked for.
+        `ValueError`: if `folder` is a file, if one of its JSON files contains no JSON object, or if transformers fails
+            on the contents of one.
+        `OSError`: if there is no such folder, and no such model on the Hub, whose client does not name it.
     """
     if Path(folder).is_file():
         raise ValueError(f"{folder} is a file; expected the folder of a checkpoint, or a Hub id.")
@@ -35,22 +35,22 @@ def readable_json(folder: str | Path) -> Iterator[None]:
         yield
     except (KeyError, AttributeError, TypeError, IndexError, StrictDataclassError) as error:
         raise ValueError(
-            f"{folder} cannot be loaded: one of its JSON files is not what was saved ({error!r:.200})."
+            f"{folder} cannot be loaded: one of its JSON files has unexpected contents ({error!r:.200})."
         ) from error
     except OSError as error:
         if Path(folder).exists():
             raise
-        raise OSError(f"{folder} is no folder here. {error}") from error
+        raise OSError(f"{folder} is not a local folder. {error}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Raises a `ValueError` for a file that holds no JSON object."""
+    """Raises a `ValueError` if a file contains no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}. Save it again.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}. Save it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}. Save it again.")
+        raise ValueError(f"{path} must contain a JSON object, got {type(content).__name__}. Save it again.")
     return content
 
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Rows in which several questions share one audio prefix, and who sees whom in them.
+"""Rows in which several questions share one audio prefix, and their attention mask.
 
-A row is made of segments: a prefix (the audio and what comes before it), and after it branches, each a question with its
-answer, that see the prefix and themselves; then, perhaps, another prefix with branches of its own. Positions restart
-after the prefix, so that every token has the hidden state that it would have in a row with its own question alone. The
-collator makes such rows; the model asks for the mask here. Travels with every saved checkpoint.
+A row consists of segments: a prefix (the audio and everything before it), followed by branches, each a question with
+its answer, that attend to the prefix and themselves; then possibly another prefix with its own branches. Positions
+restart after the prefix, so that every token has the hidden state that it would have in a row with only its own
+question. The collator builds such rows; the model gets the mask here. Travels with every saved checkpoint.
 """
 
 import torch
@@ -27,15 +27,16 @@ def shared_prefix_mask(
         config: of the language model.
         inputs_embeds (`torch.Tensor` of shape `(rows, tokens, hidden_size)`)
         segment_ids (`torch.LongTensor` of shape `(rows, tokens)`): the segment of each token, 0 for padding.
-        prefix_ids (`torch.LongTensor` of shape `(rows, tokens)`): the segment that each token's segment goes on from;
+        prefix_ids (`torch.LongTensor` of shape `(rows, tokens)`): the segment that each token's segment continues;
             its own for a prefix.
 
     Returns:
-        What the attention implementation takes: a 4-D tensor for sdpa and eager, a `BlockMask` for flex attention.
+        The mask that the attention implementation takes: a 4-D tensor for sdpa and eager, a `BlockMask` for flex
+        attention.
 
     Raises:
-        `ValueError`: for attention without a mask (flash attention), or a language model that does not look at all
-        tokens in every layer.
+        `ValueError`: if attention takes no mask (flash attention), or the language model does not attend to all tokens
+        in every layer.
     """
     if config._attn_implementation not in MASKED_ATTENTION:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""How each program of this package ends: one line for what the user can mend or has stopped, and the exit status.
+"""How each program of this package exits: one line if the user can fix the error or stopped it, and the exit status.
 
     with user_errors("falcon3-audio merge") as end:
         merge(...)
     return end.status
 
-Anything else is a fault of ours and keeps its traceback.
+Anything else is a bug and keeps its traceback.
 """
 
 import sys
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 
 try:
     from safetensors import SafetensorError
-except ImportError:  # scores are computed where neither it nor torch is installed
+except ImportError:  # scoring works without safetensors and torch
     SafetensorError = OSError  # type: ignore[misc, assignment]
 
 
-# A value, a file, a package that is missing, or weights that are cut off. Most of what the Hub's client raises is an OSError.
+# A wrong value, a file, a missing package, or truncated weights. Most errors of the Hub's client are OSErrors.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, SafetensorError)
-# How to go on after a break.
-BEGINS_AGAIN = "The same command begins again."
-GOES_ON = "The same command goes on."
-CONTINUES = "The same command continues where this one stopped."
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+# What to do after an interruption.
+BEGINS_AGAIN = "Run the same command again to start over."
+GOES_ON = "Run the same command again to resume."
+CONTINUES = "Run the same command again to resume where it stopped."
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 @dataclass
 class End:
-    """How a program ended."""
+    """How a program exited."""
 
     status: int = 0
 
@@ -45,14 +45,14 @@ def user_errors(
     join_lines: bool = True,
 ) -> Iterator[End]:
     """
-    Ends the user's errors in here with `program: message` on stderr and the status 1, and Ctrl-C with a line and 130.
+    Reports user errors raised inside as `program: message` on stderr with status 1, and Ctrl-C as one line with 130.
 
     Args:
-        others: exceptions that are the user's, beside `USER_ERRORS`.
-        breaks: those among all of these that come from outside, after which the same command may go on.
-        goes_on: how to go on after such a break, or after Ctrl-C; may be empty.
-        explain: makes the message of an error.
-        join_lines: whether a message of several lines becomes one.
+        others: exceptions that are user errors, besides `USER_ERRORS`.
+        breaks: exceptions with an external cause, after which the same command can resume.
+        goes_on: what to do after such an exception, or after Ctrl-C; can be empty.
+        explain: turns an error into its message.
+        join_lines: whether a message of several lines is joined into one.
     """
     end = End()
     try:

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written under a temporary name, and renamed when they are complete."""
+"""Files and folders that exist complete or not at all: written under a temporary name, and renamed when complete."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which gets the name `path` when it is complete and on the disk, or not at all."""
-    # With the process in the name: a worker that outlives its killed run cannot write into the next run's file.
+    """A binary file to write, which is renamed to `path` once it is complete and on disk; otherwise it is removed."""
+    # With the process id in the name: a worker that outlives its killed run cannot write into the next run's file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -26,21 +26,21 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_new_folder(path: Path) -> None:
-    """Raises a `FileExistsError` if `path` holds anything already; before minutes of work, where `whole_folder` comes after them."""
+    """Raises a `FileExistsError` if `path` already contains anything; call it before work that takes minutes."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not an empty folder; choose another name or remove it.")
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which gets the name `path` in the end, or is removed. Errors as of `check_new_folder`."""
+    """A folder to fill, which is renamed to `path` at the end, or removed. Raises the errors of `check_new_folder`."""
     check_new_folder(path)
     unfinished = path.with_name(path.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        # safetensors (0.8) writes files that only their owner can read; as the folder, they are to be as the umask says.
+        # safetensors (0.8) writes files that only their owner can read; they should follow the umask, like the folder.
         for file in unfinished.rglob("*.safetensors"):
             file.chmod(unfinished.stat().st_mode & 0o666)
         if path.exists():
@@ -51,11 +51,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def as_json(content: Any) -> bytes:
-    """As `write_json` writes it."""
+    """The bytes that `write_json` writes."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, all of it or nothing."""
+    """Writes JSON completely or not at all."""
     with whole_file(path) as file:
         file.write(as_json(content))

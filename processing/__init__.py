@@ -1,4 +1,4 @@
-"""From sound and words to tensors, and back."""
+"""Converts audio and text to model inputs, and tokens back to text."""
 
 from .audio_inputs_falcon3_audio import SAMPLING_RATE, TOKENS_PER_SECOND, UnreadableAudioError, load_audio
 from .processing_falcon3_audio import AudioTooLongError, Falcon3AudioProcessor

@@ -1,4 +1,4 @@
-"""How long an audio file is by its header, before anything is decoded: a small file can hold hours."""
+"""The length of an audio file according to its header, without decoding it: a small file can hold hours."""
 
 from typing import BinaryIO
 
@@ -9,11 +9,11 @@ from .audio_files_falcon3_audio import UNKNOWN_FRAMES
 
 def announced_length(file: str | BinaryIO) -> tuple[int | None, int, int] | None:
     """
-    Frames, their rate in Hz, and channels. The frames are `None` where the header does not say how many, as in FLAC that
-    was written to a stream.
+    Number of frames, their rate in Hz, and number of channels. The number of frames is `None` if the header does not
+    give it, as in FLAC written to a stream.
 
-    Returns `None` for what soundfile does not know or finds damaged; `load_audio` says what is wrong with it, or reads it by
-    other means.
+    Returns `None` for files that soundfile does not support or finds damaged; `load_audio` reports what is wrong, or
+    reads them another way.
     """
     try:
         about = soundfile.info(file)

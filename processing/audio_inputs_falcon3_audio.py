@@ -1,9 +1,9 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""From anything that holds sound to mono float32 samples at 16 kHz, and the arithmetic of time in this model.
+"""Loads any audio source as mono float32 samples at 16 kHz, and converts between samples, frames and audio tokens.
 
-Files and bytes are decoded by `audio_files_falcon3_audio` and resampled with soxr, which gives the samples that librosa and
-transformers give. Whatever would make a wrong answer in silence (NaN, a contradicting rate, a truncated file) is a
-`ValueError` that names the clip.
+Files and bytes are decoded by `audio_files_falcon3_audio` and resampled with soxr, which gives the same samples as
+librosa and transformers. Anything that would silently lead to a wrong answer (NaN, a contradicting rate, a truncated
+file) is a `ValueError` that names the clip.
 """
 
 import base64
@@ -22,12 +22,12 @@ from .audio_files_falcon3_audio import decode_file
 
 try:
     import soxr
-except ImportError:  # only sound at 16 kHz can be used then; `_resample` says what to install
+except ImportError:  # then only audio at 16 kHz can be used; `_resample` says what to install
     soxr = None
 
 logger = logging.get_logger(__name__)
 
-# Whisper's front end, and what follows from it. Each line derives from the ones before.
+# Whisper's front end and what follows from it: each line derives from the ones before.
 SAMPLING_RATE = 16_000  # samples per second (Hz)
 HOP_LENGTH = 160  # samples per mel frame
 FRAMES_PER_SECOND = SAMPLING_RATE // HOP_LENGTH  # 100 mel frames per second
@@ -37,17 +37,17 @@ POOLING_WINDOW = 2  # encoder positions per audio token, unless the checkpoint s
 TOKENS_PER_SECOND = POSITIONS_PER_SECOND // POOLING_WINDOW  # 25 audio tokens per second
 WINDOW_SECONDS = 30  # longest stretch that Whisper encodes at once
 TOKENS_PER_WINDOW = WINDOW_SECONDS * TOKENS_PER_SECOND  # 750 audio tokens
-# Silence after the clip that decides its last frames: the convolutions look 2 frames ahead, and a frame reaches 200
-# samples to either side of its centre. With it, features equal those of the clip padded to 30 s, sample for sample.
+# Silence after the clip that affects its last frames: the convolutions look 2 frames ahead, and a frame reaches 200
+# samples to either side of its centre. With it, features are exactly those of the clip padded to 30 s.
 TAIL_SAMPLES = 3 * HOP_LENGTH  # 480 samples
 
 # A 2-D array with more rows and columns than this is a batch or a spectrogram, not channels.
 MAX_CHANNELS = 32
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz
-# Float audio is meant to lie in [-1, 1]; a little more happens, this much is 16-bit samples cast to float.
+# Float audio should be in [-1, 1]; slightly more happens, but this much means 16-bit samples cast to float.
 MAX_FLOAT_PEAK = 100.0
 DOWNLOAD_TIMEOUT = 30.0  # seconds
-USER_AGENT = {"User-Agent": "falcon3-audio"}  # many servers refuse Python's own
+USER_AGENT = {"User-Agent": "falcon3-audio"}  # many servers refuse Python's default
 _FILE_BEGINS = (b"RIFF", b"FORM", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")
 _BASE64 = re.compile(r"[\w+/=\s-]{40,}")
 _DICT_KEYS = {"array", "raw", "bytes", "path", "sampling_rate"}
@@ -56,7 +56,7 @@ _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
 
 class UnreadableAudioError(ValueError):
-    """A clip that cannot be heard: missing, damaged, empty, or no audio."""
+    """A clip that cannot be read: missing, damaged, empty, or not audio."""
 
 
 def load_audio(
@@ -70,18 +70,18 @@ def load_audio(
             samples, `(samples,)`, `(channels, samples)` or `(samples, channels)`, as float in [-1, 1], int16, int32
             or uint8; a dict as `datasets` and `pipeline` use it (`array` or `raw` with `sampling_rate`, `bytes`,
             `path`); a tuple of samples and their rate in Hz, in either order; or a torchcodec `AudioDecoder`. Channels
-            are averaged. A file object is left where it was, and can be read again.
-        sampling_rate (`int`, *optional*): Rate of the samples in Hz. Arrays without one are taken as 16 kHz, with a
-            warning. A file knows its own rate; a different one given here is an error (16000 is not: transformers
-            uses it for the rate that the model wants).
-        name (`str`): What errors call this clip.
-        max_seconds (`float`, *optional*): A longer file is an error, and not decoded further than that: a few kilobytes
-            can hold hours.
+            are averaged. A file object is returned to its position, so it can be read again.
+        sampling_rate (`int`, *optional*): Rate of the samples in Hz. Arrays without one are assumed to be at 16 kHz,
+            with a warning. A file has its own rate; a different one given here is an error (except 16000, which
+            transformers passes as the rate that the model expects).
+        name (`str`): Name of this clip in errors.
+        max_seconds (`float`, *optional*): A longer file is an error, and is decoded only up to this length: a few
+            kilobytes can hold hours.
 
     Raises:
-        `UnreadableAudioError`, a `ValueError`: empty, non-finite or unreadable audio, a truncated file, a file that is longer than its header or
-            `max_seconds` says, a missing file, an impossible or contradicting sampling rate, more than two dimensions,
-            floats far outside [-1, 1].
+        `UnreadableAudioError`, a `ValueError`: for empty, non-finite or unreadable audio, a truncated file, a file
+            longer than its header or `max_seconds` says, a missing file, an impossible or contradicting sampling rate,
+            more than two dimensions, and floats far outside [-1, 1].
         `TypeError`: for a source of another type.
     """
     try:
@@ -96,13 +96,13 @@ def _load(source: Any, sampling_rate: int | None, name: str, max_seconds: float 
     if rate is None:
         if sampling_rate is None:
             logger.warning_once(
-                f"{name}: no `sampling_rate` was given for an array of samples; taking it as {SAMPLING_RATE} Hz. "
+                f"{name}: no `sampling_rate` was given for an array of samples; assuming {SAMPLING_RATE} Hz. "
                 "Pass `sampling_rate` to be sure: a wrong rate gives wrong answers."
             )
         rate = SAMPLING_RATE if sampling_rate is None else sampling_rate
     elif sampling_rate not in (None, rate, SAMPLING_RATE):
         raise ValueError(
-            f"{name} is sampled at {rate} Hz, but sampling_rate={sampling_rate} was given. Leave it out: files know "
+            f"{name} is sampled at {rate} Hz, but sampling_rate={sampling_rate} was given. Leave it out: files have "
             "their own rate."
         )
     return _resample(_to_mono(samples, name), rate, name)
@@ -115,26 +115,27 @@ def count_frames(samples: int, window_samples: int) -> int:
 
 
 def count_encoded_frames(frames: int, silence: int, window_frames: int) -> int:
-    """`frames` real mel frames and `silence` behind them, up to the end of the last window."""
+    """`frames` real mel frames plus `silence` after them, up to the end of the last window."""
     return min(frames + silence, math.ceil(frames / window_frames) * window_frames)
 
 
 def count_tokens(frames: int, pooling_window: int) -> int:
-    """Audio tokens of `frames` real mel frames: the encoder halves them, pooling divides once more, both rounded up."""
+    """Audio tokens for `frames` real mel frames: the encoder halves them, pooling divides again, both rounded up."""
     return math.ceil(math.ceil(frames / FRAMES_PER_POSITION) / pooling_window)
 
 
 def check_pooling_window(pooling_window: Any, window: float):
-    """Raises a `ValueError` for what does not divide the encoder positions of a window (`window`, in seconds)."""
+    """Raises a `ValueError` unless `pooling_window` divides the encoder positions of a window of `window` seconds."""
     positions = int(window * POSITIONS_PER_SECOND)
     if not isinstance(pooling_window, int) or pooling_window < 1 or positions % pooling_window:
         raise ValueError(
-            f"`pooling_window` must be a whole number that divides the {positions} positions of a window, got {pooling_window!r}."
+            f"`pooling_window` must be a whole number that divides the {positions} positions of a window, got "
+            f"{pooling_window!r}."
         )
 
 
 def check_silence(seconds: float, read: bool, pad_to_window: bool, window: float):
-    """The rules of `check_trailing_silence`, which is the model's and lies in another folder."""
+    """The same rules as the model's `check_trailing_silence`, which is in another folder."""
     if not 0 <= seconds <= window or 0 < seconds < 1 / FRAMES_PER_SECOND:
         raise ValueError(
             f"`trailing_silence` must be 0 or from {1 / FRAMES_PER_SECOND} to the {window:g} s of a window, got {seconds}."
@@ -147,19 +148,20 @@ def check_silence(seconds: float, read: bool, pad_to_window: bool, window: float
 
 
 def check_limit(seconds: Any):
-    """Raises a `ValueError` for a `max_audio_seconds` under which nothing is heard, or that is none."""
+    """Raises a `ValueError` unless `max_audio_seconds` is a finite number that allows at least one sample."""
     if isinstance(seconds, (int, float)) and 1 / SAMPLING_RATE <= seconds < math.inf:
         return
     raise ValueError(
-        f"`max_audio_seconds` must be a number of seconds above 0, got {seconds!r}. For no limit, give one that no clip reaches."
+        f"`max_audio_seconds` must be a number of seconds above 0, got {seconds!r}. For no limit, give a value that "
+        "no clip reaches."
     )
 
 
 def _read(source: Any, name: str, most: float | None) -> tuple[np.ndarray, int | None]:
-    """Samples of whatever shape and type, and their rate where the source knows it; `most` is in seconds, of files."""
+    """Samples of any shape and type, and their rate if the source has one; `most` is the limit of files in seconds."""
     if isinstance(source, dict):
         return _read_dict(source, name, most)
-    if hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` hands out
+    if hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` returns
         decoded = source.get_all_samples()
         return decoded.data.numpy(), int(decoded.sample_rate)
     if isinstance(source, (str, os.PathLike)):
@@ -182,13 +184,13 @@ def _read(source: Any, name: str, most: float | None) -> tuple[np.ndarray, int |
             return decode_file(samples.tobytes(), name, most)  # a file read into an array
         return samples, None
     raise TypeError(
-        f"{name} is a {type(source).__name__}; expected a path, URL, bytes, array, tensor, list of samples, (samples, rate) "
-        "or a dict with 'array' and 'sampling_rate'."
+        f"{name} is a {type(source).__name__}; expected a path, URL, bytes, array, tensor, list of samples, (samples, "
+        "rate) or a dict with 'array' and 'sampling_rate'."
     )
 
 
 def _plain_rate(rate: Any) -> Any:
-    """Datasets in torch's or numpy's format hold the rate as an array without dimensions, and JSON as 44100.0."""
+    """The rate as an `int`: datasets in torch or numpy format store it as a 0-d array, and JSON as 44100.0."""
     rate = rate.item() if isinstance(rate, (np.ndarray, torch.Tensor)) and rate.ndim == 0 else rate
     return int(rate) if isinstance(rate, (float, np.floating)) and rate.is_integer() else rate
 
@@ -202,7 +204,7 @@ def is_with_rate(source: Any) -> bool:
 
 
 def is_list_of_clips(audio: Any) -> bool:
-    """A list of numbers is one clip."""
+    """Whether `audio` is a list of clips; a list of numbers is one clip."""
     if not isinstance(audio, (list, tuple)) or is_with_rate(audio):
         return False
     return not (len(audio) > 0 and isinstance(audio[0], _NUMBER))
@@ -213,13 +215,13 @@ def _begins_a_file(head: bytes) -> bool:
 
 
 def _read_file_object(file: Any, name: str) -> bytes:
-    """What it holds from where it stands, and back there, so that it can be read again."""
+    """Reads from the current position, then returns to it, so that the file can be read again."""
     start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
     data = file.read()
     if start is not None:
         file.seek(start)
     if not isinstance(data, bytes):
-        raise TypeError(f"{name} is a file object that gives {type(data).__name__}; open it in binary mode ('rb').")
+        raise TypeError(f"{name} is a file object that returns {type(data).__name__}; open it in binary mode ('rb').")
     return data
 
 
@@ -231,8 +233,8 @@ def _read_dict(source: dict, name: str, most: float | None) -> tuple[np.ndarray,
             strangers = sorted(map(str, source.keys() - _DICT_KEYS))
             if rate is None and strangers:
                 raise ValueError(
-                    f"{name} is a dict of samples whose rate is not under 'sampling_rate'; it has {strangers} instead. Rename the "
-                    "key, or leave it out."
+                    f"{name} is a dict of samples whose rate is not under 'sampling_rate'; it has {strangers} "
+                    "instead. Rename the key, or remove it."
                 )
             return samples, rate
     for key in ("bytes", "path"):
@@ -245,11 +247,11 @@ def _read_dict(source: dict, name: str, most: float | None) -> tuple[np.ndarray,
 
 def _read_path(path: str, name: str, most: float | None) -> tuple[np.ndarray, int]:
     scheme, colon, rest = path.partition(":")
-    if scheme.lower() in ("http", "https", "data") and colon:  # RFC 3986, 3.1: in either case
+    if scheme.lower() in ("http", "https", "data") and colon:  # RFC 3986, 3.1: case-insensitive
         path = f"{scheme.lower()}:{rest}"
         return decode_file(_fetch(path, name), f"{name} ({path[:100]})", most)
     if not os.path.isfile(path):
-        advice = " Base64 audio goes in a `data:` URL." if _BASE64.fullmatch(path) else ""
+        advice = " Pass base64 audio as a `data:` URL." if _BASE64.fullmatch(path) else ""
         raise ValueError(f"{name}: there is no file {path[:200]!r}.{advice}")
     with open(path, "rb") as file:
         return decode_file(file.read(), f"{name} ({path})", most)
@@ -279,7 +281,7 @@ def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
             f"{name} has the shape {samples.shape}, too many channels for one clip. Pass a batch as a list of clips, "
             "and samples, not a spectrogram."
         )
-    kind = samples.dtype.name  # in either order of bytes
+    kind = samples.dtype.name  # in either byte order
     if kind in _FULL_SCALE:
         samples = samples.astype(np.float32) / _FULL_SCALE[kind]
     elif kind == "uint8":
@@ -299,8 +301,8 @@ def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
 def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
     if not isinstance(rate, (int, np.integer)) or not MIN_SAMPLING_RATE <= rate <= MAX_SAMPLING_RATE:
         raise ValueError(
-            f"{name}: sampling_rate must be a whole number of Hz from {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE}, got "
-            f"{rate!r}."
+            f"{name}: sampling_rate must be a whole number of Hz from {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE}, "
+            f"got {rate!r}."
         )
     if rate == SAMPLING_RATE:
         return np.ascontiguousarray(samples)

@@ -1,5 +1,5 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Chat messages of any kind as dicts whose audio is loaded. Travels with every saved checkpoint."""
+"""Converts chat messages of any kind to dicts with loaded audio. Saved with every checkpoint."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sized
@@ -17,16 +17,18 @@ def is_conversation(value: Any) -> bool:
 
 def plain_messages(conversation: Any) -> list[dict[str, Any]]:
     """
-    The messages of one conversation as dicts. Takes dicts, dataclasses and pydantic models, also for items of content,
-    and an object that holds the list under `messages`. Fields of an object that are `None` are left out, since it cannot
-    lack them. Items of content without a `type` get one. A dict keeps what it has: transformers drops its `None` from 5.24 on, and shows it to the template before.
+    The messages of one conversation as dicts. Accepts dicts, dataclasses and pydantic models, also for content items,
+    and an object that holds the list under `messages`. Fields of an object that are `None` are left out, since an
+    object always has all fields. Content items without a `type` get one. A dict keeps its `None` values: transformers
+    drops them from 5.24 on, and passes them to the template before.
 
-    Raises a `ValueError` for a message of another kind, and for what is no list of messages.
+    Raises a `ValueError` for a message of another kind, and for anything that is not a list of messages.
     """
     messages = getattr(conversation, "messages", conversation)
     if not isinstance(messages, Iterable):
         raise ValueError(
-            f"A conversation must be a list of messages, or an object that holds one under 'messages'; got {messages!r:.200}."
+            "A conversation must be a list of messages, or an object that holds one under 'messages'; got "
+            f"{messages!r:.200}."
         )
     return [_plain_message(message, index) for index, message in enumerate(messages)]
 
@@ -35,7 +37,8 @@ def _plain_message(message: Any, index: int) -> dict[str, Any]:
     plain = _plain(message)
     if not isinstance(plain, dict):
         raise ValueError(
-            f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got {plain!r:.200}."
+            f"Message {index} must be a dict, a dataclass or a pydantic model with 'role' and 'content', got "
+            f"{plain!r:.200}."
         )
     if isinstance(plain.get("content"), list):
         plain = plain | {"content": [_with_type(item) for item in plain["content"]]}
@@ -45,7 +48,7 @@ def _plain_message(message: Any, index: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Messages and items of content as dicts; arrays, tensors and other sources of audio as they are."""
+    """Messages and content items as dicts; arrays, tensors and other audio sources unchanged."""
     if isinstance(value, (list, tuple)):
         # A list of numbers is a clip.
         return value if value and isinstance(value[0], (int, float, np.number)) else [_plain(item) for item in value]
@@ -60,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def _with_type(item: Any) -> Any:
-    """An item of content; one without a `type` is what it has a source or a text of."""
+    """A content item; without a `type`, it becomes audio if it has a source, or text if it has a text."""
     if not isinstance(item, dict) or item.get("type") is not None:
         return item
     audio, text = any(item.get(key) is not None for key in ("audio", "path", "url")), item.get("text") is not None
@@ -68,33 +71,35 @@ def _with_type(item: Any) -> Any:
 
 
 def check_message(message: dict[str, Any], index: int):
-    """Raises a `ValueError` for a message without a role, and for one with sound beside its content, which nobody would hear."""
+    """Raises a `ValueError` for a message without a role, or with audio outside its content, where it is ignored."""
     if not isinstance(message.get("role"), str):
         raise ValueError(f"Message {index} needs a 'role', such as 'user' or 'assistant', got {message!r:.200}.")
-    if message["role"] == "assistant":  # OpenAI's answers have the sound that was spoken under this name
+    if message["role"] == "assistant":  # OpenAI's answers have their spoken audio under this name
         return
     for key, value in message.items():
         if "audio" in str(key).lower() and _is_given(value):
             raise ValueError(
-                f"Message {index} has {key!r} beside its content, where it is not heard. Make it an item of the content, "
-                '{"type": "audio", "audio": ...}.'
+                f"Message {index} has {key!r} outside its content, where it would be ignored. Make it an item of the "
+                'content, {"type": "audio", "audio": ...}.'
             )
 
 
 def check_item(item: dict, message: int, audio_token: str):
     """
-    Raises a `ValueError` for an item of content that is neither text nor audio, or both, for a text item without a text, and
-    for one that holds the placeholder of audio.
+    Raises a `ValueError` for a content item that is neither text nor audio, or both, for a text item without text, and
+    for text that contains the audio placeholder.
     """
     kind = item.get("type")
     if kind not in ("text", "audio"):
         raise ValueError(
-            f"Message {message}: Content of type {kind!r} is not understood: use 'text' or 'audio'. It has {sorted(item)}."
+            f"Message {message}: Content of type {kind!r} is not understood: use 'text' or 'audio'. Its keys are "
+            f"{sorted(item)}."
         )
     other = "text" if kind == "audio" else "audio"
     if _is_given(item.get(other)):
         raise ValueError(
-            f"An item of message {message} is of type {kind!r}, but has {other!r} as well, which would be left out. Make it two items."
+            f"An item of message {message} is of type {kind!r}, but has {other!r} as well, which would be ignored. "
+            "Split it into two items."
         )
     if kind == "audio":
         return
@@ -103,12 +108,12 @@ def check_item(item: dict, message: int, audio_token: str):
     if audio_token in item["text"]:
         raise ValueError(
             f"Message {message} contains the audio placeholder {audio_token!r} as text. Remove it; "
-            'audio is given as an item {"type": "audio", "path": ...}.'
+            'pass audio as an item {"type": "audio", "path": ...}.'
         )
 
 
 def _is_given(value: Any) -> bool:
-    """Arrow fills up what only other items have, with `None` or with a dict of nothing else."""
+    """Whether a value is really given: Arrow fills keys that an item lacks with `None` or a dict of only `None`."""
     if isinstance(value, dict):
         return any(part is not None for part in value.values())
     return len(value) > 0 if isinstance(value, Sized) else value is not None
@@ -116,9 +121,9 @@ def _is_given(value: Any) -> bool:
 
 def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
     """
-    An audio item with its clip as a mono array at 16 kHz; other items as they are.
+    An audio item with its clip as a mono array at 16 kHz; other items unchanged.
 
-    Raises a `ValueError` that names the message where the item has no source, or several, or one that cannot be read.
+    Raises a `ValueError` that names the message if the item has no source, several, or one that cannot be read.
     """
     if item.get("type") != "audio":
         return item
@@ -135,10 +140,10 @@ def prepare_messages(
     conversation: Any, audio_token: str, sampling_rate: int | None, load: bool, any_items: bool = False
 ) -> list:
     """
-    A copy of the conversation(s), whose audio is loaded if `load`; `sampling_rate` is that of arrays without their own. With
-    `any_items` the template is one that may know more than text and audio.
+    A copy of the conversation(s), with audio loaded if `load`; `sampling_rate` is for arrays without their own. With
+    `any_items`, content items can be other than text and audio, for a template that supports them.
 
-    Raises a `ValueError` that names the message for what a template would pass over in silence.
+    Raises a `ValueError` that names the message for anything that a template would silently ignore.
     """
     if isinstance(conversation, (list, tuple)) and conversation and is_conversation(conversation[0]):
         return [prepare_messages(messages, audio_token, sampling_rate, load, any_items) for messages in conversation]

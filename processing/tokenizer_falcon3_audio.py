@@ -1,8 +1,8 @@
 # Copyright 2026 The falcon3-audio authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What a language model's tokenizer needs to take part: padding, a placeholder for audio, and a chat template with it.
+"""Prepares a language model's tokenizer: padding, a placeholder for audio, and a chat template that uses it.
 
-The language model is never resized, whatever the placeholder, and its own template stands unchanged inside of ours
-(chat_template.jinja), so that text alone is rendered and read as before.
+The language model is never resized, whichever placeholder is used, and its own template is embedded unchanged in ours
+(chat_template.jinja), so that text-only chats are rendered and tokenized as before.
 """
 
 import os
@@ -18,10 +18,10 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
-# How vocabularies call the slots that nothing was trained on: Falcon3 ">>UNUSED_7<<", Llama 3
+# Names of untrained slots in vocabularies: Falcon3 ">>UNUSED_7<<", Llama 3
 # "<|reserved_special_token_7|>", Gemma "<unused7>", Phi-3 "<|placeholder7|>", Mistral "[control_7]" and "<SPECIAL_7>".
 _UNUSED_TOKEN = re.compile(r"unused|reserved|placeholder|^\[control_\d+\]$|^<special_\d+>$", re.IGNORECASE)
-# A token that ordinary text does not hold: without white space, punctuation at both ends.
+# A token that ordinary text does not contain: no whitespace, punctuation at both ends.
 _MARKED_TOKEN = re.compile(r"[^\w\s]\S*\w\S*[^\w\s]")
 NEW_AUDIO_TOKEN = "<|audio|>"
 
@@ -35,32 +35,33 @@ FALCON3_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 
-# A fast tokenizer holds the padding and truncation of a call until the next, which may be another thread's. One lock for all:
-# one of a processor's own would have to be left out when that is copied, pickled or saved.
+# A fast tokenizer keeps the padding and truncation of a call until the next, which can be another thread's. One lock
+# for all: a lock per processor would have to be left out when the processor is copied, pickled or saved.
 _locks = [RLock()]
-if hasattr(os, "register_at_fork"):  # a worker process would wait for a thread that it does not have
+if hasattr(os, "register_at_fork"):  # a forked worker would wait for a thread that it does not have
     os.register_at_fork(after_in_child=lambda: _locks.__setitem__(0, RLock()))
 
 
 def tokenizing() -> AbstractContextManager:
-    """For the time of a call of a tokenizer that threads share."""
+    """The lock to hold during a call of a tokenizer that threads share."""
     return _locks[0]
 
 
 def load_tokenizer(text):
     """
-    The language model's tokenizer, by name or as it is, made to pad, and on the left, as generation needs it.
+    The language model's tokenizer (loaded by name, or as given), set up to pad on the left, as generation needs.
 
     Raises a `ValueError` for one without an end token.
     """
     tokenizer = AutoTokenizer.from_pretrained(text) if isinstance(text, (str, os.PathLike)) else text
     if tokenizer.eos_token is None:
         raise ValueError(
-            f"The tokenizer{_of(tokenizer)} has no end token (eos_token is None), so answers could never end. Set the one that "
-            'ends an answer of this language model, as in `tokenizer.eos_token = "</s>"`, and save the tokenizer.'
+            f"The tokenizer{_of(tokenizer)} has no end token (eos_token is None), so answers could never end. Set the "
+            'token that ends answers of this language model, as in `tokenizer.eos_token = "</s>"`, and save the '
+            "tokenizer."
         )
     tokenizer.padding_side = "left"
-    tokenizer.init_kwargs["padding_side"] = "left"  # what is not among these is not saved
+    tokenizer.init_kwargs["padding_side"] = "left"  # only these are saved
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -68,22 +69,23 @@ def load_tokenizer(text):
 
 def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: str | None = None) -> tuple[str, int]:
     """
-    The placeholder for audio and its id. Every tokenizer has one, and the language model keeps its shape.
+    Chooses the placeholder for audio; returns it and its id. Works for every tokenizer, and the language model keeps
+    its shape.
 
-    In this order: the token asked for; the last slot that the vocabulary keeps unused (Falcon3, Llama 3, Gemma, Phi-3
-    have some); a new token `<|audio|>`, on one of the rows that the embedding has beyond the tokenizer (Qwen2) or, where
-    there is none (SmolLM2), behind them all: audio takes its places before they reach a layer. The token is made known
-    to the tokenizer as a special one, so that it is never split. A special token that has no row already (Gemma 3 of
-    text alone has one for images) is the placeholder before all others, since no text may hold it either.
+    In this order: the requested token; a special token without an embedding row (text-only Gemma 3 has one for
+    images), since text cannot contain it either; the last unused slot of the vocabulary (Falcon3, Llama 3, Gemma,
+    Phi-3 have some); a new token `<|audio|>`, on a spare row of the embedding (Qwen2) or, if there is none (SmolLM2),
+    after the last row: audio replaces the placeholders before they reach a layer. A new token is added to the
+    tokenizer as a special token, so that it is never split.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): changed in place where a token is added.
-        vocab_size (`int`, *optional*): rows of the language model's embedding; without it nobody sees whether the
+        tokenizer (`PreTrainedTokenizerBase`): changed in place if a token is added.
+        vocab_size (`int`, *optional*): rows of the language model's embedding; without it, there is no check that the
             tokenizer fits.
-        audio_token (`str`, *optional*): a token to use.
+        audio_token (`str`, *optional*): the requested token.
 
-    Raises a `ValueError` for a token asked for that text or the chat template may contain, and for a tokenizer with
-    tokens that the embedding has no rows for.
+    Raises a `ValueError` for a requested token that text or the chat template can contain, and for a tokenizer with
+    tokens that have no embedding row.
     """
     added = tokenizer.added_tokens_encoder
     free = [token for token in added if not _is_in_use(tokenizer, token)]
@@ -100,7 +102,7 @@ def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: st
 
 
 def _is_in_use(tokenizer, token: str) -> bool:
-    """Whether a token marks beginnings, ends or padding, or stands in the chat template."""
+    """Whether a token marks beginnings, ends or padding, or appears in the chat template."""
     named = {str(name) for name in tokenizer.special_tokens_map.values() if not isinstance(name, (list, tuple))}
     return token in named or token in str(tokenizer.chat_template)
 
@@ -119,10 +121,11 @@ def _check_rows(tokenizer, vocab_size: int | None, audio_token: str | None):
     tokens = [token for token in _without_row(tokenizer, vocab_size) if token != audio_token]
     if tokens:
         raise ValueError(
-            f"The tokenizer{_of(tokenizer)} has {len(tokens)} token(s) that the language model, with {vocab_size} rows in its "
-            f"embedding, cannot read: {', '.join(map(repr, tokens[:5]))}{' and more' if len(tokens) > 5 else ''}. Take the "
-            "tokenizer that was saved with this language model; or, if these tokens were added to it, resize the language "
-            "model (`resize_token_embeddings(len(tokenizer))`) and save both."
+            f"The tokenizer{_of(tokenizer)} has {len(tokens)} token(s) that the language model, with {vocab_size} "
+            f"rows in its embedding, cannot read: {', '.join(map(repr, tokens[:5]))}"
+            f"{' and more' if len(tokens) > 5 else ''}. Use the tokenizer that was saved with this language model; "
+            "or, if these tokens were added to it, resize the language model "
+            "(`resize_token_embeddings(len(tokenizer))`) and save both."
         )
 
 
@@ -134,8 +137,8 @@ def _check_audio_token(tokenizer, token: str):
     else:
         return
     raise ValueError(
-        f"`audio_token` must be a token that no text contains, got {token!r}, {why}. Leave it out to have one chosen, or take "
-        f"one that is unused or new and looks like {NEW_AUDIO_TOKEN!r}."
+        f"`audio_token` must be a token that no text contains, got {token!r}, {why}. Leave it out to have one chosen, "
+        f"or use an unused or new one that looks like {NEW_AUDIO_TOKEN!r}."
     )
 
 
@@ -145,10 +148,10 @@ def _of(tokenizer) -> str:
 
 def own_chat_template(tokenizer) -> str:
     """
-    The language model's chat template; Falcon3's format, with a warning, where the tokenizer has none. That is read as
-    ordinary text by a tokenizer without Falcon3's tokens, and begins as the tokenizer begins every text.
+    The language model's chat template; Falcon3's format, with a warning, if the tokenizer has none. A tokenizer
+    without Falcon3's tokens reads that as ordinary text; it starts as the tokenizer starts every text.
 
-    Raises a `ValueError` for several templates none of which is called "default".
+    Raises a `ValueError` for several templates without a "default" one.
     """
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -161,9 +164,9 @@ def own_chat_template(tokenizer) -> str:
     if template is not None:
         return template
     logger.warning(
-        f"The tokenizer{_of(tokenizer)} has no chat template, as that of a language model that is not tuned to instructions. "
-        "Prompts are written in Falcon3's format, which it has to learn in training; an instruction-tuned version of it is "
-        "the better backbone."
+        f"The tokenizer{_of(tokenizer)} has no chat template, as is usual for a language model without instruction "
+        "tuning. Prompts use Falcon3's format, which it has to learn in training; an instruction-tuned version of "
+        "it is the better backbone."
     )
     begins_texts = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{ bos_token }}" * begins_texts + FALCON3_CHAT_TEMPLATE
@@ -173,12 +176,13 @@ def make_chat_template(language_model_template: str, audio_token: str) -> str:
     """
     The language model's chat template with audio items and generation markers: chat_template.jinja filled in.
 
-    Raises an `ImportError` where this file was loaded as a checkpoint's own code, beside which the frame does not lie.
+    Raises an `ImportError` if this file was loaded as a checkpoint's own code, which comes without the frame.
     """
     path = Path(__file__).with_name("chat_template.jinja")
     if not path.exists():
         raise ImportError(
-            "Making a processor of backbones needs the falcon3-audio package; a checkpoint's own code loads what was made."
+            "Building a processor from backbones needs the falcon3-audio package; a checkpoint's own code only loads "
+            "saved ones."
         )
     frame = path.read_text(encoding="utf-8")
     # The frame marks the answers; markers inside it would be recorded at every rendering.

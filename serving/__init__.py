@@ -1,4 +1,4 @@
 """Serving a checkpoint behind an OpenAI-compatible API."""
 
-# What both engines ask about a clip that is to be transcribed.
+# The instruction with which both engines transcribe a clip.
 TRANSCRIBE = "Transcribe the speech."

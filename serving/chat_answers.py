@@ -13,7 +13,7 @@ class ChatAnswer:
     """
     Attributes:
         chats: the question that the parts answer.
-        stream: whether it is made of `events`, or `whole`.
+        stream: whether the answer is sent as `events`, or `whole`.
     """
 
     def __init__(self, model: str, reader: ChatReader, request: ChatRequest):
@@ -34,7 +34,7 @@ class ChatAnswer:
         }
 
     def events(self, number: int, part: Part) -> list[str]:
-        """Of what has been added to the answer; the last part brings its end."""
+        """The events for text added to the answer; the last part also ends the stream."""
         delta = {"content": part.text} if self._begun else {"role": "assistant", "content": part.text}
         self._begun = True
         events = [self._chunk([self._choice(part, delta=delta)])]
@@ -58,7 +58,7 @@ class ChatAnswer:
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._reader.token(token)
         name = f"token_id:{token}" if self._request.token_ids else text
-        # Of a part of a character, the text does not say which bytes it is.
+        # The text of an incomplete character does not tell its bytes.
         known = None if INCOMPLETE in text else list(text.encode())
         return {"token": name, "logprob": logprob, "bytes": known}
 

@@ -1,9 +1,9 @@
-"""OpenAI's requests, read into what the pipeline takes, or refused with the reason.
+"""Reads OpenAI's requests into the pipeline's input, or refuses them with the reason.
 
-Nothing that would change an answer is passed over: fields that this server does not have are refused by name, unless they
-say what it does anyway. The tokens of a prompt are counted here, without features, so that one that is too long costs
-nothing. Differences to OpenAI: without `temperature` and `top_p` decoding is greedy, as in `pipeline()`; the last message
-must be the user's.
+Nothing that would change an answer is ignored: unsupported fields are refused by name, unless their value asks for
+what the server does anyway. The tokens of a prompt are counted here, without features, so that one that is too long
+costs nothing. Differences from OpenAI: without `temperature` and `top_p` decoding is greedy, as in `pipeline()`; the
+last message must be the user's.
 
     request = ChatReader("name", processor, context=8192, ...).chat(body)
 """
@@ -26,19 +26,19 @@ from .request_audio import AudioReader, RefusedRequest
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# A chat template goes through the chat once more for each message.
+# A chat template loops over the chat once for each message.
 MAX_MESSAGES = 512
 MAX_PARTS = 2048  # of all messages
 MAX_STOPS = 4
-MAX_STOP_LENGTH = 200  # characters, which are looked for after every token
+MAX_STOP_LENGTH = 200  # characters, searched for after every token
 MAX_TOP_LOGPROBS = 20
 READ = {
     *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
     *("seed", "stop", "logprobs", "top_logprobs", "return_tokens_as_token_ids"),
 }
-# Say nothing about the answer.
+# Do not affect the answer.
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-# The only values of these that this server has.
+# The only supported values of these fields.
 FIXED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "presence_penalty": (0,),
@@ -58,7 +58,7 @@ class ChatRequest:
     Attributes:
         messages: as `pipeline` takes them; audio as 16 kHz arrays.
         prompt_tokens, audio_seconds: of all messages.
-        audio_tokens: those of the prompt's tokens that are sound.
+        audio_tokens: those of the prompt's tokens that are audio.
         stream, include_usage, token_ids: how to answer.
     """
 
@@ -74,15 +74,15 @@ class ChatRequest:
 
 class ChatReader:
     """
-    Reads requests; threads may share it.
+    Reads requests. Thread-safe.
 
     Args:
-        model: the name that requests must ask for, if for any.
-        processor: is copied, since tokenizers are for one thread.
+        model: the name that requests must use, if any.
+        processor: is copied, since tokenizers are not thread-safe.
         context: positions of the language model, for prompt and answer.
-        max_tokens: of answers to requests that say nothing about it.
+        max_tokens: of answers to requests that set no limit.
         max_audios: in one chat.
-        audio: reads it.
+        audio: reads the audio.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ChatReader:
         self._tokenizing = threading.Lock()
 
     def token(self, token: int) -> str:
-        """The text of one token; of a part of a character U+FFFD."""
+        """The text of one token; U+FFFD for part of a character."""
         with self._tokenizing:
             return self._processor.tokenizer.decode([token])
 
@@ -110,7 +110,7 @@ class ChatReader:
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise RefusedRequest(f"The body is no JSON: {error}") from error
+            raise RefusedRequest(f"The body is not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise RefusedRequest(f"The body must be a JSON object, got {type(fields).__name__}.")
         return self._read(fields)
@@ -127,7 +127,7 @@ class ChatReader:
         return self._audio.read_file(data, param)
 
     def check_model(self, name: Any) -> None:
-        """Raises a `RefusedRequest` where clients ask for another model."""
+        """Raises a `RefusedRequest` if a client asks for another model."""
         if name not in (None, self._model):
             raise RefusedRequest(f"There is no model {name!r:.200} here, only {self._model!r}.", "model", 404)
 
@@ -136,7 +136,7 @@ class ChatReader:
         self.check_model(body.get("model"))
         stream, options = _flag(body, "stream"), body.get("stream_options") or {}
         if not isinstance(options, dict) or set(options) - {"include_usage"} or (options and not stream):
-            raise RefusedRequest("stream_options takes include_usage, for streams.", "stream_options")
+            raise RefusedRequest("stream_options can only have include_usage, and only for streams.", "stream_options")
         request = self._request(body, self._messages(body.get("messages")), "messages")
         return replace(
             request,
@@ -162,7 +162,7 @@ class ChatReader:
         read = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
         self._check_length(_texts(read), "messages")
         if read[-1]["role"] != "user":
-            raise RefusedRequest(f"The last message must be the user's, got one of {read[-1]['role']!r}.", "messages")
+            raise RefusedRequest(f"The last message must be the user's, got role {read[-1]['role']!r}.", "messages")
         items = list(_audio_items(read))
         if len(items) > self._max_audios:
             raise RefusedRequest(f"A chat can have {self._max_audios} audios, got {len(items)}.", "messages")
@@ -172,7 +172,7 @@ class ChatReader:
         return read
 
     def _check_length(self, texts: Iterable[str], param: str) -> None:
-        """Making a prompt of long texts and tokenizing it would take minutes."""
+        """Building a prompt of very long texts and tokenizing it would take minutes."""
         length = sum(map(len, texts))
         if length > self._context * self._longest_token:
             raise RefusedRequest(
@@ -181,12 +181,12 @@ class ChatReader:
             )
 
     def _count_tokens(self, messages: list[dict[str, Any]], param: str) -> tuple[int, int]:
-        """Of the prompt, and those of them that are sound."""
+        """The tokens of the prompt, and how many of them are audio."""
         try:
             prompt = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # What templates say of roles, and the processor of a placeholder in a text.
+        # Templates raise these for roles, and the processor for a placeholder in a text.
         except (ValueError, jinja2.TemplateError) as error:
-            raise RefusedRequest(f"The chat cannot be made a prompt: {error}", param) from error
+            raise RefusedRequest(f"The chat cannot be turned into a prompt: {error}", param) from error
         with self._tokenizing:
             written = len(self._processor.tokenizer.encode(prompt, add_special_tokens=False))
         lengths = [len(item["audio"]) for item in _audio_items(messages)]
@@ -198,14 +198,14 @@ class ChatReader:
         field = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
         wanted = _number(body, field, 1, 2**31, None, int)
         if left < (1 if wanted is None else wanted):
-            asked = "" if wanted is None else f" and {wanted} tokens of answer were asked for"
+            asked = "" if wanted is None else f" and {wanted} answer tokens were requested"
             raise RefusedRequest(
-                f"The prompt has {prompt_tokens} tokens{asked}; the model's context holds {self._context} in all.",
+                f"The prompt has {prompt_tokens} tokens{asked}; the model's context holds {self._context} in total.",
                 param if wanted is None or left < 1 else field,
             )
         top_p = _number(body, "top_p", 0, 1, 1.0)
         if top_p == 0:
-            raise RefusedRequest("top_p must be over 0, got 0; temperature 0 takes the likeliest token.", "top_p")
+            raise RefusedRequest("top_p must be above 0, got 0; for greedy decoding, use temperature 0.", "top_p")
         return Sampling(
             max_tokens=min(self._max_tokens, left) if wanted is None else wanted,
             # OpenAI's default is 1, this project's pipeline decodes greedily.
@@ -224,11 +224,13 @@ def _check_fields(body: dict[str, Any]) -> None:
                 expected = " or ".join(json.dumps(known) for known in FIXED[name])
                 raise RefusedRequest(f"{name} can only be {expected} here, got {json.dumps(value)[:100]}.", name)
         elif name not in READ | IGNORED and value is not None:
-            raise RefusedRequest(f"This server has no {name[:100]!r}; it reads {', '.join(sorted(READ))}.", name[:100])
+            raise RefusedRequest(
+                f"This server does not support {name[:100]!r}; it reads {', '.join(sorted(READ))}.", name[:100]
+            )
 
 
 def _message(message: Any, name: str) -> dict[str, Any]:
-    """With what was said and, in audio items, the `source`: a URL, or base64 text as bytes."""
+    """The message as read; its audio items have a `source`: a URL, or base64 text as bytes."""
     if not isinstance(message, dict):
         raise RefusedRequest(f"{name} must be an object with role and content, got {type(message).__name__}.", name)
     role, content = message.get("role"), message.get("content")
@@ -236,14 +238,14 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         raise RefusedRequest(f"The role of {name} must be one of {', '.join(ROLES)}, got {str(role)[:100]!r}.", name)
     more = sorted(key for key, value in message.items() if value and key not in ("role", "content", "name"))
     if more:
-        raise RefusedRequest(f"This server does not know what {more[0][:100]!r} of {name} is.", name)
+        raise RefusedRequest(f"This server does not support {more[0][:100]!r} of {name}.", name)
     if isinstance(content, str):
         return {"role": ROLES[role], "content": _text(content, name)}
     if not isinstance(content, list) or not content:
         raise RefusedRequest(f"The content of {name} must be a string or a list of parts, got {content!r:.100}.", name)
     items = [_item(part, f"{name}.content[{index}]") for index, part in enumerate(content)]
     if role != "user" and any(item["type"] == "audio" for item in items):
-        raise RefusedRequest(f"Only the user's messages can hold audio, and {name} is of role {role!r}.", name)
+        raise RefusedRequest(f"Only the user's messages can contain audio, and {name} has the role {role!r}.", name)
     return {"role": ROLES[role], "content": items}
 
 
@@ -266,7 +268,7 @@ def _text(text: Any, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RefusedRequest(f"The text of {name} holds half a character: {error.reason}.", name) from error
+        raise RefusedRequest(f"The text of {name} contains an unpaired surrogate: {error.reason}.", name) from error
     return text
 
 

@@ -4,8 +4,8 @@
 
 POST /v1/chat/completions (streams as well) and /v1/audio/transcriptions, GET /v1/models, /health and /metrics. One event loop
 takes requests and answers them (http_server.py, request_limits.py, chat_app.py), threads read them (chat_requests.py), and
-one thread owns the model (generation_queue.py). Greedy answers are those of `pipeline()`. SIGTERM and SIGINT let what is
-running end; a second one does not wait.
+one thread owns the model (generation_queue.py). Greedy answers are those of `pipeline()`. SIGTERM and SIGINT let
+running requests finish; a second signal does not wait for them.
 """
 
 import argparse
@@ -40,13 +40,13 @@ ENDS = (signal.SIGINT, signal.SIGTERM)
 class Settings:
     """
     Attributes:
-        served_model_name: by which clients ask.
+        served_model_name: the model name that clients use.
         host, port: to listen on; port 0 takes a free one.
         max_audios: in one chat.
         max_batch: requests that are generated together.
-        allowed_media_domains: hosts from which audio may be fetched.
-        limits: of body, requests at once and seconds.
-        key: that clients must show; `None` asks for none.
+        allowed_media_domains: hosts from which audio can be fetched.
+        limits: on bodies, concurrent requests and seconds.
+        key: that clients must send; `None` requires none.
     """
 
     served_model_name: str
@@ -61,12 +61,12 @@ class Settings:
 
 class Server:
     """
-    Serves while it is entered; leaving answers what is running, and takes nothing new.
+    Serves inside its `with` block; on leaving, running requests are answered and new ones refused.
 
     Args:
-        pipe: of Falcon3-Audio, which nobody else may use from now on.
+        pipe: of Falcon3-Audio; nothing else may use it from now on.
 
-    Raises an `OSError` where the address is not to be had.
+    Raises an `OSError` if the address is not available.
     """
 
     def __init__(self, pipe: AudioTextToTextPipeline, settings: Settings):
@@ -104,25 +104,25 @@ def load(model: str) -> AudioTextToTextPipeline:
     """
     A checkpoint from a folder or the Hub, on the first GPU if there is one.
 
-    Raises a `ValueError` for what is no checkpoint of Falcon3-Audio, and an `OSError` where there is none.
+    Raises a `ValueError` for anything but a checkpoint of Falcon3-Audio, and an `OSError` if there is none.
     """
     try:
         with readable_json(model):
             pipe = pipeline("audio-text-to-text", model=model, dtype="auto")
-    except RuntimeError as error:  # a device without room
+    except RuntimeError as error:  # too little memory on the device
         raise ValueError(f"{model} cannot be loaded: {error}") from error
     if not isinstance(pipe.processor, Falcon3AudioProcessor):
         raise ValueError(
-            f"{model} is served with {type(pipe.processor).__name__}; expected a checkpoint of Falcon3-Audio."
+            f"{model} has the processor {type(pipe.processor).__name__}; expected a checkpoint of Falcon3-Audio."
         )
     return pipe
 
 
 def run(options: argparse.Namespace, limits: Limits, key: str | None) -> int:
     """
-    Serves until SIGTERM or SIGINT; `options` are those of serve.py, and `key` is what clients must show, if anything.
+    Serves until SIGTERM or SIGINT; `options` are those of serve.py, and `key` is what clients must send, if anything.
 
-    Returns 1 where the device failed. Raises a `ValueError` or `OSError` where it cannot begin.
+    Returns 1 if the device failed. Raises a `ValueError` or `OSError` if it cannot start.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     given = vars(options) | {
@@ -144,7 +144,7 @@ def run(options: argparse.Namespace, limits: Limits, key: str | None) -> int:
         logger.info("%s is served at %s/v1", settings.served_model_name, server.url)
         while not ended.wait(1) and not server.queue.broken.is_set():
             if not server.http.is_serving:
-                raise OSError("the HTTP server has ended by itself; what it said is above")
+                raise OSError("the HTTP server stopped by itself; see its messages above")
     return int(server.queue.broken.is_set())
 
 

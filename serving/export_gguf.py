@@ -3,14 +3,15 @@
     falcon3-audio export-gguf runs/mine/model OUT [--llm-type q8_0] [--converter llama.cpp/convert_hf_to_gguf.py]
     llama-server -m OUT/model-q8_0.gguf --mmproj OUT/mmproj-model-f16.gguf
 
-Encoder and projector are written here, with PyPI's `gguf`. The language model is saved as the plain causal language model
-that it is, and converted by llama.cpp's own script. llama.cpp has no projector with a norm behind its last layer, and stock
-llama.cpp encodes 30 s whatever the clip, which ruins the answers of checkpoints that were trained on real frames alone. So it
-has to be built with llama_cpp.patch (beside this file; for 0.5 and 0.6, `git apply` in its folder), which adds the
-projector, 30 s windows for checkpoints made with `pad_to_window` only, and the silence of `trailing_silence`. Without it llama.cpp
-refuses the file. Checkpoints made with `read_trailing_silence=False` or `use_weighted_layer_sum` are refused here. The audio placeholder, which `generate`
-never picks, is not suppressed there; use llama-server's `logit_bias` if it shows. One that lies beyond the language model's
-vocabulary is left out: llama.cpp places audio without it.
+Encoder and projector are written here, with PyPI's `gguf`. The language model is saved as a plain causal language
+model, and converted by llama.cpp's own script. llama.cpp has no projector with a norm after its last layer, and stock
+llama.cpp encodes 30 s for any clip, which ruins the answers of checkpoints that were trained only on real frames. So
+llama.cpp must be built with llama_cpp.patch (next to this file; for 0.5 and 0.6, `git apply` in llama.cpp's folder),
+which adds the projector, 30 s windows only for checkpoints made with `pad_to_window`, and the silence of
+`trailing_silence`. Without it llama.cpp refuses the file. Checkpoints made with `read_trailing_silence=False` or
+`use_weighted_layer_sum` are refused here. The audio placeholder, which `generate` never picks, is not suppressed in
+llama.cpp; use llama-server's `logit_bias` if it appears. A placeholder beyond the language model's vocabulary is left
+out: llama.cpp places audio without it.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from falcon3_audio.whole_files import check_new_folder, whole_folder
 CONVERTER = "convert_hf_to_gguf.py"
 PATCH = Path(__file__).with_name("llama_cpp.patch")
 LLM_TYPES = ("f32", "f16", "bf16", "q8_0")
-# What the patch calls the projector, and its keys that `gguf` has no method for.
+# The patch's name for the projector, and its keys for which `gguf` has no method.
 PROJECTOR_TYPE = "falcon3_audio"
 PAD_TO_WINDOW = "clip.audio.pad_to_window"
 TRAILING_SILENCE = "clip.audio.trailing_silence"  # in mel frames
@@ -71,14 +72,14 @@ TEMPLATE_ENDS = "{{ '' }}{% endmacro %}"
 
 def export_gguf(model: str, output: str | Path, llm_type: str = "f16", converter: Path | None = None) -> list[str]:
     """
-    Writes `mmproj-NAME-TYPE.gguf` and `NAME-TYPE.gguf` into the new folder `output`; NAME is the checkpoint's.
+    Writes `mmproj-NAME-TYPE.gguf` and `NAME-TYPE.gguf` into the new folder `output`; NAME is the checkpoint's name.
 
     Without `converter` the language model is left in `output`/language_model as a checkpoint to convert.
 
     Args:
         model: Folder or Hub id of a checkpoint of this package, not quantised, adapters merged.
-        llm_type: One of `LLM_TYPES`, the type of the language model's matrices. Those of encoder and projector have it
-            too, float16 instead of `q8_0`. Norms, biases, positions and convolutions are float32.
+        llm_type: One of `LLM_TYPES`, the type of the language model's matrices. Encoder and projector matrices have it
+            too, but float16 instead of `q8_0`. Norms, biases, positions and convolutions are float32.
         converter: llama.cpp's convert_hf_to_gguf.py.
 
     Returns:
@@ -86,8 +87,8 @@ def export_gguf(model: str, output: str | Path, llm_type: str = "f16", converter
 
     Raises:
         `FileExistsError`: if `output` holds anything already.
-        `ValueError`: for other models, for what llama.cpp's encoder does not do, and with the last lines of the
-            converter where it fails (such as for a family that it does not know).
+        `ValueError`: for other models, for features that llama.cpp's encoder lacks, and with the last lines of the
+            converter's output if it fails (such as for an unknown model family).
         `ImportError`: if `gguf` is not installed.
         `OSError`: if there is no checkpoint at `model`, or the result cannot be written.
     """
@@ -110,7 +111,7 @@ def export_gguf(model: str, output: str | Path, llm_type: str = "f16", converter
 
 
 def write_mmproj(model: Falcon3AudioForConditionalGeneration, path: Path, name: str, matrix_type: str) -> None:
-    """Writes encoder and projector to `path`, which does not appear before it is whole (in a folder of the caller's)."""
+    """Writes encoder and projector to `path`; the caller's folder appears only when complete."""
     gguf = _import_gguf()
     config, encoder = model.config, model.config.audio_config
     writer = gguf.GGUFWriter(path, "clip")
@@ -147,7 +148,7 @@ def write_mmproj(model: Falcon3AudioForConditionalGeneration, path: Path, name: 
 
 
 def tensor_name(ours: str) -> str:
-    """llama.cpp's name of a weight of encoder or projector; a `KeyError` for what neither has."""
+    """llama.cpp's name of a weight of encoder or projector; raises a `KeyError` for any other."""
     module, _, kind = ours.rpartition(".")
     if module.startswith("audio_tower.layers."):
         layer, _, part = module.removeprefix("audio_tower.layers.").partition(".")
@@ -168,12 +169,12 @@ def save_language_model(
     tokenizer = processor.tokenizer
     tokenizer.chat_template = language_model_template(processor.chat_template)
     tokenizer.save_pretrained(folder)
-    if not model.config.audio_token_is_embedded:  # llama.cpp reads a tokenizer with as many tokens as rows
+    if not model.config.audio_token_is_embedded:  # llama.cpp expects as many tokens as embedding rows
         _forget_token(folder, processor.audio_token)
 
 
 def _forget_token(folder: Path, token: str) -> None:
-    """Takes an added token out of a saved tokenizer, for which tokenizers have no method."""
+    """Removes an added token from a saved tokenizer, for which tokenizers have no method."""
     for name, key in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "extra_special_tokens")):
         path = folder / name
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -187,14 +188,14 @@ def language_model_template(template: str) -> str:
     """
     The language model's part of a processor's chat template: llama.cpp places audio itself.
 
-    Raises a `ValueError` for a template that is not made by this package.
+    Raises a `ValueError` for a template that was not created by this package.
     """
     _, begins, rest = template.partition(TEMPLATE_BEGINS)
     inner, ends, _ = rest.partition(TEMPLATE_ENDS)
     if not (begins and ends):
         raise ValueError(
-            "The processor's chat template is not one that Falcon3AudioProcessor.from_backbones makes, so the language "
-            "model's own, which llama.cpp needs, cannot be found in it. Put that back (chat_template.jinja)."
+            "The processor's chat template was not created by Falcon3AudioProcessor.from_backbones, so the language "
+            "model's own, which llama.cpp needs, cannot be found in it. Restore the original (chat_template.jinja)."
         )
     return inner
 
@@ -229,18 +230,18 @@ def _check(model: str) -> None:
         raise ValueError(f"{model} is quantised; export the checkpoint that it was made from.")
     if not config.read_trailing_silence:
         raise ValueError(
-            f"{model} was made with read_trailing_silence=False; the patched llama.cpp reads all that it encodes, and would give other "
-            "answers. Serve it with `falcon3-audio serve`."
+            f"{model} was made with read_trailing_silence=False; the patched llama.cpp reads everything that it "
+            "encodes, and would give other answers. Serve it with `falcon3-audio serve`."
         )
     if config.use_weighted_layer_sum:
         raise ValueError(
-            f"{model} was made with use_weighted_layer_sum=True; llama.cpp's Whisper gives the last layer alone. Serve it with "
-            "`falcon3-audio serve`."
+            f"{model} was made with use_weighted_layer_sum=True; llama.cpp's Whisper gives only the last layer. Serve "
+            "it with `falcon3-audio serve`."
         )
     encoder = config.audio_config
     if encoder.activation_function != "gelu":
         raise ValueError(
-            f"The encoder's activation is {encoder.activation_function!r}; llama.cpp's Whisper computes 'gelu' only."
+            f"The encoder's activation is {encoder.activation_function!r}; llama.cpp's Whisper supports only 'gelu'."
         )
     if encoder.max_source_positions != WINDOW_POSITIONS:
         raise ValueError(
@@ -272,10 +273,10 @@ def _import_gguf() -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio export-gguf", description=__doc__.split("\n\n")[0])
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a checkpoint (of adapters: see merge)")
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a checkpoint (for adapters, see merge)")
     parser.add_argument("output", metavar="OUT", help="folder to create")
-    parser.add_argument("--llm-type", choices=LLM_TYPES, default="f16", help="of the language model (default: f16)")
-    parser.add_argument("--converter", metavar="PATH", help=f"llama.cpp's folder or {CONVERTER} (default: looked for)")
+    parser.add_argument("--llm-type", choices=LLM_TYPES, default="f16", help="language model's type (default: f16)")
+    parser.add_argument("--converter", metavar="PATH", help=f"llama.cpp's folder or {CONVERTER} (default: search)")
     options = parser.parse_args(arguments)
     with user_errors(parser.prog) as end:
         left = export_gguf(options.model, options.output, options.llm_type, find_converter(options.converter))
@@ -284,14 +285,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(folder: Path, left: list[str] | None) -> int:
-    """Says what was written, and what is `left` to do: a command; returns the exit status."""
+    """Prints what was written, and the command that is `left` to run; returns the exit status."""
     for file in sorted(folder.glob("*.gguf")):
         print(file)
     print(f"to run them, build llama.cpp with {PATCH}")
     if left:
         print(
             f"falcon3-audio export-gguf: half done, since llama.cpp's {CONVERTER} was not found (see --converter). The "
-            f"language model is left to convert:\n{shlex.join(left)}",
+            f"language model must still be converted:\n{shlex.join(left)}",
             file=sys.stderr,
         )
         return 1

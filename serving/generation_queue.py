@@ -1,10 +1,10 @@
 """Requests that wait at the same time are generated together, by the one thread that owns the model.
 
 A batch is one call of `pipeline("audio-text-to-text")`, with its left padding and its cache of encoded clips. Every row
-has its own sampling, seed, length and stop strings: `generate` decodes greedily, and two hooks of it do the rest. One draws
-a row's token before the likeliest is taken, the other hands out each token and says which rows have ended, be it that
-their client has gone. A batch runs to its end before the next one starts. If it fails, requests of which nothing
-was handed out are tried one by one.
+has its own sampling, seed, length and stop strings: `generate` decodes greedily, and two of its hooks do the rest. One
+samples a row's token before the most likely one is taken; the other hands out each token and says which rows have
+finished, including those whose client has disconnected. A batch runs to its end before the next one starts. If it
+fails, requests of which nothing was handed out are retried one by one.
 """
 
 import logging
@@ -24,18 +24,18 @@ from falcon3_audio.devices import DEVICE_ERRORS, LOWEST_TEMPERATURE
 logger = logging.getLogger(__name__)
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
-INCOMPLETE = "\ufffd"  # what a tokenizer makes of bytes that are no whole character yet
+INCOMPLETE = "\ufffd"  # a tokenizer's output for bytes that are not a whole character yet
 
 
 @dataclass(frozen=True)
 class Sampling:
     """
     Attributes:
-        max_tokens: of the answer, its end token included.
+        max_tokens: of the answer, including its end token.
         temperature: 0 decodes greedily.
-        top_p: the likeliest tokens that are drawn from, by their probability together.
-        seed: `None` draws one. A row's draws depend on nothing else in its batch.
-        stop: texts that end the answer, and are not part of it.
+        top_p: the total probability of the most likely tokens that are sampled from.
+        seed: `None` picks a random one. A row's samples do not depend on the rest of its batch.
+        stop: texts that end the answer and are not part of it.
         top_logprobs: how many tokens are listed with their log-probabilities at each step; `None`: no log-probabilities.
     """
 
@@ -49,7 +49,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Step:
-    """One token: its id and log-probability, and the same of the likeliest ones."""
+    """One token: its id and log-probability, and those of the most likely tokens."""
 
     token: int
     logprob: float
@@ -59,12 +59,12 @@ class Step:
 @dataclass(frozen=True)
 class Part:
     """
-    What has been added to an answer.
+    What was added to an answer.
 
     Attributes:
-        text: may be empty.
+        text: can be empty.
         tokens: of the answer so far.
-        steps: of the added tokens, where log-probabilities were asked for; without the end token.
+        steps: of the added tokens, if log-probabilities were requested; without the end token.
         finish_reason: "stop" or "length" in the last part.
     """
 
@@ -75,11 +75,11 @@ class Part:
 
 
 class GenerationFailed(Exception):
-    """The model raised an error, which the log has, or made no whole answer."""
+    """The model raised an error, which is in the log, or did not complete its answer."""
 
 
 class Parts(Protocol):
-    """Where the parts of an answer are put, from the thread that generates."""
+    """Receives the parts of an answer from the thread that generates."""
 
     def put(self, item: Part | GenerationFailed) -> None: ...
 
@@ -91,10 +91,10 @@ class Generation:
 
     Attributes:
         messages: as `pipeline` takes them, with audio as arrays.
-        sampling: how.
-        stream: whether text is handed out as it comes; otherwise in one part.
+        sampling: how to decode.
+        stream: whether text is handed out as it is generated; otherwise in one part.
         parts: filled by the worker; the last has a `finish_reason`, or is a `GenerationFailed`.
-        cancelled: set by whoever no longer wants the answer; nothing more is put into `parts` then.
+        cancelled: set when the answer is no longer wanted; nothing more is put into `parts` then.
     """
 
     messages: list[dict[str, Any]]
@@ -107,7 +107,7 @@ class Generation:
 class GenerationQueue:
     """
     Args:
-        pipe: of Falcon3-Audio. Nobody else may use it, or its tokenizer, from now on.
+        pipe: of Falcon3-Audio. Nothing else may use it, or its tokenizer, from now on.
         max_batch: requests that are generated together.
     """
 
@@ -119,7 +119,7 @@ class GenerationQueue:
         self._waiting: deque[Generation] = deque()
         self._closing = False
         self.running = 0
-        self.broken = threading.Event()  # the device answers nothing more in this process
+        self.broken = threading.Event()  # the device cannot be used again in this process
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
         self._worker.start()
 
@@ -133,7 +133,7 @@ class GenerationQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Returns when all that was submitted is answered."""
+        """Returns when everything that was submitted is answered."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -159,10 +159,10 @@ class GenerationQueue:
 
     def _answer(self, batch: list[Generation]) -> None:
         rows = [_Row(generation, self._pipe.tokenizer, self._ends) for generation in batch]
-        why, retry = "The model ended before its answer did.", False
+        why, retry = "The model stopped before its answer was complete.", False
         try:
             self._generate(rows)
-        except Exception as error:  # whatever a model may raise for a prompt, or for so many
+        except Exception as error:  # models can raise anything for a prompt, or for a batch this large
             logger.exception("A batch of %d failed", len(batch))
             if isinstance(error, DEVICE_ERRORS):
                 self.broken.set()
@@ -189,7 +189,7 @@ class GenerationQueue:
             do_sample=False,
             num_beams=1,
             num_return_sequences=1,
-            # What a checkpoint may say, and what would end answers or make several tokens in a step.
+            # Settings that a checkpoint can have and that would end answers or create several tokens in a step.
             max_time=None,
             stop_strings=None,
             prompt_lookup_num_tokens=None,
@@ -199,7 +199,7 @@ class GenerationQueue:
 
 
 class _Row:
-    """The answer to one request as it grows, on the worker's side."""
+    """The growing answer to one request, on the worker's side."""
 
     def __init__(self, generation: Generation, tokenizer: Any, ends: set[int | None]):
         self.generation, self.finished, self.tokens = generation, False, list[int]()
@@ -215,7 +215,7 @@ class _Row:
             self._random.manual_seed(self._sampling.seed)
 
     def draw(self, scores: torch.Tensor) -> None:
-        """Of the scores `(vocabulary,)` of the next token, leaves the drawn one's alone if one is drawn."""
+        """Unless decoding is greedy, draws the next token from its scores `(vocabulary,)` and masks all others."""
         if self._sampling.top_logprobs is not None:
             self._logprobs = scores.log_softmax(-1)
         if self._sampling.temperature < LOWEST_TEMPERATURE:
@@ -223,7 +223,7 @@ class _Row:
         likely = scores[None] / self._sampling.temperature
         if self._sampling.top_p < 1:
             likely = TopPLogitsWarper(self._sampling.top_p)(None, likely)
-        # On the CPU, where a seed gives the same draws for every device.
+        # On the CPU, where a seed gives the same samples for every device.
         drawn = torch.multinomial(likely[0].softmax(-1).cpu(), 1, generator=self._random).item()
         kept = scores[drawn].item()
         scores.fill_(-torch.inf)
@@ -257,7 +257,7 @@ class _Row:
 
 
 def _settled(text: str, stops: tuple[str, ...]) -> str:
-    """The text without an end that the next tokens may change, or make a stop string."""
+    """The text without an end that the next tokens can change or complete to a stop string."""
     text = text.rstrip(INCOMPLETE)
     begun = (n for stop in stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
     return text[: len(text) - max(begun, default=0)]

@@ -1,9 +1,9 @@
-"""uvicorn, with what it does not do: it answers while it ends, and closes connections on which nothing happens.
+"""uvicorn, extended: it answers running requests while it shuts down, and closes connections on which nothing happens.
 
     with HttpServer(app, app.limits, "127.0.0.1", 8000) as server:
         ...  # serves meanwhile, in a thread
 
-At the end what is running is answered, and what is new refused; uvicorn by itself would close its socket first.
+On shutdown, running requests are answered and new ones refused; uvicorn by itself would close its socket first.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-# Not in uvicorn's reference; `cycle` and `transport` are those of 0.30 to 0.54. No option of it says how long a client may
-# take for the head of a request, or leave an answer unread.
+# Not in uvicorn's reference; `cycle` and `transport` are those of 0.30 to 0.54. It has no option for how long a client
+# can take to send the head of a request, or leave an answer unread.
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .request_limits import IDLE, RequestLimits
 
 
-FLUSH = 5  # seconds at the end, for answers on their way and bodies that have not arrived
+FLUSH = 5  # seconds on shutdown, for answers on their way and bodies that have not arrived
 
 
 class Connection(H11Protocol):
@@ -37,7 +37,7 @@ class Connection(H11Protocol):
         self._next_look = self.loop.call_later(IDLE, self._look, seen)
 
     def _look(self, before: Any) -> None:
-        """Cuts the connection if no request has come, and nothing of the last answer gone out, since the look before."""
+        """Cuts the connection if no request has come, and nothing of the last answer was sent, since the last look."""
         waits = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
         now = (self.cycle, waits, self.transport.is_closing(), self.transport.get_write_buffer_size())
         if waits and now == before:
@@ -48,14 +48,14 @@ class Connection(H11Protocol):
 
 class HttpServer(uvicorn.Server):
     """
-    Serves while it is entered. `url` is where.
+    Serves inside its `with` block, at `url`.
 
     Args:
         app: the ASGI application.
         limits: of its requests.
         host, port: to listen on; port 0 takes a free one.
 
-    Raises an `OSError` where the address is not to be had.
+    Raises an `OSError` if the address is not available.
     """
 
     def __init__(self, app: ASGIApp, limits: RequestLimits, host: str, port: int):
@@ -64,7 +64,7 @@ class HttpServer(uvicorn.Server):
         try:
             self._socket = socket.create_server((host, port), family=family, dualstack_ipv6=both)
         except OSError as error:
-            raise OSError(f"{host}:{port} is not to be had ({error.strerror}); see --port.") from error
+            raise OSError(f"{host}:{port} is not available ({error.strerror}); see --port.") from error
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}"
         self._limits = limits
         config = uvicorn.Config(
@@ -74,7 +74,7 @@ class HttpServer(uvicorn.Server):
             lifespan="off",
             log_config=None,
             server_header=False,
-            proxy_headers=False,  # they would be believed
+            proxy_headers=False,  # they would be trusted
             timeout_keep_alive=IDLE,
             timeout_graceful_shutdown=FLUSH,
         )
@@ -94,7 +94,7 @@ class HttpServer(uvicorn.Server):
         return self._thread.is_alive()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers what is running; meanwhile what is new is told that it comes too late."""
+        """Answers running requests; meanwhile new ones are refused."""
         self._limits.draining = True
         while self._limits.running:
             await asyncio.sleep(0.05)

@@ -1,11 +1,11 @@
-"""How much memory a checkpoint takes to serve, computed from its shapes: weights by precision, and keys and values.
+"""The memory that serving a checkpoint takes, computed from its shapes: weights by precision, and keys and values.
 
     python -m falcon3_audio.serving.memory [MODEL|PRESET ...]
 
-Nothing is measured or downloaded but a config. In 8 and 4 bits are the linear layers of the language model; encoder,
-projector, embedding and output head are bfloat16 (`FULL_PRECISION_MODULES`). Keys and values are bfloat16, of all layers.
-Left out are activations and what an engine takes for itself (libraries, captured graphs): vLLM measures both when it
-starts, and makes what is left of its share (`--gpu-memory-utilization`) room for keys and values.
+Nothing is measured, and only a config is downloaded. In 8 and 4 bits, only the linear layers of the language model are
+quantised; encoder, projector, embedding and output head are bfloat16 (`FULL_PRECISION_MODULES`). Keys and values are
+bfloat16, for all layers. Not included are activations and the engine's own memory (libraries, captured graphs): vLLM
+measures both when it starts, and uses the rest of its share (`--gpu-memory-utilization`) for keys and values.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Memory:
 
 
 def compute_memory(config: Falcon3AudioConfig) -> Memory:
-    """From the shapes alone; no weights are made."""
+    """From the shapes only; no weights are created."""
     with torch.device("meta"):
         model = Falcon3AudioForConditionalGeneration(config)
     layers = [part.weight for part in model.model.language_model.modules() if isinstance(part, nn.Linear)]
@@ -65,7 +65,7 @@ def compute_memory(config: Falcon3AudioConfig) -> Memory:
 
 
 def load_config(name: str) -> Falcon3AudioConfig:
-    """Of a preset, or of a checkpoint in a folder or on the Hub. Raises a `ValueError` or `OSError` for anything else."""
+    """The config of a preset, or of a checkpoint (folder or Hub). Raises a `ValueError` or `OSError` otherwise."""
     if name in PRESETS:
         return Falcon3AudioConfig.from_preset(name)
     config = AutoConfig.from_pretrained(name)
@@ -78,7 +78,7 @@ def load_config(name: str) -> Falcon3AudioConfig:
 
 
 def make_table(models: dict[str, Memory]) -> str:
-    """A row of Markdown for each model."""
+    """A Markdown table with a row for each model."""
     precisions = next(iter(models.values())).weights
     head = ["", *(f"weights, {name}" for name in precisions), "cache, 1,000 tokens", "cache, a request of 30 s"]
     rows = [head, ["---"] * len(head)]

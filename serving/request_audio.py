@@ -1,8 +1,8 @@
-"""The sound of a request: base64 or a URL, into samples, if there is no more of it than is allowed.
+"""Decodes the audio of a request, base64 or a URL, into samples, within the allowed limits.
 
-How long a file is stands in its header, which is read before anything is decoded: small files can hold days of silence.
-What a header does not say, or says wrong, is decoded up to the limit.
-Nothing is fetched except from hosts that the operator named, and redirects are not followed.
+A file's header gives its length, and is read before anything is decoded: small files can hold days of silence. If the
+header does not give the length, or gives a wrong one, the file is decoded up to the limit.
+Files are fetched only from hosts that the operator named, and redirects are not followed.
 """
 
 import base64
@@ -24,18 +24,18 @@ from falcon3_audio.processing.announced_length import announced_length
 
 # Samples of all channels for each second of the longest audio: 96 kHz in stereo.
 MAX_VALUES_PER_SECOND = 192_000
-FETCH_TIMEOUT = 20.0  # seconds, for all of a file and for each wait
-BLOCK = 2**16  # bytes read at once
-MAX_DECODING = 4  # files at once: decoding takes memory, many times a file's size
+FETCH_TIMEOUT = 20.0  # seconds, for a whole file and for each wait
+BLOCK = 2**16  # bytes per read
+MAX_DECODING = 4  # files at a time: decoding takes many times a file's size in memory
 
 
 class RefusedRequest(Exception):
     """
-    What a client is told.
+    A refusal, with the message for the client.
 
     Attributes:
         param: the field it is about.
-        status: of HTTP.
+        status: the HTTP status.
     """
 
     def __init__(self, message: str, param: str | None = None, status: int = 400):
@@ -45,11 +45,11 @@ class RefusedRequest(Exception):
 
 class AudioReader:
     """
-    Threads may share it.
+    Reads audio. Thread-safe.
 
     Args:
         max_seconds: of a clip.
-        hosts: from which audio may be fetched.
+        hosts: from which audio can be fetched.
         max_bytes: of a file that is fetched.
         max_total: seconds of all clips of a request.
     """
@@ -96,12 +96,12 @@ class AudioReader:
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise ValueError(f"{name}: {url[:100]!r} is no URL: {error}.") from error
+            raise ValueError(f"{name}: {url[:100]!r} is not a URL: {error}.") from error
         if parts.scheme not in ("http", "https"):
             raise ValueError(f"{name}: expected a data: URL, got {url[:60]!r}.")
         if parts.hostname not in self._hosts:
             raise ValueError(
-                f"{name}: this server fetches nothing from {str(parts.hostname)[:60]!r}. Send the file in a data: URL."
+                f"{name}: this server does not fetch from {str(parts.hostname)[:60]!r}. Send the file in a data: URL."
             )
         try:
             file = self._fetch(url)
@@ -112,7 +112,7 @@ class AudioReader:
         return file
 
     def _fetch(self, url: str) -> bytes:
-        """All of a file, or more than is allowed."""
+        """The whole file, or more bytes than are allowed."""
         data, deadline = bytearray(), time.monotonic() + FETCH_TIMEOUT
         with _WITHOUT_REDIRECTS.open(url, timeout=FETCH_TIMEOUT) as answer:
             while len(data) <= self._max_bytes:
@@ -132,10 +132,12 @@ class AudioReader:
             return
         frames, rate, channels = announced
         if frames is None:
-            frames = round(self.max_seconds * rate)  # as much as will be decoded
+            frames = round(self.max_seconds * rate)  # at most this much is decoded
         else:
             if frames / rate > self.max_seconds:
-                raise ValueError(f"{name} is {frames / rate:.1f} s long; a clip can have {self.max_seconds:g} s.")
+                raise ValueError(
+                    f"{name} is {frames / rate:.1f} s long; a clip can have {self.max_seconds:g} s at most."
+                )
             self._check_total(frames / rate, name, before)
         most = self.max_seconds * MAX_VALUES_PER_SECOND
         if frames * channels > most:
@@ -146,13 +148,13 @@ class AudioReader:
     def _check_total(self, seconds: float, name: str, before: float) -> None:
         if before + seconds > self._max_total:
             raise ValueError(
-                f"{name} is {seconds:.1f} s long, after {before:.1f} s before it; the model's context holds "
+                f"{name} is {seconds:.1f} s long, after {before:.1f} s of earlier clips; the model's context holds "
                 f"{self._max_total:g} s of audio."
             )
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects become errors: they would lead to hosts that nobody named."""
+    """Turns redirects into errors: they could lead to hosts that the operator did not name."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None
@@ -169,7 +171,7 @@ def _from_data_url(url: str, name: str) -> bytes:
 
 
 def _from_base64(data: bytes, name: str) -> bytes:
-    """Also of a data: URL, which some clients send where OpenAI takes base64 alone."""
+    """Also accepts a data: URL, which some clients send although OpenAI takes only base64."""
     if data[:5].lower() == b"data:":
         return _from_data_url(data.decode(errors="replace"), name)
     try:

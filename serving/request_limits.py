@@ -1,10 +1,11 @@
-"""What stands before both engines, as ASGI middleware: who may ask, how much, how many at once, and for how long.
+"""ASGI middleware in front of both engines: who can send requests, how large, how many at a time, and for how long.
 
-A body is read whole before the engine sees its request, and only then takes one of the places: slow clients take none. What
-arrived and is not answered yet is at most `max_bodies_mib`; joining one body takes it once more for a moment. A client that is
-cut off while it sends sees a broken connection, and not why: so a refusal is sent at once, and what still comes of the body is
-thrown away for some seconds before the connection ends. Errors are in OpenAI's format. Requests without a body, such as
-/health, have no limits, but their sender is looked at. vLLM imports the class by name, so it reads its settings from the environment, and there the key of vLLM (`VLLM_API_KEY`).
+A body is read whole before the engine sees its request, and only then takes a place: slow clients take none. Bodies
+that have arrived and are not answered yet take at most `max_bodies_mib`; joining one briefly takes its size once more.
+A client that is cut off while it sends sees only a broken connection, not the reason: so a refusal is sent
+immediately, and the rest of the body is discarded for some seconds before the connection is closed. Errors are in
+OpenAI's format. Requests without a body, such as /health, have no limits, but their sender is checked. vLLM imports
+the class by name, so there it reads its settings from the environment, and vLLM's key (`VLLM_API_KEY`).
 """
 
 import asyncio
@@ -31,12 +32,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PREFIX = "FALCON3_AUDIO_"
 MIB = 2**20
-LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses of this machine alone
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine can reach
 POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
-IDLE = 60  # seconds that a client may leave what it is sent unread
-LINGER = (
-    5  # seconds that a refused body is still taken, since a connection that is cut meanwhile takes the answer along
-)
+IDLE = 60  # seconds that a client can leave sent data unread
+LINGER = 5  # seconds that a refused body is still read, since cutting the connection would also lose the answer
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")  # as browsers send it
 # OpenAI's names; other errors are an invalid_request_error below 500, and a server_error from there on.
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -51,10 +50,11 @@ class Limits:
     """
     Attributes:
         max_body_mib: of one request, in MiB; audio in JSON is base64, 4/3 of its file.
-        max_bodies_mib: of all requests that arrive, wait or are answered, together.
-        max_requests: at once, those that wait in the engine included.
+        max_bodies_mib: of all requests that are arriving, waiting or being answered, together.
+        max_requests: at a time, including those that wait in the engine.
         timeout: seconds from the first byte of a request to the last of its answer.
-        allowed_origins: of other sites' web pages that may ask, such as https://example.org; "*" is every site.
+        allowed_origins: of other sites' web pages that can send requests, such as https://example.org; "*" is every
+            site.
     """
 
     max_body_mib: float = 64
@@ -77,7 +77,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls) -> "Limits":
-        """The settings of `as_environment`; defaults for what is not set. Raises a `ValueError` for no numbers."""
+        """The settings of `as_environment`, others by default. Raises a `ValueError` for anything but a number."""
         kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("max_body_mib", "max_bodies_mib", "timeout"), float)
         kinds |= {"max_requests": int, "allowed_origins": lambda text: tuple(text.split())}
         given = {name: os.environ.get(PREFIX + name.upper()) for name in kinds}
@@ -89,7 +89,7 @@ class Limits:
 
 
 def openai_error(refused: RefusedRequest) -> dict[str, Any]:
-    """The content of an answer, in OpenAI's format."""
+    """The content of an error answer, in OpenAI's format."""
     status = refused.status
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     code = "model_not_found" if (status, refused.param) == (404, "model") else CODES.get(status)
@@ -99,13 +99,13 @@ def openai_error(refused: RefusedRequest) -> dict[str, Any]:
 class RequestLimits:
     """
     Attributes:
-        draining: set where the server is about to end: nothing new is taken.
-        running: requests whose body has arrived, and that are not answered yet.
+        draining: set when the server is about to stop: new requests are refused.
+        running: requests whose body has arrived and that are not answered yet.
 
     Args:
         app: the ASGI application.
         limits: `None` takes limits, key and host from the environment.
-        key: that clients must show for paths below /v1; `None` asks for none.
+        key: that clients must send for paths below /v1; `None` requires none.
         host: on which the server listens.
     """
 
@@ -119,9 +119,9 @@ class RequestLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(receive, send)
-        if scope["type"] == "lifespan" or scope.get("method") == "OPTIONS":  # browsers ask so whether they may ask
+        if scope["type"] == "lifespan" or scope.get("method") == "OPTIONS":  # a browser's preflight request
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":  # a browser opens these across sites without asking
+        elif scope["type"] == "websocket":  # a browser opens these across sites without a preflight request
             if self._refusal(scope):
                 await send({"type": "websocket.close", "code": POLICY_VIOLATION})
             else:
@@ -139,21 +139,21 @@ class RequestLimits:
             await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RefusedRequest | None:
-        """Why the sender may not ask, if so."""
+        """Why the sender is refused, if so."""
         headers = dict(scope["headers"])
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if self.draining and path != "/metrics":
-            return RefusedRequest("This server is about to end.", status=503)
+            return RefusedRequest("This server is shutting down.", status=503)
         if origin and not self._knows_origin(origin, host):
-            return RefusedRequest("Web pages of other sites may not ask this server.", status=403)
-        # A page's own name may lead to this machine as well (DNS rebinding).
+            return RefusedRequest("Web pages of other sites are not allowed to use this server.", status=403)
+        # A page's own host name can also resolve to this machine (DNS rebinding).
         if self._here_alone and not self._key and host and not _is_address(host):
-            why = f"Without an API key, ask this server as localhost or by its address, not as {host[:100]!r}."
+            why = f"Without an API key, call this server as localhost or by its IP address, not as {host[:100]!r}."
             return RefusedRequest(why, status=403)
         # As in vLLM, only /v1 needs the key.
         if self._key and path.startswith("/v1") and not self._knows_key(headers.get(b"authorization", b"")):
-            why = "Unauthorized: this server wants its API key: Authorization: Bearer KEY."
+            why = "Unauthorized: this server requires its API key: Authorization: Bearer KEY."
             return RefusedRequest(why, status=401)
         return None
 
@@ -185,7 +185,7 @@ class RequestLimits:
             )
 
     async def _read(self, scope: Scope, exchange: "_Exchange") -> RefusedRequest | None:
-        """Reads the body; or why it is refused."""
+        """Reads the body; returns why it is refused, if it is."""
         refused, read = self._refusal(scope), 0
         announced = int(dict(scope["headers"]).get(b"content-length", 0))
         async for block in exchange.blocks():
@@ -206,13 +206,13 @@ class RequestLimits:
         if size > largest * MIB:
             return RefusedRequest(f"The body is larger than this server's limit, {largest:g} MiB.", status=413)
         if self._held + more > most * MIB:
-            why = f"This server holds {most:g} MiB of requests at once, and has as much. Try again."
+            why = f"This server holds at most {most:g} MiB of requests at a time, and is full. Try again."
             return RefusedRequest(why, status=429)
         return None
 
     def _no_place(self) -> RefusedRequest | None:
         most = self.limits.max_requests
-        why = f"This server answers {most} requests at once, and has as many. Try again."
+        why = f"This server answers at most {most} requests at a time, and is full. Try again."
         return RefusedRequest(why, status=429) if self.running >= most else None
 
     async def _pass_on(self, scope: Scope, exchange: "_Exchange") -> None:
@@ -232,8 +232,8 @@ class _Exchange:
     A request and its answer, between server and application.
 
     Attributes:
-        body: as far as it has arrived.
-        held: bytes that count until the answer has ended.
+        body: what has arrived of it.
+        held: bytes that count until the answer is complete.
         whole: whether the body has arrived.
     """
 
@@ -241,7 +241,7 @@ class _Exchange:
         self._receive, self._send = receive, send
         self.body, self.held, self.whole = bytearray(), 0, False
         self._passed_on = False
-        self._kind: bytes | None = None  # of the answer, once it has begun
+        self._kind: bytes | None = None  # of the answer, once it has started
 
     async def blocks(self) -> AsyncIterator[bytes]:
         while not self.whole:
@@ -252,14 +252,14 @@ class _Exchange:
             yield message.get("body", b"")
 
     async def receive(self) -> Message:
-        """The body in one piece, then whatever the server says: that the client has gone."""
+        """The body in one piece, then the server's own messages: that the client has disconnected."""
         if self._passed_on:
             return await self._receive()
         self._passed_on, body, self.body = True, bytes(self.body), bytearray()
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: Message) -> None:
-        """Raises a `_ClientGone` where the client reads nothing."""
+        """Raises a `_ClientGone` if the client reads nothing."""
         if message["type"] == "http.response.start":
             self._kind = dict(message.get("headers", ())).get(b"content-type", b"")
         try:
@@ -271,7 +271,7 @@ class _Exchange:
             raise
 
     async def refuse(self, refused: RefusedRequest) -> None:
-        """Raises a `TimeoutError` where the server cutting the connection is all that can be told."""
+        """Raises a `TimeoutError` if a whole answer has started, so that the server can only cut the connection."""
         content = json.dumps(openai_error(refused))
         if self._kind is None:
             fields = {"content-type": "application/json", "content-length": str(len(content))}
@@ -287,7 +287,7 @@ class _Exchange:
         await self.send({"type": "http.response.body"})
 
     async def _discard(self) -> None:
-        """What of the body is still to come, for a while: most clients send all of it before they read."""
+        """Discards the rest of the body, for a while: most clients send all of it before they read."""
         self.body.clear()
         with suppress(TimeoutError, _ClientGone):
             async with asyncio.timeout(LINGER):

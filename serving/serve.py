@@ -1,11 +1,12 @@
-"""`falcon3-audio serve`: a checkpoint behind an OpenAI-compatible API, with vLLM or with transformers alone.
+"""`falcon3-audio serve`: a checkpoint behind an OpenAI-compatible API, with vLLM or with only transformers.
 
     falcon3-audio serve runs/mine/model
     falcon3-audio serve runs/mine/model --engine vllm -- --tensor-parallel-size 2
 
-vLLM runs as `python -m vllm.entrypoints.openai.api_server`, with what the checkpoint says about lengths; options after `--`
-go to it as they are, and win. Request limits are those of request_limits.py for both engines. It listens on this machine only
-unless `--host` says otherwise; the key, if any, is read from an environment variable, since others see command lines.
+vLLM runs as `python -m vllm.entrypoints.openai.api_server`, with the lengths that the checkpoint allows; options after
+`--` are passed on as they are, and take precedence. Both engines have the limits of request_limits.py. The server
+listens only on this machine unless `--host` says otherwise; the key, if any, is read from an environment variable,
+since other users can see command lines.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from .request_limits import LOOPBACK, PREFIX, Limits
 
 # Files are 3/4 of their base64 in a body.
 FILE_SHARE = 3 / 4
-# vLLM fetches from everywhere unless it has a list; nothing has a name that ends so, and errors show it.
+# vLLM fetches from everywhere unless it has a list; no host has a name with this ending, and errors show it.
 NOWHERE = "fetching-is-off.invalid"
 
 
@@ -35,7 +36,7 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
     """
     The command that starts vLLM.
 
-    Raises a `ValueError` for a checkpoint that is not this package's, and an `OSError` where there is none.
+    Raises a `ValueError` for a checkpoint that is not this package's, and an `OSError` if there is none.
     """
     with readable_json(options.model):
         config = AutoConfig.from_pretrained(options.model)
@@ -53,18 +54,18 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
 
 
 def vllm_environment(options: argparse.Namespace, key: str | None = None) -> dict[str, str]:
-    """What vLLM and the request limits read from the environment; what is set there already stays."""
+    """The environment for vLLM and the request limits. vLLM's own variables stay if they are already set."""
     with readable_json(options.model):
         processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(options.model)
     defaults = {
         # The plug-in refuses chats with longer clips; transcriptions are cut into windows.
         "VLLM_MAX_AUDIO_DECODE_DURATION_S": str(math.ceil(processor.max_audio_seconds)),
         "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": str(math.ceil(options.max_body_mib * FILE_SHARE)),
-        # Usage statistics go nowhere unless asked for.
+        # No usage statistics are sent unless asked for.
         "VLLM_NO_USAGE_STATS": "1",
     }
     environment = defaults | dict(os.environ) | _limits(options).as_environment()
-    # What stands after -- wins, and may open the server to others.
+    # Options after -- take precedence, and can open the server to others.
     if not any(option.partition("=")[0] == "--host" for option in options.engine_options):
         environment[PREFIX + "HOST"] = options.host
     if key:
@@ -86,7 +87,7 @@ def _key(options: argparse.Namespace) -> str | None:
 def serve(options: argparse.Namespace) -> int:
     """Does not return while the server runs. Errors: see `main`."""
     if options.host not in LOOPBACK and not options.api_key_env:
-        print(f"falcon3-audio serve: anybody who reaches {options.host} may ask; see --api-key-env", file=sys.stderr)
+        print(f"falcon3-audio serve: anyone who reaches {options.host} can use it; see --api-key-env", file=sys.stderr)
     key = _key(options)
     if options.engine == "transformers":
         try:
@@ -98,7 +99,7 @@ def serve(options: argparse.Namespace) -> int:
         return chat_server.run(options, _limits(options), key)
     if find_spec("vllm") is None:
         raise ValueError(
-            "vLLM is not installed here. Install it, then this package beside it with `pip install --no-deps "
+            "vLLM is not installed here. Install it, then this package alongside it with `pip install --no-deps "
             "falcon3-audio`, since vLLM pins an older transformers; or use --engine transformers."
         )
     command = vllm_command(options)
@@ -123,41 +124,41 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
-    parser.add_argument("--served-model-name", metavar="NAME", help="by which clients ask (default: MODEL)")
-    parser.add_argument("--api-key-env", metavar="VAR", help="variable with the key that clients must show")
+    parser.add_argument("--served-model-name", metavar="NAME", help="model name that clients use (default: MODEL)")
+    parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key for clients")
     parser.add_argument("--max-audios", type=int, default=8, help="clips in one chat (default: 8)")
     parser.add_argument(
         "--allowed-media-domain",
         dest="allowed_media_domains",
         action="append",
         metavar="HOST",
-        help="from which audio may be fetched, and again for more (default: none, requests bring their audio along)",
+        help="host from which audio can be fetched; repeat for more (default: none, requests contain their audio)",
     )
-    parser.add_argument("--max-body-mib", type=float, default=defaults.max_body_mib, help="of a request (default: 64)")
+    parser.add_argument("--max-body-mib", type=float, default=defaults.max_body_mib, help="per request (default: 64)")
     parser.add_argument(
         "--max-bodies-mib",
         type=float,
         default=defaults.max_bodies_mib,
-        help="of all requests together (default: 1024)",
+        help="for all requests together (default: 1024)",
     )
     parser.add_argument(
         "--allowed-origin",
         dest="allowed_origins",
         action="append",
         metavar="ORIGIN",
-        help="of other sites' web pages that may ask, such as https://example.org, and again for more (default: none)",
+        help="origin whose web pages can send requests, such as https://example.org; repeat for more (default: none)",
     )
-    parser.add_argument("--max-requests", type=int, default=defaults.max_requests, help="at once (default: 256)")
-    parser.add_argument("--timeout", type=float, default=defaults.timeout, help="seconds for a request (default: 600)")
+    parser.add_argument("--max-requests", type=int, default=defaults.max_requests, help="at a time (default: 256)")
+    parser.add_argument("--timeout", type=float, default=defaults.timeout, help="seconds per request (default: 600)")
     options = parser.parse_args(ours)
     options.allowed_media_domains = tuple(options.allowed_media_domains or ())
     options.allowed_origins = tuple(options.allowed_origins or ())
     options.engine_options = arguments[len(ours) + 1 :]
     if options.engine_options and options.engine != "vllm":
-        parser.error(f"{options.engine_options[0]} does nothing: options after -- are for --engine vllm")
+        parser.error(f"{options.engine_options[0]} has no effect: options after -- are for --engine vllm")
     if any(option.partition("=")[0] == "--api-key" for option in options.engine_options):
         parser.error(
-            "--api-key is seen by others on this machine, and the limits know nothing of it: use --api-key-env"
+            "--api-key is visible to others on this machine, and the request limits do not see it: use --api-key-env"
         )
     if not 0 <= options.port < 2**16:
         parser.error(f"--port must be between 0 and {2**16 - 1}, got {options.port}")

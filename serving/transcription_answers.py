@@ -1,6 +1,6 @@
 """Answers in the formats of OpenAI's transcriptions: objects, subtitles, or the events of a stream.
 
-What is not known is null: the language that nobody named, and the probability that nobody speaks.
+Unknown values are null: the language if the request does not name it, and the probability of no speech.
 """
 
 import html
@@ -23,7 +23,7 @@ class TranscriptionAnswer:
     """
     Attributes:
         chats: the questions that the parts answer, in order.
-        stream: whether it is made of `events`, or `whole`.
+        stream: whether the answer is sent as `events`, or `whole`.
     """
 
     def __init__(self, request: Transcription):
@@ -33,7 +33,7 @@ class TranscriptionAnswer:
         self._sent = ""
 
     def whole(self, parts: list[Part]) -> dict[str, Any] | str:
-        """Of one part for each window."""
+        """The answer from one part for each window."""
         for number, part in enumerate(parts):
             self._add(number, part)
         wanted = self._request.response_format
@@ -44,7 +44,7 @@ class TranscriptionAnswer:
         return {"text": self._text, "srt": self._srt, "vtt": self._vtt}[wanted]()
 
     def events(self, number: int, part: Part) -> list[str]:
-        """Of what has been added to the answer about a window; those before it are complete."""
+        """The events for text added to the answer about a window; answers about earlier windows are complete."""
         self._add(number, part)
         text = self._text()
         events: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ class TranscriptionAnswer:
         return "".join(["WEBVTT\n\n", *cues])
 
     def _lines(self) -> list[str]:
-        """The text of each window, in one line: an empty one would end it."""
+        """The text of each window, on one line: an empty line would end a cue."""
         return [" ".join(text.split()) for text in self._texts]
 
     def _said(self, lines: Iterable[str]) -> list[tuple[Window, str]]:

@@ -1,8 +1,8 @@
-"""OpenAI's requests for transcriptions, as multipart/form-data, read into one question for each window of the sound.
+"""Reads OpenAI's requests for transcriptions, as multipart/form-data, into one question for each window of the audio.
 
-Speech of more than 30 s is cut where it is quietest, as vLLM does, so that a transcript does not end where an answer's length
-does, and that there are times to tell: a segment is a window, and no more is known of when its words are said. The language is
-said in the prompt, unless it is English, which the model expects without being told.
+Speech of more than 30 s is cut where it is quietest, as vLLM does, so that the limit of an answer does not cut the
+transcript, and segments have times: a segment is a window, and nothing more is known about when its words are said.
+The prompt names the language, unless it is English, which the model expects without being told.
 
     transcription = TranscriptionReader(reader).read(body, content_type)
 """
@@ -27,17 +27,17 @@ FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 STREAMED = ("json", "text")
 GRANULARITIES = "timestamp_granularities"
 READ = {"file", "model", "language", "prompt", "response_format", "temperature", "stream", GRANULARITIES}
-# The only values of these that this server has.
+# The only supported values of these fields.
 FIXED = {"chunking_strategy": "auto"}
 EXPECTED_LANGUAGE = "en"
-# vLLM's: where windows may end, before their last moment, and how much sound is looked at together.
+# vLLM's: the last samples of a window among which it can be cut, and the samples whose power is summed.
 SEARCHED = SAMPLING_RATE
 QUIET = SAMPLING_RATE // 10
 
 
 @dataclass(frozen=True)
 class Window:
-    """One question about a part of the sound; `start` and `end` are seconds."""
+    """One question about a part of the audio; `start` and `end` are seconds."""
 
     start: float
     end: float
@@ -50,8 +50,8 @@ class Transcription:
     Attributes:
         windows: in order, without gaps.
         response_format: one of `FORMATS`.
-        language: its English name, where the client said it.
-        stream: whether text is sent as it comes.
+        language: its English name, if the client gave it.
+        stream: whether text is sent as it is generated.
     """
 
     windows: list[Window]
@@ -66,10 +66,10 @@ class Transcription:
 
 class TranscriptionReader:
     """
-    Threads may share it.
+    Reads requests. Thread-safe.
 
     Args:
-        reader: of chats, whose limits hold here as well.
+        reader: of chats, whose limits apply here too.
         window: samples of the longest window.
     """
 
@@ -81,7 +81,7 @@ class TranscriptionReader:
         form = read_form(body, content_type)
         file = form.pop("file", None)
         fields = {name.removesuffix("[]"): [_text(value) for value in values] for name, values in form.items()}
-        fields = {name: values for name, values in fields.items() if any(values)}  # empty ones say nothing
+        fields = {name: values for name, values in fields.items() if any(values)}  # empty ones are ignored
         _check_names(fields)
         one = {name: _only(name, values) for name, values in fields.items() if name != GRANULARITIES}
         self._reader.check_model(one.get("model"))
@@ -92,10 +92,10 @@ class TranscriptionReader:
         _check_granularities(fields.get(GRANULARITIES, []), response_format)
         stream, language = _flag(one, "stream"), _language(one.get("language"))
         if stream and response_format not in STREAMED:
-            raise RefusedRequest(f"Streams are of response_format json, got {response_format!r}.", "stream")
+            raise RefusedRequest(f"Streams need response_format json or text, got {response_format!r}.", "stream")
         if not file:
             raise RefusedRequest("The form has no file.", "file")
-        # Log-probabilities are for the mean of each segment alone.
+        # Log-probabilities are only for the mean of each segment.
         settings = {"temperature": _temperature(one), "logprobs": response_format == "verbose_json"}
         clip = self._reader.read_file(_only("file", file), "file")
         windows = self._windows(clip, _instruction(language, one.get("prompt")), settings)
@@ -136,16 +136,16 @@ def _check_names(fields: dict[str, list[str]]) -> None:
             if values != [FIXED[name]]:
                 raise RefusedRequest(f"{name} can only be {FIXED[name]!r} here, got {values[0][:100]!r}.", name)
         elif name not in READ:
-            why = f"Transcriptions take no {name[:100]!r} here; what to do can be said in prompt."
+            why = f"Transcriptions do not support {name[:100]!r} here; put instructions in prompt."
             raise RefusedRequest(why, name[:100])
 
 
 def _check_granularities(wanted: list[str], response_format: str) -> None:
     if "word" in wanted:
-        why = "This server knows no times of words; it has those of segments, windows of at most 30 s."
+        why = "This server has no word timestamps, only those of segments, windows of at most 30 s."
         raise RefusedRequest(why, GRANULARITIES)
     if set(wanted) - {"segment"}:
-        raise RefusedRequest(f"{GRANULARITIES} can be segment here, got {wanted!r:.100}.", GRANULARITIES)
+        raise RefusedRequest(f"{GRANULARITIES} can only be segment here, got {wanted!r:.100}.", GRANULARITIES)
     if wanted and response_format != "verbose_json":
         raise RefusedRequest(f"{GRANULARITIES} needs response_format verbose_json.", GRANULARITIES)
 
@@ -185,7 +185,7 @@ def _text(value: bytes) -> str:
 
 
 def read_form(body: bytes, content_type: str) -> dict[str, list[bytes]]:
-    """The fields of multipart/form-data, each as often as it is there. Raises a `RefusedRequest`."""
+    """The fields of multipart/form-data, each with all its values. Raises a `RefusedRequest`."""
     kind = _header(content_type)
     boundary = kind.get_param("boundary")
     if kind.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
@@ -193,7 +193,7 @@ def read_form(body: bytes, content_type: str) -> dict[str, list[bytes]]:
     # The first delimiter has no line before it.
     parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(errors="replace"))
     if len(parts) < 3 or not parts[-1].startswith(b"--"):
-        raise RefusedRequest("The form is not whole: its last boundary is missing.")
+        raise RefusedRequest("The form is incomplete: its last boundary is missing.")
     form: dict[str, list[bytes]] = {}
     for part in parts[1:-1]:
         head, _, value = part.partition(b"\r\n\r\n")
@@ -206,7 +206,7 @@ def read_form(body: bytes, content_type: str) -> dict[str, list[bytes]]:
 
 
 def _header(value: str) -> Message:
-    """For the parameters of a header."""
+    """Parses a header's value, for its parameters."""
     message = Message()
     message["Content-Type"] = value.strip()
     return message

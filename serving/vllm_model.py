@@ -1,12 +1,12 @@
-"""Falcon3-Audio in vLLM: its Transformers backend, and what that does not know about this model.
+"""Falcon3-Audio in vLLM: its Transformers backend, and what the backend lacks for this model.
 
 The backend runs the model and its LoRA adapters. Added here: clips are checked and resampled by this package's own
-`load_audio`, so that any rate gives the samples it gives in transformers and errors say what is wrong with a clip; the
-encoder's budget is that of the longest clip the processor takes; clips of different lengths are encoded together; a placeholder
-beyond the vocabulary is not looked up in the embedding; and
+`load_audio`, so that any rate gives the same samples as in transformers and errors say what is wrong with a clip; the
+encoder's budget is that of the longest clip the processor takes; clips of different lengths are encoded together; a
+placeholder beyond the vocabulary is not looked up in the embedding; and
 `/v1/audio/transcriptions` and `/translations`.
 
-Imported by vLLM only, see vllm_plugin.py.
+Only vLLM imports this module, see vllm_plugin.py.
 """
 
 from bisect import bisect_right
@@ -42,8 +42,8 @@ class CheckedResampler(AudioResampler):
     """
     vLLM's hook between decoding and processor: mono float32 at 16 kHz, shape `(samples,)`.
 
-    Raises a `ValueError`, which vLLM answers with the status 400, for what `load_audio` refuses and for clips of more
-    than `max_seconds`.
+    Raises a `ValueError`, which vLLM answers with the status 400, for audio that `load_audio` refuses and for clips of
+    more than `max_seconds`.
     """
 
     def __init__(self, max_seconds: float):
@@ -67,7 +67,7 @@ class Falcon3AudioProcessingInfo(MultiModalProcessingInfo):
         """Samples of the longest clip that both the processor and the context take."""
         longest = int(self.get_hf_processor().max_audio_seconds * SAMPLING_RATE)
         context = self.ctx.model_config.max_model_len
-        # Silence and padding to windows make tokens that do not grow with the clip; longer clips never have fewer.
+        # Silence and padding to windows add tokens that do not grow with the clip; longer clips never have fewer.
         return max(1, bisect_right(range(longest + 1), context, lo=1, key=self._count_tokens) - 1)
 
     def get_max_audio_tokens(self) -> int:
@@ -78,7 +78,7 @@ class Falcon3AudioProcessingInfo(MultiModalProcessingInfo):
 
 
 class Falcon3AudioDummyInputs(MultiModalDummyInputsBuilder):
-    """What vLLM measures the memory with."""
+    """The inputs with which vLLM measures memory."""
 
     info: Falcon3AudioProcessingInfo
 
@@ -93,7 +93,7 @@ class Falcon3AudioDummyInputs(MultiModalDummyInputsBuilder):
     MultiModalProcessor, info=Falcon3AudioProcessingInfo, dummy_inputs=Falcon3AudioDummyInputs
 )
 class Falcon3AudioForVllm(TransformersMultiModalForCausalLM, SupportsTranscription):
-    # Of the encoders that the paper takes; others are answered with a warning in the log.
+    # The language of the paper's encoders; vLLM answers others with a warning in the log.
     supported_languages = {"en": "English"}
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):

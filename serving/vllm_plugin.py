@@ -1,8 +1,8 @@
-"""Entry point of group `vllm.general_plugins`: makes vLLM know Falcon3-Audio, without `--trust-remote-code`.
+"""Entry point of group `vllm.general_plugins`: registers Falcon3-Audio in vLLM, without `--trust-remote-code`.
 
 vLLM calls `register` in each of its processes, several times in some. Only names are registered here; the class itself
 (vllm_model.py) is imported by vLLM when a checkpoint asks for it, so that other models are served as before. The package
-is installed beside vLLM with `pip install --no-deps falcon3-audio`, since vLLM pins an older transformers.
+is installed alongside vLLM with `pip install --no-deps falcon3-audio`, since vLLM pins an older transformers.
 """
 
 ARCHITECTURE = "Falcon3AudioForConditionalGeneration"

@@ -1,4 +1,4 @@
-"""Files of benchmarks as others publish them, made small: clips, JSON and JSON lines. Shared by the tests of loaders."""
+"""Small benchmark files in the published formats: clips, JSON and JSON lines. Shared by the tests of loaders."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import soundfile
 
 
 def write_clip(path: Path, pitch: float = 440.0) -> bytes:
-    """A tone of 0.1 s in the format that the name says; returns the file's bytes."""
+    """A tone of 0.1 s in the format given by the name; returns the file's bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.sin(2 * np.pi * pitch * np.arange(1600) / 16_000), 16_000)
     return path.read_bytes()

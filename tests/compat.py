@@ -1,8 +1,8 @@
-"""Other releases of transformers: `python tests/compat.py VERSION ...`.
+"""Tests other releases of transformers: `python tests/compat.py VERSION ...`.
 
-Each version gets an environment of its own in .cache/. A checkpoint saved here must load there with
-`trust_remote_code=True`, where the package cannot be imported, and generate the same tokens. Releases that the package
-itself allows (setup.cfg) have to pass its tests of model, processor, pipeline and trainer as well.
+Each version gets its own environment in .cache/. A checkpoint saved here must load there with
+`trust_remote_code=True`, without the package, and generate the same tokens. Releases that the package allows
+(setup.cfg) must also pass its tests of model, processor, pipeline and trainer.
 """
 
 import json
@@ -33,19 +33,19 @@ PACKAGE_TESTS = [
 
 
 def is_allowed(version: str) -> bool:
-    """Whether setup.cfg lets the package be installed with that transformers."""
+    """Whether setup.cfg allows the package with that version of transformers."""
     requirements = map(Requirement, metadata.requires("falcon3-audio") or [])
     return next(one for one in requirements if one.name == "transformers").specifier.contains(version)
 
 
 def make_environment(version: str) -> Path:
-    """The Python of an environment with that transformers, and with the package where it allows that; made once."""
+    """The Python of an environment with that transformers, and with the package if it allows that; created once."""
     folder = ROOT / ".cache" / f"transformers-{version}"
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         constraints = folder / "constraints.txt"
-        # huggingface-hub is left to transformers, whose releases ask for different ones.
+        # huggingface-hub is left to transformers, whose releases need different versions.
         pins = (ROOT / "constraints.txt").read_text().splitlines()
         kept = [pin for pin in pins if not pin.startswith(("transformers==", "huggingface_hub=="))]
         constraints.write_text("\n".join([*kept, f"transformers=={version}"]))
@@ -62,7 +62,7 @@ PLACEHOLDERS = {">>UNUSED_1<<": True, "<sound>": False}
 
 
 def save_checkpoint(folder: Path, placeholder: str) -> list[int]:
-    """A tiny checkpoint, a clip beside it, and the tokens this environment generates."""
+    """Saves a tiny checkpoint and a clip; returns the tokens that this environment generates."""
     tokenizer = make_tokenizer()
     llm = make_llm(vocab_size=len(tokenizer))
     processor = Falcon3AudioProcessor.from_backbones(WhisperFeatureExtractor(), tokenizer, audio_token=placeholder)
@@ -86,7 +86,7 @@ def main(versions: list[str]) -> int:
 
 
 def load_everywhere(versions: list[str], placeholder: str) -> int:
-    """How many versions fail."""
+    """The number of versions that fail."""
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -112,7 +112,7 @@ def load_everywhere(versions: list[str], placeholder: str) -> int:
 
 
 def test_package(versions: list[str]) -> int:
-    """How many versions fail that the package allows; the installed one is tested by `make test`."""
+    """The number of allowed versions that fail; the installed one is tested by `make test`."""
     others = [version for version in versions if is_allowed(version) and version != transformers.__version__]
     options = ["--numprocesses", "2", "--dist", "loadfile"]
     runs = [

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: backbones as from the Hub, and a composed checkpoint."""
+"""Fixtures shared by all tests: backbones as on the Hub, and a composed checkpoint."""
 
 import gc
 import os
@@ -8,14 +8,14 @@ import tempfile
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# What `datasets` converts.
+# For data that `datasets` converts.
 if "falcon3-audio-tests-" in os.environ.get(
     "HF_DATASETS_CACHE", "falcon3-audio-tests-"
-):  # each worker has a folder of its own
+):  # each worker has its own folder
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="falcon3-audio-tests-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Models this small are faster on one thread, by far where other programs run beside the tests: here, and in the processes
-# that tests start.
+# Models this small are faster on one thread, much faster if other programs run at the same time: here, and in the
+# processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -26,7 +26,7 @@ from transformers import WhisperFeatureExtractor
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 
 
-# Files whose tests start other processes or train. `make test` begins with them, so that its two workers end together.
+# Files whose tests start other processes or train. `make test` starts with them, so its two workers finish together.
 LONGEST = (
     "multi_process",
     "transformers_suite",
@@ -42,7 +42,7 @@ LONGEST = (
 
 
 def pytest_collection_finish():
-    # Every run of the trainer collects garbage; what has been imported by now is none, and takes a second to look through.
+    # Every run of the trainer collects garbage; scanning what has been imported by now takes a second and finds none.
     gc.freeze()
 
 
@@ -59,7 +59,7 @@ def converted_data_is_removed():
 
 @pytest.fixture
 def switch_often():
-    """Threads take turns after nearly every step."""
+    """Makes threads switch after nearly every step."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -78,7 +78,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def backbone_folders(tmp_path_factory):
-    """(audio, text): saved backbones, as from the Hub."""
+    """(audio, text): saved backbones, as on the Hub."""
     audio, text = tmp_path_factory.mktemp("whisper"), tmp_path_factory.mktemp("llm")
     make_whisper().save_pretrained(audio)
     WhisperFeatureExtractor().save_pretrained(audio)

@@ -1,4 +1,4 @@
-"""Whisper's encoder with padding masked, which the audio tower is compared with."""
+"""Whisper's encoder with padding masked, as a reference for the audio tower."""
 
 import math
 
@@ -24,8 +24,8 @@ def make_pair(num_mel_bins: int = 80):
 @torch.no_grad()
 def masked_reference(whisper, samples: np.ndarray, silence: float = 0.0) -> torch.Tensor:
     """
-    Whisper's encoder over all 3000 frames of one window, attending to the positions of real audio, and of `silence`
-    seconds of zeros behind it, only.
+    Whisper's encoder over all 3000 frames of one window, attending only to the positions of real audio and of
+    `silence` seconds of zeros after it.
     """
     padded = np.pad(samples, (0, WINDOW - len(samples)))
     extractor = WhisperFeatureExtractor(feature_size=whisper.config.num_mel_bins)

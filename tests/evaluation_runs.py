@@ -1,4 +1,4 @@
-"""Questions about small clips, a model whose replies tell clips and words apart, and runs that are killed."""
+"""Questions about small clips, a model whose replies depend on clips and words, and runs that are killed."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def make_telling(checkpoint: str, folder: Path) -> str:
 
 
 def make_questions(folder: Path, asked: str) -> QuestionSet:
-    """A question for each letter of `asked`, about the clip of that name; a capital's clip is no sound."""
+    """A question for each letter of `asked`, about the clip of that name; a capital letter's clip is not audio."""
     folder.mkdir(exist_ok=True)
     questions = []
     for number, letter in enumerate(asked):
@@ -69,7 +69,7 @@ def run_of(output: Path) -> dict:
 
 
 def killed_while(work: Callable[[], object], lines: int):
-    """Runs `work` in a child that is killed when it has written its n-th line, half of the next one behind it."""
+    """Runs `work` in a child that is killed after writing that many lines and half of the next one."""
 
     def child():
         sync, left = os.fsync, [lines]

@@ -1,4 +1,4 @@
-"""Files that soundfile does not read by itself: formats it does not know, made with the FFmpeg of PyAV, and FLAC from a stream."""
+"""Files that soundfile alone cannot read: other formats, created with the FFmpeg of PyAV, and FLAC from a stream."""
 
 import io
 
@@ -13,7 +13,7 @@ STEREO = np.stack([tone(2.0, 440, RATE), tone(2.0, 997, RATE)])  # 2 s
 
 
 def with_ffmpeg(container: str, codec: str, samples: np.ndarray = STEREO, rate: int = RATE) -> bytes:
-    """`samples` (channels, samples) as a file: `ipod` (m4a) with `alac` keeps them to 16 bits, `aac` does not."""
+    """`samples` (channels, samples) as a file: `ipod` (m4a) with `alac` preserves 16 bits, `aac` does not."""
     file = io.BytesIO()
     layout = {1: "mono", 2: "stereo"}[len(samples)]
     with av.open(file, "w", format=container) as out:
@@ -28,7 +28,7 @@ def with_ffmpeg(container: str, codec: str, samples: np.ndarray = STEREO, rate: 
 
 
 def flac_of_a_stream(samples: np.ndarray, rate: int = RATE) -> bytes:
-    """FLAC as encoders write it that cannot go back to say how many samples there are: 36 bits of its first block are 0."""
+    """FLAC from an encoder that cannot seek back to write the number of samples: 36 bits of its first block are 0."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="FLAC")
     data = file.getvalue()

@@ -1,8 +1,8 @@
-"""A Hub for tests, on 127.0.0.1 and from the standard library alone: what huggingface_hub's client asks for models.
+"""A Hub for tests, on 127.0.0.1, with only the standard library: the requests of huggingface_hub's client for models.
 
-Repositories with commits, branches and pull requests; regular files in the commit, LFS files on a second port, as the real
-Hub keeps them elsewhere; tokens with the names they may write under. Refusals carry the status and the error code that
-the client looks for. Any request can be made to fail or be cut off in the middle (`HubServer.faults`).
+It has repositories with commits, branches and pull requests; regular files in the commit, LFS files on a second port,
+as the real Hub stores them elsewhere; tokens with the names they can write under. Refusals have the status and error
+code that the client expects. Any request can be made to fail or be cut off in the middle (`HubServer.faults`).
 
     with HubServer({"hf_one": ["one", "org"]}) as hub:     # HF_ENDPOINT=hub.endpoint, HF_HUB_DISABLE_XET=1
         hub.files("org/name")
@@ -22,11 +22,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 LFS_SUFFIXES = (".safetensors", ".bin")
-CUT = "cut"  # a fault: the connection ends in the middle of what the client sends
+CUT = "cut"  # a fault: the connection breaks while the client sends
 
 
 class Refusal(Exception):
-    """An answer that is no success: status, `X-Error-Code` and message."""
+    """An error response: status, `X-Error-Code` and message."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body: Any):
         super().__init__(message)
@@ -48,7 +48,7 @@ class File:
 
     @property
     def etag(self) -> str:
-        """What the client compares with its own file: sha256 of LFS files, git's object id of the others."""
+        """What the client compares with its own file: sha256 for LFS files, git's object id for others."""
         return self.sha256 if self.lfs else self.git_oid
 
 
@@ -77,12 +77,12 @@ class Repo:
 class HubServer:
     """
     Args:
-        writers: for each token, the names under which it may write; the first is its user's.
+        writers: for each token, the names under which it can write; the first is its user's.
 
     Attributes:
         requests: (method, path) of everything asked for, in order.
-        uploads: sha256 of every LFS file that arrived whole, in order, also where it was there before.
-        faults: (method, part of the path, `CUT` or a status): each fails one matching request, and is then gone.
+        uploads: sha256 of every LFS file that arrived completely, in order, including repeated ones.
+        faults: (method, part of the path, `CUT` or a status): each fails one matching request, and is then removed.
     """
 
     def __init__(self, writers: dict[str, list[str]]):
@@ -113,7 +113,7 @@ class HubServer:
     def readable(self, request: "_Handler", repo_id: str) -> Repo:
         repo, names = self.repos.get(repo_id), self.names(request)
         if repo is None or (repo.private and repo_id.split("/")[0] not in names):
-            # Nobody is told which of the two it is; who is not logged in gets another status.
+            # The client is not told which of the two it is; without a login the status is different.
             raise Refusal(404 if names else 401, "Repository not found", "RepoNotFound")
         return repo
 
@@ -124,14 +124,14 @@ class HubServer:
         return repo
 
     def names(self, request: "_Handler", needed: bool = False) -> list[str]:
-        """The names under which the request's token may write: none without a token."""
+        """The names under which the request's token can write: none without a token."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if (token or needed) and token not in self.writers:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return self.writers.get(token, [])
 
 
-# What the API answers. Each function gets the server, the request and the groups of its route's pattern.
+# The responses of the API. Each function gets the server, the request and the groups of its route's pattern.
 def whoami(hub, request):
     user, *orgs = hub.names(request, needed=True)
     return {"type": "user", "name": user, "orgs": [{"type": "org", "name": name} for name in orgs]}
@@ -328,7 +328,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refusal(int(fault[2]), "It was told to fail.")
             self._answer(200, self._respond(address.path))
         except Refusal as refusal:
-            self.body()  # or the rest of it would be taken for the next request
+            self.body()  # otherwise the rest of it would be taken for the next request
             if refusal.code:
                 self.answer_headers["X-Error-Code"] = refusal.code
             if refusal.status >= 400:
@@ -360,7 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self):
         self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
-        # Ends at once and with an error, as where a cable is pulled.
+        # Closes immediately and with an error, as if a cable were pulled.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
@@ -384,7 +384,7 @@ class _Handler(BaseHTTPRequestHandler):
         return json.loads(self.body())
 
     def log_message(self, *args):
-        """Nothing on stderr: `HubServer.requests` has it all."""
+        """Prints nothing to stderr: `HubServer.requests` has all requests."""
 
 
 def _handler(hub: HubServer, routes: list[Any]) -> type[_Handler]:

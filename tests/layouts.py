@@ -1,5 +1,5 @@
-"""Tokenizers laid out as those of published language models, small: their special tokens, where these lie, how many rows the
-embedding has for them, their chat templates and what they put in front of a text."""
+"""Small tokenizers with the layouts of published language models: special tokens and their positions, rows of the
+embedding, chat templates, and what they put before a text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ def _halves(piece: str, known: list[str]) -> tuple[str, str]:
 
 
 def begin_with(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Makes it write its first token in front of every text."""
+    """Makes the tokenizer put its BOS token before every text."""
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos))]
@@ -164,10 +164,10 @@ def phi3():
 class Layout:
     """
     Attributes:
-        make: the tokenizer.
-        spare: rows of the embedding beyond the tokenizer's tokens; -1 for a token without one.
-        placeholder: the token that is to be chosen.
-        beyond: whether it is to have no row.
+        make: builds the tokenizer.
+        spare: rows of the embedding beyond the tokenizer's tokens; -1 for one token without a row.
+        placeholder: the token that should be chosen.
+        beyond: whether it should have no row.
         family, options: of the language model.
     """
 
@@ -179,7 +179,7 @@ class Layout:
     options: dict = field(default_factory=dict)
 
     def save(self, folder: Path) -> str:
-        """A language model and its tokenizer, as from the Hub."""
+        """Saves a language model and its tokenizer, as on the Hub."""
         tokenizer = self.make()
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         ids["bos_token_id"] = tokenizer.bos_token_id

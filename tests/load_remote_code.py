@@ -1,7 +1,7 @@
-"""Loads a saved folder where falcon3_audio cannot be imported, asks one question, saves, and does it again.
+"""Loads a saved folder without falcon3_audio, asks one question, saves the model, and repeats this with the copy.
 
-Run by tests as `python -I load_remote_code.py FOLDER CLIP.npy RATE SAVE_TO`; prints one line of JSON for each round: the
-classes found, the tokens generated and what the pipeline said.
+Run by tests as `python -I load_remote_code.py FOLDER CLIP.npy RATE SAVE_TO`; prints one line of JSON for each round:
+the classes found, the tokens generated and the answers of the pipeline.
 """
 
 import json
@@ -34,7 +34,7 @@ def ask(folder: str, clip: np.ndarray, rate: int):
     tokens = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
     pipe = pipeline("audio-text-to-text", model=folder, prompt_cache_tokens=1000, **TRUST)
     said = pipe(clip, text=QUESTION, sampling_rate=rate, **GREEDY)[0]["generated_text"]
-    # What prompts have in common is computed once for a batch; the answers stay those of each alone.
+    # The common prefix of prompts is computed once per batch; the answers must equal those of single prompts.
     texts = [QUESTION, "Why is that?", QUESTION]
     alone, together = (
         [

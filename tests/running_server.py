@@ -1,4 +1,4 @@
-"""A server of the transformers engine in this process, and what it is asked: for test_chat_server.py and others."""
+"""A server of the transformers engine in this process, and requests to it: for test_chat_server.py and others."""
 
 import base64
 import http.client
@@ -18,7 +18,7 @@ from falcon3_audio.serving.chat_server import Server, Settings, load
 
 
 STEPS = 8  # tokens of an answer
-DEFAULT_STEPS = 12  # where a request says nothing
+DEFAULT_STEPS = 12  # if a request gives no limit
 QUESTION = {"type": "text", "text": "What do you hear?"}
 
 
@@ -29,7 +29,7 @@ def wav(seconds: float, pitch: float = 440.0, rate: int = 16_000, format: str = 
 
 
 def audio(*args, **kwargs) -> dict:
-    """As transformers takes it; `openai_chat` makes OpenAI's of it."""
+    """An audio item in transformers' format; `openai_chat` converts it to OpenAI's."""
     return {"type": "audio", "audio": wav(*args, **kwargs)}
 
 
@@ -55,7 +55,7 @@ def openai_chat(chat: list[dict]) -> list[dict]:
 
 
 def post_head(*lines: str) -> bytes:
-    """Of a chat, for a socket."""
+    """The head of a chat request, for a socket."""
     return "\r\n".join(
         [f"POST {CHAT} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines, "\r\n"]
     ).encode()
@@ -68,7 +68,7 @@ def answer_of(connection) -> http.client.HTTPResponse:
 
 
 class Running(Server):
-    """A server whose batches are recorded, and wait for `let`; `ask` is a client's request."""
+    """A server that records its batches and holds them until `let` is set; `chat` is a client's request."""
 
     def __init__(self, folder: str, **settings):
         pipe, self.let, self.batches, self.made = load(folder), threading.Event(), [], []
@@ -119,7 +119,7 @@ class Running(Server):
         return next((float(value) for found, value in lines if found == f"falcon3_audio_{name}"), 0)
 
     def wait(self, line: str):
-        """Until a metric has a value."""
+        """Waits until a metric has a value."""
         name, value = line.rsplit(" ", 1)
         end = time.monotonic() + 60
         while self.metric(name) != float(value):

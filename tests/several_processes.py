@@ -1,9 +1,10 @@
-"""One of several processes that a launcher started: runs `falcon3_audio.training.sft` for each list of arguments in a file.
+"""One of several processes of a launcher: runs `falcon3_audio.training.sft` for each list of arguments in a file.
 
     accelerate launch ... tests/several_processes.py FOLDER    # reads FOLDER/runs.json, writes FOLDER/report-RANK.json
 
-`RANK` in an argument becomes the process's number. With `SIGTERM` among them, the last process gets that signal in its first step.
-The report has the exit codes, the classes of all modules that ran, and the origins of the rows that were read from streams.
+`RANK` in an argument becomes the process's number. With `SIGTERM` among them, the last process gets that signal in its
+first step. The report has the exit codes, the classes of all modules that ran, and the origins of the rows read from
+streams.
 """
 
 import json
@@ -24,8 +25,8 @@ from falcon3_audio.training.data import stream
 
 def allow_fsdp_on_cpu() -> list[str]:
     """
-    Options for a run with FSDP. Accelerate has FSDP on accelerators only, and on CPUs falls back to DDP in silence;
-    FSDP itself runs on them. So its state says that these are GPUs, and the trainer is told to leave that state alone.
+    Options for a run with FSDP. Accelerate supports FSDP only on accelerators and silently falls back to DDP on CPUs,
+    though FSDP itself runs on them. So its state says that these are GPUs, and the trainer is told not to change it.
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # as transformers does before each run
     PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
@@ -60,7 +61,7 @@ if __name__ == "__main__":
     codes = [run(arguments) for arguments in json.loads((folder / "runs.json").read_text())]
     report = {"codes": codes, "classes": sorted(classes), "streamed": streamed}
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
-    # Several runs in one process leave threads of groups that are gone; the interpreter's end now and then aborts on them.
+    # Several runs in one process leave threads of destroyed groups, on which Python's shutdown sometimes aborts.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A stub of an OpenAI-compatible chat server on 127.0.0.1: it records what it is asked and replies as it is told.
+"""A stub of an OpenAI-compatible chat server on 127.0.0.1: it records requests and replies as told.
 
 with StubEndpoint(lambda body: "a dog") as stub:
     Endpoint(stub.url, "model").ask([...])
@@ -26,7 +26,7 @@ class Answer:
         body: sent instead of a chat completion, as it is.
         finish_reason, usage, model: of the completion.
         seconds: how long the server takes.
-        headers: further ones. By default clients that retry are told to do so at once.
+        headers: additional ones. By default clients that retry are told to do so immediately.
     """
 
     text: str | None = ""
@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """What the server was sent: path, the key that was shown, and the JSON body."""
+    """A request that the server received: path, API key and JSON body."""
 
     path: str
     key: str
@@ -61,8 +61,8 @@ class Request:
 class StubEndpoint:
     """
     Args:
-        reply: called with each request's body (by several threads at once), returns the reply's text or an `Answer`.
-        key: where given, requests that show another get the status 401.
+        reply: called with each request's body (from several threads), returns the reply's text or an `Answer`.
+        key: if given, requests with another key get the status 401.
     """
 
     def __init__(self, reply: Callable[[dict[str, Any]], str | Answer], key: str | None = None):

@@ -1,4 +1,4 @@
-"""The command before a verb's module is imported."""
+"""The command-line program before a verb's module is imported."""
 
 import importlib
 import os
@@ -71,10 +71,10 @@ def test_each_verb_is_a_program_that_ends_as_all_do(module):
 @pytest.mark.parametrize(
     ("verb", "missing", "advice"),
     [
-        ("train", "trl", " It comes with pip install 'falcon3-audio[train]'."),
-        ("evaluate", "datasets", " It comes with pip install 'falcon3-audio[eval]'."),
-        ("open-asqa", "datasets.features", " It comes with pip install 'falcon3-audio[train]'."),
-        ("voice-instructions", "espeakng_loader", " It comes with pip install 'falcon3-audio[train]'."),
+        ("train", "trl", " Install it with pip install 'falcon3-audio[train]'."),
+        ("evaluate", "datasets", " Install it with pip install 'falcon3-audio[eval]'."),
+        ("open-asqa", "datasets.features", " Install it with pip install 'falcon3-audio[train]'."),
+        ("voice-instructions", "espeakng_loader", " Install it with pip install 'falcon3-audio[train]'."),
         ("compose", "jinja2", ""),  # of no extra
         ("compose", "nowhere", ""),
     ],

@@ -1,4 +1,4 @@
-"""Runs what the README and the documentation show, with small local models in the place of Hub ids and of the demo's checkpoint."""
+"""Runs the examples in README and documentation, with small local models for Hub ids and the demo's checkpoint."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ def commands(verb, page=None):
 
 @pytest.fixture
 def local(backbone_folders, checkpoint, tmp_path, monkeypatch):
-    """Replaces names that need the network or an earlier `make demo` by local ones; the working folder has what pages name."""
+    """Replaces names that need the network or `make demo` with local ones; the working folder has the pages' files."""
     monkeypatch.chdir(tmp_path)
     for name in ("clip.wav", "dog.wav"):
         soundfile.write(name, tone(1), SAMPLING_RATE)
@@ -136,7 +136,7 @@ def test_evaluating(checkpoint, tmp_path, monkeypatch):
 
 
 def options_of(verb):
-    """What a verb's help says, all options included."""
+    """The options in a verb's full help."""
     said = io.StringIO()
     more = "--help-all" if verb[0] in ("train", "grpo") else "--help"
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):

@@ -1,4 +1,4 @@
-"""The Hub of the tests, asked by plain HTTP: what it refuses and how, and that a commit is whole or nothing."""
+"""The Hub of the tests over plain HTTP: what it refuses and how, and that a commit is all or nothing."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ def hub():
 
 @pytest.fixture
 def send(hub):
-    """(status, headers, body) of a request, as JSON where it is that."""
+    """(status, headers, body) of a request; JSON bodies are decoded."""
 
     def send(method, path, body=None, token=None, port=hub.endpoint):
         connection = http.client.HTTPConnection(port.removeprefix("http://"), timeout=10)
@@ -40,7 +40,7 @@ def send(hub):
 
 @pytest.fixture
 def repo(send):
-    """A repository of `org` with nothing but its first commit."""
+    """A repository of `org` with only its first commit."""
     assert send("POST", "/api/repos/create", {"name": "model", "organization": "org"}, "hf_ada")[0] == 200
     return "org/model"
 
@@ -91,7 +91,7 @@ def test_regular_files(send, repo, hub):
     assert status == 200 and hub.repos[repo].titles == ["initial commit", "a title"]
     status, headers, content = send("GET", f"/{repo}/resolve/main/a.txt")
     assert (status, content, headers["X-Repo-Commit"]) == (200, b"hello\n", body["commitOid"])
-    # What `git hash-object` says.
+    # The output of `git hash-object`.
     assert headers["ETag"] == '"ce013625030ba8dba906f756967f9e9ca394464a"'
     status, headers, content = send("HEAD", f"/{repo}/resolve/main/a.txt")
     assert (status, headers["Content-Length"], content) == (200, "6", b"")
@@ -157,7 +157,7 @@ def test_faults(send, repo, hub):
         send("PUT", f"/objects/{OID}", WEIGHTS * 1000, port=hub.storage)
     assert hub.uploads == [] and OID not in hub.objects
     assert send("GET", "/api/whoami-v2", token="hf_ada")[0] == 503
-    # Each is met once.
+    # Each fault applies once.
     assert send("GET", "/api/whoami-v2", token="hf_ada")[0] == 200
     assert send("PUT", f"/objects/{OID}", WEIGHTS, port=hub.storage)[0] == 200
     assert hub.requests[-1] == ("PUT", f"/objects/{OID}") and hub.faults == []

@@ -11,7 +11,7 @@ from tiny import SAMPLING_RATE, tone
 
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
-# What the first cell of a notebook sets for the demo's checkpoint, here for the tests' own.
+# The settings in a notebook's first cell, for the tests' checkpoint instead of the demo's.
 SETTINGS = {
     "ask.ipynb": {"CLIP": "clip.wav"},
     "fine_tune.ipynb": {"OUT": "out", "STEPS": 2},
@@ -26,7 +26,7 @@ def test_all_notebooks_are_run():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_notebook(name, checkpoint, tmp_path):
-    clips = ["clip.wav", *(f"clip{n}.wav" for n in range(8))]  # fewer than six have no interval
+    clips = ["clip.wav", *(f"clip{n}.wav" for n in range(8))]  # fewer than six give no interval
     for clip in clips:
         soundfile.write(tmp_path / clip, tone(0.5), SAMPLING_RATE)
     rows = [{"id": clip, "audio_id": clip, "question": "What?", "choices": ["a dog", "a bell"]} for clip in clips]

@@ -1,4 +1,4 @@
-"""What is installed: one import root, no stray top-level names, files that can travel to the Hub."""
+"""What is installed: one import root, no stray top-level names, files that can be uploaded to the Hub."""
 
 import ast
 import subprocess
@@ -24,7 +24,7 @@ TRAVELLING = sorted(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Made from the source distribution, as it is published."""
+    """Built from the source distribution, as published."""
     folder = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
     subprocess.run(build, check=True, capture_output=True)
@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_package_and_the_command(wheel):
     assert tables and {f"falcon3_audio/{name}" for name in modules | tables} <= set(names)
     assert not any(name.endswith(".safetensors") for name in names)
     rest = [path for folder in ("evaluation", "model_cards") for path in (ROOT / folder).rglob("*") if path.is_file()]
-    # Like the tiny backbones, a trained checkpoint is for those who have a clone.
+    # Like the tiny backbones, a trained checkpoint is only in a clone.
     rest = [path for path in rest if not path.is_relative_to(ROOT / "model_cards" / "falcon3-audio-nano")]
     rest += [*(ROOT / "demo").glob("*.py"), *(ROOT / "serving").glob("*.py"), *(ROOT / "serving").glob("*.patch")]
     rest = {
@@ -64,7 +64,7 @@ print(pipe("clip.wav", text="What?", max_new_tokens=4)[0]["generated_text"], fal
 
 
 def needed(package, extras=frozenset()):
-    """Installed distributions that a package asks for, those of its extras left out, and what they ask for in turn."""
+    """Installed distributions that a package requires, without its other extras, and their requirements in turn."""
     found, waiting = {}, [(package, extras)]
     while waiting:
         name, extras = waiting.pop()
@@ -78,7 +78,7 @@ def needed(package, extras=frozenset()):
 
 
 def test_the_wheel_alone_answers_a_question(wheel, checkpoint, tmp_path):
-    """Beside nothing but what it asks for without extras."""
+    """With only the requirements that it has without extras."""
     packages = tmp_path / "packages"
     zipfile.ZipFile(wheel).extractall(packages)
     for found in needed("falcon3-audio").values():
@@ -102,7 +102,7 @@ def test_file_names_are_unique_across_folders():
 
 @pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
 def test_travelling_files_import_siblings_and_transformers_only(path):
-    """In a checkpoint they lie in one folder, where only `from .sibling import name` works."""
+    """In a checkpoint they are in one folder, where only `from .sibling import name` works."""
     allowed = {"torch", "numpy", "transformers", "huggingface_hub", *sys.stdlib_module_names}
     tree = ast.parse(path.read_text())
     guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
@@ -128,14 +128,14 @@ def test_it_says_which_version_it_is(capsys):
 
 
 def test_the_type_checker_sees_a_wrong_call_from_one_room_into_another(tmp_path):
-    """In a tree of links as that of `make check`, with a file more; `py.typed` says so to those who install the wheel."""
+    """In a tree of links like that of `make check`, plus one file; `py.typed` enables it for users of the wheel."""
     subprocess.run(["make", "links", f"LINKS={tmp_path / 'links'}"], cwd=ROOT, check=True, capture_output=True)
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "from falcon3_audio.evaluation.rules import is_right\nfrom falcon3_audio.peak_memory import peak_memory\n"
         "peak_memory(1)\nis_right(1, 2, bogus=5)\n"
     )
-    # The rest of the configuration is that of `make check`; reading these two from the start takes longest.
+    # The rest of the configuration is that of `make check`; analysing these two from scratch takes longest.
     config = tmp_path / "setup.cfg"
     config.write_text((ROOT / "setup.cfg").read_text() + "\n[mypy-numpy.*,huggingface_hub.*]\nfollow_imports = skip\n")
     options = ["--config-file", str(config), "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent"]

@@ -1,4 +1,4 @@
-"""Which room may import from which, and that no modules import each other in a circle: read from the sources."""
+"""Reads from the sources which room imports from which, and that no modules import each other in a cycle."""
 
 import ast
 from configparser import ConfigParser
@@ -9,7 +9,7 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parent.parent
-# Of each room, those that it imports from. `modeling` is the package itself.
+# For each room, those that it imports from. `modeling` is the package itself.
 MAY_IMPORT = {
     "processing": set(),
     "modeling": {"processing"},
@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "demo": {"modeling", "processing", "training"},
 }
 
-# The same inside of training, whose own modules are the run; `real` puts a checkpoint together out of all of it.
+# The same within training, whose own modules are `run`; `real` uses all of it to build a checkpoint.
 MAY_IMPORT_IN_TRAINING = {
     "run": {"data", "publishing", "studies"},
     "data": set(),
@@ -34,7 +34,7 @@ MAY_IMPORT_IN_TRAINING = {
 
 
 def package_dirs():
-    """Import name -> folder, as setup.cfg has them."""
+    """Import name -> folder, as in setup.cfg."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["package_dir"].strip().splitlines()
@@ -51,7 +51,7 @@ def modules():
 
 
 def imports(name, path):
-    """Full names that a module imports when it runs; what it imports for the type checker alone does not count."""
+    """Full names that a module imports when it runs; imports only for the type checker do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     checked = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
@@ -123,7 +123,7 @@ def test_the_table_for_contributors_says_the_same():
 
 def test_no_modules_import_each_other_in_a_circle(graph):
     assert len(graph) > 150
-    # A package's door names what is inside; that inside imports its own door, so it is no circle of modules.
+    # A package's `__init__` imports its modules; that they import the package back is not a cycle of modules.
     inner = {name: {other for other in others if not name.startswith(f"{other}.")} for name, others in graph.items()}
     try:
         TopologicalSorter(inner).prepare()
@@ -132,7 +132,7 @@ def test_no_modules_import_each_other_in_a_circle(graph):
 
 
 def test_what_is_read_is_what_is_there(graph):
-    """A call that this test would miss if it read nothing."""
+    """Imports that would be missing if nothing were read."""
     assert "falcon3_audio.evaluation.wilson" in graph["falcon3_audio.evaluation.intervals"]
     assert (
         "falcon3_audio.evaluation.clip_intervals" in graph["falcon3_audio.evaluation.intervals"]
@@ -146,7 +146,7 @@ def test_files_are_short_enough_to_read_in_one_sitting():
 
 
 def test_making_sets_loads_nothing_that_trains(graph):
-    """Whoever makes a set need not have TRL."""
+    """Preparing a set does not need TRL."""
     known = modules()
     begun = [name for name in known if name.startswith("falcon3_audio.training.prepare.")]
     assert "falcon3_audio.training.prepare.real_sounds.build" in begun

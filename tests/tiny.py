@@ -1,4 +1,4 @@
-"""Small random backbones, sounds and prompts that the tests are made of. Nothing is downloaded."""
+"""Small random backbones, audio and prompts for the tests. Nothing is downloaded."""
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ FALCON3_TEMPLATE = (
 
 
 def make_tokenizer(special_tokens: list[str] | None = None, template: str | None = FALCON3_TEMPLATE, **special):
-    """A byte-level tokenizer of some 280 tokens; by default with Falcon3's special tokens."""
+    """A byte-level tokenizer of about 280 tokens; by default with Falcon3's special tokens."""
     if special_tokens is None:
         special_tokens = [">>UNUSED_0<<", ">>UNUSED_1<<", "<|endoftext|>", "<|pad|>"]
         special = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
@@ -61,7 +61,7 @@ def make_llm(family: str = "llama", vocab_size: int = 300, seed: int = 0, **opti
 
 
 def tone(seconds: float, pitch: float = 440.0, rate: int = SAMPLING_RATE) -> np.ndarray:
-    """A sine with a little seeded noise, so that no two stretches of it are equal."""
+    """A sine with a little seeded noise, so that no two parts of it are equal."""
     time = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(int(pitch)).standard_normal(len(time))
     return (0.3 * np.sin(2 * np.pi * pitch * time) + 0.05 * noise).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Stand-ins for the Debian packages of real-sounds: names and layouts of the real ones, with a second of noise per clip.
+"""Stand-ins for the Debian packages of real-sounds: names and layouts of the real ones, with short noise as clips.
 
 `make_mirror` builds .deb files with dpkg-deb; `install_apt` puts an `apt-get` on the path that copies from there, and a
-player of soundfonts (`tinysoundfont`) whose notes are sines. Each clip is another noise, so that no two are copies.
+player of soundfonts (`tinysoundfont`) whose notes are sines. Each clip has different noise, so no two are copies.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ Files = dict[str, bytes]
 
 
 def noise(name: str, seconds: float = 0.6) -> bytes:
-    """A wav file, another one for each name."""
+    """A wav file, different for each name."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
     samples = np.random.default_rng(seed).normal(0, 0.1, int(seconds * RATE))
     buffer = io.BytesIO()
@@ -78,7 +78,7 @@ def clips(package: str, *names: str) -> Files:
 
 
 def contents() -> dict[str, Files]:
-    """Files by package, each package's smallest useful part."""
+    """Files by package: the smallest useful part of each."""
     return {**_speech(), **_sounds(), **_music()}
 
 
@@ -201,7 +201,7 @@ def _music() -> dict[str, Files]:
 
 
 def make_mirror(folder: Path, files: Mapping[str, Files] | None = None) -> tuple[Package, ...]:
-    """A .deb file of each package in `folder`, and the packages as a table would have them."""
+    """Builds a .deb file of each package in `folder`; returns the packages as a table would list them."""
     files = contents() if files is None else files
     known = {package.name: package for package in read_packages()}
     return tuple(make_deb(folder, known[name], files[name]) for name in known if name in files)
@@ -224,7 +224,7 @@ def make_deb(folder: Path, package: Package, files: Files) -> Package:
 
 
 def install_apt(folder: Path, mirror: Path, monkeypatch) -> Path:
-    """An `apt-get` that knows the mirror, and the player; returns the file with the names of packages that were asked for."""
+    """Installs an `apt-get` for the mirror, and the player; returns the file with the names of requested packages."""
     folder.mkdir(exist_ok=True)
     log = folder / "asked.txt"
     log.touch()

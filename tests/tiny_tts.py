@@ -1,4 +1,4 @@
-"""A random VITS model with its tokenizer, in the size of a test."""
+"""A tiny random VITS model with its tokenizer."""
 
 import json
 from pathlib import Path

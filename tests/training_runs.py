@@ -1,4 +1,4 @@
-"""What the tests of training share: a small set of every kind, and runs of `sft` on the tiny backbones."""
+"""Shared by the tests of training: a small set of every kind, and runs of `sft` on the tiny backbones."""
 
 import contextlib
 import importlib
@@ -62,7 +62,7 @@ def heard(path: Any) -> dict[str, Any]:
 
 
 def write_clips(folder: Path, count: int, seconds: float = 0.3) -> list[Path]:
-    """wav files of slowly growing length; even ones are low, odd ones high."""
+    """wav files of slightly increasing length; even ones are low, odd ones high."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number}.wav" for number in range(count)]
     for number, path in enumerate(paths):
@@ -77,8 +77,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def write_chats(folder: Path, count: int = 8, seconds: float = 0.3, silent: bool = False) -> Path:
     """
-    Chats about clips beside them, one of several turns and one of several clips: `count + 2` rows. With `silent` also one
-    without sound, for sets with `sound: some`.
+    Chats about clips in the same folder, one with several turns and one with several clips: `count + 2` rows. With
+    `silent` also one without audio, for sets with `sound: some`.
     """
     clips = [path.name for path in write_clips(folder, count, seconds)]
     rows = [[user(heard(clip), TEXT), assistant(ANSWERS[n % 2])] for n, clip in enumerate(clips)]
@@ -107,7 +107,7 @@ def parse(*arguments: str) -> tuple[Any, ...]:
 
 
 def run_here(command, log, environment, lock, stop, echo):
-    """A step of a study in this process, which has imported everything already: in the place of `study._run_process`."""
+    """Runs a step of a study in this process, which has imported everything already: replaces `study._run_process`."""
     name, *arguments = command
     with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
@@ -141,7 +141,7 @@ def farthest(some: dict[str, Any], other: dict[str, Any]) -> float:
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """No file may grow over `size` bytes, which fails as on a full disk."""
+    """No file can grow over `size` bytes: writing more fails as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
         yield

@@ -1,8 +1,8 @@
-"""transformers' own shared tests, of the installed version, made importable.
+"""Makes transformers' own shared tests, of the installed version, importable.
 
-They are no part of the wheel, but `tests/*.py` of the source distribution on PyPI holds them. It is fetched once, with
-pip, into `.cache/` at the repository's root; folders below `tests/` are not in it, so `load` puts stand-ins in the
-place of the four modules that the shared tests want from there.
+They are not in the wheel, but in `tests/*.py` of the source distribution on PyPI. It is downloaded once, with pip,
+into `.cache/` at the repository's root; folders below `tests/` are not in it, so `load` provides stand-ins for the
+four modules that the shared tests import from there.
 """
 
 import importlib
@@ -27,14 +27,14 @@ PACKAGE = "transformers_shared_tests"
 
 
 class SuiteUnavailable(Exception):
-    """The shared tests cannot be had here; says why."""
+    """The shared tests are not available here; says why."""
 
 
 def load(*names: str) -> list[ModuleType]:
     """
     The modules `names` of transformers' tests.
 
-    Raises `SuiteUnavailable` if the source distribution is neither in the cache nor to be downloaded.
+    Raises `SuiteUnavailable` if the source distribution is not in the cache and cannot be downloaded.
     """
     if PACKAGE not in sys.modules:
         folder = _fetch(transformers.__version__)
@@ -48,7 +48,7 @@ def load(*names: str) -> list[ModuleType]:
 
 
 def _fetch(version: str) -> Path:
-    """The folder with the tests of this version; downloaded where the cache has none."""
+    """The folder with the tests of this version; downloaded if the cache has none."""
     folder = CACHE / f"transformers-{version}-tests"
     if folder.is_dir():
         return folder
@@ -85,10 +85,10 @@ def _module(name: str, **contents) -> ModuleType:
 
 def _stand_ins(folder: Path) -> list[ModuleType]:
     """
-    What the shared tests import from folders that the source distribution leaves out.
+    Stand-ins for what the shared tests import from folders that the source distribution leaves out.
 
     Export tests: none; a forward whose shapes depend on the audio's length is not exported as one graph. Generation
-    tests: none either, test_modeling.py has this project's; the class must be there to be inherited from.
+    tests: none either, since test_modeling.py has this project's; the class must exist to be inherited from.
     """
     return [
         _module(f"{PACKAGE}.exporters", __path__=[]),
@@ -96,7 +96,7 @@ def _stand_ins(folder: Path) -> list[ModuleType]:
         _module(f"{PACKAGE}.generation", __path__=[]),
         _module(f"{PACKAGE}.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {})),
         _module(f"{PACKAGE}.utils", __path__=[]),
-        # Values other than the defaults, which a config has to take over.
+        # Values other than the defaults, which a config must accept.
         _module(
             f"{PACKAGE}.utils.test_configuration_utils",
             config_common_kwargs={
@@ -111,7 +111,7 @@ def _stand_ins(folder: Path) -> list[ModuleType]:
                 "problem_type": "regression",
             },
         ),
-        # The files behind these addresses are on the Hub; a tone of the same name takes their place.
+        # The files at these addresses are on the Hub; a tone of the same name replaces them.
         _module("fetch_hub_objects_for_ci", url_to_local_path=lambda url: _local_sound(url, folder / "sounds")),
     ]
 

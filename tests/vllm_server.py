@@ -1,7 +1,7 @@
-"""vLLM in an environment of its own, and a server in it on 127.0.0.1: what test_vllm.py asks.
+"""vLLM in its own environment, and a server in it on 127.0.0.1, for test_vllm.py.
 
-The environment is made from the package index once, in `.cache/vllm`, and made again when requirements-vllm.txt or torch's
-pin changes. This package is installed into it as a wheel before every run.
+The environment is created from the package index once, in `.cache/vllm`, and again when requirements-vllm.txt or
+torch's pin changes. This package is installed into it as a wheel before every run.
 """
 
 import base64
@@ -42,7 +42,7 @@ def make_environment() -> None:
     if not ready.exists() or ready.read_text() != wanted:
         shutil.rmtree(FOLDER, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
-        # With what it needs where its build is one for GPUs; the rest by the list alone.
+        # With its dependencies, which a build for GPUs needs; the rest only from the list.
         subprocess.run([*pip, torch], check=True)
         subprocess.run([*pip, "--no-deps", "--requirement", str(REQUIREMENTS)], check=True)
         ready.write_text(wanted)
@@ -52,8 +52,8 @@ def make_environment() -> None:
 class Server:
     """
     Args:
-        command: after Python; the port is added.
-        log: file for what it prints.
+        command: arguments of Python; the port is added.
+        log: file for its output.
     """
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None):
@@ -64,7 +64,7 @@ class Server:
         at = command.index("--") if "--" in command else len(command)
         command = [str(PYTHON), *command[:at], "--port", str(self.port), *command[at:]]
         self.log = log
-        # Not in the repository, whose folders would be found instead of the wheel.
+        # Not run in the repository, whose folders would be found instead of the wheel.
         with open(log, "w") as file:
             self._process = subprocess.Popen(
                 command,

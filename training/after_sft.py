@@ -1,4 +1,4 @@
-"""What trainings after the supervised one have in common (GRPO, DPO): how they begin, the plan that they print, and what they leave."""
+"""What GRPO and DPO, the trainings after the supervised one, share: start, printed plan, and saved files."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from .run_folder import STATE
 
 
 class EndsWhereItEnded:
-    """For trainers: a finished run that is started again takes no step more, which transformers would before it looks."""
+    """For trainers: a finished run that is started again takes no further step; transformers would take one first."""
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.state.global_step >= self.state.max_steps:
@@ -33,7 +33,7 @@ class EndsWhereItEnded:
 def begin_with_model(
     args: TrainingArguments, model_args: ModelArguments, recipe: dict[str, Any], options: Sequence[Any]
 ) -> Iterator[tuple[Path | None, PreTrainedModel, Falcon3AudioProcessor]]:
-    """`begin_run`, with the checkpoint the model that the run starts from, and its processor."""
+    """`begin_run`; yields besides the checkpoint the model that the run starts from, and its processor."""
     with begin_run(args, recipe, options) as checkpoint:
         with whole_weights(args):
             model, processor = load_model(model_args, str(args.output_dir), args.seed, anew=checkpoint is None)
@@ -42,12 +42,12 @@ def begin_with_model(
 
 
 def print_plan(model: nn.Module, lora: LoraArguments, lines: dict[str, str], checkpoint: Path | None):
-    """What learns, `lines`, and where the run goes on."""
+    """Prints what is trained, `lines`, and the checkpoint that the run resumes from."""
     counts = count_parameters(model)
     plan = dict(describe_parts(counts, lora))
     total, trained = (sum(values) for values in zip(*counts.values()))
     plan |= {"parameters": f"{total / 1e6:,.2f} M, {trained / total:.2%} trained"} | lines
-    plan |= {"going on from": str(checkpoint)} if checkpoint else {}
+    plan |= {"resuming from": str(checkpoint)} if checkpoint else {}
     for name, text in plan.items():
         print(f"{name:<22} {text}", flush=True)
 
@@ -57,9 +57,9 @@ def run_and_save(trainer: Trainer, checkpoint: Path | None, stopper: SaveAtSigte
     Trains to the end, from the checkpoint if there is one, and saves model, processor, log and loss curve.
 
     Args:
-        loss: what it is, for the curve.
+        loss: its name, for the curve.
 
-    Raises `Terminated` if the run was ended by SIGTERM, and a `ValueError` if the checkpoint was written under another strategy.
+    Raises `Terminated` if SIGTERM stopped the run, and a `ValueError` if the checkpoint is from another strategy.
     """
     if checkpoint:
         check_same_strategy(checkpoint, trainer)

@@ -1,12 +1,12 @@
-"""Training clips that are never the same twice: speed, rooms, noise, gain, and SpecAugment on the log-mel features.
+"""Augmentation of training clips: speed, rooms, noise, gain, and SpecAugment on the log-mel features.
 
-All of it is off unless a recipe has `augmentation`, a mapping with what is wanted:
+All of it is off unless a recipe has `augmentation`, a mapping of what to apply:
 
     augmentation:
       prob: 0.5                            # of each of these, for each clip
       speed: [0.9, 1.0, 1.1]               # one of them: Ko et al. 2015
       impulse_responses: rooms/            # a folder of room impulse responses
-      noise_snr_db: [5, 30]                # from, to; white noise, or a stretch of a file of the folder `noise`
+      noise_snr_db: [5, 30]                # from, to; white noise, or an excerpt of a file in the folder `noise`
       noise: noises/
       gain_db: [-6, 6]
       mask_time_prob: 0.05                 # SpecAugment (arXiv 1904.08779), as transformers' WhisperConfig has it
@@ -14,9 +14,9 @@ All of it is off unless a recipe has `augmentation`, a mapping with what is want
       mask_feature_prob: 0.05
       mask_feature_length: 10              # mel bands
 
-It is done in the data loader's workers, where clips are decoded, to training questions alone. What becomes of a clip depends on
-the seed, the epoch and the row, and on nothing else: not on the batch, the device, the number of workers, or a stop in between.
-Questions that share a clip share what became of it.
+It runs in the data loader's workers, where clips are decoded, and only on training questions. The result depends only
+on the seed, the epoch and the row: not on the batch, the device, the number of workers, or whether the run was
+stopped and resumed. Questions that share a clip share the augmented clip.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from .data.stream import PASS
 
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-LONG_ENOUGH = 0.01  # seconds, of what is left of a clip
+LONG_ENOUGH = 0.01  # seconds that must remain of a clip
 RANGES = ("gain_db", "noise_snr_db")
 FOLDERS = ("noise", "impulse_responses")
 SHARES = ("prob", "mask_time_prob", "mask_feature_prob")
@@ -49,9 +49,9 @@ SHARES = ("prob", "mask_time_prob", "mask_feature_prob")
 @dataclass(frozen=True)
 class Augmentation:
     """
-    What a recipe asks for, checked. See the top of this file.
+    The augmentation of a recipe, checked. See the top of this file.
 
-    Raises a `ValueError` for values that make no sense, and if nothing is asked for.
+    Raises a `ValueError` for invalid values, and if nothing is enabled.
     """
 
     prob: float = 0.5
@@ -85,12 +85,12 @@ class Augmentation:
         for name in FOLDERS:
             sound_files(getattr(self, name), name)
         if self.noise and not self.noise_snr_db:
-            raise ValueError("augmentation: `noise` needs noise_snr_db, how loud it is: such as [5, 30].")
+            raise ValueError("augmentation: `noise` needs noise_snr_db, its level: for example [5, 30].")
         if not self.prob or not self.described():
-            raise ValueError("augmentation asks for nothing; leave it out, or give speed, noise_snr_db, ...")
+            raise ValueError("augmentation enables nothing; leave it out, or give speed, noise_snr_db, ...")
 
     def described(self) -> str:
-        """What is done, for the plan of a run."""
+        """What is applied, for the plan of a run."""
         wanted = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -101,7 +101,7 @@ class Augmentation:
 
 def read_augmentation(given: Any) -> dict[str, Any] | None:
     """
-    The mapping of a recipe, or of a command line (JSON), with what `Augmentation` takes.
+    The mapping from a recipe or from the command line (JSON), with the fields of `Augmentation`.
 
     Raises a `ValueError` for anything else.
     """
@@ -116,7 +116,7 @@ def read_augmentation(given: Any) -> dict[str, Any] | None:
         return None
     known = [field.name for field in dataclasses.fields(Augmentation)]
     if not isinstance(given, dict) or not given.keys() <= set(known):
-        raise ValueError(f"augmentation is a mapping with any of {', '.join(known)}; got {given!r}.")
+        raise ValueError(f"augmentation must be a mapping with any of {', '.join(known)}; got {given!r}.")
     Augmentation(**given)
     return given
 
@@ -126,13 +126,14 @@ def _are_numbers(values: Any) -> bool:
 
 
 def sound_files(folder: str | None, name: str) -> list[str]:
-    """The sound files in a folder and those in it, in order; none for `None`. Raises a `ValueError` if there are none."""
+    """The audio files in a folder and its subfolders, sorted; [] for `None`. Raises `ValueError` if there are none."""
     if folder is None:
         return []
     found = [str(path) for path in find_files(Path(str(folder)), SUFFIXES)]
     if not found:
         raise ValueError(
-            f"augmentation: {name} is to be a folder with sound files ({', '.join(SUFFIXES)}); there are none in {folder}."
+            f"augmentation: {name} must be a folder with audio files ({', '.join(SUFFIXES)}); there are none in "
+            f"{folder}."
         )
     return found
 
@@ -140,15 +141,15 @@ def sound_files(folder: str | None, name: str) -> list[str]:
 class Augmenter:
     """
     Args:
-        options: what is wanted.
+        options: what to apply.
         seed: of the run.
-        longest: seconds that a clip may have (of the processor); slower ones that would be longer keep their speed.
+        longest: the processor's limit in seconds; a clip that slowing down would make longer keeps its speed.
     """
 
     def __init__(self, options: Augmentation, seed: int, longest: float | None = None):
         self.options, self.seed, self.longest = options, seed, longest
         self._noises, self._rooms = (sound_files(getattr(options, name), name) for name in FOLDERS)
-        # Shared with the loader's workers, of which some live longer than an epoch.
+        # Shared with the loader's workers, which can outlive an epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
@@ -156,9 +157,9 @@ class Augmenter:
 
     def of_example(self, example: dict[str, Any]) -> dict[str, Any]:
         """
-        The example with samples in the place of its clips' sources.
+        The example with samples instead of its clips' sources.
 
-        Raises what `load_audio` does for its clips, and an `OSError` for a file of noise or of a room that cannot be read.
+        Raises the errors of `load_audio` for its clips, and an `OSError` for a noise or room file that cannot be read.
         """
         draw = self._draw(example, "sounds")
         messages = [
@@ -190,7 +191,8 @@ class Augmenter:
 
     def of_features(self, example: dict[str, Any], features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
-        Log-mel features `(audios, mel bands, frames)` with stretches of frames and bands set to 0, as transformers' Whisper does.
+        Log-mel features `(audios, mel bands, frames)` with spans of frames and bands set to 0, as in transformers'
+        Whisper.
 
         Args:
             mask: `(audios, frames)`, 1 where there is a clip.
@@ -210,7 +212,7 @@ class Augmenter:
         return draw.random() < self.options.prob
 
     def _draw(self, example: dict[str, Any], what: str) -> np.random.Generator:
-        """By the clip where several rows are about it, else by the row."""
+        """Seeded by the clip if several rows share it, else by the row."""
         name = example.get("clip") or example.get("origin") or ""
         digest = hashlib.sha256(f"{what} {name}".encode()).digest()
         epoch = example.get(PASS, int(self._epoch[0]))
@@ -227,17 +229,17 @@ class Augmenter:
             return draw.standard_normal(length, dtype=np.float32)
         noise = _one_of(self._noises, FOLDERS[0], draw)
         start = int(draw.integers(len(noise)))
-        return np.resize(np.roll(noise, -start), length)  # again from its beginning where it ends
+        return np.resize(np.roll(noise, -start), length)  # wraps around at the end
 
 
 def _one_of(files: Sequence[str], option: str, draw: np.random.Generator) -> np.ndarray:
-    """The samples of a file of an option's folder."""
+    """The samples of a random file from an option's folder."""
     try:
         return load_audio(str(draw.choice(files)))
     except UnreadableAudioError as error:
-        # That is an error of a training clip, whose row is named, and left out where bad clips are.
+        # `UnreadableAudioError` would blame a training clip: its row would be named, or skipped.
         raise OSError(
-            f"augmentation: a file of `{option}` cannot be used; mend it, or take it out of the folder: {error}"
+            f"augmentation: a file of `{option}` cannot be used; fix it, or remove it from the folder: {error}"
         ) from error
 
 
@@ -246,7 +248,7 @@ def _between(limits: Sequence[float], draw: np.random.Generator) -> float:
 
 
 def with_noise(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """Samples with noise `snr_db` decibels below them, by their mean power; as they are where either is silent."""
+    """Samples with noise added, `snr_db` decibels below their mean power; unchanged if either is silent."""
     signal, power = float(np.mean(samples**2)), float(np.mean(noise**2))
     if not signal or not power:
         return samples
@@ -254,13 +256,13 @@ def with_noise(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndar
 
 
 def in_room(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Samples as heard in a room, as loud and as long as before, and not later: from the response's direct sound on."""
+    """Samples as heard in a room, with loudness, length and timing kept: the response starts at its direct sound."""
     heard = fftconvolve(samples, response[int(np.abs(response).argmax()) :])[: len(samples)]
     power = float(np.mean(heard**2))
     return heard * np.sqrt(np.mean(samples**2) / power) if power else samples
 
 
 def _spans(length: int, share: float, span: int, draw: np.random.Generator) -> list[int]:
-    """Where spans begin that together are a share of the length (some may overlap); a fraction of one is one with that chance."""
+    """Starts of spans that cover a share of the length (some may overlap); their number is rounded at random."""
     count = int(share * length / span + draw.random())
     return [int(draw.integers(max(1, length - span + 1))) for _ in range(count)]

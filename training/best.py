@@ -1,10 +1,10 @@
 """Which step of a run is the best: by `metric_for_best_model`, on the sets that are evaluated.
 
-Of one set the metrics are called `loss`, `hearing`, `accuracy`, ... (with or without `eval_` before them). Of several there is
-each of those over all sets together, and for each set alone: `held_out_loss` for a file `held_out.jsonl`. With
-`load_best_model_at_end` every evaluated step is saved, and what the run leaves is the best of them; the last line of its log
-says which (`loaded_step`). The checkpoint is there before the step is evaluated (callbacks.py), so an evaluation that fails
-costs nothing: the run that goes on begins with it.
+With one set the metrics are called `loss`, `hearing`, `accuracy`, ... (with or without prefix `eval_`). With several,
+each metric is measured over all sets together and for each set: `held_out_loss` for a file `held_out.jsonl`. With
+`load_best_model_at_end` every evaluated step is saved, and the run's final model is the best of them; the last line of
+its log says which (`loaded_step`). The checkpoint is saved before the step is evaluated (callbacks.py), so a failed
+evaluation costs nothing: the resumed run starts with it.
 """
 
 import difflib
@@ -23,9 +23,9 @@ from .data.sources import DataSource
 
 
 PREFIX = "eval_"
-# Of these less is better; transformers knows that of losses alone.
+# For these, lower is better; transformers knows that only of losses.
 LESS_IS_BETTER = ("loss", "entropy", "wer", "cer")
-# What each set is given, see hearing.py, and with `eval_generate` generated.py.
+# Metrics of each set, see hearing.py; with `eval_generate` also those of generated.py.
 METRICS = ("loss", "entropy", "mean_token_accuracy", "hearing", "hearing_low", "hearing_high")
 LOADED = "loaded_step"
 
@@ -42,8 +42,8 @@ def whole_name(metric: str) -> str:
 
 def name_sets(sources: Sequence[DataSource]) -> list[str]:
     """
-    What the sets are called in metrics, each otherwise: the last part of their path without its ending. Where two are alike their
-    splits are behind it, and where that is not enough numbers, from that of the set on.
+    Unique names of the sets in metrics: the last part of the path without its suffix. If two are equal, the split is
+    appended; if that is not enough, a number, counting up from the set's own.
     """
     stems = [re.sub(r"\W+", "_", Path(source.path).name.partition(".")[0]).strip("_") or "set" for source in sources]
     splits = [f"{stem}_{source.split}" for stem, source in zip(stems, sources)]
@@ -58,11 +58,11 @@ def name_sets(sources: Sequence[DataSource]) -> list[str]:
 
 def check_metric(arguments: TrainingArguments, sets: Sequence[str], metrics: Collection[str] = METRICS):
     """
-    Raises a `ValueError` before training if `metric_for_best_model` is nothing that will be measured.
+    Raises a `ValueError` before training if `metric_for_best_model` will not be measured.
 
     Args:
-        sets: names of the sets, where there are several.
-        metrics: what is measured of each.
+        sets: names of the sets, if there are several.
+        metrics: those measured for each set.
     """
     if arguments.metric_for_best_model is None:
         return
@@ -71,7 +71,7 @@ def check_metric(arguments: TrainingArguments, sets: Sequence[str], metrics: Col
 
 
 def measured(arguments: TrainingArguments, metrics: dict[str, Any]) -> float | None:
-    """The metric that decides, `None` if none does. Raises a `ValueError` if it was not measured."""
+    """The value of `metric_for_best_model`, `None` if it is not set. Raises a `ValueError` if it was not measured."""
     if arguments.metric_for_best_model is None:
         return None
     _expect(arguments.metric_for_best_model, [name for name, value in metrics.items() if isinstance(value, float)])
@@ -83,12 +83,13 @@ def _expect(metric: str, known: Sequence[str]):
     if name not in known:
         nearest = ", ".join(difflib.get_close_matches(name, known, 1, 0))
         raise ValueError(
-            f"metric_for_best_model={metric!r} is not measured in this run (nearest: {nearest}). Measured are {', '.join(known)}."
+            f"metric_for_best_model={metric!r} is not measured in this run (nearest: {nearest}). Measured: "
+            f"{', '.join(known)}."
         )
 
 
 def note_best(arguments: TrainingArguments, state: TrainerState, value: float | None) -> bool:
-    """Notes the step in `state` if it is saved and the best yet, as transformers would if it evaluated first. NaN never is."""
+    """Records the step in `state` if it is the best yet, as transformers would if it evaluated first. NaN never is."""
     better = operator.gt if arguments.greater_is_better else operator.lt
     if value is None or math.isnan(value) or not (state.best_metric is None or better(value, state.best_metric)):
         return False
@@ -103,25 +104,25 @@ def checkpoint_of(arguments: TrainingArguments, step: int) -> Path:
 
 def find_best(arguments: TrainingArguments, state: TrainerState):
     """
-    Sets the best checkpoint of a run that goes on to where it is now: the run's folder may have been moved.
+    Updates the path of a resumed run's best checkpoint: the run's folder may have been moved.
 
-    Raises a `ValueError` if it is gone: transformers would leave the last step in its place.
+    Raises a `ValueError` if it is missing: transformers would keep the last step instead.
     """
     if not arguments.load_best_model_at_end or not state.best_global_step:
         return
     best = checkpoint_of(arguments, state.best_global_step)
     if not best.is_dir():
         raise ValueError(
-            f"{best}, the best checkpoint of this run so far, is gone. Put it back; or set load_best_model_at_end to false in a "
-            "new output_dir, with an earlier step as its model."
+            f"{best}, the best checkpoint of this run so far, is missing. Restore it; or set load_best_model_at_end "
+            "to false in a new output_dir, with an earlier step as its model."
         )
     state.best_model_checkpoint = str(best)
 
 
 class EarlyStopping(EarlyStoppingCallback):
     """
-    transformers' callback, which counts on where a run goes on (transformers would begin again), saves the step that it ends
-    with, and ends a run that had ended so at once. With more patience such a run goes on.
+    transformers' callback, which keeps its count when a run resumes (transformers would start over), saves the step
+    that it stops at, and immediately stops a run that it had stopped before. With more patience such a run continues.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -134,7 +135,7 @@ class EarlyStopping(EarlyStoppingCallback):
         self._stop_if_due(control)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        if whole_name(args.metric_for_best_model) in metrics:  # of several sets one after the other, not of each
+        if whole_name(args.metric_for_best_model) in metrics:  # with several sets in turn, only one has it
             super().on_evaluate(args, state, control, metrics, **kwargs)
             if self._stop_if_due(control) and args.save_strategy != SaveStrategy.NO:
                 control.should_save = True
@@ -147,12 +148,12 @@ class EarlyStopping(EarlyStoppingCallback):
 
 def describe_best(state: TrainerState) -> dict[str, Any]:
     """
-    The last line of a log whose run leaves its best step, `loaded_step`. Raises a `ValueError` if no step was any: all values
-    of the metric were NaN.
+    The last log line of a run whose final model is its best step, `loaded_step`. Raises a `ValueError` if there is no
+    best step: all values of the metric were NaN.
     """
     if not state.best_model_checkpoint:
         raise ValueError(
-            "load_best_model_at_end found no best step: metric_for_best_model was never a number. The checkpoints are whole; choose "
-            "another metric in a new output_dir, or merge the checkpoint-N that you want."
+            "load_best_model_at_end found no best step: metric_for_best_model was always NaN. The checkpoints are "
+            "intact; choose another metric in a new output_dir, or merge the checkpoint-N that you want."
         )
     return {LOADED: state.best_global_step, "loaded_metric": state.best_metric}

@@ -1,8 +1,8 @@
-"""What happens between steps: the order of an epoch, evaluations and when they come, and how a run ends on SIGTERM.
+"""What happens between steps: the order of an epoch, when evaluations run, and how a run stops on SIGTERM.
 
-SIGTERM is how SLURM and spot machines announce the end: the run saves a checkpoint and ends with exit code 143. The step under
-way is finished first. Where several processes train, the first that is told makes all of them end at the same step.
-torchrun passes the signal on, and kills after 30 s.
+SLURM and spot machines announce the end with SIGTERM: the run finishes the current step, saves a checkpoint and exits
+with code 143. With several processes, the first that gets the signal makes all of them stop at the same step. torchrun
+forwards the signal, and kills after 30 s.
 """
 
 import signal
@@ -22,14 +22,14 @@ from .data.sampler import MixtureSampler
 from .run_folder import STATE
 
 
-STEPS_TO_TIME = 20  # of a run, before it says how long it will take
-EXIT_CODE = 128 + signal.SIGTERM  # as a shell says of a program that was ended by it
+STEPS_TO_TIME = 20  # steps of a run before it prints how long it will take
+EXIT_CODE = 128 + signal.SIGTERM  # as a shell reports a program killed by it
 
 
 class EpochOrder(TrainerCallback):
     """
-    Tells the sampler, and what augments clips, which epoch it is. Accelerate's loaders would, but not the one that it makes for resuming in the
-    middle of an epoch on several devices: that would begin the first epoch's order again, without a word.
+    Tells the sampler and the augmenters which epoch it is. Accelerate's loaders would, except for the one it creates
+    to resume in the middle of an epoch on several devices: that would silently restart with the first epoch's order.
     """
 
     def __init__(self, *ordered: MixtureSampler | Augmenter):
@@ -41,7 +41,7 @@ class EpochOrder(TrainerCallback):
 
 
 class EvaluateAtTheEnd(TrainerCallback):
-    """Of a run that evaluates every so many steps, the last step too: what it has come to is what one wants to know."""
+    """A run that evaluates every N steps also evaluates its last step: the final result matters most."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.eval_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
@@ -49,7 +49,7 @@ class EvaluateAtTheEnd(TrainerCallback):
 
 
 class LogTheEnd(TrainerCallback):
-    """The last step is logged too, however short a run is, and what is checked where it logs is checked then."""
+    """The last step is always logged, however short the run, so that the checks made while logging run then too."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
@@ -58,9 +58,10 @@ class LogTheEnd(TrainerCallback):
 
 class EvaluateAfterSaving(TrainerCallback):
     """
-    Where a step is evaluated and saved, it is saved first: an evaluation that fails then costs nothing. What was found joins the
-    saved state: its log, and whether the step is the best (best.py), for which transformers evaluates first. A run that goes on
-    evaluates the step that it begins with, if that was due and is to be compared with others.
+    A step that is both evaluated and saved is saved first, so a failed evaluation costs nothing. The results are then
+    added to the saved state: its log, and whether the step is the best (best.py), for which transformers evaluates
+    first. A resumed run evaluates the step that it starts from, if that evaluation was due and is compared with
+    others.
     """
 
     def __init__(self, trainer: Trainer):
@@ -79,7 +80,7 @@ class EvaluateAfterSaving(TrainerCallback):
             self._evaluate(args, state, control)
 
     def on_step_end(self, args, state, control, **kwargs):
-        # A schedule that waits for metrics takes them in transformers' own evaluation.
+        # A schedule that depends on metrics reads them in transformers' own evaluation.
         if (
             control.should_save
             and control.should_evaluate
@@ -98,14 +99,14 @@ class EvaluateAfterSaving(TrainerCallback):
 
     def _evaluate(self, args, state, control):
         note_best(args, state, measured(args, self.trainer.evaluate()))
-        control.should_save = False  # early stopping asks for it, and it is done
+        control.should_save = False  # early stopping requests it, but the step is saved already
         saved = checkpoint_of(args, state.global_step) / STATE
         if state.is_world_process_zero and saved.exists():
             state.save_to_json(str(saved))
 
 
 def _is_due(args: TrainingArguments, state: TrainerState) -> bool:
-    """Whether the step is one of those that are evaluated."""
+    """Whether the step should be evaluated."""
     if args.eval_strategy == IntervalStrategy.EPOCH:
         return float(state.epoch or 0).is_integer()
     by_steps = args.eval_strategy == IntervalStrategy.STEPS
@@ -114,12 +115,12 @@ def _is_due(args: TrainingArguments, state: TrainerState) -> bool:
 
 class TimeToGo(TrainerCallback):
     """
-    How long the run goes on at the pace that it has had on this machine, evaluations and checkpoints included: said once after
-    `STEPS_TO_TIME` steps, and then known at each log line.
+    The remaining time of the run at its pace so far on this machine, evaluations and checkpoints included: printed
+    once after `STEPS_TO_TIME` steps, and then available for each log line.
     """
 
     def __init__(self):
-        self._first: tuple[int, float] | None = None  # step and time: the first one takes longer than others
+        self._first: tuple[int, float] | None = None  # step and time: the first step takes longer than others
         self.seconds: int | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -141,11 +142,11 @@ class TimeToGo(TrainerCallback):
 
 
 class Terminated(Exception):
-    """A run was asked to end, and has: the checkpoint of its last step is saved."""
+    """A run stopped on request: the checkpoint of its last step is saved."""
 
 
 class SaveAtSigterm(TrainerCallback):
-    """Saves a checkpoint and ends training when SIGTERM arrives; `raise_if_stopped` then says so."""
+    """Saves a checkpoint and stops training on SIGTERM; `raise_if_stopped` then reports it."""
 
     def __init__(self):
         self._asked = False
@@ -179,8 +180,9 @@ class SaveAtSigterm(TrainerCallback):
             signal.signal(signal.SIGTERM, self._before)
 
     def raise_if_stopped(self):
-        """Raises `Terminated` if training was ended by the signal."""
+        """Raises `Terminated` if the signal stopped training."""
         if self._stopped_after is not None:
             raise Terminated(
-                f"ended by SIGTERM after step {self._stopped_after}, which is saved. The same command goes on from there."
+                f"stopped by SIGTERM after step {self._stopped_after}, which is saved. Run the same command again to "
+                "resume."
             )

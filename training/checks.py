@@ -1,4 +1,4 @@
-"""Checks of options that are each allowed, but not together."""
+"""Checks for combinations of options that are each valid on their own."""
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
@@ -7,44 +7,44 @@ from .arguments import DataArguments
 
 
 def check_push(training: TrainingArguments):
-    """Raises a `ValueError` for a `push_to_hub` that would do something else than it says."""
+    """Raises a `ValueError` for options of `push_to_hub` that this project does not support."""
     if not training.push_to_hub:
         return
     if training.hub_token:
         raise ValueError("hub_token would be saved in training_args.bin. Set HF_TOKEN, or log in (hf auth login).")
     if training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):  # the latter is the default
         raise ValueError(
-            f"hub_strategy must stay off, got {training.hub_strategy.value}: what a run leaves is pushed when it has ended, in one "
-            "commit. To push a checkpoint, `falcon3-audio push RUN/checkpoint-N ORG/NAME`."
+            f"hub_strategy must stay off, got {training.hub_strategy.value}: the results are pushed when the run has "
+            "finished, in one commit. To push a checkpoint, use `falcon3-audio push RUN/checkpoint-N ORG/NAME`."
         )
 
 
 def check_together(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for what would silently not happen, or happen otherwise than a recipe says."""
+    """Raises a `ValueError` for options that would silently be ignored, or do something other than the recipe says."""
     check_scored(data, training)
     if getattr(training, "eval_generate", 0) and not data.eval_data:
         raise ValueError(
-            "eval_generate has held-out questions answered, and there are none: give eval_data, or leave it out."
+            "eval_generate runs the model on held-out questions, and there are none: give eval_data, or leave it out."
         )
     if training.n_gpu > 1:
-        # transformers would use DataParallel: larger batches than asked for, and sounds parted from their texts.
+        # transformers would use DataParallel: larger batches than requested, and audio separated from its text.
         raise ValueError(
-            f"One process sees {training.n_gpu} GPUs. Start a process for each (`accelerate launch --config_file "
-            "training/accelerate/ddp.yaml ...`), or let it see one: CUDA_VISIBLE_DEVICES=0."
+            f"One process sees {training.n_gpu} GPUs. Start one process per GPU (`accelerate launch --config_file "
+            "training/accelerate/ddp.yaml ...`), or make only one visible: CUDA_VISIBLE_DEVICES=0."
         )
 
 
 def check_streaming(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for options that need to know how long a set is, where sets are streamed."""
+    """Raises a `ValueError` for options that need the length of a set, if sets are streamed."""
     streamed = next((source for source in data.train_data if source.streaming), None)
     if streamed is None:
         return
-    what = f"{streamed} is streamed, so it is not known how long it is"
+    what = f"{streamed} is streamed, so its length is not known"
     if training.max_steps <= 0:
-        raise ValueError(f"{what}: say with max_steps how many steps to train.")
+        raise ValueError(f"{what}: set max_steps, the number of steps to train.")
     if training.num_train_epochs != 1:  # the default
         raise ValueError(
-            f"{what}: max_steps says how long to train; leave out num_train_epochs, got {training.num_train_epochs:g}."
+            f"{what}: max_steps sets how long to train; leave out num_train_epochs, got {training.num_train_epochs:g}."
         )
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(training, name) == IntervalStrategy.EPOCH.value:
@@ -52,8 +52,8 @@ def check_streaming(data: DataArguments, training: TrainingArguments):
 
 
 def check_scored(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for `eval_data` that nothing would be asked of."""
+    """Raises a `ValueError` for `eval_data` that would never be used."""
     if data.eval_data and training.eval_strategy == "no":
         raise ValueError(
-            "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave it out."
+            "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave out eval_data."
         )

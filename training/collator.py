@@ -1,13 +1,13 @@
-"""From conversations with sounds to a training batch, through the processor.
+"""From conversations with audio to a training batch, through the processor.
 
 The loss is on the assistant's answers and their end tokens only (labels come from the chat template's generation
-markers). Audio is never cut: an example over `max_length` loses the end of its text, or is left out where its audio and
-question alone are too long or a clip exceeds the processor's `max_audio_seconds`; both are counted in the batch. So are examples whose
-clip cannot be read, where these are to be skipped. A batch always holds a clip, so that encoder and projector get a gradient on every device; one without any gets a hundredth of
-a second of silence that nothing is learned from.
+markers). Audio is never cut: an example over `max_length` loses the end of its text, or is left out if its audio and
+question already exceed it or a clip exceeds the processor's `max_audio_seconds`; both are counted in the batch, as are
+skipped examples whose clip cannot be read. A batch always has a clip, so that encoder and projector get a gradient on
+every device; one without clips gets a hundredth of a second of silence that carries no loss.
 
-Questions about one clip that come together share its audio: it is decoded and encoded once, and stands once in a row, with
-each question and answer behind it as a branch of its own (data/packing.py). Losses are those of separate rows.
+Questions about one clip in the same batch share its audio: it is decoded and encoded once, and appears once in a row,
+followed by each question and answer as a separate branch (data/packing.py). Losses are those of separate rows.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ from .data.packing import IGNORED, Row, Unit, join_branches, pack_units, pad_row
 
 logger = logging.get_logger(__name__)
 
-# What a batch says about itself; `AudioSFTTrainer` takes these out before the model sees them.
+# Statistics in a batch; `AudioSFTTrainer` removes them before the model sees it.
 COUNTERS = ("num_shortened", "num_dropped", "num_bad_audio")
 QUESTIONS = "num_questions"
-# In examples that are evaluated, their number, and in their batches what was asked: see hearing.py.
+# For evaluation: each example's number, and in batches which questions they have; see hearing.py.
 NUMBER = "number"
 ASKED = "asked"
 SILENCE = np.zeros(SAMPLING_RATE // 100, dtype=np.float32)
@@ -48,13 +48,13 @@ class AudioChatCollator:
     `dataset_kwargs={"skip_prepare_dataset": True}`, since the processor does all preparation here).
 
     Args:
-        processor (`Falcon3AudioProcessor`): The one that belongs to the model.
+        processor (`Falcon3AudioProcessor`): The model's processor.
         max_length (`int`, *optional*): Longest example in tokens, audio included. `None`: no limit.
-        questions_per_row (`int`, *optional*): The most examples with the same `clip` that share a row and its audio; 1 for
-            none, `None` for all.
+        questions_per_row (`int`, *optional*): Maximum number of examples with the same `clip` that share a row and its
+            audio; 1 for no sharing, `None` for all.
         skip_bad_audio (`bool`): Leave out examples whose clip cannot be read, with a warning that names them, instead of
             raising an error.
-        augmenter (`Augmenter`, *optional*): What becomes of clips before they are learned from. Not for evaluation.
+        augmenter (`Augmenter`, *optional*): Applied to training clips. Not for evaluation.
     """
 
     processor: Falcon3AudioProcessor
@@ -67,19 +67,20 @@ class AudioChatCollator:
         """
         Args:
             examples: Rows with `messages`, chats as `Falcon3AudioProcessor.apply_chat_template` takes them, each item of
-                content with its `type`, and *optionally* `origin`, what errors call them, and `clip`, alike in chats about
-                the same sounds: those that are also alike up to the last of them may share a row.
+                content with its `type`, and *optionally* `origin`, their name in errors, and `clip`, equal in chats
+                about the same audio: those that are also equal up to their last clip can share a row.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` of shape `(rows, tokens)`, padded on the right;
             `input_features` `(audios, mel bands, frames)` and `input_features_mask` `(audios, frames)`; and the
-            scalars `num_questions`, `num_shortened`, `num_dropped` and `num_bad_audio`. If a clip is shared also `position_ids`,
-            `segment_ids` and `prefix_ids`, see data/packing.py. If examples have a `number` also `asked` `(questions, 3)`: for each
-            question, in the order of the answers in the rows, its number, that of its clip, and 1 if there is a clip.
+            scalars `num_questions`, `num_shortened`, `num_dropped` and `num_bad_audio`. If a clip is shared, also
+            `position_ids`, `segment_ids` and `prefix_ids`, see data/packing.py. If examples have a `number`, also
+            `asked` `(questions, 3)`: for each question, in the order of the answers in the rows, its number, its
+            clip's number, and 1 if there is a clip.
 
         Raises:
-            `ValueError`: for an example that has no answer or one without text, that the chat template refuses or whose
-                audio cannot be used, by its `origin`.
+            `ValueError`: for an example with no answer or an empty one, that the chat template rejects or whose audio
+                cannot be used; names its `origin`.
         """
         groups, counts = self._read(examples)
         batch = self._batches(groups, None)[0] | counts
@@ -89,16 +90,16 @@ class AudioChatCollator:
 
     def micro_batches(self, examples: Sequence[dict[str, Any]], tokens: int) -> list[dict[str, torch.Tensor]]:
         """
-        The same examples as batches of at most `tokens` places (rows times tokens) each, so many as that takes. A single
-        example that is longer has a batch of its own; silence in a batch without sound may be a row more. The counts are in
-        the first one.
+        The same examples as batches of at most `tokens` positions (rows times tokens) each, as many as needed. A
+        longer example gets its own batch; silence in a batch without audio can add a row. The counts are in the first
+        batch.
         """
         groups, counts = self._read(examples)
         first, *others = self._batches(groups, tokens)
         return [first | counts, *others]
 
     def _read(self, examples: Sequence[dict[str, Any]]) -> tuple[list[list[Chat]], dict[str, torch.Tensor]]:
-        """The chats that fit, by clip, and what was counted."""
+        """The chats that fit, grouped by clip, and the counts."""
         read = [(clip, self._encode_readable(clip)) for clip in self._by_clip(examples)]
         unread = sum(len(clip) for clip, chats in read if chats is None)
         groups = [
@@ -128,7 +129,7 @@ class AudioChatCollator:
         return [self._pad(some) for some in rows]
 
     def _join(self, group: Sequence[Chat], tokens: int | None) -> list[Unit]:
-        """Chats about one clip as a unit, or as several where that would have over `tokens`."""
+        """Chats about one clip as one unit, or as several if one would exceed `tokens`."""
         unit = join_branches(group, self.processor.audio_token_id)
         if len(group) == 1 or tokens is None or len(unit) <= tokens:
             return [unit]
@@ -147,7 +148,7 @@ class AudioChatCollator:
         return [group[start : start + limit] for group in clips.values() for start in range(0, len(group), limit)]
 
     def _encode_readable(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None] | None:
-        """As `_encode_clip`; `None` for a clip that cannot be read, where these are skipped."""
+        """As `_encode_clip`; `None` for a clip that cannot be read, if these are skipped."""
         try:
             return self._encode_clip(examples)
         except UnreadableAudioError as error:
@@ -157,7 +158,7 @@ class AudioChatCollator:
             return None
 
     def _encode_clip(self, examples: Sequence[dict[str, Any]]) -> list[Chat | None]:
-        """Examples about one clip, which is decoded for the first of them alone; the others have its tokens."""
+        """Encodes examples about one clip, which is decoded only for the first; the others reuse its tokens."""
         first = self._augment(examples[0], self.augmenter) if self.augmenter else self._encode(examples[0])
         if first is None:
             return [None] * len(examples)
@@ -173,7 +174,7 @@ class AudioChatCollator:
         return chat | {"input_features": features}
 
     def _encode_words(self, example: dict[str, Any], first: Chat) -> Chat:
-        """An example with silence instead of its clip, which gets as many audio tokens as the clip has in `first`."""
+        """An example encoded with silence for its clip, with as many audio tokens as the clip has in `first`."""
         silent = self._encode(example | {"messages": _silenced(example["messages"])})
         if silent is None:
             raise ValueError(f"{example.get('origin')}: a hundredth of a second exceeds the processor's limit.")
@@ -200,7 +201,7 @@ class AudioChatCollator:
         return {name: value[0] if name in ("input_ids", "labels") else value for name, value in row.items()}
 
     def _fit(self, row: Chat | None) -> Chat | None:
-        """The row within `max_length`: as it is, without the end of its text, or `None` where that is not enough."""
+        """The row within `max_length`: unchanged, without the end of its text, or `None` if that is not enough."""
         if row is None or self.max_length is None or len(row["input_ids"]) <= self.max_length:
             return row
         kept = row["labels"][: self.max_length] != IGNORED
@@ -237,7 +238,7 @@ class AudioChatCollator:
 def augmenting(
     collator: AudioChatCollator, options: dict[str, Any] | None, seed: int
 ) -> tuple[AudioChatCollator, list[Augmenter]]:
-    """The collator of training questions: as it is, or with an augmenter, which has to be told the epoch."""
+    """The collator of training questions: unchanged, or with an augmenter, which has to be told the epoch."""
     if not options:
         return collator, []
     augmenter = Augmenter(Augmentation(**options), seed, collator.processor.max_audio_seconds)
@@ -246,7 +247,7 @@ def augmenting(
 
 @contextmanager
 def _told_of(example: dict[str, Any]) -> Iterator[None]:
-    """Raises what is wrong with an example as an error that names it."""
+    """Re-raises the errors of an example with its name."""
     origin = example.get("origin", "A training example")
     try:
         yield
@@ -259,7 +260,7 @@ def _told_of(example: dict[str, Any]) -> Iterator[None]:
 
 
 def _up_to_the_sound(messages: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
-    """What is said up to the last clip, with the clips' places."""
+    """The text up to the last clip, with the positions of the clips."""
     parts = [
         (number, item["type"], item.get("text")) for number, message in enumerate(messages) for item in _items(message)
     ]
@@ -273,7 +274,7 @@ def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _stretches(mask: torch.Tensor) -> list[tuple[int, int]]:
-    """Begin and end of each unbroken stretch of `True`."""
+    """Start and end of each run of `True`."""
     steps = torch.diff(mask.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
     begins, ends = ((steps == step).nonzero().flatten().tolist() for step in (1, -1))
     return list(zip(begins, ends))
@@ -282,7 +283,7 @@ def _stretches(mask: torch.Tensor) -> list[tuple[int, int]]:
 def _refill(
     values: torch.Tensor, places: Sequence[tuple[int, int]], counts: Sequence[int], value: int
 ) -> torch.Tensor:
-    """The values with `counts[i]` times `value` instead of what is at `places[i]`."""
+    """The values with `places[i]` replaced by `counts[i]` times `value`."""
     parts, done = [], 0
     for (start, end), count in zip(places, counts):
         parts += [values[done:start], torch.full((count,), value)]
@@ -295,14 +296,14 @@ def _length(chat: Chat) -> int:
 
 
 def _behind(chat: Chat, silence: Chat) -> Chat:
-    """Silence behind a chat's end, where nothing looks at it."""
+    """Silence appended to a chat, where nothing attends to it."""
     return silence | {name: torch.cat([chat[name], silence[name]]) for name in ("input_ids", "labels")}
 
 
 def _add_row(
     rows: Sequence[Row], more: Row, length: Callable[[Row], int], join: Callable[[Row, Row], Row]
 ) -> list[Row]:
-    """Rows with one more, which goes behind the shortest if that has the room beside the longest."""
+    """Rows with one more, appended to the shortest row if the result is no longer than the longest."""
     lengths = [length(row) for row in rows]
     if not rows or min(lengths) + length(more) > max(lengths):
         return [*rows, more]
@@ -311,18 +312,18 @@ def _add_row(
 
 
 def _numbered(chat: Chat | None, example: dict[str, Any]) -> Chat | None:
-    """The chat with what `asked` says about its question, if the example has a number."""
+    """The chat with its entry of `asked`, if the example has a number."""
     if chat is None or NUMBER not in example:
         return chat
     number, clip = example[NUMBER], example.get("clip")
     clip = _only_source(example["messages"]) if clip is None else clip
-    # A chat of no one clip is a clip of its own.
+    # A chat without exactly one clip counts as its own clip.
     clip = -1 - number if clip is None else clip_number(clip)
     return chat | {ASKED: torch.tensor([number, clip, int("input_features" in chat)])}
 
 
 def _only_source(messages: Sequence[dict[str, Any]]) -> str | bytes | None:
-    """Path, URL or bytes of a chat's clip, which other chats may be about as well; `None` without one, or with several."""
+    """Path, URL or bytes of a chat's clip, which other chats can share; `None` without a clip, or with several."""
     clips = [item for message in messages for item in _items(message) if item["type"] == "audio"]
     if len(clips) != 1:
         return None
@@ -358,6 +359,6 @@ def _silenced(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def join_on_time(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Batches of different lengths on the last axis, as one batch padded with zeros."""
+    """Batches with different lengths of the last axis as one batch, padded with zeros."""
     width = max(tensor.shape[-1] for tensor in tensors)
     return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])

@@ -1,7 +1,8 @@
-"""Digests of what a run's sets are read from: it does not go on with other data than it began with.
+"""Digests of the files of a run's sets: a run resumes only with the data it was started with.
 
-Files of text are read whole. Of others, which may hold the sound too and be larger than memory, the size and both ends are: there
-lie the sizes of their parts. Sound in files of its own is not looked at, nor are sets that are streamed or on the Hub.
+Text files are hashed in full. Other files can contain the audio and be larger than memory: of these the size and both
+ends are hashed, where the sizes of their parts are stored. Separate audio files, streamed sets and sets on the Hub
+are not covered.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ END = 2**20  # bytes
 
 
 def data_digests(data: DataArguments) -> dict[str, dict[str, list[str | None]]]:
-    """For a run's recipe: of each set of `train_data` and `eval_data` its digest, `None` where nothing is looked at."""
+    """For a run's recipe: the digest of each set of `train_data` and `eval_data`, `None` if it is not covered."""
     return {
         DATA_SHA256: {
             "train_data": [set_digest(source) for source in data.train_data],
@@ -35,7 +36,7 @@ def data_digests(data: DataArguments) -> dict[str, dict[str, list[str | None]]]:
 
 
 def set_digest(source: DataSource) -> str | None:
-    """Of the files with a set's rows, and their names in its folder. For sets that can be opened."""
+    """Digest of the files with a set's rows, and of their names in its folder. For sets that can be opened."""
     path = Path(source.path)
     if source.streaming or not path.exists():
         return None

@@ -1,8 +1,8 @@
-"""What a run on several devices or machines needs besides accelerate: whole models while loading, the right checkpoint, a
-folder of its own.
+"""What a run on several devices or machines needs besides accelerate: whole models while loading, the right
+checkpoint, an exclusive folder.
 
-How such runs are started is in training/accelerate/README.md. Runs in one process pass through here unchanged, but do
-not go on from what FSDP or DeepSpeed saved.
+training/accelerate/README.md says how such runs are started. Runs in one process also use this module, but cannot
+resume from checkpoints of FSDP or DeepSpeed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ from .run_folder import other_than, start_or_go_on
 
 
 LOCK = "run.lock"
-# What is in every checkpoint that was written under a strategy: first what is in none of the others. Each process has random
-# numbers of its own, and their number may change. DeepSpeed has the scheduler in its own files, or not.
+# Files in every checkpoint written under a strategy: the first is in no other strategy's. Each process has its own
+# random state, and the number of processes can change. DeepSpeed may have the scheduler in its own files.
 _STATES = ("scheduler.pt", "rng_state*.pth")
 _FILES = {
     "one process or DDP": ("optimizer.pt", *_STATES),
@@ -35,11 +35,11 @@ _FILES = {
 @contextmanager
 def whole_weights(args: TrainingArguments) -> Iterator[None]:
     """
-    Models that are loaded in here are whole on every process, under DeepSpeed ZeRO-3 too.
+    Models loaded in this context are whole on every process, also under DeepSpeed ZeRO-3.
 
-    transformers would build them in pieces there (whatever `zero3_init_flag` says), by messages between all processes;
-    but one process alone composes the base model, and would wait for the others for ever. DeepSpeed cuts the model up
-    when training begins.
+    There transformers would build them in shards (whatever `zero3_init_flag` says), with collectives between all
+    processes; but only one process composes the base model, and would wait for the others forever. DeepSpeed shards
+    the model when training starts.
     """
     if args.deepspeed_plugin is None:
         yield
@@ -54,17 +54,18 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
 @contextmanager
 def begin_run(args: TrainingArguments, recipe: dict[str, Any], options: Sequence[Any]) -> Iterator[Path | None]:
     """
-    `start_or_go_on` in all processes: the checkpoint to go on from, the same in each, or `None` for a new run. In here no
-    other run may begin in the folder.
+    `start_or_go_on` in all processes: the checkpoint to resume from, the same in each, or `None` for a new run. In
+    this context no other run can start in the folder.
     """
     folder, is_first = Path(str(args.output_dir)), args.process_index == 0
     if is_first:
         folder.mkdir(parents=True, exist_ok=True)
-    # Workers of the data loader inherit the lock, and may outlive the run.
+    # Workers of the data loader inherit the lock and can outlive the run.
     with locked(folder / LOCK) if is_first else nullcontext(True) as is_ours:
         if not all(gather_object([is_ours])):
             raise ValueError(
-                f"Another process is training in {folder}. Wait for it to end, or end it; or give another output_dir."
+                f"Another process is training in {folder}. Wait until it finishes, or stop it; or give another "
+                "output_dir."
             )
         checkpoint = start_or_go_on(folder, recipe, is_first, args.resume_from_checkpoint, options)
         check_same_checkpoint(checkpoint, str(folder))
@@ -72,7 +73,7 @@ def begin_run(args: TrainingArguments, recipe: dict[str, Any], options: Sequence
 
 
 def check_same_checkpoint(checkpoint: Path | None, output_dir: str):
-    """Raises a `ValueError` in every process unless all of them are about to go on from the same checkpoint."""
+    """Raises a `ValueError` in every process unless all of them are about to resume from the same checkpoint."""
     found = gather_object([checkpoint.name if checkpoint else "none"])
     if len(set(found)) > 1:
         raise ValueError(
@@ -83,8 +84,8 @@ def check_same_checkpoint(checkpoint: Path | None, output_dir: str):
 
 def check_same_strategy(checkpoint: Path, trainer: Trainer):
     """
-    Raises a `ValueError` if the checkpoint was written under another strategy than the trainer's, or lacks a file that a run
-    goes on with. transformers would go on from some of these without a word, but with a new optimizer or schedule.
+    Raises a `ValueError` if the checkpoint was written under another strategy than the trainer's, or lacks a file
+    needed to resume. transformers would silently resume from some of these with a new optimizer or schedule.
     """
     strategy = (
         "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else "one process or DDP"
@@ -93,8 +94,8 @@ def check_same_strategy(checkpoint: Path, trainer: Trainer):
     others = [name for name, (mark, *_) in _FILES.items() if name != strategy and any(checkpoint.glob(mark))]
     if others and _FILES[strategy][0] in missing:
         raise ValueError(
-            f"{checkpoint} was written by {' or '.join(others)}, this run is one of {strategy}. Go on with the config of "
-            "training/accelerate that the run was started with."
+            f"{checkpoint} was written by {' or '.join(others)}, but this run uses {strategy}. Resume with the config "
+            "of training/accelerate that the run was started with."
         )
     if missing:
         raise ValueError(f"{checkpoint} is incomplete: {', '.join(missing)} is missing. {other_than(checkpoint)}")
@@ -102,8 +103,8 @@ def check_same_strategy(checkpoint: Path, trainer: Trainer):
 
 def reshard(model: nn.Module):
     """
-    Divides a model of FSDP2 among the processes again. After a forward without a backward its outermost unit stays whole, and
-    weights of a checkpoint (`load_best_model_at_end`) would not fit. Other models stay as they are.
+    Reshards a model of FSDP2. After a forward without a backward its outermost unit stays whole, and weights of a
+    checkpoint (`load_best_model_at_end`) would not fit. Other models are unchanged.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -112,8 +113,8 @@ def reshard(model: nn.Module):
 
 def leave_group(code: int) -> int:
     """
-    Ends what this process had in common with others, as the last thing it does, and hands on its exit code. Left to the
-    interpreter's end, the group's threads now and then abort a process whose work is done.
+    Destroys the process group, as the last thing a process does, and returns its exit code. Left to the interpreter's
+    shutdown, the group's threads occasionally abort a process whose work is done.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

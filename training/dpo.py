@@ -1,10 +1,10 @@
-"""Direct preference optimisation with TRL's DPOTrainer, on preference rows with sound (preferences.py).
+"""Direct preference optimisation with TRL's DPOTrainer, on preference rows with audio (preferences.py).
 
     falcon3-audio dpo --config training/recipes/dpo.yaml --model runs/mine --train_data preferences.jsonl --output_dir runs/dpo
 
-DPOTrainer needs nothing but a collator: it hands whatever a batch holds to the model, so that the audio reaches policy and
-reference. The chosen answers are the first half of a batch, the rejected ones the second, each half with the audio of its
-prompts; the loss is on the answers and their end tokens. The reference is the model without its adapter.
+DPOTrainer needs only a collator: it passes everything in a batch to the model, so the audio reaches policy and
+reference. The chosen answers are the first half of a batch, the rejected ones the second, each half with the audio of
+its prompts; the loss is on the answers and their end tokens. The reference is the model without its adapter.
 """
 
 import sys
@@ -35,7 +35,7 @@ from .recipe import run_recipe
 from .run_folder import describe_recipe
 
 
-# Options of the trainer that decide the result, beside those of every trainer.
+# Options of this trainer that affect the result, in addition to those of every trainer.
 DECIDING_DPO = (
     *("beta", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef"),
     *(
@@ -52,12 +52,12 @@ NOT_OURS = ("padding_free", "precompute_ref_log_probs", "sync_ref_model", "remov
 @dataclass
 class AudioPreferenceCollator:
     """
-    Data collator for TRL's `DPOTrainer` (with `remove_unused_columns=False`), for rows that have a column `images`, empty: without
-    it TRL would tokenize all rows, and hear all their audio, before training. Nothing is cut: `max_length` of `DPOConfig` has
-    no effect.
+    Data collator for TRL's `DPOTrainer` (with `remove_unused_columns=False`), for rows with an empty column `images`:
+    without it TRL would tokenize all rows, and process all their audio, before training. Nothing is cut: `max_length`
+    of `DPOConfig` has no effect.
 
     Args:
-        processor (`Falcon3AudioProcessor`): The one that belongs to the model.
+        processor (`Falcon3AudioProcessor`): The model's processor.
     """
 
     processor: Falcon3AudioProcessor
@@ -67,15 +67,15 @@ class AudioPreferenceCollator:
         Args:
             examples: Rows with `prompt`, a chat that ends with the user's message; `chosen` and `rejected`, each a
                 list of one assistant message; *optionally* `audio` or `audios`, the clips of audio items that have no
-                source; and *optionally* `origin`, what errors call the row.
+                source; and *optionally* `origin`, the row's name in errors.
 
         Returns:
             `input_ids`, `attention_mask` and `completion_mask` of shape `(2 * rows, tokens)`, padded on the right, the
-            mask 1 for the answer and its end token; and where there is sound `input_features` `(audios, mel bands,
+            mask 1 for the answer and its end token; and if there is audio `input_features` `(audios, mel bands,
             frames)` and `input_features_mask` `(audios, frames)`, every audio once per half.
 
         Raises:
-            `ValueError`: for a row of another form or with audio that cannot be used, by its `origin`.
+            `ValueError`: for a row of another form or with audio that cannot be used; names its `origin`.
         """
         rows = [self._encode(example, answer) for answer in ("chosen", "rejected") for example in examples]
         ids = [row["input_ids"][0] for row in rows]
@@ -92,7 +92,7 @@ class AudioPreferenceCollator:
     def _encode(self, example: dict[str, Any], answer: str) -> dict[str, torch.Tensor]:
         try:
             clips = clips_of(example)
-            # Where the row was read by `load_preferences` its clips are in place, and a tag that is left is a text.
+            # In rows from `load_preferences` the clips are in place already, so a remaining tag is plain text.
             prompt, reply = fill_in(example["prompt"], clips, Path(), tags=bool(clips)), example[answer]
             if [message["role"] for message in [*prompt[-1:], *reply]] != ["user", "assistant"]:
                 raise ValueError(
@@ -121,7 +121,7 @@ def _last_answer(labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class AudioDPOConfig(DPOConfig):
-    """`trl.DPOConfig` for rows with sound: nothing is cut, and the columns stay."""
+    """`trl.DPOConfig` for rows with audio: nothing is cut, and all columns are kept."""
 
     max_length: int | None = field(default=None, metadata={"help": "Must stay off: nothing is cut."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay False."})
@@ -134,13 +134,13 @@ class AudioDPOConfig(DPOConfig):
         if given:
             raise ValueError(
                 f"{', '.join(given)} must stay off: the collator prepares the rows and cuts nothing, the reference is the model "
-                "without its adapter, and what the run leaves is pushed by `falcon3-audio push`."
+                "without its adapter, and `falcon3-audio push` pushes the results."
             )
         super().__post_init__()
 
 
 class AudioDPOTrainer(EndsWhereItEnded, DPOTrainer):
-    """TRL's trainer, which ends where the loss is no number: nothing of that step is saved. `FloatingPointError` says so."""
+    """TRL's trainer, which raises a `FloatingPointError` if the loss is not finite; nothing of that step is saved."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -151,11 +151,12 @@ class AudioDPOTrainer(EndsWhereItEnded, DPOTrainer):
 def train(
     model_args: ModelArguments, lora_args: LoraArguments, data_args: DataArguments, args: AudioDPOConfig
 ) -> AudioDPOTrainer:
-    """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
+    """Runs a recipe from the start, or from its last checkpoint, and returns the trainer."""
     check_together(data_args, args)
     if {lora_args.lora_audio_tower, lora_args.lora_language_model} <= {"none", "full"}:
         raise ValueError(
-            "DPO compares with the model without its adapter: let one tower at least have LoRA (lora_language_model: all)."
+            "DPO compares with the model without its adapter: use LoRA on at least one tower (lora_language_model: "
+            "all)."
         )
     rows, sizes = load_preferences(data_args.train_data)
     held_out = load_preferences(data_args.eval_data)[0] if data_args.eval_data else None

@@ -2,10 +2,11 @@
 
     python -m falcon3_audio.training.estimate training/recipes/falcon3_audio_7b.yaml --devices 8 --card h100
 
-Counted are matrix products. A token costs 2 FLOPs per weight forward and 2 more for the gradient of the activations
-(frozen weights have no gradient of their own, LoRA's are not worth counting), and 2 for computing activations again. The
-time is what the card needs for that at a stated share of its peak. The first line of each recipe is what this prints:
-an estimate, no measurement. To measure: `--max_steps 20`, and look at samples_per_second and peak_memory_gib.
+Only matrix products are counted. A token costs 2 FLOPs per weight in the forward pass, 2 more for the gradient of the
+activations (frozen weights have no weight gradient, LoRA's is negligible), and 2 for recomputing activations. The
+time is what the card needs for that at a stated share of its peak. This prints the first line of each recipe: an
+estimate, not a measurement. To measure, train with `--max_steps 20` and look at samples_per_second and
+peak_memory_gib.
 """
 
 import argparse
@@ -27,16 +28,16 @@ from .learning import PROJECTOR, choose_trained_weights, count_parameters
 from .recipe import parse_options
 
 
-# (bf16 FLOP/s without sparsity, bytes of memory) as in NVIDIA's data sheets of the SXM cards.
+# (bf16 FLOP/s without sparsity, bytes of memory) from NVIDIA's data sheets of the SXM cards.
 CARDS = {"h100": (989e12, 80e9), "h200": (989e12, 141e9), "a100": (312e12, 80e9)}
-# Model FLOP utilisation. What well-tuned training of this size commonly reaches; not measured with this code.
+# Model FLOP utilisation that well-tuned training of this size commonly reaches; not measured with this code.
 UTILISATION = 0.4
-# Folder of the recipes -> (questions, clips, mean seconds of sound). Open-ASQA v2 as published (10,324,230 questions about
-# 1,089,204 clips, 26 K hours); of the 440 K voice instructions the paper gives no length, 5 s is our guess.
+# Folder of the recipes -> (questions, clips, mean seconds of audio). Open-ASQA v2 as published (10,324,230 questions
+# about 1,089,204 clips, 26 K hours); the paper gives no length for the 440 K voice instructions, 5 s is our guess.
 PUBLISHED = {"data/open_asqa": (10_324_230, 1_089_204, 9.2), "data/voice_instructions": (440_000, 440_000, 5.0)}
 TEXT_TOKENS = 60  # of a question with its answer and the chat format, about what Open-ASQA has
 BYTES_TRAINED = 16  # float32: weight, gradient and Adam's two moments
-BYTES_4BIT = 0.55  # a weight in NF4 with its double-quantised scales
+BYTES_4BIT = 0.55  # per weight in NF4 with its double-quantised scales
 BYTES_ACTIVATION = 2  # bfloat16
 OVERHEAD = 2 * 2**30  # CUDA context, loss chunks, fragmentation: a guess
 
@@ -52,9 +53,9 @@ def estimate(
     model: ModelArguments, lora: LoraArguments, data: DataArguments, training: AudioSFTConfig, devices: int, card: str
 ) -> Cost:
     """
-    Minutes for the whole run on `devices` cards of the kind `card`, and GiB on each.
+    Minutes for the whole run on `devices` cards of type `card`, and GiB on each.
 
-    Raises a `ValueError` for a card or a training set whose size is not known here.
+    Raises a `ValueError` for a card or a training set of unknown size.
     """
     if card not in CARDS:
         raise ValueError(f"got the card {card!r}; expected one of {', '.join(CARDS)}")
@@ -72,7 +73,7 @@ def estimate(
                 f"{source} is streamed, so its size is not known; leave out `streaming` to estimate a run"
             )
         if source.path not in PUBLISHED:
-            raise ValueError(f"got the data {source.path!r}; sizes are known here of {', '.join(PUBLISHED)}")
+            raise ValueError(f"got the data {source.path!r}; sizes are known only for {', '.join(PUBLISHED)}")
         published, clips, seconds = PUBLISHED[source.path]
         count = published * source.weight * training.num_train_epochs
         questions += count
@@ -88,14 +89,14 @@ def estimate(
 
 
 def _questions_at_once(training: AudioSFTConfig, devices: int) -> int:
-    """What a device has to pack: its part of a step, or a micro-batch of a set number of questions."""
+    """Questions that a device packs: its part of a step, or a micro-batch of a fixed number of questions."""
     if training.tokens_per_device and training.global_batch_size:
         return max(1, training.global_batch_size // devices)
     return training.per_device_train_batch_size
 
 
 def _config(model: ModelArguments) -> Falcon3AudioConfig:
-    """Shapes by name: those of the presets are known without a network."""
+    """Shapes by name: those of the presets need no network access."""
     if model.model is not None:
         return AutoConfig.from_pretrained(model.model)
     audio = _shape(str(model.audio_model), "audio")
@@ -111,12 +112,12 @@ def _shape(name: str, role: str) -> dict[str, Any] | PreTrainedConfig:
 
 
 def _passes(parameters: dict[str, tuple[int, int]], recomputed: bool) -> dict[str, int]:
-    """How often the forward's FLOPs are spent on each part: the gradient has to reach everything trained."""
+    """How many times the forward FLOPs are spent on each part: the gradient has to reach everything trained."""
     learning = 2 + recomputed
     return {
         "audio_tower": learning if parameters["audio_tower"][1] else 1,
-        PROJECTOR: learning + 1,  # trained in full: its weights' gradients besides
-        "language_model": learning,  # also where it is frozen, since the projector lies behind it
+        PROJECTOR: learning + 1,  # trained in full: weight gradients too
+        "language_model": learning,  # also if it is frozen, since the gradient passes through it to the projector
     }
 
 
@@ -124,8 +125,8 @@ def _forward_flops(
     config: Falcon3AudioConfig, parameters: dict[str, tuple[int, int]], seconds: float, shared_by: float
 ) -> dict[str, float]:
     """
-    Of one question, where `shared_by` questions share a clip of `seconds`: 2 per weight and token, and 4 x width per
-    pair of positions that attend to each other.
+    FLOPs of one question, if `shared_by` questions share a clip of `seconds`: 2 per weight and token, and 4 x width
+    per pair of positions that attend to each other.
     """
     audio, text = config.audio_config, config.text_config
     positions, heard = _count_positions(config, seconds)
@@ -143,7 +144,7 @@ def _forward_flops(
 
 
 def _count_positions(config: Falcon3AudioConfig, seconds: float) -> tuple[float, float]:
-    """Encoder positions of a clip with the silence behind it, up to a window, and tokens that the language model reads."""
+    """Encoder positions of a clip and its trailing silence, up to a window, and tokens the language model reads."""
     window = config.audio_config.max_source_positions / POSITIONS_PER_SECOND
     silence = window if config.pad_to_window else config.trailing_silence
     encoded = max(seconds, min(seconds + silence, window))
@@ -160,7 +161,7 @@ def _bytes(
     positions: float,
     heard: float,
 ) -> float:
-    """Of one device that holds all weights; activations of a micro-batch with so many positions and audio tokens a question."""
+    """Memory of one device that holds all weights; `positions` and `heard` (audio tokens) are those per question."""
     element = 4 if model.dtype == "float32" else 2
     frozen = {part: total - trained for part, (total, trained) in parameters.items()}
     weights = element * (frozen["audio_tower"] + frozen[PROJECTOR])
@@ -180,9 +181,9 @@ def _bytes(
 
 def _activations(config: PreTrainedConfig, tokens: float, recomputed: bool, gated: bool) -> float:
     """
-    Bytes kept for the backward: per layer its input, eight tensors of the model's width (norms, q, k, v, attention,
-    residuals) and those of the feed-forward part (two, or four if gated). Recomputed, all layers keep their input only
-    and one at a time the rest.
+    Bytes kept for the backward pass: per layer its input, eight tensors of the model's width (norms, q, k, v,
+    attention, residuals) and those of the feed-forward part (two, or four if gated). With recomputation, all layers
+    keep only their input, and one layer at a time the rest.
     """
     inside = 8 * config.hidden_size + (4 if gated else 2) * config.intermediate_size
     layers = config.num_hidden_layers
@@ -209,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with user_errors("estimate") as end:
         options = [ModelArguments, LoraArguments, DataArguments, AudioSFTConfig]
-        # A machine without a GPU cannot compute in bfloat16, which the recipes ask for; here nothing is computed.
+        # transformers refuses bf16, which the recipes set, on a machine without a GPU; nothing is computed here.
         recipe = parse_options(options, ["--config", str(given.recipe), "--bf16", "false"], prog=parser.prog)
         model, lora, data, training = recipe
         cost = estimate(model, lora, data, training, given.devices, given.card)

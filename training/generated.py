@@ -1,15 +1,16 @@
-"""What a model in training answers: accuracy, exact match, and the error rate of transcripts, on some of the held-out questions.
+"""Answers of a model in training: accuracy, exact match, and error rates of transcripts, on some held-out questions.
 
-`--eval_generate 64` has that many questions of each set of `eval_data` answered at every evaluation, the same ones each time,
-greedily and in batches; of several processes each answers its share. What is measured of a row depends on what it holds:
+With `--eval_generate 64` the model answers that many questions of each set of `eval_data` at every evaluation, always
+the same ones, greedily and in batches; each of several processes answers its share. The metrics depend on the row:
 
-- `accuracy`: rows with a column `choices` (or `options`), in a set of questions about clips also a field of the question. By the
-  rule "content" of `falcon3-audio evaluate`: which option the reply means.
-- `wer` or, where most letters are of scripts without spaces between words, `cer`: rows without options, aligned as by `falcon3-audio
-  score --rule wer` and `cer`. It is that of transcripts; of other open answers it says little. Rows do not say their language,
-  so words are those of rewards.py. Scores have Whisper's normalisers, which know English fillers and contractions, and take
-  vowel signs for punctuation.
-- `exact_match`: all rows. The words of the answer and no others, in their order (rewards.py).
+- `accuracy`: rows with a column `choices` (or `options`), which in a set of questions about clips can be a field of
+the
+  question. By the rule "content" of `falcon3-audio evaluate`: which option the reply means.
+- `wer` or, if most letters are of scripts without spaces between words, `cer`: rows without options, aligned as in
+  `falcon3-audio score --rule wer` and `cer`. It is meant for transcripts and tells little about other open answers.
+  Rows do not state their language, so words are those of rewards.py. `score` uses Whisper's normalisers, which know
+  English fillers and contractions, and treat vowel signs as punctuation.
+- `exact_match`: all rows. Exactly the words of the answer, in their order (rewards.py).
 """
 
 import itertools
@@ -38,15 +39,15 @@ from .rewards import same_words, words
 
 CHOICES = ("choices", "options")
 SEED = 0
-# A reply may have this many times the tokens of the longest right answer, and some more: what goes on and on is cut.
+# A reply can have this many times the tokens of the longest right answer, and some more; endless replies are cut.
 ROOM, MORE_ROOM = 2, 16
-# How the Unicode names of letters begin whose languages put no spaces between words.
+# Prefixes of the Unicode names of letters in scripts without spaces between words.
 WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "BOPOMOFO")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question: the set it is of, the chat up to its last answer, that answer, and options where the row has them."""
+    """A question: the name of its set, the chat up to its last answer, that answer, and the row's options, if any."""
 
     of: str
     prompt: list[dict[str, Any]]
@@ -61,11 +62,11 @@ def draw_questions(examples: Dataset, sets: Mapping[str, int], count: int) -> li
 
     Args:
         examples: from `load_training_data`.
-        sets: how many of them each set has, by name and in order.
+        sets: number of examples of each set, by name and in order.
         count: 1 or more.
 
-    Raises a `ValueError` for a chat that does not end with an answer, options that cannot be read or that the answer is none of,
-    and without jiwer if there are questions without options.
+    Raises a `ValueError` for a chat that does not end with an answer, for options that cannot be read or do not
+    include the answer, and if jiwer is missing and there are questions without options.
     """
     starts = itertools.accumulate(sets.values(), initial=0)
     asked = [
@@ -86,7 +87,9 @@ def _draw(examples: Dataset, part: range, name: str, count: int) -> Iterator[Ask
         *prompt, last = example["messages"]
         answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
         if last["role"] != "assistant" or not prompt:
-            raise ValueError(f"{example['origin']}: eval_generate needs a question, and at the end its answer.")
+            raise ValueError(
+                f"{example['origin']}: eval_generate needs a question, followed by its answer at the end."
+            )
         _, rows, _ = sets[int(place["set"])]
         choices = choices_of(rows[int(place["row"])], int(place["question"]), example["origin"])
         answer = right_option(answer, choices, example["origin"]) if choices else answer
@@ -98,16 +101,17 @@ def right_option(answer: str, choices: Sequence[str], origin: str) -> str:
     option = resolve(answer, choices)
     if option is None:
         raise ValueError(
-            f"{origin}: the answer {answer!r} is none of the row's options {list(choices)}, so it cannot be told what is right. Mend the "
-            "options, or leave them out."
+            f"{origin}: the answer {answer!r} is none of the row's options {list(choices)}, so the right option is "
+            "unknown. Fix the options, or leave them out."
         )
     return option
 
 
 def choices_of(row: dict[str, Any], question: int, origin: str) -> tuple[str, ...]:
     """
-    The options of a row, or of one of its questions; none where it has none. They are a list of texts or numbers, as such, under
-    `text` (with their labels beside them, as in ARC) or as JSON. Raises a `ValueError` for others, which names the row.
+    The options of a row, or of one of its questions; () if there are none. They are a list of texts or numbers, given
+    directly, under `text` (next to their labels, as in ARC) or as JSON. Raises a `ValueError` that names the row for
+    anything else.
     """
     parts = row.get("questions") if question != WHOLE_ROW else None
     holder = parts[question] if isinstance(parts, list) else row
@@ -117,7 +121,8 @@ def choices_of(row: dict[str, Any], question: int, origin: str) -> tuple[str, ..
     found = _listed(holder[name])
     if found is None:
         raise ValueError(
-            f"{origin}: `{name}` must be a list of texts, got {holder[name]!r:.200}. Make it one, or rename it if it is something else."
+            f"{origin}: `{name}` must be a list of texts, got {holder[name]!r:.200}. Convert it, or rename it if it "
+            "is something else."
         )
     return found
 
@@ -136,20 +141,20 @@ def _listed(given: Any) -> tuple[str, ...] | None:
 
 
 def measured_of(asked: Sequence[Asked]) -> list[str]:
-    """The metrics that some questions may have."""
+    """The metrics that these questions can have."""
     closed, open_ = any(question.choices for question in asked), any(not question.choices for question in asked)
     return ["exact_match"] * bool(asked) + ["accuracy"] * closed + ["wer", "cer"] * open_
 
 
 class Examination:
     """
-    The questions with what is needed to ask them.
+    Runs a model on questions.
 
     Args:
         asked: from `draw_questions`.
         processor: of the model.
-        batch_size: questions that a process answers at once.
-        skip_bad_audio: whether a clip that cannot be read leaves its question out, or is an error.
+        batch_size: questions per batch in each process.
+        skip_bad_audio: whether a question whose clip cannot be read is left out, or is an error.
     """
 
     def __init__(
@@ -161,8 +166,9 @@ class Examination:
 
     def hold(self, model: torch.nn.Module, process: int = 0, processes: int = 1) -> dict[str, float]:
         """
-        Metrics by name, `SET_METRIC` of each of several sets among them, the same in each process; without those of which there
-        are no rows. `num_generated` is how many questions were answered; those whose clip is too long for the processor are not.
+        Metrics by name, the same in each process; with several sets also `SET_METRIC` for each. Metrics without rows
+        are left out. `num_generated` is the number of answered questions; those whose clip is too long for the
+        processor are not.
         """
         mine = list(enumerate(self.asked))[process::processes]
         replies = [
@@ -180,7 +186,7 @@ class Examination:
         return metrics
 
     def _answer(self, model: torch.nn.Module, asked: Sequence[tuple[int, Asked]]) -> list[tuple[int, str]]:
-        """(number, reply) of each question that can be asked. Those of a batch are asked one by one where one of them cannot."""
+        """(number, reply) of each question that can be asked. If one in a batch cannot, they are asked one by one."""
         options = {"padding": True, "padding_side": "left", "truncation": False}
         try:
             inputs = self.processor.apply_chat_template(
@@ -206,7 +212,7 @@ class Examination:
 
 
 def score_replies(answered: Sequence[tuple[Asked, str]]) -> dict[str, float]:
-    """The metrics of some questions with the replies to them; see the top of this file."""
+    """The metrics of questions with their replies; see the top of this file."""
     metrics: dict[str, float] = {"num_generated": len(answered)}
     if answered:
         metrics["exact_match"] = _mean([same_words(reply, question.answer) for question, reply in answered])
@@ -225,7 +231,7 @@ def _is_right(question: Asked, reply: str) -> bool:
 
 
 def _error_rate(answered: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """`wer` or `cer` over all that is said; references without a word have none."""
+    """`wer` or `cer` over all answers whose reference has a word."""
     if not answered:
         return {}
     name, normalize = ("cer", _characters) if _has_no_spaces(answered) else ("wer", _plain_words)
@@ -242,7 +248,7 @@ def _plain_words(text: str) -> str:
 
 
 def _characters(text: str) -> str:
-    """Each letter with its marks, as a word."""
+    """Each letter with its marks as a separate word."""
     letters = "".join(words(text))
     return "".join(letter if unicodedata.category(letter).startswith("M") else f" {letter}" for letter in letters)
 

@@ -1,8 +1,8 @@
 """GRPO after supervised fine-tuning, on questions with a known answer (as R1-AQA did on Qwen2-Audio).
 
-TRL's GRPOTrainer collects images only, so it would score the answers without the sound. `AudioGRPOTrainer` carries the
-audio of every prompt into generation and into each log-probability pass (policy, old policy, reference), and checks
-that the rows it scores are the prompts whose audio it holds.
+TRL's GRPOTrainer collects only images, so it would score the answers without the audio. `AudioGRPOTrainer` passes the
+audio of every prompt to generation and to each log-probability pass (policy, old policy, reference), and checks that
+the scored rows match the prompts whose audio it holds.
 
     python -m falcon3_audio.training.grpo --config training/recipes/audio_world_grpo.yaml
 """
@@ -40,15 +40,15 @@ from .run_folder import describe_recipe
 
 
 AUDIO_INPUTS = ("input_features", "input_features_mask")
-# Options of the trainer that decide the result, beside those of every trainer.
+# Options of this trainer that affect the result, in addition to those of every trainer.
 DECIDING_GRPO = (
     *("beta", "epsilon", "epsilon_high", "num_generations", "num_iterations", "steps_per_generation", "scale_rewards"),
     *("max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "reward_weights"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "disable_dropout"),
 )
 
-# TRL has no public place to add model inputs, so `AudioGRPOTrainer` overrides these private methods of it. They are
-# listed with their leading parameters as in the release this was written against, and compared before training.
+# TRL has no public hook for extra model inputs, so `AudioGRPOTrainer` overrides these private methods. They are listed
+# with their leading parameters as in the release this was written against, and compared before training.
 TRL_VERSION = "1.16"
 OVERRIDDEN = {
     "_tokenize_prompts": ["self", "prompts"],
@@ -67,16 +67,16 @@ OVERRIDDEN = {
 
 
 class EncodedPrompt(NamedTuple):
-    """A prompt as the processor gives it."""
+    """A prompt as the processor encodes it."""
 
     ids: list[int]
     audio: dict[str, torch.Tensor]
-    """`input_features` (clips, mel bands, frames) and `input_features_mask` (clips, frames); empty for text alone."""
+    """`input_features` (clips, mel bands, frames) and `input_features_mask` (clips, frames); empty without audio."""
 
 
 def join_audio(prompts: list[EncodedPrompt]) -> dict[str, torch.Tensor]:
     """
-    The audio of some prompts as one batch: what `EncodedPrompt.audio` holds, with the clips of all prompts in order,
+    The audio of some prompts as one batch with the keys of `EncodedPrompt.audio`: the clips of all prompts in order,
     padded to the longest. Empty if no prompt has audio.
     """
     audios = [prompt.audio for prompt in prompts if prompt.audio]
@@ -86,19 +86,20 @@ def join_audio(prompts: list[EncodedPrompt]) -> dict[str, torch.Tensor]:
 class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
     """
     TRL's `GRPOTrainer` for Falcon3-Audio. The dataset's `prompt` is a chat as `Falcon3AudioProcessor` takes it, with
-    the source of each audio in its item; prompts with one clip, several, or none may be mixed. Reward functions get
+    the source of each audio in its item; prompts with one clip, several, or none can be mixed. Reward functions get
     the prompts without the sources, and every other column of the dataset by its name.
 
     Args:
         model (`Falcon3AudioForConditionalGeneration` or `PeftModel`): The policy. The reference of `beta > 0` is, as in
             TRL, the model without its adapter (with `peft_config`), its adapter as it was at the start (`PeftModel`),
             or the checkpoint it was loaded from (neither).
-        processing_class (`Falcon3AudioProcessor`): The one that belongs to the model.
+        processing_class (`Falcon3AudioProcessor`): The model's processor.
         **options: As for `GRPOTrainer`.
 
     Raises:
-        `ValueError`: for what cannot carry audio (another processor, vLLM, tools, environments, own rollouts); in
-            training, for a prompt that the chat template refuses or whose audio cannot be used, by its `origin`.
+        `ValueError`: for what does not support audio (another processor, vLLM, tools, environments, custom rollouts);
+        in
+            training, for a prompt that the chat template rejects or whose audio cannot be used; names its `origin`.
         `RuntimeError`: if this TRL differs from the one this was written for.
     """
 
@@ -114,7 +115,7 @@ class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
         if unsupported:
             raise ValueError(f"got {', '.join(unsupported)}, which would generate without the audio; leave it out.")
         self._encoded: list[EncodedPrompt] = []
-        # The token that is never to be sampled has another name in TRL. Not left in the config, which is saved.
+        # TRL has another name for the token that must never be sampled. Removed again, since the config is saved.
         model.config.image_token_id = model.config.audio_token_id
         try:
             super().__init__(model, processing_class=processing_class, **options)
@@ -124,13 +125,13 @@ class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._encoded = [self._encode(row) for row in inputs]
-        # TRL copies prompts, gathers them from all processes and logs them: that is for text, not for audio.
+        # TRL copies prompts, gathers them from all processes and logs them, so the audio must not be in them.
         inputs = [row | {"prompt": _without_sources(row["prompt"])} for row in inputs]
-        # Answers are to be sampled from the policy in the precision in which it is scored and trained; and generation
-        # encodes the audio outside of the model's forward, which is all that accelerate puts under autocast.
+        # Answers must be sampled from the policy in the precision in which it is scored and trained; and generation
+        # encodes the audio outside the model's forward, and accelerate applies autocast only to that.
         with self.accelerator.autocast():
             output = super()._generate_and_score_completions(inputs)
-        # A list with an entry per row is shuffled and split with the other outputs.
+        # TRL shuffles and splits a list with one entry per row like the other outputs.
         output["encoded_prompts"] = self._encoded
         return output
 
@@ -151,7 +152,7 @@ class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
         )
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
-        _expect(len(prompts) == len(self._encoded), "other prompts are generated for than were given")
+        _expect(len(prompts) == len(self._encoded), "it generates for other prompts than it was given")
         return [prompt.ids for prompt in self._encoded], None, join_audio(self._encoded)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -197,7 +198,7 @@ class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
         )
 
     def _check_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Every row must begin with the prompt whose audio it will be scored with."""
+        """Every row must start with the prompt whose audio it will be scored with."""
         _expect(len(input_ids) == len(self._encoded), f"{len(input_ids)} rows for {len(self._encoded)} prompts")
         for ids, mask, prompt in zip(input_ids.cpu(), attention_mask.cpu(), self._encoded):
             got = ids[mask.bool()][: len(prompt.ids)].tolist()
@@ -229,7 +230,7 @@ def _check_trl() -> None:
 def _expect(as_expected: bool, otherwise: str) -> None:
     if not as_expected:
         raise RuntimeError(
-            f"AudioGRPOTrainer was written for TRL {TRL_VERSION}, and TRL {trl.__version__} does not fit: {otherwise}. "
+            f"AudioGRPOTrainer was written for TRL {TRL_VERSION}; TRL {trl.__version__} is incompatible: {otherwise}. "
             f"Install trl=={TRL_VERSION}.*, or adapt the methods named in falcon3_audio.training.grpo.OVERRIDDEN."
         )
 
@@ -238,13 +239,15 @@ def _expect(as_expected: bool, otherwise: str) -> None:
 class RewardArguments:
     answer_tags: bool = field(
         default=False,
-        metadata={"help": "Ask for the answer in <answer> </answer>, and reward that too. Off: for the bare answer."},
+        metadata={
+            "help": "Ask for the answer in <answer> </answer> tags and reward them too. Off: ask for the bare answer."
+        },
     )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What is rewarded: exact (the answer's words), content (of rows with `choices`), format (the tags), or my_module.my_reward "
-            "(default: exact, with answer_tags also format)."
+            "help": "Rewards: exact (the answer's words), content (the right option, for rows with `choices`), format "
+            "(the tags), or my_module.my_reward (default: exact, with answer_tags also format)."
         },
     )
 
@@ -257,7 +260,7 @@ class RewardArguments:
 class AudioGRPOConfig(GRPOConfig):
     """`trl.GRPOConfig` with two other defaults."""
 
-    # With dropout every pass is another policy, and none of them the one that answered.
+    # With dropout every pass is a different policy, and none of them generated the answers.
     disable_dropout: bool = field(default=True, metadata={"help": "No dropout in policy and reference."})
     report_to: None | str | list[str] = field(
         default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."}
@@ -270,7 +273,7 @@ def load_questions(sources: Sequence[DataSource], answer_tags: bool, with_choice
     that answer, `choices`, the row's options, and `origin`. With `answer_tags` the prompt asks for the tags.
 
     Raises:
-        `ValueError`: for a set that cannot be read, or has a weight; and, when it is read, for a row without an answer, and
+        `ValueError`: for a set that cannot be read or has a weight; and on reading, for a row without an answer, and
             `with_choices` for one without options, or whose answer is none of them.
     """
     for source in sources:
@@ -299,11 +302,13 @@ class _Questions:
         *prompt, last = example["messages"]
         answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
         if last["role"] != "assistant" or not prompt or not words(answer):
-            raise ValueError(f"{example['origin']}: needs a question, and at the end the right answer; got {last}.")
+            raise ValueError(
+                f"{example['origin']}: needs a question, followed by the right answer at the end; got {last}."
+            )
         others = sorted({item["type"] for item in last["content"]} - {"text"})
         if others:
             raise ValueError(
-                f"{example['origin']}: an answer is compared as text, and this one has {', '.join(others)} too."
+                f"{example['origin']}: answers are compared as text, but this one also has {', '.join(others)}."
             )
         place = self.places[number][index]
         choices = choices_of(self.rows[number][int(place["row"])], int(place["question"]), example["origin"])
@@ -317,7 +322,7 @@ class _Questions:
 
 
 def _with_request(message: dict[str, Any]) -> dict[str, Any]:
-    """Behind the last text of the message, in the same item: chat templates may part items by more than the request's space."""
+    """Appends to the last text item: chat templates can separate items by more than the request's leading space."""
     content = [dict(item) for item in message["content"]]
     texts = [item for item in content if item["type"] == "text"]
     if texts:
@@ -334,10 +339,10 @@ def train(
     reward_args: RewardArguments,
     args: AudioGRPOConfig,
 ) -> AudioGRPOTrainer:
-    """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
+    """Runs a recipe from the start, or from its last checkpoint, and returns the trainer."""
     check_together(data_args, args)
     if args.push_to_hub:
-        raise ValueError("push_to_hub is for `falcon3-audio train`; push what GRPO leaves when it has ended.")
+        raise ValueError("push_to_hub is for `falcon3-audio train`; push the results of GRPO when it has finished.")
     rewards = load_rewards(reward_args.reward_funcs or [])
     kind = reward_args.answer_tags, content_answer in rewards
     questions = load_questions(data_args.train_data, *kind)

@@ -1,8 +1,8 @@
-"""What of a model learns, and how fast: LoRA by tower, a tower or its last layers in full, the projector always in full.
+"""What is trained, and at which rate: LoRA by tower, a tower or its last layers in full, the projector always in full.
 
-Each tower has a LoRA pattern of its own, because bare layer names such as `q_proj` exist in both. Where no tower has LoRA,
-nothing of PEFT is needed and the run leaves a plain checkpoint. Where one tower has LoRA and the other learns in full, the
-latter's layers are saved in the adapter whole, as the projector is. What is trained is float32.
+Each tower has its own LoRA pattern, because bare layer names such as `q_proj` exist in both. If no tower uses LoRA,
+PEFT is not needed and the run saves a plain checkpoint. If one tower uses LoRA and the other is trained in full, the
+layers of the second are saved whole in the adapter, as the projector is. Trained weights are float32.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from .arguments import AudioSFTConfig, LoraArguments
 
 TOWERS = ("audio_tower", "language_model")
 PROJECTOR = "multi_modal_projector"
-# In the order of the optimizer's groups: `learning_rate` in the log is that of the first one whose rate is not its own.
+# In the order of the optimizer's groups: `learning_rate` in the log is that of the first group without its own rate.
 PARTS = (PROJECTOR, *TOWERS)
 # PEFT `target_modules` by tower and choice.
 LORA_PATTERNS = {
@@ -41,11 +41,11 @@ LORA_PATTERNS = {
 
 def choose_trained_weights(model: PreTrainedModel, arguments: LoraArguments) -> LoraConfig | None:
     """
-    The LoRA configuration for `SFTTrainer(peft_config=...)`, or `None` where no tower has LoRA: then what learns is all that is
-    left trainable in `model`. Makes what learns in full float32 in either case.
+    The LoRA configuration for `SFTTrainer(peft_config=...)`, or `None` if no tower uses LoRA: then all other weights
+    of `model` are frozen. In both cases, converts what is trained in full to float32.
 
-    Raises a `ValueError` if a tower that is to have LoRA holds no layer of the names looked for, or has fewer layers than are to
-    learn, or is to learn in full in 4 bits.
+    Raises a `ValueError` if a tower has no layer with the requested LoRA names, has fewer layers than requested, or
+    should be trained in full in 4 bits.
     """
     whole = _learn_in_full(model, arguments)
     for module in whole:
@@ -73,12 +73,12 @@ def _ranks(arguments: LoraArguments) -> dict[str, int]:
 
 
 def _short(module: str) -> str:
-    """As PEFT looks for it, by the end of its name."""
+    """The name as PEFT matches it, by suffix."""
     return PROJECTOR if module.endswith(PROJECTOR) else module
 
 
 def _learn_in_full(model: PreTrainedModel, arguments: LoraArguments) -> list[str]:
-    """The names of the modules that learn in full."""
+    """The names of the modules trained in full."""
     names = [f"model.{PROJECTOR}"]
     for tower in TOWERS:
         if getattr(arguments, f"lora_{tower}") != "full":
@@ -96,13 +96,14 @@ def _last_layers(model: PreTrainedModel, tower: str, count: int) -> list[str]:
     layers = len(model.get_submodule(f"model.{tower}.layers"))
     if count > layers:
         raise ValueError(
-            f"{tower}_trainable_layers={count} is more than the {layers} layers of the {tower}. For all of it leave it out."
+            f"{tower}_trainable_layers={count} is more than the {layers} layers of the {tower}. To train all layers, "
+            "leave it out."
         )
     return [f"model.{tower}.layers.{number}" for number in range(layers - count, layers)]
 
 
 def _parts(model: PreTrainedModel, tower: str) -> list[str]:
-    """All of a tower, its layers one by one, but what never learns: Whisper's sinusoids. The head is the language model's."""
+    """All parts of a tower, layer by layer, except Whisper's fixed sinusoids. The language model includes the head."""
     parts = ["lm_head"] if tower == "language_model" else []
     for name, module in model.get_submodule(f"model.{tower}").named_children():
         layers = range(len(module)) if isinstance(module, nn.ModuleList) else None
@@ -129,8 +130,9 @@ def _patterns(model: PreTrainedModel, arguments: LoraArguments, tower: str) -> l
         pattern = LORA_PATTERNS[tower][choice]
         if not any(re.fullmatch(pattern, name) for name in linear):
             raise ValueError(
-                f"LoRA found no layers to adapt: nothing in the {tower} matches {pattern!r}. It has the layers {_layers(linear)}. Set "
-                f"lora_{tower} to `none`, or choose a model whose layers are named like Llama's."
+                f"LoRA found no layers to adapt: nothing in the {tower} matches {pattern!r}. Its layers are "
+                f"{_layers(linear)}. Set lora_{tower} to `none`, or choose a model whose layers are named like "
+                "Llama's."
             )
         return [pattern]
     named = [name for name in arguments.lora_target_modules if _is_in(name, linear)]
@@ -138,14 +140,14 @@ def _patterns(model: PreTrainedModel, arguments: LoraArguments, tower: str) -> l
     unknown = [name for name in arguments.lora_target_modules if not _is_in(name, everywhere)]
     if unknown or not named:
         raise ValueError(
-            f"lora_target_modules: {', '.join(unknown) or 'none of them'} is no layer of the {tower}, which has {_layers(linear)}. Name "
-            f"layers that are there, or set lora_{tower} to `none`."
+            f"lora_target_modules: {', '.join(unknown) or 'none of them'} is not a layer of the {tower}, which has "
+            f"{_layers(linear)}. Name existing layers, or set lora_{tower} to `none`."
         )
     return [rf"model\.{tower}\.(?:.+\.)?(?:{'|'.join(map(re.escape, named))})"]
 
 
 def _is_in(name: str, layers: Iterable[str]) -> bool:
-    """Whether a layer's name ends with this one, as PEFT takes it."""
+    """Whether a layer's name ends with this one, as PEFT matches it."""
     return any(layer == name or layer.endswith(f".{name}") for layer in layers)
 
 
@@ -154,7 +156,7 @@ def _layers(names: Iterable[str]) -> list[str]:
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a weight belongs to, one of `PARTS`: the head is the language model's."""
+    """The part of the model that a weight belongs to, one of `PARTS`; the head is part of the language model."""
     return next((part for part in ("audio_tower", PROJECTOR) if f".{part}." in name), "language_model")
 
 
@@ -162,8 +164,8 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """
     (all, trained) parameters of each part: `audio_tower`, `multi_modal_projector`, `language_model` with its head.
 
-    Adapters count as trained parameters of their tower; the untrained original that PEFT keeps of what is saved whole does
-    not count. 4-bit weights count as what they stand for.
+    Adapters count as trained parameters of their tower; PEFT's untrained originals of modules saved whole do not
+    count. 4-bit weights count by their unpacked number.
     """
     counts = {part: [0, 0] for part in ("audio_tower", PROJECTOR, "language_model")}
     for name, parameter in model.named_parameters():
@@ -179,10 +181,11 @@ def describe_parts(
     counts: Mapping[str, tuple[int, int]], arguments: LoraArguments, rates: Mapping[str, float] | None = None
 ) -> list[tuple[str, str]]:
     """
-    For the plan of a run: the parts, and how large each is, how it learns, and how fast if it has a rate of its own.
+    For the plan of a run: the parts, with their size, how they are trained, and their learning rate if they have
+    their own.
 
     Args:
-        counts, rates: of `count_parameters` and `learning_rates`.
+        counts, rates: from `count_parameters` and `learning_rates`.
     """
     lines = []
     for part, (total, trained) in counts.items():
@@ -203,7 +206,7 @@ def _describe_part(part: str, arguments: LoraArguments) -> str:
 
 
 def learning_rates(arguments: AudioSFTConfig) -> dict[str, float]:
-    """The peak rates of the parts that have one of their own."""
+    """The peak rates of the parts that have their own."""
     given = {PROJECTOR: "projector_learning_rate"} | {tower: f"{tower}_learning_rate" for tower in TOWERS}
     rates = {part: getattr(arguments, option, None) for part, option in given.items()}
     return {part: rate for part, rate in rates.items() if rate is not None}
@@ -217,7 +220,7 @@ def parameter_groups(
 
     Args:
         decayed: names of the weights with weight decay.
-        rates: of the parts with one of their own; the others have `rate`.
+        rates: of the parts with their own rate; the others use `rate`.
     """
     decayed = set(decayed)
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]

@@ -1,6 +1,6 @@
-"""One process at a time in a folder: a file in it is locked until that process ends, however it does.
+"""One process at a time in a folder: a file in it is locked until that process exits, for whatever reason.
 
-Where a system or a disk has no such locks (Windows, some network disks) everything goes on without.
+Without support for such locks (Windows, some network disks) everything works unlocked.
 """
 
 import errno
@@ -20,7 +20,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 def lock(file: IO) -> bool:
     """
-    Whether the file, open for writing, is now this process's, until it is closed here and in processes that inherited it.
+    Whether this process now holds the lock of the file, open for writing, until it is closed here and in processes
+    that inherited it.
     """
     if fcntl is None:
         return True
@@ -36,7 +37,7 @@ def lock(file: IO) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """`lock` of a file that is made if it is missing. It is free behind, whatever inherited it."""
+    """`lock` of a file, which is created if missing. Released at the end, even if other processes inherited it."""
     with open(path, "ab") as file:
         is_ours = lock(file)
         try:

@@ -1,4 +1,4 @@
-"""A picture of a run: loss, hearing, gradient norm and learning rate by step, from the trainer's own log."""
+"""A plot of a run: loss, hearing, gradient norm and learning rate by step, from the trainer's log."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ def plot_loss(
     log_history: Sequence[dict[str, Any]], path: Path, label: str = "loss (nats per answer token)"
 ) -> Path | None:
     """
-    Draws `TrainerState.log_history` to a PNG and returns its path, `None` where nothing was logged.
+    Plots `TrainerState.log_history` to a PNG and returns its path, `None` if nothing was logged.
 
-    `label` says what the loss is. It and hearing are in nats per answer token. Hearing (see hearing.py) has a part of its own where it was measured, with
-    its 95 % interval.
+    `label` names the loss. Loss and hearing are in nats per answer token. If hearing (see hearing.py) was measured,
+    it has its own panel, with its 95 % interval.
     """
     logged = [entry for entry in log_history if "loss" in entry]
     if not logged:
@@ -67,7 +67,7 @@ def _plot_hearing(axis: Any, log_history: Sequence[dict[str, Any]], names: Seque
     axis.axhline(0, color="black", linewidth=1)  # deaf
     for name in names:
         entries = [entry for entry in log_history if name in entry]
-        # Of very few clips there is no interval.
+        # With very few clips there is no interval.
         low, high = ([entry.get(f"{name}_{end}", entry[name]) for entry in entries] for end in ("low", "high"))
         steps, values = [entry["step"] for entry in entries], [entry[name] for entry in entries]
         errors = [[value - end for value, end in zip(values, low)], [end - value for value, end in zip(values, high)]]

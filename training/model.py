@@ -1,10 +1,11 @@
-"""The model of a run: composed, loaded, or made of a former run's adapter.
+"""The model of a run: composed, loaded, or merged from an earlier run's adapter.
 
-Frozen weights keep the run's dtype; what is trained is float32 (the new projector too, which PEFT would leave in bfloat16). A
-model that is composed from backbones is saved first, under `base` in the run's folder: the adapter then has a base model to be
-loaded onto, and every process and every resumed run starts from the same projector. So is a run that is trained on: its
-adapter merged into its base model. A run that begins makes it anew: an attempt before it may have named another model, or what
-it named may be another one by now. What of the model learns is in learning.py.
+Frozen weights keep the run's dtype; trained weights are float32 (also the new projector, which PEFT would leave in
+bfloat16). A model composed from backbones is saved first, under `base` in the run's folder, so that the adapter has a
+base model to load it onto, and every process and every resumed run starts from the same projector. If an earlier run
+is trained further, its adapter merged into its base model is saved there too. A new run always recreates `base`: an
+earlier attempt may have used another model, or the model of that name may have changed. learning.py decides what is
+trained.
 """
 
 import math
@@ -42,7 +43,7 @@ from .publishing.merge import merge
 from .run_folder import BASE, find_checkpoint, makes_base
 
 
-CLIPS_TO_FIT = 96  # over all sets; each has 25 tokens a second, and what is estimated are means and variances
+CLIPS_TO_FIT = 96  # over all sets; enough for means and variances, at 25 tokens per second of each clip
 
 
 def load_model(
@@ -54,12 +55,12 @@ def load_model(
     anew: bool = False,
 ) -> tuple[PreTrainedModel, Falcon3AudioProcessor]:
     """
-    The model to train, everything in it still as loaded, and its processor.
+    The model to train, as loaded, and its processor.
 
     Args:
-        sets: the training sets, for a projector that is fitted to them.
-        skip_bad_audio: whether a clip of theirs that cannot be read is left out, or is an error.
-        anew: whether a base model that is in `output_dir` already is made again.
+        sets: the training sets, to fit the projector to.
+        skip_bad_audio: whether clips in them that cannot be read are left out, or are errors.
+        anew: whether to recreate a base model that is already in `output_dir`.
 
     Raises the errors of `compose`, of `from_pretrained` and of `merge`, and a `ValueError` if `arguments.model` was composed with
     other options than `arguments` has, or is a folder without a model.
@@ -69,7 +70,7 @@ def load_model(
         write = partial(_write_base, arguments, seed, sets, skip_bad_audio)
         folder = _make_base(Path(output_dir).resolve() / BASE, write, anew)
     _check_is_model(Path(folder))
-    # Absolute where it is a folder: so adapters name it, and the Auto classes find it from anywhere.
+    # Absolute if it is a folder: adapters record it, and the Auto classes then find it from any directory.
     folder = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
     processor = AutoProcessor.from_pretrained(folder)
     if arguments.model:
@@ -95,8 +96,8 @@ def load_model(
             f"The weights in {folder} cannot be read: {error}. Copy or compose that model again."
         ) from error
     for module in model.modules():
-        # bitsandbytes 0.50 repacks 4-bit weights on CPUs with bfloat16 units as soon as a model is evaluated, for widths
-        # that are multiples of 32 alone, and training does not take that back.
+        # bitsandbytes 0.50 repacks 4-bit weights on CPUs with bfloat16 units as soon as a model is evaluated, only for
+        # widths that are multiples of 32, and training does not undo that.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model, processor
@@ -107,13 +108,11 @@ def _check_composed(arguments: ModelArguments, processor: Falcon3AudioProcessor,
     asked = {
         name: getattr(arguments, name) for name, default in COMPOSED.items() if getattr(arguments, name) != default
     }
-    differing = [
-        f"{name}={asked[name]!r} but that has {found[name]!r}" for name in asked if asked[name] != found[name]
-    ]
+    differing = [f"{name}={asked[name]!r} but it has {found[name]!r}" for name in asked if asked[name] != found[name]]
     if differing:
         raise ValueError(
-            f"{arguments.model} is composed already, and with other options: {', '.join(differing)}. Leave them out, or give "
-            "`audio_model` and `text_model` to compose a model that has them."
+            f"{arguments.model} is already composed with other options: {', '.join(differing)}. Leave them out, or "
+            "give `audio_model` and `text_model` to compose a model with them."
         )
 
 
@@ -123,13 +122,14 @@ def _check_is_model(folder: Path):
     last = find_checkpoint(folder)
     if last is not None:
         raise ValueError(
-            f"{folder} is a run that has not ended. Start it again to go on, or train on from its last checkpoint: `--model {last}`."
+            f"{folder} is an unfinished run. Start it again to resume it, or train from its last checkpoint: `--model "
+            f"{last}`."
         )
     raise ValueError(f"{folder} holds no model: there is no {CONFIG_NAME}. Give a composed checkpoint, or a run.")
 
 
 def _make_base(folder: Path, make: Callable[[Path], Any], anew: bool) -> str:
-    """The folder, which the first process makes, if it is not there yet or is to be made again."""
+    """Returns the folder, which the first process creates if it is missing or `anew`."""
     state = PartialState()
     if state.is_main_process and (anew or not (folder / CONFIG_NAME).exists()):
         draft = folder.with_name(f"{folder.name}.draft")
@@ -140,7 +140,7 @@ def _make_base(folder: Path, make: Callable[[Path], Any], anew: bool) -> str:
     state.wait_for_everyone()
     if not (folder / CONFIG_NAME).exists():
         raise ValueError(
-            f"{folder}, which the first process made, is not to be seen from process {state.process_index}: "
+            f"{folder}, which the first process created, is not visible to process {state.process_index}: "
             "output_dir must be a folder that all machines share."
         )
     return str(folder)
@@ -164,7 +164,7 @@ def _write_base(arguments: ModelArguments, seed: int, sets: Sequence[Dataset], s
 
 
 def _fit(folder: Path, sets: Sequence[Dataset], skip_bad_audio: bool):
-    """Fits the projector of a composed model to as many clips of each set, and saves it."""
+    """Fits the projector of a composed model to the same number of clips from each set, and saves it."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForMultimodalLM.from_pretrained(folder, dtype="auto")
     collate = AudioChatCollator(processor, skip_bad_audio=skip_bad_audio)
@@ -176,38 +176,39 @@ def _fit(folder: Path, sets: Sequence[Dataset], skip_bad_audio: bool):
 
 
 def check_precision(model: PreTrainedModel, training: TrainingArguments):
-    """Raises a `ValueError` if the frozen weights are halves and computation is not: what is trained is float32."""
+    """Raises a `ValueError` if the frozen weights are 16-bit without bf16 or fp16: trained weights are float32."""
     if model.dtype != torch.float32 and not (training.bf16 or training.fp16):
         raise ValueError(
-            f"The frozen weights are {model.dtype}, what is trained is float32: set bf16 (with use_cpu on a CPU) or fp16, "
-            "which compute with both, or dtype to float32."
+            f"The frozen weights are {model.dtype}, the trained ones are float32: set bf16 (with use_cpu on a CPU) or "
+            "fp16, which compute with both, or set dtype to float32."
         )
 
 
 def check_loss(loss: torch.Tensor, step: int):
-    """Raises a `FloatingPointError` if the loss of the step after `step` is no number, before anything of it is saved."""
+    """Raises a `FloatingPointError` if the loss of the step after `step` is not finite, before any of it is saved."""
     if not torch.isfinite(loss):
         raise FloatingPointError(
             f"The loss is {loss.item()} in step {step + 1}. Nothing of this step is saved; the checkpoints of earlier steps are "
-            "whole. Usual causes are a learning rate that is too high and float16; look at the gradient norms of the last log "
-            "lines."
+            "intact. Usual causes are a learning rate that is too high and float16; look at the gradient norms of the "
+            "last log lines."
         )
 
 
 def compile_layers(model: PreTrainedModel):
     """
-    Has the language model's layers compiled when they are first called, for any number of tokens; in place, so that names
+    Marks the language model's layers to be compiled on their first call, for any number of tokens; in place, so that
+    names
     and checkpoints stay the same.
 
-    The encoder is left alone: what it runs depends on how many lengths of window a batch has, so it would be compiled again
-    and again, until dynamo gives up. For the same reason transformers' `torch_compile` does not fit.
+    The encoder is not compiled: its operations depend on the number of window lengths in a batch, so it would be
+    recompiled until dynamo gives up. For the same reason transformers' `torch_compile` is not used.
     """
     for layer in model.model.language_model.layers:
         layer.compile(dynamic=True)
 
 
 def train_in_float32(model: nn.Module):
-    """TRL makes what is trained beside a quantised model bfloat16, where small steps round to nothing; this mends it."""
+    """TRL casts a quantised model's trained weights to bfloat16, where small steps round to 0; this undoes it."""
     if getattr(model, "is_quantized", False):
         for weight in model.parameters():
             weight.data = weight.data.float() if weight.requires_grad else weight.data

@@ -1,4 +1,4 @@
-"""Which model a run trains, and what of it learns: options as dataclasses that check themselves. arguments.py has the others."""
+"""Which model a run trains, and which parts of it: self-checking option dataclasses. For others see arguments.py."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -7,11 +7,11 @@ from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
 from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS
 
 
-# `all` are the attention and feed-forward layers, `attention` the four projections of attention, `qv` two of them; `full` is the
-# tower itself, without LoRA.
+# `all`: attention and feed-forward layers; `attention`: the four attention projections; `qv`: two of them; `full`:
+# the tower itself, without LoRA.
 LoraTargets = Literal["all", "attention", "qv", "none", "full"]
 
-# Options of a model that is composed now, and their defaults; others are given with a model that is there.
+# Options that apply only when a model is composed, and their defaults; an existing model has these built in.
 OF_COMPOSED = {
     "pooling_window": 2,
     "projector_type": "mlp",
@@ -20,7 +20,7 @@ OF_COMPOSED = {
     "trailing_silence": 0.0,
     "read_trailing_silence": True,
 }
-# With the placeholder, which is no field of the config.
+# With the placeholder, which is not a field of the config.
 COMPOSED = OF_COMPOSED | {"audio_token": None}
 
 
@@ -28,39 +28,42 @@ COMPOSED = OF_COMPOSED | {"audio_token": None}
 class ModelArguments:
     model: str | None = field(
         default=None,
-        metadata={"help": "Composed checkpoint to train: folder or Hub id. Or give audio_model and text_model."},
+        metadata={
+            "help": "Composed checkpoint to train: folder or Hub id. Alternatively, audio_model and text_model."
+        },
     )
     audio_model: str | None = field(default=None, metadata={"help": "Whisper to compose from: folder or Hub id."})
     text_model: str | None = field(
         default=None, metadata={"help": "Instruction-tuned causal language model to compose from: folder or Hub id."}
     )
     pooling_window: int = field(default=2, metadata={"help": "Encoder positions per audio token (1: no pooling)."})
-    projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "The new projector."})
+    projector_type: Literal["mlp", "linear"] = field(default="mlp", metadata={"help": "Type of the new projector."})
     use_weighted_layer_sum: bool = field(
-        default=False, metadata={"help": "Read a learned weighted mean over the encoder's layers, not the last one."}
+        default=False,
+        metadata={"help": "Use a learned weighted mean over the encoder's layers instead of the last layer."},
     )
     projector_start: Literal["random", "fitted"] = field(
         default="random",
         metadata={
-            "help": "Where the new projector starts: at random, or with its norms fitted to training clips and to the language "
-            "model's embeddings."
+            "help": "Initialisation of the new projector: random, or with its norms fitted to training clips and to "
+            "the language model's embeddings."
         },
     )
-    pad_to_window: bool = field(default=False, metadata={"help": "Encode 30 s always, as stock Whisper does."})
+    pad_to_window: bool = field(default=False, metadata={"help": "Always encode 30 s, as stock Whisper does."})
     trailing_silence: float = field(
         default=0.0,
         metadata={
-            "help": "Seconds of silence encoded behind each clip, where Whisper keeps what is true of all of it."
+            "help": "Seconds of silence encoded after each clip, where Whisper keeps facts about the whole clip."
         },
     )
     read_trailing_silence: bool = field(
-        default=True, metadata={"help": "Whether the language model reads the tokens of that silence too."}
+        default=True, metadata={"help": "Whether the language model also reads the tokens of the trailing silence."}
     )
     audio_token: str | None = field(
-        default=None, metadata={"help": "Placeholder for audio (default: an unused or a new token)."}
+        default=None, metadata={"help": "Placeholder for audio (default: an unused token, or a new one)."}
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
-        default="bfloat16", metadata={"help": "Of the frozen weights; trained weights are float32."}
+        default="bfloat16", metadata={"help": "Dtype of the frozen weights; trained weights are float32."}
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, flash_attention_2, ... (default: transformers' choice)."}
@@ -85,34 +88,35 @@ class ModelArguments:
 
 @dataclass
 class LoraArguments:
-    lora_r: int = field(default=8, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale: updates are multiplied by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
+    lora_r: int = field(default=8, metadata={"help": "LoRA rank."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA scale: updates are multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the inputs of the adapters."})
     lora_audio_tower: LoraTargets = field(
         default="all",
-        metadata={"help": "Layers of the encoder with LoRA; `none` freezes it, `full` trains it in full."},
+        metadata={"help": "Layers of the encoder with LoRA; `none` freezes it, `full` trains all its weights."},
     )
     lora_language_model: LoraTargets = field(
         default="all",
-        metadata={"help": "Layers of the language model with LoRA; `none` freezes it, `full` trains it in full."},
+        metadata={"help": "Layers of the language model with LoRA; `none` freezes it, `full` trains all its weights."},
     )
     audio_tower_trainable_layers: int | None = field(
-        default=None, metadata={"help": "With lora_audio_tower `full`: so many of its last layers alone."}
+        default=None, metadata={"help": "With lora_audio_tower `full`: train only its last N layers."}
     )
     language_model_trainable_layers: int | None = field(
-        default=None, metadata={"help": "With lora_language_model `full`: so many of its last layers alone."}
+        default=None, metadata={"help": "With lora_language_model `full`: train only its last N layers."}
     )
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Layers with LoRA by name (q_proj v_proj ...), in the towers that have it; in the place of their choices."
+            "help": "Names of the layers with LoRA (q_proj v_proj ...) in the towers that use LoRA; replaces `all`, "
+            "`attention`, `qv`."
         },
     )
     lora_r_audio_tower: int | None = field(default=None, metadata={"help": "Rank in the encoder (default: lora_r)."})
     lora_r_language_model: int | None = field(
         default=None, metadata={"help": "Rank in the language model (default: lora_r)."}
     )
-    use_dora: bool = field(default=False, metadata={"help": "DoRA: magnitudes of their own (arXiv 2402.09353)."})
+    use_dora: bool = field(default=False, metadata={"help": "DoRA: learn magnitudes separately (arXiv 2402.09353)."})
     use_rslora: bool = field(
         default=False, metadata={"help": "Scale by alpha / sqrt(r) instead of alpha / r (arXiv 2312.03732)."}
     )
@@ -134,22 +138,24 @@ class LoraArguments:
             last = getattr(self, f"{tower}_trainable_layers")
             if last is not None and (choice != "full" or last < 1):
                 raise ValueError(
-                    f"{tower}_trainable_layers={last} needs lora_{tower}: full, and is at least 1; got lora_{tower}: {choice}."
+                    f"{tower}_trainable_layers={last} needs lora_{tower}: full and must be at least 1; got "
+                    f"lora_{tower}: {choice}."
                 )
         with_lora = [tower for tower, choice in choices.items() if choice not in ("none", "full")]
         if self.lora_language_model == "full" and with_lora and self.language_model_trainable_layers is None:
             raise ValueError(
                 "An adapter cannot hold a whole language model with its embeddings: with lora_language_model `full` set "
-                "lora_audio_tower to `full` or `none`, or train the last layers alone (language_model_trainable_layers)."
+                "lora_audio_tower to `full` or `none`, or train only its last layers "
+                "(language_model_trainable_layers)."
             )
         if not with_lora and (self.use_dora or self.use_rslora or self.lora_target_modules):
             raise ValueError(
-                "use_dora, use_rslora and lora_target_modules are of LoRA, which no tower has; leave them out."
+                "use_dora, use_rslora and lora_target_modules are for LoRA, which no tower uses; leave them out."
             )
 
 
 def check_values(options: Any):
-    """Values of recipes pass by the command line's own checks of choices and types."""
+    """Checks choices and types: values from recipes bypass the command line's own checks."""
     for name, kind in get_type_hints(type(options)).items():
         value = getattr(options, name)
         if get_origin(kind) is Literal:

@@ -1,4 +1,4 @@
-"""What a run is about to do, printed before it starts: what is trained, in what precision, how much per step, how long."""
+"""The plan of a run, printed before it starts: what is trained, in which precision, how much per step, how long."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from .learning import count_parameters, describe_parts, learning_rates
 from .trainer import AudioSFTTrainer
 
 
-SAMPLE = 32  # questions that are read to estimate a step
+SAMPLE = 32  # questions read to estimate a step
 
 
 def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: int, done: int) -> str:
@@ -27,9 +27,9 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
 
     Args:
         trainer: ready to train.
-        lora: what was asked for.
+        lora: the requested LoRA options.
         global_batch: questions per step over all devices.
-        done: steps that the checkpoint to go on from has behind it.
+        done: steps already done in the checkpoint to resume from.
     """
     arguments = trainer.args
     lines = [("data", line) for line in describe_sets(trainer.train_dataset)]
@@ -46,7 +46,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         times = f"in micro-batches of at most {arguments.tokens_per_device:,} tokens"
     each = f"{arguments.per_device_train_batch_size} on each of {arguments.world_size} device(s)"
     lines.append(("batch", f"{global_batch} questions: {each}, {times}"))
-    length = "the data is a stream, its length is not known"
+    length = "the data is a stream of unknown length"
     if trainer.stream is None:
         length = f"{len(trainer.sampler):,} questions per epoch"
     steps = math.ceil(math.ceil(len(trainer.sampler) / global_batch) * arguments.num_train_epochs)
@@ -55,7 +55,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     lines.append(
         (
             "a step",
-            f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of sound "
+            f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of audio "
             f"(mean of the first {min(SAMPLE, len(trainer.sampler) or len(trainer.train_dataset))} questions)",
         )
     )
@@ -78,8 +78,8 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         lines.append(
             (
                 "NOTE",
-                f"all {steps} step(s) are warm-up, so hardly anything is learned. Take a smaller global_batch_size, or more "
-                "num_train_epochs.",
+                f"all {steps} step(s) are warm-up, so hardly anything is learned. Use a smaller global_batch_size, or "
+                "more num_train_epochs.",
             )
         )
     lines.append(("steps", f"{steps - done} to go of {steps}, {length}"))
@@ -87,7 +87,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
 
 
 def estimate_example(trainer: AudioSFTTrainer) -> tuple[float, float]:
-    """Mean tokens and audio seconds per question, over the first batches that will be asked; `SAMPLE` questions or more."""
+    """Mean tokens and audio seconds per question, over the first training batches; at least `SAMPLE` questions."""
     order: Iterator[int] = iter(trainer.sampler if trainer.stream is None else range(len(trainer.train_dataset)))
     questions = tokens = frames = 0
     while questions < SAMPLE and (indices := list(itertools.islice(order, trainer.args.train_batch_size))):
@@ -101,16 +101,16 @@ def estimate_example(trainer: AudioSFTTrainer) -> tuple[float, float]:
 def _hearing(trainer: AudioSFTTrainer) -> str:
     arguments, sets = trainer.args, trainer.eval_dataset
     if sets is None or arguments.eval_strategy == "no":
-        return "not measured: there is nothing to evaluate on"
+        return "not measured: there is no evaluation"
     when = "every epoch"
     if arguments.eval_strategy == "steps":
         steps = arguments.eval_steps
         when = f"every {steps:g} steps and at the end" if steps >= 1 else f"every {steps:.1%} of the steps"
     if isinstance(sets, dict) and TRAINING_QUESTIONS in sets:
-        what = f"{len(sets[TRAINING_QUESTIONS])} training questions; with eval_data it would be on those"
+        what = f"{len(sets[TRAINING_QUESTIONS])} training questions; give eval_data to use held-out ones"
     else:
         what = f"{sum(map(len, sets.values())) if isinstance(sets, dict) else len(sets):,} questions of eval_data"
-    return f"loss with silence less loss with the clips, {when}, on {what}"
+    return f"loss with silence minus loss with the clips, {when}, on {what}"
 
 
 def _best(trainer: AudioSFTTrainer) -> list[str]:
@@ -120,10 +120,11 @@ def _best(trainer: AudioSFTTrainer) -> list[str]:
             f"{'highest' if arguments.greater_is_better else 'lowest'} {whole_name(arguments.metric_for_best_model)}"
         )
         if arguments.load_best_model_at_end:
-            lines.append(f"the step with the {metric} is what the run leaves; each evaluated step is saved")
+            lines.append(f"the final model is the step with the {metric}; each evaluated step is saved")
         if arguments.early_stopping_patience is not None:
             lines.append(
-                f"the run ends after {arguments.early_stopping_patience} evaluation(s) without a better one ({metric})"
+                f"the run stops after {arguments.early_stopping_patience} evaluation(s) without a better one "
+                f"({metric})"
             )
     return lines
 

@@ -1,10 +1,10 @@
-"""Preference sets with sound: a question about a clip with an answer that is better and one that is worse, as TRL has them.
+"""Preference sets with audio: questions about clips, each with a better and a worse answer, in TRL's format.
 
     {"prompt": "What is it?", "chosen": "A dog barks.", "rejected": "A bell.", "audio": "dog.wav"}
     {"prompt": [{"role": "user", "content": [{"type": "audio", "path": "dog.wav"}, {"type": "text", "text": "What is it?"}]}],
      "chosen": [{"role": "assistant", "content": "A dog barks."}], "rejected": [{"role": "assistant", "content": "A bell."}]}
 
-Clips are found as in other training sets (data/chats.py). Rows stay as they are stored and are read when asked for.
+Clips are found as in other training sets (data/chats.py). Rows stay as stored and are read on access.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,11 @@ READ = (*NEEDED, *COLUMNS)
 def load_preferences(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]:
     """
     All rows of some sets, with `prompt`, a chat with the sources of its clips; `chosen` and `rejected`, one assistant message
-    each; `origin`; and `images`, empty, by which TRL knows rows that a collator prepares. And how many each set has.
+    each; `origin`; and an empty `images`, by which TRL recognises rows that a collator prepares. Also the size of
+    each set.
 
-    Raises a `ValueError` for a set that cannot be read, has other columns or a weight, or is to be read by `columns` or `prompt`;
-    and, when it is read, for a row that is no preference or has sound against what its set's entry says.
+    Raises a `ValueError` for a set that cannot be read, has other columns, or has a weight, `columns` or `prompt`;
+    and on reading, for a row that is not a preference or whose audio contradicts the set's `sound`.
     """
     sets = [(source, _open(source)) for source in sources]
     sizes = [len(rows) for _, rows in sets]
@@ -39,17 +40,17 @@ def load_preferences(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]
 
 def _open(source: DataSource) -> Dataset:
     if source.streaming:
-        raise ValueError(f"Preferences of {source} are loaded; leave out `streaming`.")
+        raise ValueError(f"Preferences of {source} cannot be streamed; leave out `streaming`.")
     if source.weight != 1 or source.columns or source.prompt:
         raise ValueError(
-            f"Preferences of {source} are asked once per epoch as they are; leave out weight, columns and prompt."
+            f"Preferences of {source} are used once per epoch, unchanged; leave out weight, columns and prompt."
         )
     rows = open_dataset(source.path, source.name, source.split)
     missing = [name for name in NEEDED if name not in rows.column_names]
     if missing:
         raise ValueError(
             f"The preference set {str(source)!r} has no {', '.join(missing)}; its columns are {', '.join(rows.column_names)}. Each row needs "
-            "`prompt`, and two answers to it: `chosen`, the better, and `rejected`."
+            "a `prompt` and two answers to it: `chosen`, the better one, and `rejected`."
         )
     return rows
 
@@ -93,7 +94,7 @@ def _as_chats(row: Mapping[str, Any], sound: bool | str, folder: Path) -> dict[s
 
 
 def _chat(value: Any, role: str) -> list[Any]:
-    """A text as a message of that role; a chat as it is."""
+    """A text as a message of that role; a chat unchanged."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     return value if isinstance(value, list) else [value]

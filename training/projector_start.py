@@ -1,10 +1,10 @@
-"""Where a new projector starts: its two LayerNorms are set from clips of the training data.
+"""Initialisation of a new projector: its two LayerNorms are set from clips of the training data.
 
-Whisper's states have much in common whatever is heard: of whisper-base, the mean states of two clips have a cosine of 0.87 on
-average. A projector that starts at random passes that on, at the size of its LayerNorm (1) and not of the language model's
-embeddings (0.14 in SmolLM2-135M), so clips look alike at first and unlike any text. Fitted, the first norm takes the mean over
-clips away and brings each feature to variance 1; the last one gives each feature the mean and variance that it has over
-the language model's embeddings. The linear layers stay random.
+Whisper's states are similar for all inputs: in whisper-base, the mean states of two clips have a cosine of 0.87 on
+average. A randomly initialised projector preserves that, at the scale of its LayerNorm (1) and not of the language
+model's embeddings (0.14 in SmolLM2-135M), so at first clips look like each other and unlike any text. Fitted, the
+first norm removes the mean over clips and scales each feature to variance 1; the last one gives each feature the mean
+and variance that it has over the language model's embeddings. The linear layers stay random.
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,7 +49,7 @@ def fit_projector(model: Falcon3AudioForConditionalGeneration, clips: Iterable[d
 
 
 def _standardise(norm: nn.LayerNorm, states: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor):
-    """Makes `norm(states)`, `(tokens, width)`, have that mean and variance in each feature."""
+    """Gives `norm(states)`, `(tokens, width)`, that mean and variance in each feature."""
     plain = nn.functional.layer_norm(states, states.shape[-1:], eps=norm.eps)
     norm.weight.copy_((variance / plain.var(0).clamp(min=LEAST)).sqrt())
     norm.bias.copy_(mean - plain.mean(0) * norm.weight)

@@ -1,8 +1,8 @@
-"""A checkpoint that hears, put together here, and what it answers about real recordings.
+"""A checkpoint that hears, assembled on this machine, and its answers about real recordings.
 
-Fetches what the repository may not carry: the backbones (real_backbones.py) and the recordings (real_sounds), both pinned by
-digest. Puts falcon3-audio-nano's adapter on the backbones, asks the held-out questions, with the clips and with silence in
-their place, and prints the score and three answers. Started again after it was stopped, it goes on where it was.
+Fetches what the repository cannot include: the backbones (real_backbones.py) and the recordings (real_sounds), both
+pinned by digest. Merges falcon3-audio-nano's adapter into the backbones, asks the held-out questions, with the clips
+and with silence instead, and prints the score and three answers. If it is stopped, run it again to resume.
 
     python -m falcon3_audio.training.real runs/real --cache debs
     python -m falcon3_audio.training.real runs/real --adapter runs/nano-adapter      # another one
@@ -43,11 +43,11 @@ RECIPE = ROOT / "recipes" / "nano.yaml"
 NANO = ROOT.parent / "model_cards" / "falcon3-audio-nano"
 BACKBONES = {"audio_model": "whisper-base", "text_model": "smollm2-135m-instruct"}
 ASKED = {"benchmark": "mmau", "prompt": "audio-world", "max_new_tokens": 24, "batch_size": 16, "controls": ["silence"]}
-SHOWN = ("Language", "Sound", "Instrument")  # kinds of question of which one is asked without options
+SHOWN = ("Language", "Sound", "Instrument")  # types of question; one of each is asked without options
 
 
 def make_model(out: Path, adapter: Path, audio_model: str | None, text_model: str | None) -> Path:
-    """The adapter on its backbones, in a folder of `out` that is named after its digest and theirs; returns the folder."""
+    """Merges the adapter into its backbones, in a folder of `out` named after its digest and theirs; returns that."""
     given = {"audio_model": audio_model, "text_model": text_model}
     backbones = {
         option: given[option] or str(make_backbone(name, out / "backbones")) for option, name in BACKBONES.items()
@@ -61,7 +61,7 @@ def make_model(out: Path, adapter: Path, audio_model: str | None, text_model: st
 
 
 def scores(run: Run) -> str:
-    """Of all questions and of each task: right answers with the clips and with silence, with 95 % intervals, as Markdown."""
+    """Right answers with the clips and with silence, with 95 % intervals, overall and by task, as Markdown."""
     (evaluation,) = run.evaluations
     heard, silent = (
         [tidy(row) for row in read_predictions(scores_of(run, evaluation, control)).rows]
@@ -84,13 +84,13 @@ def _share(rows: list[Prediction], clips: np.ndarray, rule: str) -> str:
 
 
 def answers(model: Path, test: Path) -> list[str]:
-    """A question without options about one held-out recording of each kind in `SHOWN`, with the model's answer."""
+    """A question without options about one held-out recording of each type in `SHOWN`, with the model's answer."""
     pipe = pipeline("audio-text-to-text", model=str(model), dtype="auto")
     lines = []
     rows = json.loads(test.read_text(encoding="utf-8"))
     for kind in SHOWN:
         row = next((row for row in rows if row["sub-category"] == kind), None)
-        if row is None:  # a set without the packages that have it
+        if row is None:  # a set without the packages for it
             continue
         content = [
             {"type": "audio", "path": str(test.parent / row["audio_id"])},
@@ -104,7 +104,7 @@ def answers(model: Path, test: Path) -> list[str]:
 
 
 def run(out: Path, cache: Path | None, adapter: Path, audio_model: str | None, text_model: str | None) -> int:
-    """All of it; returns the exit code."""
+    """Runs everything; returns the exit code."""
     begin = time.monotonic()
     model = make_model(out, adapter, audio_model, text_model)
     print(f"the model is in {model} ({time.monotonic() - begin:.0f} s)", flush=True)
@@ -112,7 +112,7 @@ def run(out: Path, cache: Path | None, adapter: Path, audio_model: str | None, t
     packages = read_packages()
     size = sum(package.megabytes for package in packages) / 1000
     print(
-        f"recordings from {len(packages)} packages ({size:.1f} GB): fetched where they are not in the cache",
+        f"recordings from {len(packages)} packages ({size:.1f} GB): fetched unless they are in the cache",
         flush=True,
     )
     report = make_real_sounds(out / "sounds", cache, packages=packages, progress=True)
@@ -124,7 +124,7 @@ def run(out: Path, cache: Path | None, adapter: Path, audio_model: str | None, t
     if asked is None:
         return 1
     print("", scores(asked), "", *answers(model, test), sep="\n")
-    print(f"\n{time.monotonic() - begin:.0f} s in all")
+    print(f"\n{time.monotonic() - begin:.0f} s in total")
     return 0
 
 
@@ -133,10 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for backbones, recordings, model and scores")
     parser.add_argument("--cache", metavar="DEBS", type=Path, help="folder of the fetched packages (default: in OUT)")
     parser.add_argument(
-        "--adapter", type=Path, default=NANO, help="of `falcon3-audio export-adapter` (default: %(default)s)"
+        "--adapter", type=Path, default=NANO, help="from `falcon3-audio export-adapter` (default: %(default)s)"
     )
-    parser.add_argument("--audio-model", help="Whisper: Hub id or folder (default: made from a package)")
-    parser.add_argument("--text-model", help="language model: Hub id or folder (default: made from a package)")
+    parser.add_argument("--audio-model", help="Whisper: Hub id or folder (default: built from a package)")
+    parser.add_argument("--text-model", help="language model: Hub id or folder (default: built from a package)")
     given = parser.parse_args(arguments)
     with user_errors("real", goes_on=GOES_ON) as end:
         if not (given.adapter / ADAPTER[1]).exists():

@@ -1,8 +1,9 @@
 """Recipes: YAML files with the options of a run, and the command line that overrides them.
 
-A recipe may begin with `extends: other.yaml` (in the same folder) and then holds only what differs; so an ablation shows
-at a glance what it changes. Keys that no option has are errors, in the file as on the command line. A model may be named
-in two ways; where one place names it in one way and a place that it overrides in the other, the former counts.
+A recipe can start with `extends: other.yaml` (in the same folder) and then contains only the differences, so an
+ablation shows at a glance what it changes. Unknown options are errors, both in the file and on the command line. A
+model can be given in two ways; if an overriding source uses one and the overridden source the other, the overriding
+one wins.
 """
 
 import argparse
@@ -25,36 +26,36 @@ from .run_folder import explain, is_write_failure
 
 
 EXTENDS = "extends"
-# Options that say the same in different ways.
+# Alternative ways of giving the same thing.
 ALTERNATIVES = (("model",), ("audio_model", "text_model"))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """
-    The options of a recipe, those of the one that it extends included.
+    The options of a recipe, including those of the one that it extends.
 
     Raises:
         `OSError`: if a file cannot be read.
-        `ValueError`: if it is no YAML mapping, or extends a recipe that extends another.
+        `ValueError`: if it is not a YAML mapping, or extends a recipe that extends another.
     """
     inherited, own = read_extended(Path(path))
     return override(inherited, own)
 
 
 def read_extended(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The mapping that a file extends (of the same folder; empty if none), and its own. Errors as of `read_recipe`."""
+    """The mapping that a file extends (in the same folder; empty if none), and its own. Errors as in `read_recipe`."""
     own = read_yaml(path)
     if EXTENDS not in own:
         return {}, own
     parent = path.parent / str(own.pop(EXTENDS))
     inherited = read_yaml(parent)
     if EXTENDS in inherited:
-        raise ValueError(f"{path} extends {parent}, which extends another file itself; one step is enough.")
+        raise ValueError(f"{path} extends {parent}, which itself extends another file; only one level is allowed.")
     return inherited, own
 
 
 def override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
-    """`options | by`, without those of `options` that say in another way what `by` says."""
+    """`options | by`, without those in `options` that give in another way what `by` gives."""
     said = [names for names in ALTERNATIVES if not by.keys().isdisjoint(names)]
     if len(said) == 1:
         others = {name for names in ALTERNATIVES if names not in said for name in names}
@@ -63,38 +64,39 @@ def override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A file's mapping; errors as of `read_recipe`."""
+    """A file's mapping; errors as in `read_recipe`."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a YAML mapping of options, got {type(content).__name__}.")
     return content
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys without a word."""
+    """Rejects duplicate keys, of which PyYAML silently takes the last."""
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
-            raise yaml.composer.ComposerError(None, None, f"{twice!r} is there twice", node.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"{twice!r} is given twice", node.start_mark)
         return node
 
 
 def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str) -> tuple[Any, ...]:
     """
-    One instance of each dataclass in `options`, from `--config RECIPE` and what the command line says besides.
+    One instance of each dataclass in `options`, from `--config RECIPE` and the rest of the command line.
 
-    Raises a `ValueError` for unknown options and what the dataclasses do not accept, and an `OSError` for a recipe that
+    Raises a `ValueError` for unknown options and values that the dataclasses reject, and an `OSError` for a recipe
+    that
     cannot be read. Exits after `--help` and `--help-all`.
     """
     config = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False)
     config.add_argument("--config", metavar="RECIPE", help="YAML file of options; the command line overrides it")
-    config.add_argument("-h", "--help", action="store_true", help="list the options that most runs need")
+    config.add_argument("-h", "--help", action="store_true", help="list the most used options")
     config.add_argument("--help-all", action="store_true", help="list all options")
     given, rest = config.parse_known_args(arguments)
     recipe = read_recipe(given.config) if given.config else {}
@@ -106,17 +108,17 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     parser.set_defaults_with_config(**override(recipe, _alternatives(rest, prog)))
     *parsed, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if left:
-        raise ValueError(f"There are no such options: {' '.join(left)}. `{prog} --help-all` lists all.")
+        raise ValueError(f"Unknown options: {' '.join(left)}. `{prog} --help-all` lists all.")
     return tuple(parsed)
 
 
 def option_names(options: Sequence[Any]) -> list[str]:
-    """What a recipe for these dataclasses may set."""
+    """The options that a recipe for these dataclasses can set."""
     return [field.name for group in options for field in dataclasses.fields(group) if field.init]
 
 
 def check_keys(given: dict[str, Any], known: Collection[str], where: Any, advice: str = ""):
-    """Raises a `ValueError` for keys that are not among the known, with the nearest of those."""
+    """Raises a `ValueError` for unknown keys, with the nearest known one for each."""
     unknown = [str(name) for name in given if name not in known]
     if unknown:
         named = [f"--{name} (nearest: {difflib.get_close_matches(name, known, 1, 0)[0]})" for name in unknown]
@@ -124,7 +126,7 @@ def check_keys(given: dict[str, Any], known: Collection[str], where: Any, advice
 
 
 def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:
-    """What a command line has of the options that say the same."""
+    """The options on a command line that are in `ALTERNATIVES`."""
     parser = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in itertools.chain(*ALTERNATIVES):
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
@@ -132,15 +134,15 @@ def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:
 
 
 def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: list[str] | None, prog: str) -> int:
-    """`train` with the options of a recipe, and the exit code: what the user can mend is one line on stderr and a 1."""
-    goes_on = "The same command goes on from the last checkpoint, if there is one."
+    """Calls `train` with a recipe's options; returns the exit code: 1 and a stderr line for errors users can fix."""
+    goes_on = "Run the same command again to resume from the last checkpoint, if there is one."
     with user_errors(prog, FloatingPointError, goes_on=goes_on, explain=explain) as end:
         try:
             train(*parse_options(options, arguments, prog))
         except Terminated as error:
             print(f"{prog}: {error}", file=sys.stderr)
             return EXIT_CODE
-        except RuntimeError as error:  # others are no mistake in the options, and nothing we can explain
+        except RuntimeError as error:  # others are not caused by the options, and we cannot explain them
             if not is_write_failure(error):
                 raise
             raise OSError(explain(error)) from error

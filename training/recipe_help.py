@@ -1,6 +1,6 @@
-"""What `--help` says of a recipe's options: this project's, and those of transformers and TRL that are changed most; `--help-all` has all.
+"""Text of `--help` for a recipe's options: this project's, and the most changed ones of transformers and TRL.
 
-Text alone; recipe.py parses.
+`--help-all` lists all. recipe.py does the parsing.
 """
 
 import argparse
@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 DESCRIPTION = (
-    "Options come from a recipe (--config) and from the command line, which overrides it. A recipe's keys are these names. "
-    "Defaults are shown as a recipe has them, those of --config if it is given too."
+    "Options come from a recipe (--config) and from the command line, which overrides it. A recipe uses the same "
+    "names as keys. Defaults are shown in recipe syntax; with --config, its values replace them."
 )
-# Of the trainers' options, in the order of the help.
+# The trainers' options to list first, in the order of the help.
 MOST_CHANGED = (
     "output_dir",
     "max_steps",
@@ -40,7 +40,7 @@ MOST_CHANGED = (
     "save_steps",
     "save_total_limit",
 )
-# Ours, but nothing to set; and those of which the help says so.
+# Our options that users should not set; so are those whose help starts with `MUST_STAY`.
 FIXED = ("ddp_find_unused_parameters", "gradient_checkpointing")
 MUST_STAY = "Must stay"
 OF_A_VERB = {"shuffle_buffer_size": "train"}  # the others load their sets
@@ -51,13 +51,13 @@ def help_text(
     options: Sequence[Any], recipe: Mapping[str, Any], parent: argparse.ArgumentParser, everything: bool
 ) -> str:
     """
-    The help of a verb that reads recipes.
+    The help of a command that reads recipes.
 
     Args:
         options: the dataclasses, as for `parse_options`.
-        recipe: values in the place of their defaults.
-        parent: has the program's name and the options that stand in no recipe.
-        everything: whether to list the options of transformers and TRL that are rarely changed.
+        recipe: values that replace their defaults.
+        parent: has the program's name and the options that are not in recipes.
+        everything: whether to list the rarely changed options of transformers and TRL.
     """
     known = {field.name: (field, kind) for group in options for field, kind in _fields(group)}
     verb = parent.prog.rpartition(" ")[2]
@@ -68,9 +68,9 @@ def help_text(
         if name in known and _can_be_set(known[name][0], verb)
     ]
     often = [name for name in MOST_CHANGED if name in known and name not in own]
-    sections = {"options of this project": own, "options of transformers and TRL that are changed most": often}
+    sections = {"options of this project": own, "most changed options of transformers and TRL": often}
     if everything:
-        sections["all others of transformers and TRL"] = [name for name in known if name not in {*own, *often}]
+        sections["all other options of transformers and TRL"] = [name for name in known if name not in {*own, *often}]
     parser = argparse.ArgumentParser(
         parent.prog,
         f"{parent.prog} --config RECIPE [--OPTION VALUE ...]",
@@ -79,7 +79,7 @@ def help_text(
         add_help=False,
         epilog=None
         if everything
-        else f"`{parent.prog} --help-all` lists the other options of transformers and TRL too.",
+        else f"`{parent.prog} --help-all` also lists the other options of transformers and TRL.",
     )
     for title, names in sections.items():
         section = parser.add_argument_group(title)

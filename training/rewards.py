@@ -1,8 +1,9 @@
-"""What a reply to a question with a known answer earns: the reward functions of grpo.py, as TRL calls them.
+"""Reward functions of grpo.py, for replies to questions with a known answer, as TRL calls them.
 
-A recipe names them in `reward_funcs`: those of `REWARDS` by name, others as `my_module.my_reward`, which is imported from the
-installed packages or from the folder where the run is started. Such a function gets `prompts`, `completions`, `answer`, `choices` and
-`origin`, a list each, and returns a number for each completion (or `None` for those that it does not judge).
+A recipe lists them in `reward_funcs`: those of `REWARDS` by name, others as `my_module.my_reward`, which is imported
+from the installed packages or from the working directory of the run. Such a function gets `prompts`, `completions`,
+`answer`, `choices` and `origin`, each a list, and returns a number for each completion (or `None` for those that it
+does not judge).
 """
 
 import importlib
@@ -16,7 +17,7 @@ from typing import Any
 from falcon3_audio.evaluation.read_option import resolve
 
 
-# R1-AQA's words for it.
+# R1-AQA's wording.
 TAGS_REQUEST = " Output the final answer in <answer> </answer>."
 SIGNS = str.maketrans({"♯": "#", "\N{MINUS SIGN}": "-"})
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -24,8 +25,8 @@ TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 def exact_answer(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
     """
-    Reward 1 for a reply with the words of the right answer and no others, in their order, else 0. Case and punctuation
-    do not count (`words`). Of a reply with `<answer>` tags only what stands in the first pair of them is read.
+    Reward 1 for a reply with exactly the words of the right answer, in their order, else 0. Case and punctuation are
+    ignored (`words`). In a reply with `<answer>` tags, only the text in the first pair is read.
     """
     replies = [completion[0]["content"] for completion in completions]
     tagged = [TAGGED.search(reply) for reply in replies]
@@ -34,7 +35,7 @@ def exact_answer(completions: list[list[dict[str, str]]], answer: list[str], **_
 
 
 def answer_format(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
-    """Reward 1 for a reply that ends with an answer in `<answer> </answer>`, its only one, else 0."""
+    """Reward 1 for a reply that ends with an answer in `<answer> </answer>` and has no other tags, else 0."""
     replies = [completion[0]["content"].strip() for completion in completions]
     return [
         float(reply.endswith("</answer>") and reply.count("<answer>") == reply.count("</answer>") == 1)
@@ -43,14 +44,14 @@ def answer_format(completions: list[list[dict[str, str]]], **_: Any) -> list[flo
 
 
 def same_words(reply: str, answer: str) -> bool:
-    """Whether both have the same words in the same order, whatever their case and punctuation."""
+    """Whether both have the same words in the same order, ignoring case and punctuation."""
     return words(reply) == words(answer)
 
 
 def words(text: str) -> list[str]:
     """
-    The words of a text in lower case and one Unicode spelling (NFC), with the marks on their letters (vowels in Hindi, tones in
-    Thai), and the signs that are no punctuation: `#`, `♭`, `+`, and a minus before a number.
+    The words of a text in lower case and in one Unicode normal form (NFC), with the marks on their letters (vowels in
+    Hindi, tones in Thai), and the signs that are not punctuation: `#`, `♭`, `+`, and a minus before a number.
     """
     text = unicodedata.normalize("NFC", text.lower()).translate(SIGNS)
     marks = "".join({letter for letter in text if unicodedata.category(letter).startswith("M")})
@@ -61,8 +62,8 @@ def content_answer(
     completions: list[list[dict[str, str]]], answer: list[str], choices: list[list[str]], **_: Any
 ) -> list[float]:
     """
-    Reward 1 for a reply that means the right one of the row's options, as the rule "content" of `falcon3-audio evaluate` reads it,
-    else 0.
+    Reward 1 for a reply that means the right one of the row's options, by the rule "content" of `falcon3-audio
+    evaluate`, else 0.
     """
     replies = [completion[0]["content"] for completion in completions]
     return [float(resolve(reply, options) == right) for reply, right, options in zip(replies, answer, choices)]
@@ -77,15 +78,15 @@ REWARDS: dict[str, Callable[..., list[float]]] = {
 
 def load_rewards(names: Sequence[str]) -> list[Callable[..., Any]]:
     """
-    The functions of these names or import paths.
+    The functions with these names or import paths.
 
-    Raises a `ValueError` for one that is not there, and whatever an imported module raises.
+    Raises a `ValueError` for one that does not exist, and any error that an imported module raises.
     """
     return [REWARDS[name] if name in REWARDS else _import(name) for name in names]
 
 
 def _import(path: str) -> Callable[..., Any]:
-    known = f"Known by name are {', '.join(REWARDS)}; others are given as my_module.my_reward."
+    known = f"Built in are {', '.join(REWARDS)}; give others as my_module.my_reward."
     module, _, name = path.rpartition(".")
     if not module:
         raise ValueError(f"reward_funcs: there is no reward {path!r}. {known}")

@@ -1,9 +1,9 @@
-"""The folder of a run: what it was started with, where it goes on, and what to say when files cannot be written or read.
+"""The folder of a run: its settings, the checkpoint to resume from, and errors for unreadable or unwritable files.
 
-`recipe.yaml` records every option that decides the result; a run that is started again with others is an error. The
-trainer writes `trainer_state.json` last, so a checkpoint without one was interrupted and is passed over with a note.
-One that is complete but damaged is an error that names the file: which one to go on from is then for the user to say.
-Before the first checkpoint nothing is trained, and everything may change.
+`recipe.yaml` records every option that affects the result; restarting a run with others is an error. The trainer
+writes `trainer_state.json` last, so a checkpoint without one was interrupted and is skipped with a note. One that is
+complete but damaged is an error that names the file: the user then decides which one to resume from. Before the first
+checkpoint nothing is trained, and all options can change.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from .data.sources import DataSource
 
 
 RECIPE = "recipe.yaml"
-DATA_SHA256 = "data_sha256"  # in it, see data_digests.py
+DATA_SHA256 = "data_sha256"  # key in RECIPE, see data_digests.py
 STATE = "trainer_state.json"
 BASE = "base"  # the model that a run composed, see `load_model`
 ADAPTER_CONFIG = "adapter_config.json"
-# Options of the trainer that decide the result; the others say how it is run, logged and saved.
+# Options of the trainer that affect the result; the others control execution, logging and saving.
 DECIDING = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
@@ -38,22 +38,22 @@ DECIDING = (
     *("early_stopping_patience", "early_stopping_threshold"),
     *("augmentation", "audio_tower_learning_rate", "projector_learning_rate", "language_model_learning_rate"),
 )
-# Those of them that a run may go on with other values of: it is as if they had been given at first.
+# Those of them that can change on resuming: the result is as if they had been given from the start.
 MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold")
-# No room, too much for the quota or the file system, a broken or read-only disk.
+# Disk full, over quota, file too large for the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-# What torch and safetensors say when a file could not be written; they raise no OSError.
+# Messages of torch and safetensors when a file cannot be written; they do not raise OSError.
 _WRITE_FAILURES = ("PytorchStreamWriter", "unexpected pos", *(f"(os error {number})" for number in _DISK_ERRORS))
 
 
 def describe_recipe(*options: Any, also: Sequence[str] = ()) -> dict[str, Any]:
     """
-    Everything that decides the result of a run, as plain values.
+    Everything that affects the result of a run, as plain values.
 
     Args:
         *options: dataclasses of which every field counts, and last the trainer's own (`TrainingArguments`), of which
-            those in `DECIDING` and `also` do.
-        also: what else decides.
+            only those in `DECIDING` and `also` count.
+        also: further options of the trainer that count.
     """
     *groups, training = options
     recipe: dict[str, Any] = {}
@@ -68,8 +68,8 @@ def describe_recipe(*options: Any, also: Sequence[str] = ()) -> dict[str, Any]:
 
 def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence[Any]) -> dict[str, Any]:
     """
-    The recipe `before` with those options of the recipe `now`, and of its sets, that did not exist yet when it was recorded:
-    they had their defaults.
+    The recipe `before`, completed with the defaults of the options in the recipe `now`, and in its sets, that did not
+    exist yet when it was recorded.
 
     Args:
         options: the dataclasses of the recipe's options, or instances of them.
@@ -86,7 +86,7 @@ def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence
 
 
 def _source_defaults(before: Any, now: Any) -> Any:
-    """Sets as they were recorded, with the fields that only `now` has of them."""
+    """Sets as recorded, completed with the defaults of fields that only `now` has."""
     if not (isinstance(before, list) and isinstance(now, list) and len(before) == len(now)):
         return before
     defaults = {field.name: field.default for field in dataclasses.fields(DataSource) if field.name != "path"}
@@ -106,17 +106,17 @@ def start_or_go_on(
     options: Sequence[Any] = (),
 ) -> Path | None:
     """
-    Records the recipe in the run's folder and returns the checkpoint to go on from, `None` for a new run.
+    Records the recipe in the run's folder and returns the checkpoint to resume from, `None` for a new run.
 
     Args:
-        output_dir: the run's folder; made if it is missing.
+        output_dir: the run's folder; created if missing.
         recipe: from `describe_recipe`.
-        write: whether this process records (one of them does).
-        resume: the checkpoint to go on from, instead of the last one.
-        options: which the recipe describes, see `with_defaults`.
+        write: whether this process records (only one does).
+        resume: the checkpoint to resume from, instead of the last one.
+        options: those that the recipe describes, see `with_defaults`.
 
-    Raises a `ValueError` if the folder holds a run with another recipe or other data, one that has ended and has no
-    checkpoint any more, or a base model that no run made; or if the checkpoint is damaged.
+    Raises a `ValueError` if the folder holds a run with another recipe or other data, a finished run without
+    checkpoints, or a base model that was not created by a run; or if the checkpoint is damaged.
     """
     folder = Path(output_dir)
     path = folder / RECIPE
@@ -129,9 +129,9 @@ def start_or_go_on(
         _check_unchanged(folder, before, recipe, has_ended)
     if has_ended and not checkpoint:
         raise ValueError(
-            f"{folder} holds a run that has ended, and none of its checkpoints: there is nothing to go on with, and what it left stays "
-            f"as it is. To train on from that: `--model {folder} --output_dir ANOTHER`. To train again, give another output_dir, or "
-            "remove that folder."
+            f"{folder} holds a finished run without checkpoints: there is nothing to resume, and its results are "
+            f"kept. To continue training from them: `--model {folder} --output_dir ANOTHER`. To train again, give "
+            "another output_dir, or remove that folder."
         )
     if not checkpoint:
         _check_place_of_base(folder, before, recipe)
@@ -143,17 +143,18 @@ def start_or_go_on(
 
 
 def _check_unchanged(folder: Path, before: dict[str, Any], recipe: dict[str, Any], has_ended: bool):
-    """Raises a `ValueError` that names the options, or else the sets, with which the run would go on as another one."""
+    """Raises a `ValueError` that names the options, or else the sets, that changed since the run was started."""
     known = (*MAY_CHANGE, DATA_SHA256)
     changed = [name for name in recipe if name not in known and before.get(name) != recipe[name]]
     if changed:
         differences = ", ".join(f"{name}: {before.get(name)!r} -> {recipe[name]!r}" for name in changed)
         advice = "Give another output_dir, or remove that folder."
         if set(changed) <= {"num_train_epochs", "max_steps"} and has_ended:
-            # Its learning rate has come down; one that went up again in the middle would be no schedule.
+            # Its learning rate has decayed; raising it again in the middle would not be the schedule.
             advice = (
-                f"It has ended, and so has its schedule. To train on from what it left: `--model {folder} --output_dir ANOTHER`, with "
-                "the epochs that are to come on top, in the place of the options that name its model."
+                f"It is finished, and so is its schedule. To continue training from its result: `--model {folder} "
+                "--output_dir ANOTHER`, with the number of additional epochs, instead of the options that give its "
+                "model."
             )
         raise ValueError(f"{folder} holds a run that was started with other options ({differences}). {advice}")
     recorded = before.get(DATA_SHA256) or {}
@@ -165,34 +166,34 @@ def _check_unchanged(folder: Path, before: dict[str, Any], recipe: dict[str, Any
     ]
     if edited:
         raise ValueError(
-            f"{', '.join(edited)} changed since the run in {folder} was started, which would go on with other data. Put back what "
-            "was there; or start anew: give another output_dir, or remove that folder."
+            f"{', '.join(edited)} changed since the run in {folder} was started, so it would resume with other data. "
+            "Restore the original data; or start over: give another output_dir, or remove that folder."
         )
 
 
 def _check_place_of_base(folder: Path, before: dict[str, Any], recipe: dict[str, Any]):
-    """A run that begins puts its base model in the place of that of a former attempt, and of nothing else."""
+    """A new run can overwrite the base model of an earlier attempt, but nothing else."""
     was_made = before and makes_base(before.get("model"))
     if makes_base(recipe.get("model")) and (folder / BASE).exists() and not was_made:
         raise ValueError(
-            f"{folder / BASE} is where this run would put the model that it starts from, and what is there may be no run's. Move or "
-            "remove it, or give another output_dir."
+            f"{folder / BASE} is where this run would save the model that it starts from, but it already exists and "
+            "may not be from a run. Move or remove it, or give another output_dir."
         )
 
 
 def makes_base(model: str | None) -> bool:
-    """Whether a run that is told to train this model (`None`: backbones) makes another one to start from."""
+    """Whether a run on this model (`None`: backbones) first creates a base model to start from."""
     return model is None or (Path(model) / ADAPTER_CONFIG).exists()
 
 
 def root_of(run: Path) -> Path:
-    """The folder of a run, given that or one of its checkpoints."""
+    """The folder of a run, given that folder or one of its checkpoints."""
     return run.parent if run.name.startswith("checkpoint-") else run
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """
-    The last whole checkpoint of a run, or `None` where there is none yet.
+    The last complete checkpoint of a run, or `None` if there is none yet.
 
     Raises a `ValueError` that names the damaged file if the last complete checkpoint cannot be read.
     """
@@ -201,21 +202,21 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
         if _is_complete(path):
             check_readable(path)
             return path
-        print(f"{path} was interrupted while it was written; passing it over.")
+        print(f"{path} was interrupted while it was written; skipping it.")
     return None
 
 
 def _given_checkpoint(path: Path) -> Path:
     if not _is_complete(path):
         raise ValueError(
-            f"{path} is no whole checkpoint: it has no readable {STATE}. Name a folder checkpoint-N of a run."
+            f"{path} is not a complete checkpoint: it has no readable {STATE}. Give a folder checkpoint-N of a run."
         )
     check_readable(path)
     return path
 
 
 def check_readable(checkpoint: Path):
-    """Raises a `ValueError` that names the first file of a checkpoint that is cut off or damaged."""
+    """Raises a `ValueError` that names the first file of a checkpoint that is truncated or damaged."""
     for path in sorted(checkpoint.rglob("*")):
         problem = _problem(path)
         if problem:
@@ -223,8 +224,8 @@ def check_readable(checkpoint: Path):
 
 
 def other_than(checkpoint: Path) -> str:
-    """What to do where a run cannot go on from its last checkpoint."""
-    return f"Remove {checkpoint} to go on from the checkpoint before it, or name another one with --resume_from_checkpoint."
+    """Advice if a run cannot resume from its last checkpoint."""
+    return f"Remove {checkpoint} to resume from the previous one, or give another one with --resume_from_checkpoint."
 
 
 def _problem(path: Path) -> str | None:
@@ -232,7 +233,7 @@ def _problem(path: Path) -> str | None:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):  # compares the header with the file's length
                 return None
-        if path.suffix in (".pt", ".pth", ".bin"):  # .bin: of FSDP
+        if path.suffix in (".pt", ".pth", ".bin"):  # .bin: from FSDP
             with zipfile.ZipFile(path) as archive:  # torch's format
                 damaged = archive.testzip()
                 return f"{damaged} in it is damaged" if damaged else None
@@ -249,15 +250,15 @@ def is_write_failure(error: Exception) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """What to tell the user about an error that ended a run."""
+    """The message to the user about an error that stopped a run."""
     message = str(error).strip()
     if message.startswith("Caught "):
-        # From a worker of the data loader, with its whole traceback; what was said stands at the end of that.
+        # From a worker of the data loader, with its whole traceback; the message is at the end of that.
         message = message.rpartition(f"{type(error).__name__}: ")[2]
     if is_write_failure(error):
         return (
-            f"A file could not be written: {message}. Checkpoints written before are whole; make room and start the same "
-            "command again."
+            f"A file could not be written: {message}. Earlier checkpoints are intact; free disk space and run the "
+            "same command again."
         )
     return message
 

@@ -5,10 +5,10 @@
         -m falcon3_audio.training.sft --config training/recipes/falcon3_audio_7b.yaml       # several
     python -m falcon3_audio.training.sft --config training/recipes/audio_world.yaml --learning_rate 1e-3
 
-Any option of a recipe can be overridden on the command line; an option that nobody knows is an error. Started again
-with the same output_dir, a run goes on from its last whole checkpoint, at the exact question where that was written. SIGTERM
-saves one (callbacks.py).
-Leaves there: the adapter (or, where no tower has LoRA, the model), the processor, recipe.yaml, log and loss_curve.png.
+Any option of a recipe can be overridden on the command line; unknown options are errors. Started again with the same
+output_dir, a run resumes from its last complete checkpoint, at the exact question where it was written. SIGTERM saves
+a checkpoint (callbacks.py). Saved in output_dir: the adapter (or the model, if no tower uses LoRA), the processor,
+recipe.yaml, log and loss_curve.png.
 """
 
 import itertools
@@ -47,14 +47,14 @@ def train(
     args: AudioSFTConfig,
     callbacks: Sequence[TrainerCallback] = (),
 ):
-    """Runs a recipe from beginning to end, or from its last checkpoint, and returns the trainer."""
+    """Runs a recipe from the start, or from its last checkpoint, and returns the trainer."""
     ################
     # Data, and the run's folder
     ################
     check_together(data_args, args)
     check_streaming(data_args, args)
     check_push(args)
-    # Not by the trainer, which would upload all that is in the folder, and during training what is not finished.
+    # Not left to the trainer, which would upload everything in the folder, and unfinished results during training.
     to_hub, args.push_to_hub = args.push_to_hub, False
     if to_hub:
         check_token()
@@ -116,7 +116,7 @@ def train(
             for line in last_deafness(before.log_history, first_step_to_judge(args, before.max_steps)):
                 print(f"{'NOTE':<22} {line}", flush=True)
             if checkpoint:
-                print(f"{'going on from':<22} {checkpoint}", flush=True)
+                print(f"{'resuming from':<22} {checkpoint}", flush=True)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopper.raise_if_stopped()
 
@@ -129,7 +129,8 @@ def train(
         if trainer.is_world_process_zero():
             if args.load_best_model_at_end:
                 print(
-                    f"best was step {trainer.state.best_global_step}: {args.metric_for_best_model} {trainer.state.best_metric:.4g}"
+                    f"best step: {trainer.state.best_global_step}, {args.metric_for_best_model} "
+                    f"{trainer.state.best_metric:.4g}"
                 )
             trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
             plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")

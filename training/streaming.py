@@ -1,7 +1,8 @@
-"""Training from a stream (data/stream.py): its loader, where it goes on after a stop, and what takes the place of epochs.
+"""Training from a stream (data/stream.py): its loader, the position to resume from, and a replacement for epochs.
 
-Batches come with the position of the reader that made them, so that what is saved is behind the questions that were learned from,
-however many the loader's workers have read ahead. A checkpoint has the positions of all processes in `stream.json`.
+Batches come with their reader's position, so the saved position is the one after the questions already trained on,
+regardless of how far the loader's workers have read ahead. A checkpoint has the positions of all processes in
+`stream.json`.
 """
 
 import json
@@ -22,7 +23,7 @@ from .data.stream import POSITION, StreamedSet, TrainingStream
 
 
 FILE = "stream.json"
-Positioned = tuple[Any, Any]  # a batch, and the position behind it
+Positioned = tuple[Any, Any]  # a batch, and the position after it
 
 
 class _Collate:
@@ -37,9 +38,9 @@ def make_stream(
     sets: Sequence[StreamedSet], args: AudioSFTConfig, buffer_size: int, checkpoint: Path | None
 ) -> TrainingStream:
     """
-    The stream that a run reads in this process, from where a checkpoint was written.
+    The stream that a run reads in this process, from the position in the checkpoint.
 
-    Raises a `ValueError` for a checkpoint of other processes or workers.
+    Raises a `ValueError` for a checkpoint with other numbers of processes or workers.
     """
     stream = TrainingStream(
         sets,
@@ -58,15 +59,16 @@ def make_stream(
 
 def stream_loader(stream: TrainingStream, collate: Callable[..., Any], **options: Any) -> DataLoader:
     """
-    A loader of batches with their positions, which `pass_on` takes. It is not accelerate's, which would have every process read all
-    rows: the trainer puts batches on their device.
+    A loader of batches with their positions, for `pass_on`. It is not prepared by accelerate, which would make every
+    process read all rows: the trainer moves batches to their device.
     """
-    # A loader draws a seed for its workers; without a generator from the numbers that dropout goes on with.
+    # A loader draws a seed for its workers; without its own generator, this would change the random numbers of
+    # dropout.
     return DataLoader(stream, collate_fn=_Collate(collate), generator=torch.Generator(), **options)
 
 
 def pass_on(stream: TrainingStream, batches: Iterable[Positioned]) -> list[Any]:
-    """The batches, whose positions the stream notes."""
+    """The batches; records their positions in the stream."""
     found = []
     for batch, position in batches:
         stream.passed(position)
@@ -75,7 +77,7 @@ def pass_on(stream: TrainingStream, batches: Iterable[Positioned]) -> list[Any]:
 
 
 def save_stream(stream: TrainingStream, checkpoint: Path):
-    """Writes the positions of all processes, which have to meet here."""
+    """Writes the positions of all processes, which must all call this."""
     states = gather_object([stream.state()])
     if PartialState().is_main_process:
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def save_stream(stream: TrainingStream, checkpoint: Path):
 
 
 class ShareOfTheRun(TrainerCallback):
-    """A stream has no epochs: what is logged as one is the share of the run that is done, also of one that goes on."""
+    """A stream has no epochs: the fraction of the run that is done is logged instead, also for a resumed run."""
 
     def on_step_end(self, args, state, control, **kwargs):
         state.epoch = state.global_step / state.max_steps

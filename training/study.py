@@ -1,13 +1,13 @@
-"""A study: arms (a recipe with some options changed, or stages one after the other) times seeds, trained and compared.
+"""A study: arms (a recipe with some options changed, or consecutive stages) times seeds, trained and compared.
 
     falcon3-audio study STUDY.yaml OUT [--only ARM ...] [--jobs 2]
-    falcon3-audio study STUDY.yaml OUT --report                          # of what is there already
-    falcon3-audio study STUDY.yaml OUT --report --pack results.tar.xz    # and what it is made of, for another machine
+    falcon3-audio study STUDY.yaml OUT --report                          # only from existing results
+    falcon3-audio study STUDY.yaml OUT --report --pack results.tar.xz    # and its inputs, for another machine
 
-Each arm and seed is trained, merged and asked the benchmarks, with the sound and with each control, in processes of its
-own under OUT/ARM/seed-N, with a log of each. The first seed of all arms comes first. What is finished is not done again: a
-study that was stopped goes on with the same command. An arm that fails does not stop the others. At the end there are
-report.json, report.md and report.png (see study_report.py). What STUDY.yaml may say is in studies/README.md.
+Each arm and seed is trained, merged and evaluated on the benchmarks, with the audio and with each control, in separate
+processes under OUT/ARM/seed-N, each with a log. The first seed of all arms runs first. Finished work is not repeated:
+to resume a stopped study, run the same command again. A failed arm does not stop the others. At the end report.json,
+report.md and report.png are written (see study_report.py). studies/README.md describes STUDY.yaml.
 """
 
 import argparse
@@ -42,23 +42,23 @@ POLL = 0.2  # seconds
 
 
 class Stopped(Exception):
-    """The study is to end, and may go on later."""
+    """The study is being stopped; it can be resumed later."""
 
 
 def perform(run: Run, environment: dict[str, str], stop: threading.Event, echo: bool = False) -> str | None:
     """
-    Does what is not done of a run. Returns `None`, or what failed, which is also in failed.json in its folder.
+    Does the remaining steps of a run. Returns `None`, or what failed, which is also in failed.json in its folder.
 
     Args:
         environment: of the processes.
-        stop: ends them when it is set; `Stopped` is raised.
+        stop: when set, terminates them and raises `Stopped`.
         echo: print the logs of trainings as they are written.
 
-    Raises a `ValueError` where there are results of other settings in its folder.
+    Raises a `ValueError` if its folder has results of other settings.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with _locked(run.folder / LOCK, stop) as held:
-        check_unchanged([run])  # again: another process may have worked on it since, which was waited for
+        check_unchanged([run])  # again: we may have waited for another process that worked on it
         (run.folder / FAILED).unlink(missing_ok=True)
         steps = steps_of(run)
         for number, step in enumerate(steps):
@@ -74,7 +74,7 @@ def perform(run: Run, environment: dict[str, str], stop: threading.Event, echo: 
 
 def _stale(step: Step, later: Sequence[Step]) -> str | None:
     left = [str(other.folder) for other in later if other.folder.exists() and not step.evaluates]
-    return f"{', '.join(left)} came from something that is gone; remove it to make it again" if left else None
+    return f"{', '.join(left)} came from results that no longer exist; remove it to recreate it" if left else None
 
 
 def _do(run: Run, step: Step, environment: dict[str, str], held: int, stop: threading.Event, echo: bool) -> str | None:
@@ -85,7 +85,8 @@ def _do(run: Run, step: Step, environment: dict[str, str], held: int, stop: thre
     write_record(step)
     print(f"{run}: {step.name} (log: {step.log})", flush=True)
     code = _run_process([f"falcon3_audio.{step.module}", *step.arguments], step.log, environment, held, stop, echo)
-    # Questions without a reply make an exit code of 1, but also a score, in which they are wrong; the report counts them.
+    # Questions without a reply give an exit code of 1, but also a score, in which they are wrong; the report counts
+    # them.
     if step.product.exists() and (code == 0 or step.evaluates):
         return None
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -99,13 +100,13 @@ def _run_process(
         file.write(f"$ python -m {' '.join(command)}\n".encode())
         file.flush()
         place = file.tell()
-        # The lock goes with it: if this process is killed, nobody else works on the run until that one has ended.
+        # It inherits the lock: if this process is killed, no other works on the run until that one has exited.
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment | {"PYTHONUNBUFFERED": "1"},  # so that the log is complete, whatever ends it
+            env=environment | {"PYTHONUNBUFFERED": "1"},  # so that the log is complete even if it is killed
             pass_fds=(held,),
         )
     try:
@@ -137,12 +138,12 @@ def last_line(log: Path) -> str:
 
 @contextmanager
 def _locked(path: Path, stop: threading.Event) -> Iterator[int]:
-    """Waits until no other process works on the run."""
+    """Waits until no other process is working on the run."""
     with open(path, "ab") as file:
         told = False
         while not lock(file):
             if not told:
-                print(f"Another process works on {path.parent}; waiting for it to end.", flush=True)
+                print(f"Another process is working on {path.parent}; waiting for it to finish.", flush=True)
             told = True
             if stop.wait(POLL):
                 raise Stopped
@@ -151,8 +152,9 @@ def _locked(path: Path, stop: threading.Event) -> Iterator[int]:
 
 def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
     """
-    Does what is not done, `jobs` runs side by side, each with its share of the cores and, where there are several GPUs, one
-    of them. Returns what failed. On an interrupt the processes are ended, and `KeyboardInterrupt` goes on.
+    Does the remaining steps of all runs, `jobs` runs in parallel, each with its share of the cores and one of the
+    GPUs, if there are several. Returns what failed. On an interrupt it terminates the processes and re-raises
+    `KeyboardInterrupt`.
     """
     threads = max(1, _cores() // jobs)
     stop = threading.Event()
@@ -182,13 +184,14 @@ def perform_all(runs: Sequence[Run], jobs: int = 1) -> list[str]:
 
 def ask(model: Path, asked: dict[str, Any], folder: Path, recipe: Path) -> Run | None:
     """
-    Asks one checkpoint, in an arm without training.
+    Evaluates one checkpoint, as an arm without training.
 
     Args:
         asked: an entry of a study's `evaluate`.
-        folder: for the replies, and what they were scored.
+        folder: for the replies and their scores.
 
-    Returns the run whose scores those are; `None` if asking failed, which has been said. Raises a `ValueError` for a
+    Returns the run with these scores; `None` if the evaluation failed, which has been printed. Raises a `ValueError`
+    for a
     benchmark that cannot be read, and if `folder` has scores of other questions.
     """
     study = make_study("asked", recipe, {"arms": {"asked": None}, "evaluate": [asked]}, "the evaluation")
@@ -197,12 +200,12 @@ def ask(model: Path, asked: dict[str, Any], folder: Path, recipe: Path) -> Run |
 
 
 def _cores() -> int:
-    """That this process may use; not every system says."""
+    """The number of cores this process can use; not every system reports it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _environment(threads: int, slot: int) -> dict[str, str]:
-    """With that many threads, unless the user has said how many, and one GPU: a training run that sees several refuses."""
+    """With that many threads, unless the user has set a number, and one GPU: training refuses to see several."""
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     if torch.cuda.device_count() > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -221,7 +224,7 @@ def _selected(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
 
 @contextmanager
 def ended_gently() -> Iterator[None]:
-    """A SIGTERM is as an interrupt: the processes of the runs end with this one. For the main thread."""
+    """Treats SIGTERM like an interrupt, so the runs' processes exit with this one. Only for the main thread."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -238,7 +241,7 @@ def _study(options: argparse.Namespace) -> int:
     output = options.output.resolve()
     failed: list[str] = []
     if is_set(output):
-        raise ValueError(f"{output} is a prepared set, whose report the study's would replace; give another OUT.")
+        raise ValueError(f"{output} is a prepared set, whose report the study would overwrite; give another OUT.")
     if not options.report:
         runs = _selected(runs_of(study, output, read_data(study)), options.only)
         check_unchanged(runs, "give another OUT, or choose other arms with --only")
@@ -255,18 +258,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio study", description=__doc__.split("\n\n")[0])
     parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file, see training/studies/README.md")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the runs and the report")
-    parser.add_argument("--only", metavar="ARM", nargs="+", default=[], help="train and evaluate these arms only")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="only make the report, of what is there")
+    parser.add_argument("--only", metavar="ARM", nargs="+", default=[], help="train and evaluate only these arms")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="only write the report, from existing results")
     parser.add_argument(
-        "--pack", metavar="FILE", type=Path, help="write what the report is made of: a .tar.xz without weights"
+        "--pack", metavar="FILE", type=Path, help="write the inputs of the report to a .tar.xz, without weights"
     )
     options = parser.parse_args(arguments)
     if options.pack and not options.pack.parent.is_dir():
         parser.error(f"--pack: there is no folder {options.pack.parent} for {options.pack.name}")
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
-    # Lines of some messages are commands to copy.
+    # Some messages have lines with commands to copy.
     with user_errors(parser.prog, goes_on=GOES_ON, join_lines=False) as end, ended_gently():
         return _study(options)
     return end.status

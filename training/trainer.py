@@ -1,11 +1,11 @@
-"""TRL's SFTTrainer for sounds: the sampler of this project, honest logs, and a stop where training has gone wrong.
+"""TRL's SFTTrainer for audio: this project's sampler, exact logs, and a stop if training diverges.
 
-TRL has no path for audio; its trainer works with a collator that does the preparation (`AudioChatCollator`) and this
-much around it. With `tokens_per_device` a step's questions come from the loader at once, packed into micro-batches of that
-many tokens. Every log line says besides loss, learning rate and gradient norm: questions, audio seconds and tokens
-per second over all devices, the share of the time that the process that waited longest waited for data, peak memory, and
-so far: the seconds of training, and how many examples were shortened or left out. Evaluations have the mean negative
-log-likelihood of an answer token, whatever the training loss is, and how much of it is owed to the sound (hearing.py).
+TRL does not support audio; its trainer works with a collator that does the preparation (`AudioChatCollator`) and this
+class. With `tokens_per_device` the loader returns a step's questions together, packed into micro-batches of at most
+that many tokens. Besides loss, learning rate and gradient norm, every log line has: questions, audio seconds and
+tokens per second over all devices, the share of time that the slowest process waited for data, peak memory, and
+totals so far: seconds of training, and examples that were shortened or left out. Evaluations log the mean negative
+log-likelihood of an answer token, whatever the training loss is, and how much of it depends on the audio (hearing.py).
 """
 
 import itertools
@@ -63,13 +63,13 @@ MICRO_BATCHES = "micro_batches"
 class AudioSFTTrainer(SFTTrainer):
     """
     Args:
-        set_sizes: examples of each set that `train_dataset` is made of, in order (see `load_training_data`).
+        set_sizes: number of examples of each set in `train_dataset`, in order (see `load_training_data`).
         set_weights: passes over each set per epoch.
-        stream: what is trained on instead of `train_dataset`, which then stands for it where examples are looked at.
+        stream: trained on instead of `train_dataset`, which is then only a sample for inspection.
         clips: examples of each clip, by set (see `questions_per_clip`).
-        questions_per_row: the most questions about a clip that come together, `None` for all.
-        eval_sets: examples of each set that `eval_dataset` is made of, by name and in order, where there are several.
-        asked: questions of `eval_dataset` that are answered when it is evaluated, see generated.py.
+        questions_per_row: maximum number of questions about a clip that stay together, `None` for all.
+        eval_sets: number of examples of each set in `eval_dataset`, by name and in order, if there are several.
+        asked: questions of `eval_dataset` that the model answers at each evaluation, see generated.py.
         *args, **kwargs: those of `SFTTrainer`.
     """
 
@@ -93,12 +93,13 @@ class AudioSFTTrainer(SFTTrainer):
         self.stream = stream
         self.sampler = MixtureSampler(set_sizes, set_weights, seed, clips, questions_per_row, step, at_once)
         if stream is not None:
-            self.args.ignore_data_skip = True  # it goes on by itself, where transformers would read all again
+            self.args.ignore_data_skip = True  # the stream resumes by itself; transformers would read everything again
             self.add_callback(ShareOfTheRun())
         elif self.args.dataloader_drop_last and len(self.sampler) < at_once * self.args.world_size:
             raise ValueError(
-                f"dataloader_drop_last leaves nothing of the {len(self.sampler)} questions of an epoch: {at_once} go to each of "
-                f"{self.args.world_size} device(s) at once. Leave it off, or lower per_device_train_batch_size."
+                f"dataloader_drop_last drops all {len(self.sampler)} questions of an epoch: each of "
+                f"{self.args.world_size} device(s) takes {at_once} at a time. Leave it off, or lower "
+                "per_device_train_batch_size."
             )
         self._eval_sets = dict(eval_sets or {})
         check_metric(self.args, list(self._eval_sets), [*METRICS, *measured_of(asked)])
@@ -135,7 +136,7 @@ class AudioSFTTrainer(SFTTrainer):
         return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
-        self._last_log = time.monotonic()  # training begins
+        self._last_log = time.monotonic()  # training starts
         arguments = self.args
         tokens = arguments.tokens_per_device
         collate = partial(self._train_collator.micro_batches, tokens=tokens) if tokens else self._train_collator
@@ -155,7 +156,7 @@ class AudioSFTTrainer(SFTTrainer):
         given = self.eval_dataset if eval_dataset is None else eval_dataset
         given = self.eval_dataset[given] if isinstance(given, str) else given
         if given is None:
-            raise ValueError("There is nothing to evaluate on: give `eval_dataset`.")
+            raise ValueError("There is no evaluation data: give `eval_dataset`.")
         loader = DataLoader(
             Numbered(given),
             batch_size=self.args.eval_batch_size,
@@ -163,7 +164,7 @@ class AudioSFTTrainer(SFTTrainer):
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            # A loader draws a seed for its workers; without this from the numbers that dropout goes on with.
+            # A loader draws a seed for its workers; without this, it would change the random numbers of dropout.
             generator=torch.Generator(),
         )
         return self.accelerator.prepare(loader)
@@ -181,14 +182,14 @@ class AudioSFTTrainer(SFTTrainer):
             if math.isnan(metrics.get(HEARING, 0.0)) and self.is_world_process_zero():
                 logger.warning_once(no_hearing(metric_key_prefix))
         reshard(self.model)
-        self._last_log += time.monotonic() - began  # the rates of the next log line are those of training
+        self._last_log += time.monotonic() - began  # so that rates in the next log line cover only training
         return output
 
     def _examination(self, asked: Sequence[Asked]) -> Examination:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "eval_generate needs the whole model on each device: leave it out, or train with training/accelerate/ddp.yaml. "
-                "`falcon3-audio evaluate` asks a checkpoint."
+                "`falcon3-audio evaluate` evaluates a checkpoint."
             )
         skip = getattr(self.args, "on_bad_audio", "raise") == "skip"
         return Examination(asked, self.processing_class, self.args.eval_batch_size, skip)
@@ -197,7 +198,7 @@ class AudioSFTTrainer(SFTTrainer):
     def _of_answers(self, prefix: str) -> dict[str, float]:
         if self.examination is None:
             return {}
-        with self.accelerator.autocast():  # generation encodes the audio outside of the model's forward
+        with self.accelerator.autocast():  # generation encodes the audio outside the model's forward
             found = self.examination.hold(self.model, self.args.process_index, self.args.world_size)
         return {f"{prefix}_{name}": value for name, value in found.items()}
 
@@ -217,7 +218,7 @@ class AudioSFTTrainer(SFTTrainer):
             else super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
         )
         inputs = self._prepare_inputs({name: inputs[name] for name in inputs if name not in (QUESTIONS, *COUNTERS)})
-        # Without a loss transformers takes no mean over batches, which would be another one for each size of batches.
+        # Without a loss transformers does not average over batches, which would depend on the batch size.
         self._scored += self._score(model, inputs, asked)
         return None, logits, labels
 
@@ -225,7 +226,7 @@ class AudioSFTTrainer(SFTTrainer):
     def _score(self, model, inputs: dict[str, torch.Tensor], asked: torch.Tensor) -> list[Scored]:
         heard = self._answer(model, inputs)
         self._check_evaluated(heard.log_probs.sum())
-        # All devices or none: those of FSDP and DeepSpeed have to meet in every forward.
+        # All devices or none: with FSDP and DeepSpeed all must take part in every forward.
         sounds = asked[:, 2].any().reshape(1).to(self.accelerator.device)
         silent = heard
         if self.accelerator.gather(sounds).any():
@@ -233,13 +234,13 @@ class AudioSFTTrainer(SFTTrainer):
         return score(heard, silent, questions_of_tokens(inputs["labels"], inputs.get("segment_ids")), asked)
 
     def _answer(self, model, inputs: dict[str, torch.Tensor]):
-        """TRL's output with `log_probs`, `entropy` and `is_top1` of the learned tokens, as its own `compute_loss` gets it."""
+        """TRL's output with `log_probs`, `entropy` and `is_top1` of the learned tokens, as in its `compute_loss`."""
         with self.compute_loss_context_manager():
             return model(**(inputs | _only_learned(inputs["labels"])), use_cache=False, fused_lm_head=True)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
-            # A finished run that is started again: transformers would take a step more before it looks.
+            # A finished run that is started again: transformers would take one more step before it checks.
             self.control.should_training_stop = True
             return [], None
         began = time.monotonic()
@@ -253,7 +254,7 @@ class AudioSFTTrainer(SFTTrainer):
         return [{MICRO_BATCHES: self._as_many_everywhere(batch)} for batch in batches], num_items
 
     def _as_many_everywhere(self, batch: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-        """With batches of silence up to the number of the device that has most: all have to meet in every forward."""
+        """Adds batches of silence up to the largest number on any device: all must take part in every forward."""
         count = torch.tensor([len(batch)], device=self.accelerator.device)
         most = int(self.accelerator.gather(count).max())
         return batch + [self.data_collator([]) for _ in range(most - len(batch))]
@@ -273,7 +274,7 @@ class AudioSFTTrainer(SFTTrainer):
         """As transformers does between micro-batches of a step: gradients stay on the device, DeepSpeed takes no step."""
         state = self.accelerator.gradient_state
         before = state.sync_gradients
-        state._set_sync_gradients(False)  # private; transformers' own loop has no other way either
+        state._set_sync_gradients(False)  # private, but transformers' own loop uses it too
         try:
             with self.accelerator.no_sync(model):
                 yield
@@ -304,14 +305,14 @@ class AudioSFTTrainer(SFTTrainer):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss of the questions with their clips is {loss.item()} in the evaluation {self._evaluation!r} after step "
-                f"{self.state.global_step}. The training loss was finite up to there, and the checkpoints of earlier steps are "
-                "whole. Usual causes are clips or answers unlike those that are trained on, float16, and a learning rate "
+                f"{self.state.global_step}. The training loss was finite so far, and the checkpoints of earlier steps "
+                "are intact. Usual causes are clips or answers unlike the training data, float16, and a learning rate "
                 "that is too high."
             )
 
     def _count(self, inputs: dict[str, torch.Tensor], counts: dict[str, Any]):
         self._seen["samples"] += int(counts.pop(QUESTIONS))
-        learned = (inputs["labels"] != IGNORED).any(-1)  # not a row of silence alone
+        learned = (inputs["labels"] != IGNORED).any(-1)  # excludes rows of silence only
         self._seen["tokens"] += int(inputs["attention_mask"][learned].sum())
         self._seen["audio_seconds"] += int(inputs["input_features_mask"].sum()) / FRAMES_PER_SECOND
         for name, count in counts.items():
@@ -322,7 +323,7 @@ class AudioSFTTrainer(SFTTrainer):
             logs.update(self._throughput())
             if self._to_go.seconds is not None:
                 logs["seconds_to_go"] = self._to_go.seconds
-        elif "train_runtime" in logs:  # the end, and what came after the last line above
+        elif "train_runtime" in logs:  # the end, including the time since the last line above
             logs["training_seconds"] = self._seconds(time.monotonic())
         super().log(logs, start_time)
         if self.is_in_train and self.is_world_process_zero():
@@ -331,7 +332,7 @@ class AudioSFTTrainer(SFTTrainer):
                 logger.warning(line)
 
     def _throughput(self) -> dict[str, Any]:
-        """Rates since the last log over all devices, and totals, which go on where a resumed run's log ends."""
+        """Rates since the last log over all devices, and totals, which continue those in a resumed run's log."""
         now = time.monotonic()
         names = ["samples", "tokens", "audio_seconds", *COUNTERS]
         seen = torch.tensor([float(self._seen[name]) for name in names], device=self.accelerator.device)
@@ -352,20 +353,20 @@ class AudioSFTTrainer(SFTTrainer):
         if count > self.args.max_bad_audio * total:
             raise ValueError(
                 f"{count} of the run's {total} questions were left out up to step {self.state.global_step}, because their clips cannot be "
-                f"read; at most a share of {self.args.max_bad_audio:g} may be (max_bad_audio). The warnings above name them; "
-                "`falcon3-audio check-data` lists all. Mend or remove them, and start the run again."
+                f"read; the limit is a share of {self.args.max_bad_audio:g} (max_bad_audio). The warnings above name "
+                "them; `falcon3-audio check-data` lists all. Fix or remove them, and start the run again."
             )
 
     def _before(self, name: str) -> Any:
-        """A total as it was at the last log line, which may be of the run that this one goes on from."""
+        """A total as of the last log line, which can be from before the run was resumed."""
         return next((entry[name] for entry in reversed(self.state.log_history) if name in entry), 0)
 
     def _seconds(self, now: float) -> float:
-        """Of training that led here: what a run lost when it was stopped, and loading, are not in it."""
+        """Seconds of training that led here, without loading and without steps lost when a run was stopped."""
         return round(self._before("training_seconds") + now - self._last_log, 3)
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
-        """None: TRL's knows neither sound nor licence. This project's is made of a run that has ended, when it is pushed."""
+        """Does nothing: TRL's card has no audio and no licence. Pushing a finished run creates this project's card."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         broken = [
@@ -375,8 +376,8 @@ class AudioSFTTrainer(SFTTrainer):
         ]
         if broken:
             raise FloatingPointError(
-                f"{len(broken)} trained weights are no longer finite numbers ({broken[0]} for one), so nothing is saved; "
-                "the checkpoints of earlier steps are whole. Lower the learning rate and go on from one of them."
+                f"{len(broken)} trained weights are no longer finite ({broken[0]} for one), so nothing is saved; the "
+                "checkpoints of earlier steps are intact. Lower the learning rate and resume from one of them."
             )
         if self.stream is not None and _internal_call and output_dir:  # of a checkpoint
             save_stream(self.stream, Path(output_dir))
@@ -385,8 +386,8 @@ class AudioSFTTrainer(SFTTrainer):
 
 def _only_learned(labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    Inputs with which only the positions that a loss is on reach the head, from labels of shape `(rows, tokens)`. TRL's
-    fused head picks them itself on GPUs, elsewhere it would compute logits for all.
+    Inputs that pass only the positions with a loss to the head, from labels of shape `(rows, tokens)`. TRL's fused
+    head selects them itself on GPUs; elsewhere it would compute logits for all.
     """
     learned = torch.zeros_like(labels, dtype=torch.bool)
     learned[:, :-1] = labels[:, 1:] != IGNORED

@@ -1,7 +1,7 @@
-"""A local model that is asked chats in lmms-eval's form. Needs no lmms-eval; model.py is what it calls.
+"""A local model that answers chats in lmms-eval's format. Does not need lmms-eval, which calls it through model.py.
 
-It loads models and counts audio tokens as local_model.py does, and raises where a prompt with a clip has none: adapters
-have passed over audio in silence. Decoding is greedy, and what a task asks for beyond that is refused.
+It loads models and counts audio tokens as local_model.py does, and raises if a prompt with a clip has none: adapters
+have silently dropped audio. Decoding is greedy, and anything else that a task asks for is refused.
 """
 
 from typing import Any
@@ -12,28 +12,28 @@ from ..answerers import NoAudio
 from ..local_model import LocalModel
 
 
-MAX_NEW_TOKENS = 256  # where a task does not say
-# Of a task's `generation_kwargs`; those beside the first two have no effect on greedy decoding.
+MAX_NEW_TOKENS = 256  # if a task does not say
+# Of a task's `generation_kwargs`; all but the first two have no effect on greedy decoding.
 KNOWN = {"max_new_tokens", "until", "do_sample", "num_beams", "temperature", "top_p", "top_k"}
 
 Chat = list[dict[str, Any]]
 
 
 class ChatModel(LocalModel):
-    """A `LocalModel` that is asked chats rather than a benchmark's questions."""
+    """A `LocalModel` that answers chats rather than a benchmark's questions."""
 
     def reply(self, chats: list[Chat], max_new_tokens: int) -> list[str]:
         """
-        The replies to chats with audio as the pipeline takes it.
+        The replies to chats, with audio in the pipeline's format.
 
         Raises:
             `NoAudio`: no audio tokens, or none that can be counted, in the prompt of a chat with audio.
-            What the pipeline does.
+            Also what the pipeline raises.
         """
         self._pipe.forget_audio()
         heard = [any(item["type"] == "audio" for message in chat for item in message["content"]) for chat in chats]
         if any(heard) and self._pipe.audio_token_id is None:
-            raise NoAudio(f"{self.name}: {self.check_audio()}, so that nobody can tell whether it hears.")
+            raise NoAudio(f"{self.name}: {self.check_audio()}, so whether it hears cannot be checked.")
         decoding = self._decoding | {"max_new_tokens": max_new_tokens}
         records = self._pipe(chats, batch_size=len(chats), **decoding)
         for has_audio, count in zip(heard, self._pipe.audio_tokens):
@@ -44,10 +44,10 @@ class ChatModel(LocalModel):
 
 def max_new_tokens(decoding: dict[str, Any]) -> int:
     """
-    How long a reply may be, by a task's `generation_kwargs`.
+    The limit of a reply in tokens, from a task's `generation_kwargs`.
 
     Raises:
-        `ValueError`: they ask for sampling or beams, or for what is not known here.
+        `ValueError`: they ask for sampling or beams, or for unknown options.
     """
     unknown = decoding.keys() - KNOWN
     sampled = decoding.get("do_sample", (decoding.get("temperature") or 0) > 0)
@@ -60,7 +60,7 @@ def max_new_tokens(decoding: dict[str, Any]) -> int:
 
 
 def cut(reply: str, until: str | list[str] | None) -> str:
-    """The reply before the first of the texts that end it."""
+    """The reply up to the first of the stop texts."""
     for end in [until] if isinstance(until, str) else until or []:
         reply = reply.split(end)[0] if end else reply
     return reply
@@ -75,5 +75,5 @@ def _to_item(item: dict[str, Any]) -> dict[str, Any]:
     if item["type"] == "audio":
         return {"type": "audio", "audio": load_audio(item["url"]), "sampling_rate": SAMPLING_RATE}
     if item["type"] != "text":
-        raise ValueError(f"the task shows the model {item['type']}; falcon3_audio takes audio and text only.")
+        raise ValueError(f"the task gives the model {item['type']}; falcon3_audio takes only audio and text.")
     return item

@@ -1,7 +1,7 @@
 """Any model of `pipeline("audio-text-to-text")` in lmms-eval, as `--model falcon3_audio --model_args pretrained=DIR`.
 
-A clip that cannot be answered ends the run, since lmms-eval has no place for a failed row and would take an empty reply
-for the model's own; `falcon3-audio evaluate` records it and goes on.
+A clip that cannot be answered stops the run, since lmms-eval cannot record a failed row and would take an empty reply
+for the model's own; `falcon3-audio evaluate` records it and continues.
 """
 
 import os
@@ -18,11 +18,11 @@ class Falcon3Audio(lmms):
     """
     Args:
         pretrained: folder or Hub id; `revision`, `trust_remote_code`, `dtype` and `device` as for `pipeline`.
-        batch_size: chats that are answered at once.
-        max_batch_size: given by lmms-eval; there is no automatic size.
+        batch_size: chats that are answered together.
+        max_batch_size: passed by lmms-eval, but there is no automatic size.
 
     Raises:
-        `ValueError`: a batch size that is no number, several processes, and as `LocalModel`.
+        `ValueError`: a batch size that is not a number, several processes, and as in `LocalModel`.
     """
 
     is_simple = False
@@ -70,7 +70,9 @@ class Falcon3Audio(lmms):
         return to_chat(doc_to_messages(self.task_dict[task][split][doc_id]))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("falcon3_audio answers single requests; it has no tasks of several rounds.")
+        raise NotImplementedError(
+            "falcon3_audio answers single requests; it does not support tasks of several rounds."
+        )
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("falcon3_audio answers in words; choose a task of output_type generate_until.")
+        raise NotImplementedError("falcon3_audio generates text; choose a task of output_type generate_until.")

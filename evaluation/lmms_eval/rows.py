@@ -1,6 +1,7 @@
-"""The questions of a benchmark as rows for lmms-eval, and the words of each; tasks/ and benchmark_task.py call this.
+"""The questions of a benchmark as rows for lmms-eval, and the prompt of each; tasks/ and benchmark_task.py call this.
 
-The environment says where a benchmark's file is: FALCON3_AUDIO_MMAU for "mmau", FALCON3_AUDIO_MMAU_PRO for "mmau-pro" and so on; with _AUDIO_ROOT behind it, where the clips are, unless they lie as the loaders expect.
+Environment variables name a benchmark's file: FALCON3_AUDIO_MMAU for "mmau", FALCON3_AUDIO_MMAU_PRO for "mmau-pro" and
+so on; with _AUDIO_ROOT appended, they name the folder of the clips, unless these are where the loaders expect them.
 """
 
 import json
@@ -33,14 +34,14 @@ def load(benchmark: str) -> QuestionSet:
     path = os.environ.get(variable)
     if not path:
         raise ValueError(
-            f"the environment variable {variable} is not set; give it the file that `falcon3-audio evaluate` would read "
-            f"for {benchmark}, and {variable}_AUDIO_ROOT the folder of its clips where they lie elsewhere."
+            f"the environment variable {variable} is not set; set it to the file that `falcon3-audio evaluate` reads "
+            f"for {benchmark}, and {variable}_AUDIO_ROOT to the folder of its clips if they are elsewhere."
         )
     root = os.environ.get(f"{variable}_AUDIO_ROOT")
     return BENCHMARKS[benchmark].load(path, audio_root=Path(root) if root else None)
 
 
-WITHOUT_OPEN = "without-open"  # `dataset_name` of a task that says by its name that open questions are not in it
+WITHOUT_OPEN = "without-open"  # `dataset_name` of a task whose name says that it has no open questions
 
 
 def without_open(questions: QuestionSet) -> QuestionSet:
@@ -51,10 +52,10 @@ def without_open(questions: QuestionSet) -> QuestionSet:
 
 def row_of(question: Question) -> dict[str, Any]:
     """
-    A question as a row of lmms-eval's data, without its audio. `check` is JSON, and empty where there is none.
+    A question as a row of lmms-eval's data, without its audio. `check` is JSON, and empty if there is none.
 
     Raises:
-        `ValueError`: an open question, or one whose answer is kept back; neither can be scored here.
+        `ValueError`: an open question, or one whose answer is withheld; neither can be scored here.
     """
     if question.check is None and (question.answer is None or not question.choices):
         raise ValueError(
@@ -73,5 +74,5 @@ def row_of(question: Question) -> dict[str, Any]:
 
 
 def doc_to_text(doc: dict[str, Any], options: dict[str, str]) -> str:
-    """The words that are put to the model; `options["prompt"]` is a name in `prompts.PROMPTS`."""
+    """The prompt for the model; `options["prompt"]` is a name in `prompts.PROMPTS`."""
     return PROMPTS[options["prompt"]](Question(doc["id"], (), doc["question"], tuple(doc["choices"]), doc["answer"]))

@@ -1,8 +1,8 @@
-"""What the files in tasks/ call to score: the verdicts on a reply, and accuracies of many.
+"""The scoring that the files in tasks/ call: the verdicts on a reply, and accuracies over many.
 
-Both rules are kept side by side: the benchmark's own, and the one that reads the content. An item of a metric is a
+Both rules are reported side by side: the benchmark's own, and the one that reads the content. An item of a metric is a
 dict; it has a `score` (0 or 1) unless the official rule leaves the row out, so that lmms-eval's standard errors, which
-look for that key, are of the same rows. Plain Python: neither lmms-eval nor torch is needed.
+look for that key, are for the same rows. Plain Python: neither lmms-eval nor torch is needed.
 """
 
 import json
@@ -40,21 +40,21 @@ def mmau_pro_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, A
 
 
 def content_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """The verdicts by content on the first of `results`, by metric: of benchmarks without a published rule of their own."""
+    """The verdicts by content on the first of `results`, by metric, for benchmarks without a published rule."""
     return _content(doc, results[0])
 
 
 def share(items: Sequence[Item]) -> float:
-    """The mean score of the items that have one, in [0, 1]; NaN where none has."""
+    """The mean score of the items that have one, in [0, 1]; NaN if none has."""
     scores = [item["score"] for item in items if "score" in item]
     return sum(scores) / len(scores) if scores else math.nan
 
 
 def macro(pairs: Sequence[tuple[str, Item]]) -> float:
     """
-    The mean over the tasks of `share`, for pairs of task and item; NaN where a task was left out whole.
+    The mean over the tasks of `share`, for pairs of task and item; NaN if a whole task was left out.
 
-    In pairs lmms-eval sees no score: the standard errors that it would print are those of the mean over rows.
+    lmms-eval sees no score in pairs: the standard errors that it would print are those of the mean over rows.
     """
     tasks = defaultdict(list)
     for task, item in pairs:

@@ -78,7 +78,7 @@ def test_a_part_that_fails_does_not_stop_the_others(scripts, tmp_path, capsys):
     assert outcomes.pop("generation") == outcomes.pop("training_run") == "failed"
     assert set(outcomes.values()) == {"ok"} and len(outcomes) == 4
     parts = {part["part"]: part for part in written["parts"]}
-    assert parts["training_run"]["reason"] == "its record cannot be summed up: KeyError('options')"
+    assert parts["training_run"]["reason"] == "its record cannot be summarised: KeyError('options')"
     assert parts["generation"]["reason"] == "exit status 1: Out of memory"
     encoder = json.loads((summary.RESULTS / "encoder.json").read_text())
     assert parts["encoder"]["rows"] == summary.rows_of("encoder", encoder)
@@ -168,12 +168,12 @@ def test_the_table_of_a_folder(tmp_path, capsys):
     assert summary.main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "training, true widths of the 1B" in printed
-    assert "; 25% of the card's peak; 50% of its rate in products of matrices |" in printed
+    assert "; 25% of the card's peak; 50% of its measured matmul rate |" in printed
 
 
 def test_wheels_that_are_too_large_are_refused(capsys):
     packages.check_size({"a.whl": 30 * 2**20, "b.whl": 10 * 2**20}, clone=20 * 2**20)
-    assert "2 wheels of 40.0 MiB, beside a clone of 20.0 MiB" in capsys.readouterr().out
+    assert "2 wheels of 40.0 MiB and a clone of 20.0 MiB" in capsys.readouterr().out
     with pytest.raises(ValueError, match="over 60 MiB. Largest are b.whl 50.0 MiB, a.whl 1.0 MiB"):
         packages.check_size({"a.whl": 2**20, "b.whl": 50 * 2**20}, clone=10 * 2**20)
 

@@ -94,11 +94,11 @@ def test_files_that_cannot_be_used_are_named_without_their_folder(tmp_path, monk
     assert "install" not in refusal and "soundfile reads" in caplog.text  # the one who runs the server reads that
     assert "empty.wav) is empty" in said("empty.wav", b"")
     assert "cut.wav) is truncated" in said("cut.wav", whole[:-100])
-    assert "large.wav has 0.6 MB; a file may have 0.5 MB" in said("large.wav", bytes(600_000))
+    assert "large.wav has 0.6 MB; the limit is 0.5 MB" in said("large.wav", bytes(600_000))
     assert "gone.wav is no longer on the server" in said("gone.wav")
     monkeypatch.setattr("falcon3_audio.demo.conversation.load_audio", None)  # too long: not even decoded
     soundfile.write(tmp_path / "long.flac", np.zeros(200 * SAMPLING_RATE), SAMPLING_RATE)
-    assert "long.flac is 200.0 s long; a clip may last 3 s" in said("long.flac")
+    assert "long.flac is 200.0 s long; the limit is 3 s" in said("long.flac")
 
 
 def test_recordings_of_browsers_are_heard(tmp_path):
@@ -134,8 +134,8 @@ def test_turns_that_cannot_be_answered_say_what_to_do(assistant, clips):
     first = Turn("What?", (low,), "A tone.")
     assert "question is empty" in said(first, Turn(" \n"))
     assert "no clip yet" in said(Turn("What do you hear?"))
-    assert "has 3 clips; it may have 2" in said(first, Turn("And now?", (high, low)))
-    assert "The question has 101 characters; it may have 100" in said(Turn("?" * 101, (low,)))
+    assert "has 3 clips; the limit is 2" in said(first, Turn("And now?", (high, low)))
+    assert "The question has 101 characters; the limit is 100" in said(Turn("?" * 101, (low,)))
     assert "The system prompt has 101 characters" in said(Turn("What?", (low,)), system_prompt="x" * 101)
     assert "contains the audio placeholder" in said(Turn(f"What is {assistant.processor.audio_token}?", (low,)))
     length = assistant.prepare([first._replace(answer=None)]).inputs["input_ids"].shape[1]
@@ -276,7 +276,7 @@ def test_an_answer_of_nothing_is_said(assistant, clips):
     chat = app.Chat(assistant)
     chat.stream = lambda *_: iter([" ", "\n"])
     *_, (said, _) = chat.respond({"text": "What?", "files": clips}, [], "", 12, 0)
-    assert "answered with nothing" in said["content"]
+    assert "gave an empty answer" in said["content"]
 
 
 def test_what_was_not_answered_is_left_out_of_the_prompt(assistant, clips):
@@ -304,7 +304,7 @@ def test_after_a_refused_clip_nothing_older_is_shown_or_answered(assistant, clip
     history += [user("This?", broken), bot(said["content"], app.NOT_ANSWERED)]
     for _ in range(2):
         ((said, shown),) = chat.respond({"text": "Is it high?", "files": []}, history, "", 12, 0)
-        assert "clip that came last was not heard" in said["content"] and shown == gradio.skip()
+        assert "last clip was not heard" in said["content"] and shown == gradio.skip()
         history += [user("Is it high?"), bot(said["content"], app.NOT_ANSWERED)]
     *_, (answered, _) = chat.respond({"text": "And this?", "files": [clips[1]]}, history, "", 12, 0)
     history += [user("And this?", clips[1]), bot(answered)]
@@ -369,9 +369,9 @@ def test_what_cannot_be_started_is_one_line(checkpoint, backbone_folders, tmp_pa
 
     monkeypatch.delenv(app.MODEL_VARIABLE, raising=False)
     assert f"set the variable {app.MODEL_VARIABLE}" in said()
-    assert f"{tmp_path / 'nowhere'} is no folder here. " in said(tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} is not a local folder. " in said(tmp_path / "nowhere")
     assert "config.json is a file; expected the folder of a checkpoint" in said(Path(checkpoint) / "config.json")
-    assert "no Falcon3-Audio checkpoint" in said(backbone_folders[1])
+    assert "not a Falcon3-Audio checkpoint" in said(backbone_folders[1])
     assert "limit on seconds must be a number over 0, got nan" in said(checkpoint, "--max-seconds", "nan")
     assert "limit on megabytes" in said(checkpoint, "--max-mb", "0")
     assert "hears at most 300 s of a clip" in said(checkpoint, "--max-seconds", "301")

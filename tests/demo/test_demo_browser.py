@@ -246,7 +246,7 @@ def test_two_turns_about_a_clip_and_a_damaged_file_between(new_user, server, vis
     assert "Not answered" in refusal and "broken.wav cannot be read here" in refusal
     assert picture.count() == 0  # that of the older clip
     user.ask("Is it high?")
-    assert "came last was not heard" in user.read(3)
+    assert "last clip was not heard" in user.read(3)
     user.ask("And this?", files / "high.wav")
     second = user.read(4)
     turns = ("user", "What do you hear?", low), ("assistant", first.strip()), ("user", "And this?", files / "high.wav")
@@ -304,7 +304,7 @@ def test_what_is_refused_says_why(new_user, visitors, files, keep):
     user.ask("What do you hear?")
     assert "There is no clip yet" in user.read(1)
     user.ask("What do you hear?", files / "long.wav")
-    assert "long.wav is 6.0 s long; a clip may last 5 s" in user.read(2)
+    assert "long.wav is 6.0 s long; the limit is 5 s" in user.read(2)
     elsewhere = f"{visitors[1]}/image.png"
     user.limit_answers(16)
     user.ask(f"<img src='{elsewhere}'> ![image]({elsewhere})", files / "low.wav")

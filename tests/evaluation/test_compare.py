@@ -140,7 +140,7 @@ def test_groups_are_compared_by_themselves(runs, capsys):
     easy = next(line for line in said.splitlines() if "difficulty: easy" in line).replace("│", " ").split()
     shares = (a[:50].mean(), b[:50].mean(), b[:50].mean() - a[:50].mean())
     assert easy[2:6] == ["50", *(f"{100 * share:.1f}" for share in shares)]
-    assert "task:" not in said and "Of 2 groups of two models that are alike, about 0.1 would look different" in said
+    assert "task:" not in said and "Of 2 groups, about 0.1 would look different" in said
 
 
 def test_a_question_without_the_group_is_not_lost(runs):
@@ -227,7 +227,7 @@ def test_open_questions_alone_leave_nothing_to_compare(runs, capsys):
     for run in runs:
         change(run, lambda row: row | {"choices": []})
     said = say(capsys, *runs, "--without-open", code=1)
-    assert "hold open questions alone, which `falcon3-audio judge` has rated" in said and said.count("\n") == 1
+    assert "hold only open questions, which `falcon3-audio judge` rates" in said and said.count("\n") == 1
 
 
 def test_clips_that_all_differ_alike_say_nothing_of_smaller_differences(tmp_path, capsys):
@@ -273,7 +273,7 @@ def test_what_is_unfair_is_said(runs, capsys):
     assert "benchmark differs" not in said and "B: lab/second (silence), prompt r1-aqa" in said
     (runs[0] / "run.json").unlink()
     said = say(capsys, *runs)
-    assert "Warning: A comes without run.json" in said and "prompt differs" not in said
+    assert "Warning: A has no run.json" in said and "prompt differs" not in said
 
 
 def test_nobody_gains_by_not_answering(runs, capsys):
@@ -310,7 +310,7 @@ def test_published_files_compare_with_runs(runs, tmp_path, capsys):
     said = say(capsys, runs[0], tmp_path / "published.json", "--rule", "mmau-official", "--by", "task")
     assert "B is better by 14.0 points" in said and "task: speech" in said
     assert f"B: {tmp_path.name}/published.json, prompt unknown: 70 right" in said
-    assert "Warning: B comes without run.json" in said and "worded" not in said  # no prompt is known
+    assert "Warning: B has no run.json" in said and "worded" not in said  # no prompt is known
 
 
 def test_files_that_name_no_clips(runs, capsys):

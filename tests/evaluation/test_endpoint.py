@@ -83,7 +83,7 @@ def test_nobody_there():
 @pytest.mark.parametrize(
     "answer, said",
     [
-        (Answer(body=b"{not json"), "sent what is no answer"),
+        (Answer(body=b"{not json"), "sent an invalid response"),
         (Answer(body=b"<html>\n<p>hello</html>", headers={"Content-Type": "text/html"}), "<html> <p>hello</html>"),
         (Answer(body=b"[]"), "no chat completion"),
         (Answer(body=b"null"), "no chat completion"),

@@ -240,7 +240,7 @@ def test_two_processes_do_not_write_one_journal(questions, log, tmp_path):
     journal = (tmp_path / "out" / JOURNAL).read_bytes()
     with open(tmp_path / "out" / JOURNAL, "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="Another process writes to"):
+        with pytest.raises(ValueError, match="Another process is writing to"):
             generate(questions, Fake(log), tmp_path / "out")
     assert (tmp_path / "out" / JOURNAL).read_bytes() == journal
     assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}

@@ -91,14 +91,14 @@ def test_sentences_are_counted_by_nltk(monkeypatch):
 
 def test_without_nltk_nothing_is_guessed(monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk.tokenize", None)
-    with pytest.raises(ValueError, match="NLTK's Punkt, which is not here: pip install .falcon3-audio.eval.., and"):
+    with pytest.raises(ValueError, match="Punkt, which is not installed: pip install .falcon3-audio.eval.., and"):
         follows(check_of("Number Sentences (at most)", {"N": 2}, ""), "A dog. A cat.")
 
 
 @pytest.mark.parametrize(
     "task, parameters, fault",
     [
-        ("Number Wrods", {"N": 2}, "'task_identifier' is 'Number Wrods', which is none of the checks"),
+        ("Number Wrods", {"N": 2}, "'task_identifier' is 'Number Wrods', which is not one of the checks"),
         (None, {}, "'task_identifier' is None"),
         ("Number Bullets", {}, "'N' of 'Number Bullets' is None, expected a whole number"),
         ("Number Bullets", {"N": 2.5}, "'N' of 'Number Bullets' is 2.5, expected a whole number"),

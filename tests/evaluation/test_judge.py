@@ -92,7 +92,7 @@ def test_both_orders_count_and_the_sums_are_right(tmp_path, capsys):
         "spearman of score and words": pytest.approx(1),
     }
     assert block["by task"] == {"means": {"sound_QA": 5}, "macro": 5, "AIR-Bench": {"sound": 5}}
-    assert "3 clips; it takes 10" in block["score at equal length"]["reason"] and block["failures"] == {}
+    assert "3 clips; at least 10" in block["score at equal length"]["reason"] and block["failures"] == {}
     assert [(line["id"], line["score"], line["judges"]["m"]["replies"]) for line in lines(out)] == [
         ("q0", 5, ["8 4", "**6  6**\n"]),
         ("q1", 9, ["7 9", "**9  6**\n"]),
@@ -339,7 +339,7 @@ def test_an_endpoint_that_gives_up_stops_the_run_and_what_it_said_is_kept(tmp_pa
     with StubEndpoint(reply) as stub:
         status, out = run(folder, stub, "--concurrency", "1")
         err = capsys.readouterr().err
-        assert status == 1 and "quota used up" in err and "the same command goes on" in err and err.count("\n") == 1
+        assert status == 1 and "quota used up" in err and "run the same command again" in err and err.count("\n") == 1
         assert len(stub.requests) < 10 and not (out / "judge.json").exists()
         assert len(list((out / "replies").glob("*.json"))) == 3
         quota[0] = 1000
@@ -393,7 +393,7 @@ def test_what_is_wrong_with_a_command_is_one_line(tmp_path, capsys):
     assert "each judge once" in said(folder, *url, "m")
     assert "1 or more requests at once" in said(folder, *url, "--concurrency", 0)
     assert "does not exist" in said(tmp_path / "nowhere", *url)
-    assert "is no URL" in said(folder, "--endpoint", "here", "--judge", "m")
+    assert "is not a URL" in said(folder, "--endpoint", "here", "--judge", "m")
     (folder / "file").write_text("mine")
     assert "file" in said(folder, *url, "--output-dir", folder / "file")
     (tmp_path / "empty.jsonl").write_text("")

@@ -118,7 +118,7 @@ def test_few_answers_near_the_references_length_are_told():
 def test_without_answers_that_differ_in_length_there_is_no_value(words):
     controlled = at_equal_length(np.linspace(3, 7, 30), words, np.arange(10, 40), np.arange(30))
     assert controlled.value is None and controlled.interval is None
-    assert controlled.reason == "too few answers differ in length to tell what length does"
+    assert controlled.reason == "too few answers differ in length to estimate its effect"
 
 
 def test_one_answer_that_differs_in_length_is_too_few():
@@ -132,7 +132,8 @@ def test_few_clips():
     scores, words, reference_words = sample(5, n=40)
     clips = np.arange(40) % 9
     assert (
-        at_equal_length(scores, words, reference_words, clips).reason == "answers about 9 clips; it takes 10 or more"
+        at_equal_length(scores, words, reference_words, clips).reason
+        == "answers about 9 clips; at least 10 are needed"
     )
     assert at_equal_length(scores, words, reference_words, np.arange(40) % 10).value is not None
 

@@ -202,7 +202,7 @@ def test_messages_become_chats():
     audio, text = asked["content"]
     assert asked["role"] == "user" and text == {"type": "text", "text": "What?"}
     assert audio["sampling_rate"] == SAMPLING_RATE and audio["audio"].shape == (SAMPLING_RATE,)
-    with pytest.raises(ValueError, match="shows the model image"):
+    with pytest.raises(ValueError, match="gives the model image"):
         to_chat(message(None, kind="image"))
 
 

@@ -117,13 +117,13 @@ def test_what_holds_no_transcripts_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="does not exist; expected a file of transcripts"):
         load_asr(tmp_path / "none")
     libri = write_librispeech(tmp_path / "LibriSpeech")
-    with pytest.raises(ValueError, match="LibriSpeech's clips are beside"):
+    with pytest.raises(ValueError, match="LibriSpeech's clips are next to"):
         load_asr(libri, audio_root=tmp_path)
     (libri / "test-clean/61/70968/61-70968-0001.flac").unlink()
     with pytest.raises(ValueError, match=r"audio file missing in 1 \[61-70968.trans.txt, line 2 "):
         load_asr(libri / "test-clean")
     next((libri / "test-other").rglob("*.trans.txt")).write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="116-288045.trans.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match="116-288045.trans.txt is not UTF-8 text"):
         load_asr(libri)
 
 

@@ -94,7 +94,7 @@ def test_what_is_no_such_file_is_an_error(folder):
         load_esc50(folder)
     path = write(folder)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is no CSV file"):
+    with pytest.raises(ValueError, match="is not a CSV file"):
         load_esc50(path)
 
 

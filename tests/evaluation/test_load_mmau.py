@@ -320,7 +320,7 @@ def test_what_is_no_parquet_of_mmau_is_an_error(folder):
     with pytest.raises(ValueError, match="empty.parquet: no parquet rows can be read"):
         load_mmau(folder / "empty.parquet")
     for place in (folder / "audio", folder / "none.parquet"):
-        with pytest.raises(ValueError, match=f"{place.name} is no parquet file, nor a folder of them"):
+        with pytest.raises(ValueError, match=f"{place.name} is not a parquet file or a folder of them"):
             load_mmau(place)
 
 

@@ -169,7 +169,7 @@ def test_published_predictions_are_scored_without_the_clips(folder):
     found = read_predictions(predictions(folder, replies))
     with pytest.raises(
         ValueError,
-        match=r"1 question \(b2\) of 3 are open: .*--judged takes what it wrote; --without-open scores the others",
+        match=r"1 question \(b2\) of 3 are open: .*with --judged, or score only the others with --without-open",
     ):
         score.score(found, "mmau-pro", data)
     for given in (data, None):
@@ -240,7 +240,7 @@ def test_rules_and_judge_make_one_number_and_models_are_compared(folder, capsys)
     other = write(folder, *(row | {"model_output": "The second"} for row in ROWS), name="other.parquet")
     with pytest.raises(ValueError, match="has judgements of other predictions"):
         score.score(read_predictions(other), "mmau-pro", judged=judged)
-    with pytest.raises(ValueError, match="is no folder of `falcon3-audio judge`"):
+    with pytest.raises(ValueError, match="is not a folder of `falcon3-audio judge`"):
         score.score(read_predictions(other), "mmau-pro", judged=folder)
     lines = (judged / "judgements.jsonl").read_text()
     (judged / "judgements.jsonl").write_text(lines.replace('"score": 4.25', '"score": null', 1))

@@ -52,7 +52,9 @@ def test_each_accent_is_a_task_and_has_references(tmp_path, clip):
 
 def test_other_subsets_and_layouts_are_errors(tmp_path, clip):
     other = parquet(tmp_path / "mmsu" / "law-00000-of-00001.parquet", clip, {"prompt": "?", "reference": "A"})
-    with pytest.raises(ValueError, match="in a folder 'mmsu'; expected one of VoiceBench's open subsets.*alpacaeval,"):
+    with pytest.raises(
+        ValueError, match="folder 'mmsu'; expected the name of one of VoiceBench's open subsets.*alpacaeval,"
+    ):
         load_voicebench(other)
     lacking = parquet(tmp_path / "sd-qa" / "usa-00000-of-00001.parquet", clip, {"prompt": "?"})
     with pytest.raises(ValueError, match=r"columns \['audio', 'prompt'\]; VoiceBench's sd-qa.*\['reference'\]"):
@@ -130,4 +132,4 @@ def test_a_model_here_is_asked_by_sound_alone(folder, checkpoint, tmp_path, caps
     assert main(command(folder, tmp_path / "out", *more)) == 0
     assert all(row["status"] == "answered" and row["audio_tokens"] for row in rows_of(tmp_path / "out").values())
     assert main(command(folder, tmp_path / "deaf", *more, "--control", "text-only")) == 1
-    assert "'sound-alone' has no words and the control 'text-only' no sound" in capsys.readouterr().err
+    assert "'sound-alone' has no text and the control 'text-only' no audio" in capsys.readouterr().err

@@ -290,7 +290,7 @@ def test_a_processor_that_passes_over_the_audio_ends_the_run(folder, questions, 
 def test_what_cannot_be_loaded(folder, backbone_folders, tmp_path):
     with pytest.raises(ValueError, match="Unrecognized model"):
         load(str(tmp_path))
-    with pytest.raises(ValueError, match="cannot be loaded to be asked about audio: Processor was loaded"):
+    with pytest.raises(ValueError, match="cannot be loaded as a model with audio input: Processor was loaded"):
         load(backbone_folders[1])
     for device in ("gpu", "mps" if torch.cuda.is_available() else "cuda"):
         with pytest.raises(ValueError, match="cannot be loaded"):

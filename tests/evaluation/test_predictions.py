@@ -99,7 +99,7 @@ def test_published_air_bench_rows(tmp_path):
         ('[{"id": 1}, 5]', "row 2: expected a JSON object, got int"),
         ('{"name": 1}', r"line 1: no id \(looked for 'id' and 'uniq_id' among \['name'\]\)"),
         ('{"id": 1, "prediction": ["B"]}', r"line 1: 'prediction' is \['B'\]; expected the reply's text"),
-        ('{"id": 1, "reply": "A", "reply": "B"}', "in line 1: the key 'reply' stands twice in one object"),
+        ('{"id": 1, "reply": "A", "reply": "B"}', "in line 1: the key 'reply' appears twice in one object"),
         ('{"id": 1}\n{"id"', "neither a JSON list nor JSON lines in line 2"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_number_and_a_text_are_one_id_in_runs_too(tmp_path):
 def test_a_run_json_that_no_run_has_written(tmp_path, content):
     written(tmp_path / "predictions.jsonl", json.dumps(OURS))
     written(tmp_path / "run.json", content)
-    with pytest.raises(ValueError, match="run.json is (no JSON|not what)"):
+    with pytest.raises(ValueError, match="run.json is not (JSON|what)"):
         read_predictions(tmp_path)
 
 
@@ -216,11 +216,9 @@ def test_all_rows_are_read_under_one_key(tmp_path):
     path = written(tmp_path / "theirs.json", json.dumps(rows))
     found = read_predictions(path)
     assert found.key == "model_output" and [row.reply for row in found.rows] == [None, "y", "y"]
-    assert found.warnings == (
-        "replies are read from 'model_output'; 'model_prediction' says something else in 2 of 3 rows",
-    )
+    assert found.warnings == ("replies are read from 'model_output'; 'model_prediction' differs in 2 of 3 rows",)
     found = read_predictions(path, "model_prediction")
-    assert [row.reply for row in found.rows] == ["x", "y", "z"] and "'model_output' says" in found.warnings[0]
+    assert [row.reply for row in found.rows] == ["x", "y", "z"] and "'model_output' differs" in found.warnings[0]
     with pytest.raises(ValueError, match="has the key 'said'; they have id, model_prediction, model_output"):
         read_predictions(path, "said")
     same = written(tmp_path / "same.json", json.dumps(rows[1:2]))

@@ -107,7 +107,7 @@ def test_a_prompt_of_a_file(tmp_path, text, words):
         ("{question.id}", r"has the placeholder \{question.id\}"),
         ("{question!r}", r"has the placeholder \{question!r\}"),
         ("{question:>9}", r"has the placeholder \{question:>9\}"),
-        ("{question", r"is no prompt: .*Write \{\{ and \}\} for braces"),
+        ("{question", r"is not a prompt: .*Write \{\{ and \}\} for literal braces"),
         (" \n", "is empty; expected the text"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_file_with_options_refuses_open_questions(tmp_path):
     with pytest.raises(ValueError, match="'2' has no options"):
         read_prompt(path).fill(OPEN)
     path.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="is no prompt"):
+    with pytest.raises(ValueError, match="is not a prompt"):
         read_prompt(path)
 
 

@@ -231,10 +231,10 @@ def test_what_is_printed(tmp_path, capsys):
             [{"id": 1, "model_output": "x"}],
             None,
             [],
-            "does not say of which benchmark it is; say it with --benchmark: mmau",
+            "does not name its benchmark; give it with --benchmark: mmau",
         ),
         (ROWS, {}, ["--benchmark", "mmar"], "is a run of 'mmau', not of 'mmar'"),
-        (ROWS, {"benchmark": "mmlu"}, [], "is of 'mmlu'; say it with --benchmark"),
+        (ROWS, {"benchmark": "mmlu"}, [], "is of the unknown benchmark 'mmlu'; give it with --benchmark"),
         (
             ROWS,
             {"benchmark": "air-bench-chat"},
@@ -364,7 +364,7 @@ def test_the_key_that_was_read_is_said_and_chosen(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "replies under 'model_output'" in told
     assert (
-        "Warning: replies are read from 'model_output'; 'model_prediction' says something else in 3 of 4 rows; --key chooses"
+        "Warning: replies are read from 'model_output'; 'model_prediction' differs in 3 of 4 rows; --key chooses"
         in told
     )
     found = json.loads((tmp_path / "theirs.score.json").read_text())

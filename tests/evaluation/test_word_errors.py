@@ -119,7 +119,7 @@ def test_a_reference_of_fillers_alone_does_not_hold_up_the_others(tmp_path, caps
     run = write_run(tmp_path / "run", rows)
     assert main([str(run), "--rule", "wer", "--rule", "cer"]) == 0
     said = capsys.readouterr().out
-    assert "By wer, 1 of 2 references are left out: the normaliser leaves no word of them." in said
+    assert "By wer, 1 of 2 references are left out: they have no words after normalisation." in said
     assert next(line for line in said.splitlines() if line.strip().startswith("wer")).replace("│", " ").split() == [
         *("wer", "1", "50.0", "-", "1")
     ]
@@ -129,7 +129,7 @@ def test_a_reference_of_fillers_alone_does_not_hold_up_the_others(tmp_path, caps
     assert wer["breakdowns"]["speaker"]["groups"]["b"]["word_error_rate"] is None
     assert wer["breakdowns"]["speaker"]["macro"] is None and len(found["notes"]) == 1
     assert main([str(write_run(tmp_path / "fillers", rows[1:])), "--rule", "wer"]) == 1
-    assert "leaves no word of any of the 1 references, such as 'Uh.'" in capsys.readouterr().err
+    assert "finds no words in any of the 1 references, such as 'Uh.'" in capsys.readouterr().err
 
 
 def test_transcripts_are_scored_by_wer(tmp_path, capsys):
@@ -140,7 +140,7 @@ def test_transcripts_are_scored_by_wer(tmp_path, capsys):
     ]
     run = write_run(tmp_path / "run", rows)
     assert main([str(run), "--rule", "wer", "--allow-incomplete"]) == 0
-    assert "British for American counts as an error" in capsys.readouterr().out
+    assert "British instead of American is an error" in capsys.readouterr().out
     found = json.loads((run / "score.json").read_text())
     rate = found["rules"]["wer"]
     assert (rate["n"], rate["words"], rate["word_error_rate"]) == (3, 8, 0.5)

@@ -60,10 +60,10 @@ def test_each_wording_is_a_question_with_the_same_options(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "named"),
     [
-        ([{"id": "z", "questions": ["?"]}], "words.jsonl paraphrases 'z', which is no question's id"),
+        ([{"id": "z", "questions": ["?"]}], "words.jsonl paraphrases 'z', which is not a question's id"),
         ([{"id": "c", "questions": ["?"]}], "paraphrases 'c', which has no options"),
         ([{"id": "a", "questions": ["What barks? "]}], "two wordings of 'a' are the same"),
-        ([{"id": "a", "questions": ["Who?"]}], "no other words for 1 of 3 questions \\('b' for one\\): write a line"),
+        ([{"id": "a", "questions": ["Who?"]}], "no paraphrases for 1 of 3 questions \\(such as 'b'\\); write a line"),
         ([{"id": "a", "questions": "Who?"}], "line 1: 'questions' is 'Who\\?', expected a list of one or more texts"),
         ([{"id": "a", "questions": ["Who?", " "]}], "expected a list of one or more texts"),
         ([{"questions": ["Who?"]}], "line 1: no 'id'"),

@@ -252,7 +252,7 @@ def test_scores_that_are_refused(changed, message, results, tmp_path):
 
 def test_files_that_are_no_scores(results, tmp_path, capsys):
     other = tmp_path / "other.json"
-    for content, message in (("{", "is no JSON"), ("[1]", "is not a score file"), ("{}", "is not a score file")):
+    for content, message in (("{", "not valid JSON"), ("[1]", "is not a score file"), ("{}", "is not a score file")):
         other.write_text(content)
         assert record(["add", str(other), "--model", REPO, "--file", str(results)]) == 1
         said = capsys.readouterr().err

@@ -240,12 +240,12 @@ def test_facts_that_are_null_are_not_known_or_named(name, facts):
         ("audio.pooling_window", 0, "a number over 0"),
         ("context", True, "a number over 0 or null"),
         ("audio.pad_to_window", "no", "true or false"),
-        ("languages", "en", "a list of texts or null"),
-        ("limitations", [1], "a list of texts or null"),
-        ("prompt", ["a"], "a text or null"),
-        ("name", 3, "a text"),
-        ("training.status", ["planned"], "a text"),
-        ("training.recipe", None, "a text"),
+        ("languages", "en", "a list of strings or null"),
+        ("limitations", [1], "a list of strings or null"),
+        ("prompt", ["a"], "a string or null"),
+        ("name", 3, "a string"),
+        ("training.status", ["planned"], "a string"),
+        ("training.recipe", None, "a string"),
     ],
 )
 def test_facts_of_another_kind_are_named(name, value, expected, facts):
@@ -258,7 +258,7 @@ def test_facts_that_are_not_understood(facts, tmp_path):
         render_card(facts | {"relation": "child"}, [])
     with pytest.raises(ValueError, match="repo_id must be ORG/NAME on the Hub, got 'model'"):
         render_card(facts | {"repo_id": "model"}, [])
-    with pytest.raises(ValueError, match=r"names its base model by its Hub id \(adapter_of\), got None"):
+    with pytest.raises(ValueError, match=r"must name its base model by its Hub id \(adapter_of\), got None"):
         render_card(facts | {"relation": "adapter"}, [])
     (tmp_path / "facts.yaml").write_text("- a list")
     with pytest.raises(ValueError, match="must be a YAML mapping, got list"):

@@ -15,7 +15,7 @@ def test_compose_makes_a_checkpoint_that_answers(backbone_folders, tmp_path, cap
     options = ["--pooling-window", "4", "--projector-type", "linear", "--dtype", "bfloat16"]
     assert main(["compose", "--audio", audio, "--text", text, *options, str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "12.5 per second of sound" in printed and "torch.bfloat16" in printed
+    assert "12.5 per second of audio" in printed and "torch.bfloat16" in printed
     model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     assert (model.config.pooling_window, model.config.projector_type) == (4, "linear")
@@ -67,7 +67,7 @@ def test_a_chat_template_without_an_end_token_is_named(backbone_folders, tmp_pat
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     make_tokenizer(template=template).save_pretrained(tmp_path / "text")
     compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "model")
-    assert "puts no end token behind an answer" in caplog.text
+    assert "puts no end token after an answer" in caplog.text
 
 
 def test_tokens_in_front_of_an_answer_do_not_end_it(backbone_folders, tmp_path):

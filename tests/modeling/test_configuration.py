@@ -75,14 +75,14 @@ def test_tying_follows_the_text_config():
         ({"trailing_silence": float("nan")}, "`trailing_silence` must be from 0 to the 30 s of a window, got nan"),
         (
             {"trailing_silence": 30.5},
-            "`trailing_silence` must be from 0 to .* got 30.5. 30 encodes every window whole",
+            "`trailing_silence` must be from 0 to .* got 30.5. Use 30 to encode every window in full",
         ),
         ({"trailing_silence": 0.004}, "`trailing_silence` must be 0 or at least one mel frame .* got 0.004"),
         ({"trailing_silence": "1"}, r"'trailing_silence'"),
         ({"read_trailing_silence": "no"}, r"'read_trailing_silence'[\s\S]*expected bool"),
         (
             {"trailing_silence": 1.0, "pad_to_window": True},
-            "`pad_to_window` encodes and reads the whole window already",
+            "`pad_to_window` already encodes and reads the whole window",
         ),
         (
             {"read_trailing_silence": False, "pad_to_window": True},
@@ -109,7 +109,7 @@ def test_the_audio_token_may_lie_beyond_the_vocabulary():
 def test_wrong_families_are_named():
     with pytest.raises(ValueError, match="`audio_config` must describe a Whisper encoder .* got model_type 'bert'"):
         Falcon3AudioConfig(audio_config={"model_type": "bert"})
-    with pytest.raises(ValueError, match="`text_config` names the unknown model_type 'falcon9'"):
+    with pytest.raises(ValueError, match="`text_config` has the unknown model_type 'falcon9'"):
         Falcon3AudioConfig(text_config={"model_type": "falcon9"})
 
 

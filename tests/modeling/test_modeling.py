@@ -185,7 +185,7 @@ def test_device_map_and_offloading_give_the_same_logits(backbone_folders, checkp
     # Composing hears the same map; it says so where it would need weights of a checkpoint that does not exist yet.
     composed = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, device_map="auto")
     assert composed.device.type == "cpu"
-    with pytest.raises(ValueError, match="cannot be left on disk"):
+    with pytest.raises(ValueError, match="cannot be offloaded to disk"):
         Falcon3AudioForConditionalGeneration.from_backbones(
             *backbone_folders, device_map="auto", max_memory={"cpu": 150_000}, offload_folder=tmp_path
         )
@@ -202,14 +202,14 @@ def test_backbones_that_do_not_fit_are_named(backbone_folders, tmp_path):
         compose(audio, make_llm("gemma2", final_logit_softcapping=30.0), audio_token_id=1)
     with pytest.raises(ValueError, match="bias in its output head"):
         compose(audio, make_llm("phi"), audio_token_id=1)
-    with pytest.raises(ValueError, match="FalconMambaForCausalLM (gives other logits, or no key-value|cannot be fed)"):
+    with pytest.raises(ValueError, match="FalconMambaForCausalLM (gives other logits, or no key-value|cannot be run)"):
         compose(audio, make_llm("falcon_mamba"), audio_token_id=1)
     with pytest.raises(ValueError, match="CohereForCausalLM changes its logits .*logit_scale=0.0625"):
         compose(audio, make_llm("cohere"), audio_token_id=1)
     with pytest.raises(ValueError, match="FalconH1ForCausalLM gives other logits"):
         compose(audio, make_llm("falcon_h1", embedding_multiplier=5.0, lm_head_multiplier=0.5), audio_token_id=1)
     with pytest.raises(
-        ValueError, match="names no end token .eos_token_id in its generation_config., so answers could"
+        ValueError, match="has no end token .eos_token_id in its generation_config., so generation would"
     ):
         compose(audio, make_llm(eos_token_id=None), audio_token_id=1)
     with pytest.raises(ValueError, match="LlavaForConditionalGeneration of type 'llava' takes more than text"):
@@ -231,7 +231,7 @@ def test_folders_that_do_not_fit_are_named_before_weights_are_read(backbone_fold
         "t5": (T5Config(), "must be a causal language model, got '.*t5' of type 't5'"),
         "gptq": (
             LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}),
-            "'.*gptq' is quantised .gptq., and quantised .* Take the model that it was made from, .*`load_in_4bit`",
+            "'.*gptq' is quantised .gptq., and quantised .* Use the original, unquantised model, .*`load_in_4bit`",
         ),
         "awq": (LlamaConfig(quantization_config={"quant_method": "awq", "bits": 4}), "is quantised .awq."),
     }
@@ -392,7 +392,7 @@ def test_a_loss_on_some_positions_is_that_of_all_where_only_they_are_learned(mod
     of_all = model(**inputs, labels=labels).loss
     shifted = {"kept_positions": learned, "shift_labels": labels[:, 1:][learned[:, :-1]][None]}
     torch.testing.assert_close(model(**inputs, labels=labels, **shifted).loss, of_all)
-    with pytest.raises(ValueError, match="give `shift_labels` with `kept_positions`, or neither"):
+    with pytest.raises(ValueError, match="pass `shift_labels` with `kept_positions`, or neither"):
         model(**inputs, labels=labels, kept_positions=learned)
 
 
@@ -667,7 +667,7 @@ def test_presets_have_the_published_sizes(preset, audio, text):
         ({"trailing_silence": 99.0}, "`trailing_silence` must be from 0 to the 30 s"),
         (
             {"pad_to_window": True, "trailing_silence": 1.0},
-            "`pad_to_window` encodes and reads the whole window already",
+            "`pad_to_window` already encodes and reads the whole window",
         ),
     ],
 )

@@ -227,7 +227,7 @@ def test_silence_that_is_missing_is_an_error(backbone_folders, processor):
     shorter, _ = make_silent_pair(backbone_folders, trailing_silence=0.9)
     for given in (processor, shorter):
         for clips in ([tone(1)], [tone(3), tone(1)], [tone(61), tone(30), tone(1)]):
-            missing = r"trailing_silence=1: it expects 100 frames .* not there behind audio "
+            missing = r"trailing_silence=1: it expects 100 frames .* missing after audio "
             with pytest.raises(ValueError, match=missing + ("0" if len(clips) == 1 else r"\d")):
                 model.get_audio_features(**features_of(given, *clips))
     with torch.no_grad():

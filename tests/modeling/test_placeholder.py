@@ -138,7 +138,7 @@ def test_embeddings_alone_cannot_show_where_audio_goes(models, processor):
     places = ids == ROWS
     embeds = beyond.get_input_embeddings()(ids.masked_fill(places, 0))
     for call in (beyond, beyond.generate):
-        with pytest.raises(ValueError, match="no embedding, so `inputs_embeds` cannot .* Give `input_ids` instead"):
+        with pytest.raises(ValueError, match="no embedding, so `inputs_embeds` cannot .* Pass `input_ids` instead"):
             call(inputs_embeds=embeds, **inputs)
     # By hand, as the message says, it can.
     embeds = embeds.masked_scatter(places[..., None], heard)

@@ -70,7 +70,7 @@ def test_what_is_no_folder_is_named(command, checkpoint, tmp_path, capsys):
         assert main([word.format(**places) for word in command]) == 1
         return capsys.readouterr().err.strip().splitlines()[-1].removeprefix(f"falcon3-audio {command[0]}: ")
 
-    assert said("runs/no-such-run").startswith("runs/no-such-run is no folder here. ")
+    assert said("runs/no-such-run").startswith("runs/no-such-run is not a local folder. ")
     for file in ("config.json", "model.safetensors"):
         assert said(f"{checkpoint}/{file}") == (
             f"{checkpoint}/{file} is a file; expected the folder of a checkpoint, or a Hub id."
@@ -81,5 +81,5 @@ def test_read_object(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}')
     assert read_object(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.json").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="a.json is no JSON"):
+    with pytest.raises(ValueError, match="a.json is not valid JSON"):
         read_object(tmp_path / "a.json")

@@ -66,8 +66,8 @@ def test_after_what_breaks_from_outside_the_same_command_goes_on(error, said, ca
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "stopped. The same command begins again."),
-        ({"goes_on": "The same command goes on."}, "stopped. The same command goes on."),
+        ({}, "stopped. Run the same command again to start over."),
+        ({"goes_on": "Run the same command again."}, "stopped. Run the same command again."),
         ({"goes_on": ""}, "stopped."),
     ],
 )

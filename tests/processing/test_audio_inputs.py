@@ -322,7 +322,7 @@ BAD = {
     "turned spectrogram": (np.zeros((3000, 128), np.float32), 16_000, "too many channels.*not a spectrogram"),
     "three dimensions": (np.zeros((1, 80, 3000), np.float32), 16_000, r"\(1, 80, 3000\).*expected \(samples,\)"),
     "two clips": ([MONO, MONO[:-1]], 16_000, "unequal parts; pass one clip"),
-    "no audio": (b"This is a shopping list.\n" * 20, None, "cannot be decoded.*damaged or no audio"),
+    "no audio": (b"This is a shopping list.\n" * 20, None, "cannot be decoded.*damaged or not audio"),
     "middle of a file": (encode(MONO)[100:], None, "cannot be decoded"),
     "no file": ("nowhere/clip.wav", None, "no file 'nowhere/clip.wav'"),
     "folder": (".", None, "no file"),

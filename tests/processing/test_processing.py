@@ -258,7 +258,7 @@ def test_calls_without_sense(processor):
     for arguments, message in (
         ({}, "Give the processor `text`, `audio` or both"),
         ({"text": [3]}, "must be a string or a list of strings, got int;"),
-        ({"text": np.zeros(16_000, np.float32)}, "got float32; clips are given as `audio`"),
+        ({"text": np.zeros(16_000, np.float32)}, "got float32; pass clips as `audio`"),
         ({"text": "a", "images": [np.zeros((3, 8, 8))]}, "got images or videos"),
         ({"text": "a", "return_labels": True}, "use `apply_chat_template`"),
         ({"text": "a", "text_kwargs": {"return_labels": True}}, "use `apply_chat_template`"),
@@ -437,11 +437,11 @@ def message_errors(token):
         "both without a type": ([{"role": "user", "content": [{"audio": SOUND, "text": "What?"}]}], "Message 0.*None"),
         "sound beside the content": (
             [*user, {"role": "user", "content": "What?", "audio": SOUND}],
-            "2.*'audio'.*not heard",
+            "2.*'audio'.*ignored",
         ),
         "clips beside the content": (
             [{"role": "user", "content": "What?", "audios": ["a.wav"]}],
-            "0.*'audios'.*not heard",
+            "0.*'audios'.*ignored",
         ),
         "no role": ([{"content": "What?"}], "Message 0 needs a 'role'"),
         "a role of nothing": ([*user, {"role": None, "content": "What?"}], "Message 2 needs a 'role'"),

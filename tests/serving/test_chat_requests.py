@@ -96,8 +96,8 @@ def test_base64_and_data_urls_in_either_field(reader, head, encode):
 
 
 BAD = {
-    "deep JSON": (b"[" * 100_000, "no JSON"),
-    "no UTF-8": (b'{"messages": "\xff"}', "no JSON"),
+    "deep JSON": (b"[" * 100_000, "not JSON"),
+    "no UTF-8": (b'{"messages": "\xff"}', "not JSON"),
     "a list": (b"[]", "must be a JSON object, got list"),
     "no messages": ({}, "got NoneType"),
     "too many messages": ({"messages": [{"role": "user", "content": "a"}] * 513}, "1 to 512 messages, got 513"),
@@ -110,12 +110,12 @@ BAD = {
         say([{"type": "image_url"}]),
         "messages[0].content[0] must be of type text, input_audio or audio_url",
     ),
-    "half a character": (say("\ud800"), "half a character"),
+    "half a character": (say("\ud800"), "an unpaired surrogate"),
     "audio of the system": (
         {"messages": [{"role": "system", "content": [input_audio("")]}, *say("a")["messages"]]},
-        "messages[0] is of role 'system'",
+        "messages[0] has the role 'system'",
     ),
-    "unknown field": (say("a", best_of=2), "no 'best_of'"),
+    "unknown field": (say("a", best_of=2), "does not support 'best_of'"),
     "two answers": (say("a", n=2), "n can only be 1 here, got 2"),
     "a tool": (say("a", tools=[{}]), "tools can only be [] here"),
     "JSON wanted": (say("a", response_format={"type": "json_object"}), 'can only be {"type": "text"} here'),
@@ -125,11 +125,11 @@ BAD = {
     "a number for a flag": (say("a", stream=1), "stream must be true or false, got 1"),
     "no tokens": (say("a", max_tokens=0), "max_tokens must be a whole number from 1"),
     "usage without a stream": (say("a", stream_options={"include_usage": True}), "for streams"),
-    "top_p 0": (say("a", top_p=0), "top_p must be over 0"),
+    "top_p 0": (say("a", top_p=0), "top_p must be above 0"),
     "an empty stop": (say("a", stop=[""]), "up to 4 texts of 1 to 200 characters"),
     "a long stop": (say("a", stop=["ok", "a" * 201]), "up to 4 texts of 1 to 200 characters"),
     "top_logprobs alone": (say("a", top_logprobs=2), "needs logprobs"),
-    "a long text": (say("a" * 1000), "tokens; the model's context holds 1000 in all"),
+    "a long text": (say("a" * 1000), "tokens; the model's context holds 1000 in total"),
     "a very long text": (say("a" * 1_000_000), "context of 1000 tokens holds fewer"),
     "long texts in parts": (say([{"type": "text", "text": "a" * 1000}] * 100), "The texts have 100000 characters"),
     "many parts": (say([{"type": "text", "text": ""}] * 2049), "can have 2048 parts, got 2049"),
@@ -138,10 +138,10 @@ BAD = {
     "over the limit": (say(openai_chat([user(audio(30.5))])[0]["content"]), "30.5 s long; a clip can have 30 s"),
     "together over it": (
         {"messages": openai_chat([user(audio(25), audio(16))])},
-        "Audio 2 of 2 is 16.0 s long, after 25.0 s before it; the model's context holds 40 s of audio",
+        "Audio 2 of 2 is 16.0 s long, after 25.0 s of earlier clips; the model's context holds 40 s of audio",
     ),
     "four audios": (say([input_audio("")] * 4), "A chat can have 3 audios, got 4"),
-    "another machine": (url("http://169.254.169.254/latest"), "fetches nothing from '169.254.169.254'"),
+    "another machine": (url("http://169.254.169.254/latest"), "does not fetch from '169.254.169.254'"),
     "a file": (url("file:///etc/passwd"), "expected a data: URL, got 'file:///etc/passwd'"),
     "no URL": (url("http://[x"), "IPv6"),
     "data without base64, as input": (say([input_audio("data:audio/wav,abc")]), "must be data:TYPE;base64,DATA"),
@@ -214,7 +214,7 @@ def test_what_only_ffmpeg_reads_is_limited_as_well():
     np.testing.assert_array_equal(AudioReader(30, (), 2**20).read_all([lines], "messages")[0], samples)
     with pytest.raises(RefusedRequest, match="Audio 1 of 1 is longer than 1 s"):
         AudioReader(1, (), 2**20).read_all([data], "messages")
-    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 2.0 s long, after 2.0 s before it"):
+    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 2.0 s long, after 2.0 s of earlier clips"):
         AudioReader(30, (), 2**20, 3).read_all([data, data], "messages")
 
 
@@ -230,7 +230,7 @@ def test_small_files_that_hold_much():
         reader.read_all([encoded(silence).encode()], "messages")
     long = AudioReader(32, (), 2**20, max_total=40)
     assert [len(clip) for clip in long.read_all([encoded(silence).encode()], "messages")] == [31 * 16_000]
-    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 31.0 s long, after 31.0 s before it; .* 40 s"):
+    with pytest.raises(RefusedRequest, match="Audio 2 of 2 is 31.0 s long, after 31.0 s of earlier clips; .* 40 s"):
         long.read_all([encoded(silence).encode()] * 2, "messages")
     with pytest.raises(RefusedRequest, match="has 192001 samples in 8 channels, together more than 192000"):
         channels = flac(np.zeros((192_001, 8), np.int16), 500_000)
@@ -239,7 +239,9 @@ def test_small_files_that_hold_much():
 
 def test_a_url_that_is_none_is_refused_with_the_clips_number():
     sources = [encoded(wav(0.5)).encode(), "http://[::1"]
-    with pytest.raises(RefusedRequest, match=r"Audio 2 of 2: 'http://\[::1' is no URL: Invalid IPv6 URL\.") as refused:
+    with pytest.raises(
+        RefusedRequest, match=r"Audio 2 of 2: 'http://\[::1' is not a URL: Invalid IPv6 URL\."
+    ) as refused:
         AudioReader(30, (), 2**20).read_all(sources, "messages")
     assert refused.value.param == "messages"
 
@@ -297,6 +299,6 @@ def test_named_hosts_are_fetched_from_without_redirects(monkeypatch):
         server.ended.set()
         with pytest.raises(RefusedRequest, match="more than 1000 bytes, this server's limit"):
             AudioReader(30, ("127.0.0.1",), 1000).read_all([base + "/clip"], "messages")
-        with pytest.raises(RefusedRequest, match="fetches nothing from 'localhost'"):
+        with pytest.raises(RefusedRequest, match="does not fetch from 'localhost'"):
             reader.read_all([base.replace("127.0.0.1", "localhost") + "/clip"], "messages")
         server.shutdown()

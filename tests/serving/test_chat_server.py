@@ -185,7 +185,7 @@ def test_transcriptions_are_answers_to_a_request_for_one(server):
     assert done.usage.model_dump() == heard.usage.model_dump()
     for wrong, why in (
         ({"language": "xx"}, "ISO 639-1"),
-        ({"response_format": "verbose_json", "timestamp_granularities": ["word"]}, "no times of words"),
+        ({"response_format": "verbose_json", "timestamp_granularities": ["word"]}, "no word timestamps"),
         ({"file": ("a.wav", b"This is a text.")}, "cannot be decoded"),
     ):
         with pytest.raises(openai.BadRequestError, match=why) as error:
@@ -238,7 +238,7 @@ def test_models_health_metrics_and_what_is_not_there(server):
 
 
 BAD = {
-    "no JSON": (b"{", "no JSON"),
+    "no JSON": (b"{", "not JSON"),
     "unknown role": ({"messages": [{"role": "tool", "content": "a"}]}, "got 'tool'"),
     "broken base64": ({"messages": [user(input_audio("UklGR!!!"))]}, "broken base64"),
     "a text file": ({"messages": [user(input_audio(encoded(b"This is a text. " * 100)))]}, "cannot be decoded"),
@@ -247,7 +247,7 @@ BAD = {
     "1,000 audios": ({"messages": openai_chat([user(*[audio(0.1)] * 1000)])}, "8 audios, got 1000"),
     "over the context": (
         {"messages": openai_chat([user(audio(299), QUESTION)]), "max_tokens": 800},
-        "800 tokens of answer were asked for; the model's context holds 8192",
+        "800 answer tokens were requested; the model's context holds 8192",
     ),
 }
 
@@ -271,7 +271,7 @@ def test_no_more_requests_at_once_than_allowed(folder, expected):
         first = server.hold(pool, CHATS["short"])
         second = pool.submit(server.text, CHATS["none"])
         server.wait("requests_waiting 1")
-        with pytest.raises(openai.RateLimitError, match="2 requests at once") as error:
+        with pytest.raises(openai.RateLimitError, match="2 requests at a time") as error:
             server.text(CHATS["two"])
         assert error.value.response.headers["Retry-After"] == "1"
         server.let.set()
@@ -344,8 +344,8 @@ def test_the_end_answers_what_is_running(folder, expected):
         ended = pool.submit(server.__exit__)
         while (answer := server.post({}, connection=kept))[0] == 400:  # until it has begun to end
             pass
-        assert answer[0] == 503 and "about to end" in answer[1]["error"]["message"] and not ended.done()
-        assert server.post({})[0] == 503 and "about to end" in server.get("/health")  # new connections too
+        assert answer[0] == 503 and "shutting down" in answer[1]["error"]["message"] and not ended.done()
+        assert server.post({})[0] == 503 and "shutting down" in server.get("/health")  # new connections too
         server.let.set()
         ended.result()
         assert first.result() == expected["turns"][0]
@@ -399,7 +399,7 @@ def test_a_second_signal_does_not_wait(folder):
         stream = client.chat.completions.create(**chat, max_tokens=7000)
         next(stream)
         process.send_signal(signal.SIGINT)
-        while "about to end" not in httpx.get(f"{client.base_url}models").text:
+        while "shutting down" not in httpx.get(f"{client.base_url}models").text:
             pass
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == -signal.SIGTERM
@@ -417,13 +417,13 @@ def test_what_cannot_be_served_is_one_line(tmp_path, capsys, monkeypatch):
 def test_a_port_that_is_taken_is_named(server, folder, capsys):
     port = server.url.rpartition(":")[2]
     assert serve.main([folder, "--engine", "transformers", "--port", port]) == 1
-    assert f"127.0.0.1:{port} is not to be had" in capsys.readouterr().err
+    assert f"127.0.0.1:{port} is not available" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 def test_json_that_is_no_configuration(checkpoint, tmp_path, name):
     shutil.copytree(checkpoint, tmp_path / "broken")
-    for content, said in (("{}", "one of its JSON files"), ("[]", f"{name} must hold a JSON object, got list")):
+    for content, said in (("{}", "one of its JSON files"), ("[]", f"{name} must contain a JSON object, got list")):
         (tmp_path / "broken" / name).write_text(content)
         if content == "[]" or name == "tokenizer.json":
             with pytest.raises(ValueError, match=said):

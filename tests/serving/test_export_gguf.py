@@ -248,7 +248,7 @@ def test_a_placeholder_beyond_the_vocabulary_is_left_out(backbone_folders, tmp_p
 
 
 def test_a_template_of_others_is_refused():
-    with pytest.raises(ValueError, match="chat template is not one that Falcon3AudioProcessor"):
+    with pytest.raises(ValueError, match="chat template was not created by Falcon3AudioProcessor"):
         export_gguf.language_model_template(FALCON3_TEMPLATE)
 
 

@@ -217,7 +217,7 @@ def test_answers_that_the_model_does_not_end_have_failed():
     generation = ask("a dog")
     answers(Ending(), generation)
     (failed,) = parts(generation)
-    assert isinstance(failed, GenerationFailed) and str(failed) == "The model ended before its answer did."
+    assert isinstance(failed, GenerationFailed) and str(failed) == "The model stopped before its answer was complete."
 
 
 def test_a_long_stop_string_is_compared_no_further_than_the_text(pipe):

@@ -126,7 +126,7 @@ def test_too_many_at_once_are_told_to_come_again():
         while len(echo.bodies) < 2:
             await asyncio.sleep(0)
         third = await Client(b"y", b"y").ask(app)
-        assert third.status == 429 and "2 requests at once" in third.error["message"]
+        assert third.status == 429 and "2 requests at a time" in third.error["message"]
         assert (b"retry-after", b"1") in third.sent[0]["headers"] and third.messages == []
         assert len(echo.bodies) == 2
         health = asyncio.create_task(Client(b"", method="GET").ask(app))  # has no limits
@@ -200,7 +200,8 @@ def test_bodies_that_arrive_take_no_place_and_share_a_limit():
             client = await Client(part, b"b" * 10).ask(app)
             assert client.status == 429 and client.error["type"] == "rate_limit_error" and client.messages == []
             assert (
-                client.error["message"] == "This server holds 3 MiB of requests at once, and has as much. Try again."
+                client.error["message"]
+                == "This server holds at most 3 MiB of requests at a time, and is full. Try again."
             )
         tasks.pop().cancel()
         await asyncio.sleep(0)
@@ -226,7 +227,7 @@ def test_a_server_that_drains_takes_nothing_new(monkeypatch):
         for client in (Client(b"y"), Client(method="GET", path="/health"), Client(method="GET")):
             await client.ask(app)
             assert client.status == 503 and (b"retry-after", b"1") in client.sent[0]["headers"]
-            assert client.error["type"] == "server_error" and "about to end" in client.error["message"]
+            assert client.error["type"] == "server_error" and "shutting down" in client.error["message"]
         echo.wait.set()
         assert (await running).status == 200 and app.running == 0
         assert (await Client(b"", method="GET", path="/metrics").ask(app)).status == 200

@@ -80,7 +80,7 @@ def test_an_open_door_is_announced(started, checkpoint, capsys, monkeypatch):
         ([], False),
     ):
         serve.main([checkpoint, "--engine", "vllm", *options])
-        assert ("anybody who reaches 0.0.0.0 may ask" in capsys.readouterr().err) == announced
+        assert ("anyone who reaches 0.0.0.0 can use it" in capsys.readouterr().err) == announced
     assert len(started) == 3
 
 
@@ -107,7 +107,7 @@ def test_other_models_and_missing_ones(started, backbone_folders, tmp_path, caps
     assert serve.main([str(tmp_path), "--engine", "vllm"]) == 1
     assert str(tmp_path) in capsys.readouterr().err
     assert serve.main(["runs/no-such-run", "--engine", "vllm"]) == 1
-    assert "serve: runs/no-such-run is no folder here. " in capsys.readouterr().err
+    assert "serve: runs/no-such-run is not a local folder. " in capsys.readouterr().err
     assert started == []
 
 
@@ -145,9 +145,9 @@ def test_without_vllm(checkpoint, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--", "--dtype", "float32"], "--dtype does nothing: options after -- are for --engine vllm"),
-        (["--engine", "vllm", "--", "--api-key", "k"], "--api-key is seen by others"),
-        (["--engine", "vllm", "--", "--api-key=k"], "--api-key is seen by others"),
+        (["--", "--dtype", "float32"], "--dtype has no effect: options after -- are for --engine vllm"),
+        (["--engine", "vllm", "--", "--api-key", "k"], "--api-key is visible to others"),
+        (["--engine", "vllm", "--", "--api-key=k"], "--api-key is visible to others"),
         (["--max-audios", "0"], "--max-audios must be 1 or more, got 0"),
         (["--port", "65536"], "--port must be between 0 and 65535, got 65536"),
         (["--engine", "tgi"], "invalid choice: 'tgi'"),

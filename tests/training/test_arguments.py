@@ -81,7 +81,7 @@ def test_a_recipe_extends_another(read, tmp_path):
     lora = read(extends="parent.yaml", lora_r=2)[1]
     assert (lora.lora_r, lora.lora_alpha) == (2, 7)
     write_recipe(tmp_path / "parent.yaml", extends="other.yaml", **NEEDED)
-    with pytest.raises(ValueError, match="parent.yaml, which extends another file itself"):
+    with pytest.raises(ValueError, match="parent.yaml, which itself extends another file"):
         read(extends="parent.yaml")
 
 
@@ -89,9 +89,9 @@ def test_a_recipe_extends_another(read, tmp_path):
     ("line", "options", "message"),
     [
         ((), {"lora_rank": 4}, "recipe.yaml has options that do not exist: --lora_rank"),
-        (("--lora_rank", "4"), {}, "There are no such options: --lora_rank 4"),
+        (("--lora_rank", "4"), {}, "Unknown options: --lora_rank 4"),
         ((), {"extends": "gone.yaml"}, "gone.yaml"),
-        ((), {"train_data": []}, "nothing to train on"),
+        ((), {"train_data": []}, "There is no training data"),
         (
             (),
             {"train_data": [{"path": "a", "wieght": 2}]},
@@ -125,7 +125,7 @@ def test_a_recipe_extends_another(read, tmp_path):
             "`columns` of a has sentence; a column can be audio, messages, .*duration. The column's own name comes second",
         ),
         ((), {"train_data": [{"path": ""}]}, "needs a `path`"),
-        ((), {"eval_data": [{"path": "a", "weight": 2}]}, "`eval_data` are scored once and whole"),
+        ((), {"eval_data": [{"path": "a", "weight": 2}]}, "`eval_data` are scored once, in full"),
         *(
             ((), {"train_data": [{"path": "a", "streaming": given}]}, "`streaming` of a must be true or false, got")
             for given in ("yes", 1, None)
@@ -133,12 +133,12 @@ def test_a_recipe_extends_another(read, tmp_path):
         (
             (),
             {"eval_data": [{"path": "a", "streaming": True}]},
-            "`eval_data` are scored whole, so they cannot be stre",
+            "`eval_data` are scored in full, so they cannot be stre",
         ),
         (
             (),
             {"train_data": [{"path": "a", "streaming": True}, "b", {"path": "c", "split": "dev"}]},
-            r"Some sets .* are streamed and others are not \(b, c, split dev\): .* all, or of none",
+            r"Some sets .* are streamed and others are not \(b, c, split dev\): .* for all of them or for none",
         ),
         ((), {"audio_model": "a", "text_model": "b"}, "Give either `model`, .* or both"),
         ((), {"model": None, "audio_model": "a"}, "got model=None, audio_model='a', text_model=None"),
@@ -174,15 +174,15 @@ def test_a_recipe_extends_another(read, tmp_path):
             "has no effect with loss_type `dft`; leave one of the two out",
         ),
         ((), {"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay off"),
-        ((), {"report_to": "clearml"}, "report_to: clearml is not to be had; installed are tensorboard.*give `none`"),
-        ((), {"max_bad_audio": 1.5}, "max_bad_audio is a share from 0 to 1, got 1.5"),
+        ((), {"report_to": "clearml"}, "report_to: clearml is not installed; available: tensorboard.*set `none`"),
+        ((), {"max_bad_audio": 1.5}, "max_bad_audio must be a share from 0 to 1, got 1.5"),
         ((), {"lora_language_model": "full"}, "An adapter cannot hold a whole language model"),
         ((), {"audio_tower_trainable_layers": 2}, "audio_tower_trainable_layers=2 needs lora_audio_tower: full"),
         ((), {"lora_r_audio_tower": 0}, "lora_r_audio_tower must be at least 1, got 0"),
         (
             (),
             {"lora_audio_tower": "none", "lora_language_model": "none", "use_dora": True},
-            "are of LoRA, which no tower has",
+            "are for LoRA, which no tower uses",
         ),
         ((), {"max_length": 0}, "max_length must be at least 1 token"),
         (
@@ -195,7 +195,7 @@ def test_a_recipe_extends_another(read, tmp_path):
         (
             (),
             {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_total_limit": 1},
-            "save_total_limit must be 2 or more with load_best_model_at_end",
+            "save_total_limit must be at least 2 with load_best_model_at_end",
         ),
         (
             (),
@@ -206,19 +206,23 @@ def test_a_recipe_extends_another(read, tmp_path):
         (
             (),
             {"global_batch_size": 3, "per_device_train_batch_size": 2},
-            "global_batch_size=3 is no multiple of the 2",
+            "global_batch_size=3 is not a multiple of the 2",
         ),
-        ((), {"global_batch_size": 0, "per_device_train_batch_size": 2}, "global_batch_size=0 is no multiple"),
+        ((), {"global_batch_size": 0, "per_device_train_batch_size": 2}, "global_batch_size=0 is not a multiple"),
         ((), {"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches must stay off"),
         ((), {"tokens_per_device": 4096, "include_num_input_tokens_seen": True}, "every log line has num_tokens"),
         ((), {"tokens_per_device": 63, "max_length": 64}, "less than the longest example, max_length=64"),
         (
             (),
             {"tokens_per_device": 4096, "global_batch_size": 16, "per_device_train_batch_size": 4},
-            "packs the 16 questions that each device has of a step.*set tokens_per_device to 0",
+            "packs the 16 questions that each device gets per step.*set tokens_per_device to 0",
         ),
-        ((), {"tokens_per_device": 4096, "global_batch_size": 0}, "global_batch_size=0 cannot be shared by 1 device"),
-        ((), {"global_batch_size": 16, "gradient_accumulation_steps": 7}, "takes 2 gradient accumulation .*_steps=7"),
+        (
+            (),
+            {"tokens_per_device": 4096, "global_batch_size": 0},
+            "global_batch_size=0 cannot be divided evenly among 1 device",
+        ),
+        ((), {"global_batch_size": 16, "gradient_accumulation_steps": 7}, "needs 2 gradient accumulation .*_steps=7"),
     ],
 )
 def test_mistakes_are_one_clear_line(read, tmp_path, capsys, line, options, message):
@@ -226,15 +230,15 @@ def test_mistakes_are_one_clear_line(read, tmp_path, capsys, line, options, mess
         read(*line, **options)
     assert sft.main(["--config", str(tmp_path / "recipe.yaml"), *line]) == 1
     said = capsys.readouterr().err
-    assert said == f"falcon3-audio train: {error.value}\n" and "make room" not in said
+    assert said == f"falcon3-audio train: {error.value}\n" and "free disk space" not in said
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: b: c", "recipe.yaml is no YAML"),
-        ("a: 1\na: 2", "'a' is there twice"),
+        ("a: b: c", "recipe.yaml is not valid YAML"),
+        ("a: 1\na: 2", "'a' is given twice"),
         ("- a", "must be a YAML mapping of options, got list"),
     ],
 )
@@ -270,7 +274,7 @@ def test_several_gpus_need_a_process_each(read, monkeypatch):
     *_, data, training = read()
     check_together(data, training)
     monkeypatch.setattr(type(training), "n_gpu", 2)
-    with pytest.raises(ValueError, match="One process sees 2 GPUs. Start a process for each"):
+    with pytest.raises(ValueError, match="One process sees 2 GPUs. Start one process per GPU"):
         check_together(data, training)
 
 

@@ -179,16 +179,16 @@ def test_evaluation_hears_clips_as_they_are(recipe, tmp_path):
     ("given", "message"),
     [
         ("{", "augmentation must be a JSON object on the command line"),
-        ({"pitch": [1, 2]}, "augmentation is a mapping with any of prob, speed, "),
-        ({}, "asks for nothing"),
-        ({"speed": [1.1], "prob": 0}, "asks for nothing"),
+        ({"pitch": [1, 2]}, "augmentation must be a mapping with any of prob, speed, "),
+        ({}, "enables nothing"),
+        ({"speed": [1.1], "prob": 0}, "enables nothing"),
         ({"speed": 1.1}, "speed must be a list of factors"),
         ({"speed": [11]}, "speed must be a list of factors from 0.5 to 2"),
         ({"gain_db": [6, -6]}, "gain_db must be two numbers, from and to, got"),
         ({"noise_snr_db": [5]}, "noise_snr_db must be two numbers"),
         ({"mask_time_prob": 2}, "mask_time_prob must be a share"),
         ({"mask_time_prob": 0.1, "mask_time_length": 0}, "mask_time_length must be a whole number"),
-        ({"impulse_responses": "nowhere"}, "impulse_responses is to be a folder with sound files"),
+        ({"impulse_responses": "nowhere"}, "impulse_responses must be a folder with audio files"),
     ],
 )
 def test_mistakes(given, message):
@@ -219,8 +219,8 @@ def test_a_file_of_ours_that_cannot_be_read_is_no_bad_clip(processor, examples, 
     (tmp_path / "files" / "._hidden.wav").write_bytes(b"")
     collate = collator(processor, prob=1.0, noise_snr_db=[5, 5], **{option: str(tmp_path / "files")})
     collate.skip_bad_audio = True
-    with pytest.raises(OSError, match=f"^augmentation: a file of `{option}` cannot be used; mend it, .*broken.wav"):
+    with pytest.raises(OSError, match=f"^augmentation: a file of `{option}` cannot be used; fix it, .*broken.wav"):
         collate([examples[0]])
     (tmp_path / "files" / "broken.wav").unlink()
-    with pytest.raises(ValueError, match=f"{option} is to be a folder with sound files"):
+    with pytest.raises(ValueError, match=f"{option} must be a folder with audio files"):
         collator(processor, prob=1.0, noise_snr_db=[5, 5], **{option: str(tmp_path / "files")})

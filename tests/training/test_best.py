@@ -61,8 +61,8 @@ def test_the_best_step_is_what_a_run_leaves(launch, tmp_path, monkeypatch, capsy
     capsys.readouterr()
     assert launch(*options, "--output_dir", str(moved)) == 0
     said = capsys.readouterr().out
-    assert "best was step 2: chats_1_loss" in said
-    assert "the step with the highest eval_chats_1_loss is what the run leaves" in said
+    assert "best step: 2, chats_1_loss" in said
+    assert "the final model is the step with the highest eval_chats_1_loss" in said
     found = values(moved, "eval_chats_1_loss")
     assert sorted(found) == [2, 4, 6] and max(found, key=found.get) == 2
     assert farthest(weights_of(moved), weights_of(moved / "checkpoint-2")) == 0
@@ -78,7 +78,7 @@ def test_the_best_step_is_what_a_run_leaves(launch, tmp_path, monkeypatch, capsy
     assert farthest(weights_of(moved), weights_of(moved / "checkpoint-2")) == 0
     (moved / "checkpoint-2").rename(tmp_path / "gone")
     assert launch(*options, "--output_dir", str(moved)) == 1
-    assert "checkpoint-2, the best checkpoint of this run so far, is gone" in capsys.readouterr().err
+    assert "checkpoint-2, the best checkpoint of this run so far, is missing" in capsys.readouterr().err
 
 
 def test_a_run_ends_early_and_goes_on_with_more_patience(launch, tmp_path, capsys):

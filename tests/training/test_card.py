@@ -112,11 +112,11 @@ def test_tied_weights_are_counted_once(run, checkpoint, tmp_path):
 
 def test_an_adapters_card_names_its_base(run, adapter, checkpoint, tmp_path):
     shutil.copytree(checkpoint, run / "base")
-    with pytest.raises(ValueError, match="nobody else could load. Push that first"):
+    with pytest.raises(ValueError, match="others cannot load. Push that first"):
         card_for_run(run, adapter, REPO)
     (tmp_path / "nameless").mkdir()
     (tmp_path / "nameless" / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
-    with pytest.raises(ValueError, match="is None, which nobody else could load"):
+    with pytest.raises(ValueError, match="is None, which others cannot load"):
         card_for_run(run, tmp_path / "nameless", REPO)
     card = card_for_run(run, adapter, REPO, base_model="somebody/base")
     assert card.data.to_dict()["base_model"] == ["somebody/base"] and card.data.base_model_relation == "adapter"
@@ -151,10 +151,10 @@ def test_other_base_models_are_linked_not_guessed_about(run, checkpoint):
 
 def test_a_run_that_has_not_ended(run, checkpoint):
     (run / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="has no trainer_state.json: it has not ended"):
+    with pytest.raises(ValueError, match="has no trainer_state.json: it has not finished"):
         card_for_run(run, checkpoint, REPO)
     (run / "recipe.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="recipe.yaml is no YAML"):
+    with pytest.raises(ValueError, match="recipe.yaml is not valid YAML"):
         card_for_run(run, checkpoint, REPO)
 
 

@@ -50,15 +50,15 @@ def test_rows_that_would_end_a_run_are_listed(tmp_path, capsys):
     assert lines[:4] == [
         "  Examples; lines that start with > are learned:",
         f"  {path}, row 0",
-        "      user       [0.50 s of sound] 'What do you hear?'",
+        "      user       [0.50 s of audio] 'What do you hear?'",
         "    > assistant  'a bell'",
     ]
     # The examples in the middle and at the end cannot be read.
-    assert lines[4] == "  NOT READABLE: 4; a run would end there (rows are counted from 0)"
+    assert lines[4] == "  NOT READABLE: 4; a run would stop there (rows are counted from 0)"
     lines = lines[5:]
     assert [line.strip().split(": ")[0] for line in lines] == [f"{path}, row {number}" for number in (1, 3, 4, 5)]
     assert "truncated" in lines[0] and "gone.wav" in lines[1] and "stranger" in lines[2]
-    assert "the row has no sound" in lines[3] and "`sound: some`" in lines[3]
+    assert "the row has no audio" in lines[3] and "`sound: some`" in lines[3]
     assert main([str(path), "--workers", "1", "--sound", "some"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip().split(": ")[0] for line in lines[-3:]] == [f"{path}, row {number}" for number in (1, 3, 4)]
@@ -104,13 +104,13 @@ def test_what_was_understood_is_printed(tmp_path, capsys):
         "  left out: 1 question about clips over 300 s",
         "  Examples; lines that start with > are learned:",
         f"  {table}, row 0",
-        "      user       [0.25 s of sound] 'Transcribe the speech.'",
+        "      user       [0.25 s of audio] 'Transcribe the speech.'",
         "    > assistant  '007'",
         f"  {table}, row 1",
-        "      user       [301.00 s of sound] 'Transcribe the speech.'",
+        "      user       [301.00 s of audio] 'Transcribe the speech.'",
         "    > assistant  'hello'",
         f"  {table}, row 2",
-        "      user       [0.50 s of sound] 'Transcribe the speech.'",
+        "      user       [0.50 s of audio] 'Transcribe the speech.'",
         "    > assistant  'two words'",
     ]
     prompts = ["--prompt", "What is said?", "--prompt", "<audio>Write it down."]
@@ -157,7 +157,7 @@ def test_what_opens_a_chat_is_not_learned(tmp_path, capsys):
     assert lines[0].startswith(f"{path}: 1 row, read as") and lines[1].startswith("  1 question, 1 clip, ")
     assert lines[-3:] == [
         "      assistant  'Send me a clip.'",
-        "      user       [0.30 s of sound] 'What do you hear?'",
+        "      user       [0.30 s of audio] 'What do you hear?'",
         "    > assistant  'a bell'",
     ]
     write_jsonl(path, [{"messages": opened[:2]}])
@@ -181,8 +181,8 @@ def test_the_first_rows_alone(tmp_path, capsys):
     path.write_text(path.read_text() + "no JSON\n")
     assert main([str(path), "--first", "3", "--workers", "1"]) == 0
     first, seen, counts, *_ = capsys.readouterr().out.splitlines()
-    assert first == f"{path}: a stream, its length is not known; by its first 3 rows read as chats (messages)"
-    assert seen == "  3 rows from its beginning, no others"
+    assert first == f"{path}: a stream of unknown length; by its first 3 rows, read as chats (messages)"
+    assert seen == "  3 rows from the start, no others"
     assert counts.startswith("  3 questions, 3 clips")
     assert main([str(path), "--first", "4", "--workers", "1"]) == 1
     with pytest.raises(SystemExit):

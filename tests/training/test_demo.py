@@ -36,7 +36,7 @@ def test_a_demo_with_other_options_is_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "trainer_state.json").write_text("{}")
     assert demo.main([str(tmp_path), *clips]) == 1
-    assert f"{tmp_path / 'run'} was made by something else" in capsys.readouterr().err
+    assert f"{tmp_path / 'run'} was created by something else" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

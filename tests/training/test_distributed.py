@@ -39,7 +39,7 @@ def test_only_what_the_same_strategy_wrote_is_gone_on_from(check, strategy, othe
         check(FILES[strategy], strategy)
         return
     with pytest.raises(
-        ValueError, match=f"was written by {other}, this run is one of {strategy}. Go on with the config"
+        ValueError, match=f"was written by {other}, but this run uses {strategy}. Resume with the config"
     ):
         check(FILES[other], strategy)
 

@@ -133,10 +133,10 @@ def test_what_is_not_known_is_said(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"extends: {RECIPES / 'falcon3_audio_1b.yaml'}\n")
     assert estimate.main([str(recipe)]) == 1
-    assert "one step is enough" in capsys.readouterr().err
+    assert "only one level is allowed" in capsys.readouterr().err
     recipe.write_text("audio_model: a\ntext_model: b\ntrain_data: [mine]\noutput_dir: out\n")
     model, lora, _, training = recipe_7b()
-    with pytest.raises(ValueError, match="sizes are known here of data/open_asqa"):
+    with pytest.raises(ValueError, match="sizes are known only for data/open_asqa"):
         estimate.estimate(model, lora, DataArguments(["mine"]), training, 1, "h100")
     with pytest.raises(ValueError, match="expected one of h100, h200, a100"):
         estimate.estimate(model, lora, DataArguments(["data/open_asqa"]), training, 1, "t4")

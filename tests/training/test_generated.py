@@ -191,7 +191,7 @@ def test_a_run_chooses_its_best_step_by_what_it_answers(recipe, tmp_path, monkey
     options += ("--eval_generate", "3", "--load_best_model_at_end", "true", "--metric_for_best_model", "exact_match")
     assert sft.main(["--config", recipe, "--output_dir", str(tmp_path / "run"), *options]) == 0
     said = capsys.readouterr().out
-    assert "3 questions of eval_data are answered at each evaluation" in said and "best was step 4" in said
+    assert "3 questions of eval_data are answered at each evaluation" in said and "best step: 4" in said
     entries = [entry for entry in history_of(tmp_path / "run") if "eval_exact_match" in entry]
     assert [entry["eval_num_generated"] for entry in entries] == [3, 3, 3] and "eval_wer" in entries[0]
     assert history_of(tmp_path / "run")[-1]["loaded_step"] == 4

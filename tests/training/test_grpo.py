@@ -393,7 +393,7 @@ def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, chec
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
     assert grpo.main([*arguments, "--answer_tags", "true"]) == 1
-    assert f"{folder} holds a run that has ended" in capsys.readouterr().err
+    assert f"{folder} holds a finished run without checkpoints" in capsys.readouterr().err
 
 
 def test_questions_ask_for_tags_if_told(recipe, processor):
@@ -451,7 +451,7 @@ def test_an_answer_that_is_not_text_alone_is_an_error(tmp_path):
     chat = [{"role": "user", "content": "What barks?"}, {"role": "assistant", "content": answer}]
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": chat}))
-    with pytest.raises(ValueError, match="row 0: an answer is compared as text, and this one has audio too"):
+    with pytest.raises(ValueError, match="row 0: answers are compared as text, but this one also has audio"):
         grpo.load_questions([grpo.DataSource(str(path))], False)[0]
 
 
@@ -459,7 +459,7 @@ def test_a_row_without_an_answer_and_a_weight_are_errors(tmp_path):
     path = tmp_path / "chats.jsonl"
     hi = {"role": "user", "content": "Hi"}
     path.write_text(json.dumps({"messages": [hi, {"role": "assistant", "content": "Ho"}, hi]}))
-    with pytest.raises(ValueError, match="row 0: needs a question, and at the end the right answer"):
+    with pytest.raises(ValueError, match="row 0: needs a question, followed by the right answer at the end"):
         grpo.load_questions([grpo.DataSource(str(path), sound=False)], False)[0]
     with pytest.raises(ValueError, match="leave out the weight"):
         grpo.load_questions([grpo.DataSource(str(path), weight=2)], False)

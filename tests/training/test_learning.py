@@ -212,5 +212,5 @@ def test_more_epochs_of_a_run_that_has_ended(launch, tmp_path, recipe, capsys):
     run = tmp_path / "run"
     assert sft.main(["--config", recipe, "--output_dir", str(run), "--lora_dropout", "0", "--max_steps", "4"]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "(max_steps: 2 -> 4). It has ended, and so has its schedule" in said
+    assert "(max_steps: 2 -> 4). It is finished, and so is its schedule" in said
     assert f"`--model {run} --output_dir ANOTHER`" in said

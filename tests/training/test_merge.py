@@ -169,7 +169,7 @@ def test_what_cannot_be_merged_is_one_line(run, merged, tmp_path, capsys):
     assert "full exists and is not an empty folder" in said(run, tmp_path / "full")
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert "file exists and is not" in said(run, tmp_path / "full" / "file")
-    assert "holds no adapter (adapter_config.json): it is a plain checkpoint already" in said(merged, tmp_path / "out")
+    assert "holds no adapter (adapter_config.json): it is already a plain checkpoint" in said(merged, tmp_path / "out")
     assert "holds no adapter (adapter_config.json). Give" in said(tmp_path / "nowhere", tmp_path / "out")
     damaged = Path(shutil.copytree(run, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoint-*")))
     data = (damaged / "adapter_model.safetensors").read_bytes()
@@ -186,6 +186,6 @@ def test_what_cannot_be_merged_is_one_line(run, merged, tmp_path, capsys):
 def test_a_run_that_has_not_ended_is_named_with_its_last_checkpoint(finished_run, tmp_path):
     run = Path(shutil.copytree(finished_run.args.output_dir, tmp_path / "run"))
     (run / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match=f"has not ended. Start it again to go on, or merge {run}/checkpoint-6"):
+    with pytest.raises(ValueError, match=f"has not finished. Start it again to resume, or merge {run}/checkpoint-6"):
         merge(run, tmp_path / "merged")
     assert (merge(run / "checkpoint-6", tmp_path / "merged") / "config.json").exists()

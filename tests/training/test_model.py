@@ -197,14 +197,12 @@ def test_a_composed_base_is_kept_and_its_projector_follows_the_seed(backbone_fol
 
 def test_a_composed_model_keeps_the_options_that_it_was_composed_with(load, checkpoint, processor):
     load(pooling_window=2, audio_token=processor.audio_token)
-    message = (
-        f"{checkpoint} is composed already, and with other options: pooling_window=1 but that has 2, projector_type"
-    )
+    message = f"{checkpoint} is already composed with other options: pooling_window=1 but it has 2, projector_type"
     with pytest.raises(
-        ValueError, match=message + "='linear' but that has 'mlp'. Leave them out, or give `audio_model`"
+        ValueError, match=message + "='linear' but it has 'mlp'. Leave them out, or give `audio_model`"
     ):
         load(pooling_window=1, projector_type="linear")
-    with pytest.raises(ValueError, match="audio_token='<sound>' but that has '>>UNUSED_1<<'"):
+    with pytest.raises(ValueError, match="audio_token='<sound>' but it has '>>UNUSED_1<<'"):
         load(audio_token="<sound>")
 
 

@@ -297,7 +297,7 @@ def test_devices_without_sound_beside_devices_with_sound(launched, recipe):
 
 def test_a_signal_to_one_process_ends_all_at_the_same_step(launched):
     """The last process got it in its first step; what is saved is the first step of the whole run."""
-    assert launched.output.count("ended by SIGTERM after step 1, which is saved") == 2
+    assert launched.output.count("stopped by SIGTERM after step 1, which is saved") == 2
     (saved,) = launched.folder.glob("ended/checkpoint-*")
     assert saved.name == "checkpoint-1"
     assert [entry["loss"] for entry in log_of(saved)] == [log_of(launched.folder / "whole")[0]["loss"]]
@@ -319,7 +319,7 @@ def test_going_on_in_one_process(launched, recipe, alone, tmp_path, capsys):
         assert farthest(weights_of(run), weights_of(alone / "whole")) < 1e-5
     else:
         written = (
-            f"written by {'FSDP' if launched.strategy == 'fsdp2' else 'DeepSpeed'}, this run is one of one process"
+            f"written by {'FSDP' if launched.strategy == 'fsdp2' else 'DeepSpeed'}, but this run uses one process"
         )
         assert code == 1 and written in capsys.readouterr().err
 
@@ -328,7 +328,7 @@ def test_a_base_model_that_only_the_first_process_sees(backbone_folders, tmp_pat
     audio, text = backbone_folders
     elsewhere = SimpleNamespace(is_main_process=False, process_index=1, wait_for_everyone=lambda: None)
     monkeypatch.setattr(model_module, "PartialState", lambda: elsewhere)
-    with pytest.raises(ValueError, match="not to be seen from process 1.*all machines share"):
+    with pytest.raises(ValueError, match="not visible to process 1.*all machines share"):
         model_module.load_model(ModelArguments(audio_model=audio, text_model=text), tmp_path)
 
 

@@ -380,10 +380,10 @@ def test_rows_may_lack_what_is_optional(source, tmp_path):
         (b"", "begins with b''; expected a JSON list"),
         (b'{"item": [1]}', "begins with b'{'; expected a JSON list"),
         (b" [ ] ", "is an empty list"),
-        (b'[{"audio_id": "a"}', "is cut off or no JSON, after row 1"),
-        (b'[{"audio_id": "a"}, {"audio_', "is cut off or no JSON, after row 1"),
-        (b'[{"audio_id": "a"}]\n[1]', "is cut off or no JSON, after row 1"),
-        (b'[{"audio_id": "\xff"}]', "is cut off or no JSON, after row 0"),
+        (b'[{"audio_id": "a"}', "is cut off or not JSON, after row 1"),
+        (b'[{"audio_id": "a"}, {"audio_', "is cut off or not JSON, after row 1"),
+        (b'[{"audio_id": "a"}]\n[1]', "is cut off or not JSON, after row 1"),
+        (b'[{"audio_id": "\xff"}]', "is cut off or not JSON, after row 0"),
     ],
 )
 def test_files_that_are_no_list_of_rows(tmp_path, capsys, content, message):
@@ -398,7 +398,7 @@ def test_a_download_that_was_cut_off_anywhere(source, tmp_path):
     whole = (source / "rows.json").read_bytes()
     for size in range(1, len(whole) - 1, len(whole) // 60):
         (source / "rows.json").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="is cut off or no JSON"):
+        with pytest.raises(ValueError, match="is cut off or not JSON"):
             run(source, tmp_path / "out")
     (source / "rows.json").write_bytes(whole)
     assert run(source, tmp_path / "out")["total"]["clips"] == CLIPS  # nothing of the others is left
@@ -520,7 +520,7 @@ def test_a_full_disk(source, tmp_path, capfd):
 
     assert in_child(limited) == 1
     [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("falcon3-audio open-asqa: ")]
-    assert "File too large" in line and "The same command continues" in line
+    assert "File too large" in line and "Run the same command again to resume" in line
     assert list((tmp_path / "out").glob("*.arrow*")) == []
     assert main(arguments) == 0
     run(source, tmp_path / "fresh")

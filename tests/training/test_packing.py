@@ -91,7 +91,7 @@ def test_examples_that_do_not_fit_leave_the_others_their_audio(processor, exampl
 def test_words_that_differ_before_the_audio_cannot_be_shared():
     ids = torch.tensor([[5, 9, 6, 7], [4, 9, 6, 7]])
     chats = [{"input_ids": row, "labels": torch.tensor([IGNORED, IGNORED, IGNORED, 7])} for row in ids]
-    with pytest.raises(ValueError, match="before the audio, so it cannot be shared; set questions_per_row: 1"):
+    with pytest.raises(ValueError, match="the audio cannot be shared; set questions_per_row: 1"):
         join_branches(chats, audio_token_id=9)
 
 

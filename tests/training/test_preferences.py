@@ -86,7 +86,7 @@ def test_several_sets_follow_each_other(clips, tmp_path):
     ("row", "options", "message"),
     [
         ({"prompt": "?", "chosen": "a"}, {}, "has no rejected; its columns are prompt, chosen"),
-        ({"prompt": "?", "chosen": "a", "rejected": "b"}, {}, "row 0: the row has no sound"),
+        ({"prompt": "?", "chosen": "a", "rejected": "b"}, {}, "row 0: the row has no audio"),
         ({"prompt": "?", "chosen": "a", "rejected": "a"}, {"sound": False}, "are the same, so there is nothing to prefer"),
         (
             {"prompt": "?", "chosen": [user("?"), assistant("a")], "rejected": "b"},
@@ -151,7 +151,8 @@ def test_a_run_learns_to_prefer_and_goes_on(launch, tmp_path, capsys):
         shutil.rmtree(checkpoint)
     assert launch() == 1
     assert (
-        f"{run} holds a run that has ended" in capsys.readouterr().err and farthest(weights_of(run), weights) <= 1e-5
+        f"{run} holds a finished run without checkpoints" in capsys.readouterr().err
+        and farthest(weights_of(run), weights) <= 1e-5
     )
 
 
@@ -163,7 +164,7 @@ def test_mistakes_are_said_before_training(launch, capsys, monkeypatch):
     assert "max_length must stay off" in said("--max_length", "128")
     assert "push_to_hub must stay off" in said("--push_to_hub", "true")
     none = ("--lora_audio_tower", "none", "--lora_language_model", "none")
-    assert "let one tower at least have LoRA" in said(*none)
+    assert "use LoRA on at least one tower" in said(*none)
     monkeypatch.setattr(
         dpo.DPOTrainer, "compute_loss", lambda *args, **kwargs: torch.tensor(float("nan"), requires_grad=True)
     )

@@ -225,7 +225,7 @@ def test_a_run_goes_with_the_score_of_its_merged_model(run, here, tmp_path):
     code, said, error = here(run, *options, scored(run, tmp_path / "run.json", "org/model"))
     assert code == 1 and "dry run" not in said
     message = error.strip().splitlines()[-1]
-    assert f"than those that are made from {run}. " in message and "falcon3-audio-push-" not in message
+    assert f"than those created from {run}. " in message and "falcon3-audio-push-" not in message
     assert f"`falcon3-audio merge {run} OUT`, evaluate OUT, and `falcon3-audio results add` its score" in message
     merged = merge(run, tmp_path / "merged")
     for folder in (run, merged):
@@ -287,10 +287,10 @@ def test_private_repositories(run, hub, send):
     assert send(run, "ada/public")[0] == 0
     assert send(run, "ada/private")[0] == 0 and hub.repos["ada/private"].private  # it stays so
     code, _, error = send(run / "checkpoint-2", "ada/public", "--private")
-    assert code == 1 and "ada/public is there already and public: nothing was sent" in error
+    assert code == 1 and "ada/public already exists and is public: nothing was sent" in error
     assert len(hub.repos["ada/public"].titles) == 2
     code, _, error = send(run, "ada/private", token="hf_bob")
-    assert code == 1 and error.startswith("falcon3-audio push: The token may not write to ada/private: You don't have")
+    assert code == 1 and error.startswith("falcon3-audio push: The token cannot write to ada/private: You don't have")
 
 
 def test_branches_and_pull_requests(run, hub, send):
@@ -308,7 +308,7 @@ def test_branches_and_pull_requests(run, hub, send):
     assert hub.files("org/branches") == before
     code, _, error = send(run, "org/branches", token="hf_bob")
     assert (
-        code == 1 and "falcon3-audio push: The token may not write to org/branches" in error and "--create-pr" in error
+        code == 1 and "falcon3-audio push: The token cannot write to org/branches" in error and "--create-pr" in error
     )
 
 
@@ -405,7 +405,7 @@ def test_an_adapter_on_another_base_is_refused(run, hub, send, tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"pooling_window": 1, "pad_to_window": True}))
     assert send(other, "org/other-config")[0] == 0
-    assert "from which org/other-config differs in pooling_window, pad_to_window. Push" in said("org/other-config")
+    assert "but org/other-config differs from it in pooling_window, pad_to_window. Push" in said("org/other-config")
     assert "org/wrong" not in hub.repos
 
 
@@ -419,7 +419,7 @@ def test_another_answer_from_the_hub_is_an_error(run, here, monkeypatch):
     code, said, error = here(run, "org/model", "--verify")
     assert code == 1 and "pushed: https://huggingface.co/org/model/commit/abc" in said and "verified" not in said
     assert error.splitlines()[-1] == (
-        "falcon3-audio push: It is on the Hub, but answers 'a dog' about a tone, where what was pushed answered 'a bell'."
+        "falcon3-audio push: The model on the Hub answers 'a dog' about a tone, but before the push it answered 'a bell'."
     )
     assert asked[1] == ("org/model", "abc", "hf_ada") and not Path(asked[0][0]).exists()  # temporary
 
@@ -450,7 +450,7 @@ def test_tokens_names_and_connections_that_are_refused(run, hub, send, here, mon
         return error
 
     assert "The Hub refused the token: " in said("org/new", token="hf_nobody")
-    assert "The token may not write to org/new: You don't have the rights" in said("org/new", token="hf_bob")
+    assert "The token cannot write to org/new: You don't have the rights" in said("org/new", token="hf_bob")
     assert "org/new" not in hub.repos
     assert "names no owner" in here(run, "model")[2]
     assert all("Repo id must" in here(run, name)[2] for name in ("a/b/c", "org/my model"))
@@ -473,7 +473,9 @@ def test_what_is_no_whole_model_is_not_pushed(run, here, tmp_path):
     assert said(tmp_path / "none").startswith(f"{tmp_path}/none holds no model (adapter_config.json or config.json)")
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
     (unfinished / "adapter_config.json").unlink()
-    assert said(unfinished).endswith(f"has not ended. Start it again, or push {unfinished}/checkpoint-6.\n")
+    assert said(unfinished).endswith(
+        f"has not finished. Start it again to resume, or push {unfinished}/checkpoint-6.\n"
+    )
     checkpoint = unfinished / "checkpoint-6"
     os.truncate(checkpoint / "adapter_model.safetensors", 5000)
     assert said(checkpoint).startswith(f"{checkpoint}/adapter_model.safetensors cannot be read: ")
@@ -493,7 +495,7 @@ def test_what_an_adapter_or_a_card_lacks_is_one_line(run, here, tmp_path):
         return error.strip().splitlines()[-1].removeprefix("falcon3-audio push: ")
 
     only = "--adapter-only"
-    assert said(run, only).startswith(f"The adapter's base model is the folder {run}/base, which nobody else")
+    assert said(run, only).startswith(f"The adapter's base model is the folder {run}/base, which others cannot load")
     assert said(run / "base", only).startswith(f"{run}/base holds no adapter; push it without")
     assert f"must be a Hub id (ORG/NAME), but {run}/base is a folder" in said(run, only, "--base-model", run / "base")
     assert "Repo id must" in said(run, only, "--base-model", "org/my base")

@@ -121,7 +121,7 @@ def test_a_set_in_no_format_is_told_the_nearest(row, nearest, lacks, proposed):
         ({"a": "b"}, {}, "columns: {messages: COLUMN}"),
         (
             {"audio": "a.wav", "text": "a", "label": "b"},
-            *({}, "several could be what is to be answered. .*: `columns: {text: text}` or `columns: {label: label}`"),
+            *({}, "several could be the answer. .*: `columns: {text: text}` or `columns: {label: label}`"),
         ),
         (
             {"audio": "a.wav", "text": "a", "transcript": "b"},
@@ -136,7 +136,7 @@ def test_a_set_in_no_format_is_told_the_nearest(row, nearest, lacks, proposed):
         ({"audio": "a.wav", "my: text": "a"}, {}, re.escape("`columns: {text: 'my: text'}`")),
         ({"audio": "a.wav", "label": "dog"}, {}, r"has labels \('dog', ...\), .*`prompt: \"Which animal"),
         ({"audio": "a.wav", "label": 3}, {"prompt": "?"}, "has the label 3 in `label`"),
-        ({"messages": TURNS}, {"prompt": "?"}, "read as chats, whose rows say what is asked"),
+        ({"messages": TURNS}, {"prompt": "?"}, "read as chats, whose rows have questions"),
     ],
 )
 def test_what_is_not_clear_is_an_error(row, entry, message):
@@ -159,7 +159,7 @@ def test_no_column_is_two_things_in_one_format():
 
 def test_labels_that_look_like_numbers_must_be_meant():
     row = {"audio": "a.wav", "label": "7"}  # as a table has it
-    with pytest.raises(ValueError, match=re.escape("has the labels 7 in `label`, which may be numbers of names")):
+    with pytest.raises(ValueError, match=re.escape("has the labels 7 in `label`, which can be class numbers")):
         read(row, prompt="Which digit is said?")
     assert read(row, prompt="Which digit is said?", columns={"label": "label"}).chat(row, 0)[-1]["content"] == "7"
 
@@ -167,9 +167,7 @@ def test_labels_that_look_like_numbers_must_be_meant():
 def test_numbers_with_a_point_are_numbers_too():
     """As pandas writes a column of numbers in which some are missing."""
     rows = Dataset.from_list([{"audio": "a.wav", "label": label} for label in ("1.0", "", "2.0")])
-    with pytest.raises(
-        ValueError, match=re.escape("has the labels 1.0, 2.0 in `label`, which may be numbers of names")
-    ):
+    with pytest.raises(ValueError, match=re.escape("has the labels 1.0, 2.0 in `label`, which can be class numbers")):
         choose(rows, prompt="Which?")
     with pytest.raises(ValueError, match="has the label 1.0 in `label`; the set has no names"):
         read({"audio": "a.wav", "label": 1.0}, prompt="Which?")

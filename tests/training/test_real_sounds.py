@@ -397,11 +397,11 @@ def test_what_is_missing_on_the_machine(mirror, asked, tmp_path, monkeypatch, ca
     monkeypatch.setattr(packages.shutil, "which", lambda program: None if program == "apt-get" else program)
     assert main([str(tmp_path / "a")]) == 1
     said = capsys.readouterr().err
-    assert "no package is to be had (apt-get is not here)" in said and "deb.debian.org" in said
+    assert "no package is available (apt-get is not installed)" in said and "deb.debian.org" in said
     assert str(tmp_path / "a" / "packages") in said and "delete" not in said
     monkeypatch.setattr(packages.shutil, "which", lambda program: None)
     assert main([str(tmp_path / "b")]) == 1
-    assert "dpkg-deb is not here" in capsys.readouterr().err
+    assert "dpkg-deb, which unpacks Debian packages, is not installed" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main([str(tmp_path / "c")]) == 1
     assert "pip install --no-deps tinysoundfont" in capsys.readouterr().err and not (tmp_path / "c").exists()

@@ -60,15 +60,15 @@ def test_help_all_has_all_of_them_once_in_the_same_order(module, groups, trainer
 
 def test_defaults_are_those_of_the_classes_or_of_the_recipe(tmp_path, capsys):
     text = " ".join(said(sft, capsys, "--help").split())
-    assert "--lora_dropout X Dropout before the adapters. (default: 0.05)" in text
-    assert "--projector_type mlp|linear The new projector. (default: mlp)" in text
+    assert "--lora_dropout X Dropout on the inputs of the adapters. (default: 0.05)" in text
+    assert "--projector_type mlp|linear Type of the new projector. (default: mlp)" in text
     assert (
-        "--model VALUE Composed checkpoint to train: folder or Hub id. Or give audio_model and text_model. (default: null)"
-        in text
+        "--model VALUE Composed checkpoint to train: folder or Hub id. Alternatively, audio_model and text_model. "
+        "(default: null)" in text
     )
-    assert "--audio_token VALUE Placeholder for audio (default: an unused or a new token). --dtype" in text
+    assert "--audio_token VALUE Placeholder for audio (default: an unused token, or a new one). --dtype" in text
     assert "--compile_layers true|false" in text
     (tmp_path / "recipe.yaml").write_text("lora_dropout: 0.5\noutput_dir: 100%\n")
     text = " ".join(said(sft, capsys, "--config", str(tmp_path / "recipe.yaml"), "--help").split())
-    assert "--lora_dropout X Dropout before the adapters. (default: 0.5)" in text
+    assert "--lora_dropout X Dropout on the inputs of the adapters. (default: 0.5)" in text
     assert "written. (default: 100%)" in text

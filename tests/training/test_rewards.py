@@ -84,7 +84,7 @@ def test_names_and_import_paths(tmp_path, monkeypatch):
     first, second = load_rewards(["content", "my_rewards.short"])
     assert first is REWARDS["content"] and second(completions=["a", "b"]) == [1.0, 1.0]
     for name, message in {
-        "contents": "there is no reward 'contents'. Known by name are exact, content, format",
+        "contents": "there is no reward 'contents'. Built in are exact, content, format",
         "my_reward.short": "'my_reward.short' cannot be imported: No module named 'my_reward'",
         "my_rewards.long": "my_rewards has no function 'long'",
         "my_rewards.NUMBER": "my_rewards has no function 'NUMBER'",

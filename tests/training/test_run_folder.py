@@ -77,7 +77,7 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(trained_with, run, capsys)
     assert find_checkpoint(run) == run / "checkpoint-10"
     (run / "checkpoint-10" / "trainer_state.json").unlink()
     assert find_checkpoint(run) == run / "checkpoint-4"
-    assert capsys.readouterr().out == f"{run}/checkpoint-10 was interrupted while it was written; passing it over.\n"
+    assert capsys.readouterr().out == f"{run}/checkpoint-10 was interrupted while it was written; skipping it.\n"
     for content in ("[]", "{}", '{"global_step": 4'):
         (run / "checkpoint-4" / "trainer_state.json").write_text(content)
         assert find_checkpoint(run) == run / "checkpoint-2"
@@ -100,7 +100,7 @@ def test_another_recipe_in_the_folder_of_a_run_names_what_changed(trained_with, 
     assert yaml.safe_load((run / RECIPE).read_text()) == trained_with
     with pytest.raises(ValueError) as error:
         start_or_go_on(run, trained_with)
-    assert str(error.value).startswith(f"{run} holds a run that has ended, and none of its checkpoints")
+    assert str(error.value).startswith(f"{run} holds a finished run without checkpoints")
     assert f"`--model {run} --output_dir ANOTHER`" in str(error.value)
 
 
@@ -115,9 +115,9 @@ def test_other_data_in_files_of_the_same_name_are_not_gone_on_with(trained_with,
         start_or_go_on(run, edited)
     path = trained_with["train_data"][1]["path"]
     assert str(error.value).startswith(
-        f"{path} changed since the run in {run} was started, which would go on with other data."
+        f"{path} changed since the run in {run} was started, so it would resume with other data."
     )
-    assert "Put back what was there; or start anew: give another output_dir" in str(error.value)
+    assert "Restore the original data; or start over: give another output_dir" in str(error.value)
     for path in (*run.glob("checkpoint-*"), run / "trainer_state.json"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert start_or_go_on(run, edited) is None  # nothing is trained
@@ -150,12 +150,14 @@ def test_before_the_first_checkpoint_everything_may_change(options, tmp_path):
 def test_a_base_model_takes_the_place_of_that_of_a_former_attempt_alone(options, tmp_path):
     """Not of a model of the user's, which may be the one to train, or just lie there."""
     (tmp_path / "base").mkdir()
-    with pytest.raises(ValueError, match=f"{tmp_path}/base is where .* may be no run's. Move or remove it, or give"):
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}/base is where .* may not be from a run. Move or remove it, or give"
+    ):
         start_or_go_on(tmp_path, options)
     assert not (tmp_path / RECIPE).exists()
     plain = options | {"model": str(tmp_path / "base"), "audio_model": None, "text_model": None}
     assert start_or_go_on(tmp_path, plain) is None
-    with pytest.raises(ValueError, match="may be no run's"):
+    with pytest.raises(ValueError, match="may not be from a run"):
         start_or_go_on(tmp_path, options)
 
 
@@ -186,7 +188,7 @@ def test_flipped_bits_in_the_optimizer_are_noticed(run):
 def test_a_named_checkpoint_must_be_one(trained_with, run):
     for name in ("checkpoint-44", "base", "."):
         (run / "trainer_state.json").unlink(missing_ok=True)
-        with pytest.raises(ValueError, match=f"{name} is no whole checkpoint"):
+        with pytest.raises(ValueError, match=f"{name} is not a complete checkpoint"):
             start_or_go_on(run, trained_with, resume=str(run / name))
 
 
@@ -204,7 +206,7 @@ def test_failed_writes_are_told_from_other_errors(tmp_path):
                 write(tmp_path / f"{name}-{size}")
             assert is_write_failure(error.value), (name, size, error.value)
             assert explain(error.value).startswith(f"A file could not be written: {str(error.value).strip()}")
-            assert "make room" in explain(error.value)
+            assert "free disk space" in explain(error.value)
     assert is_write_failure(OSError(errno.ENOSPC, "No space left on device"))
     reads = {
         "torch": lambda: torch.load(tmp_path / "torch-399000"),

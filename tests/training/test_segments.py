@@ -52,7 +52,7 @@ def test_a_segment_that_is_not_in_the_file_is_an_error(samples, kind):
     assert len(load_audio(Segment(data, 1.0, whole - 0.95))) == round((whole - 1) * SAMPLING_RATE)  # a rounded length
     for offset, duration in ((1.0, whole), (whole + 1, None), (whole + 1, 0.05)):
         with pytest.raises(
-            ValueError, match="are asked for, and the file ends before that. `offset` and `duration` are in seconds"
+            ValueError, match="are needed, but the file ends before that. `offset` and `duration` are in seconds"
         ):
             load_audio(Segment(data, offset, duration))
 

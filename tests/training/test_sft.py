@@ -161,8 +161,8 @@ def test_killed_and_started_again_is_as_never_killed(launch, finished_run, reads
     )
     assert launch() == 0
     said = capsys.readouterr().out
-    assert f"{run}/checkpoint-4 was interrupted while it was written; passing it over." in said
-    assert f"going on from          {run}/checkpoint-2" in said and "4 to go of 6" in said
+    assert f"{run}/checkpoint-4 was interrupted while it was written; skipping it." in said
+    assert f"resuming from          {run}/checkpoint-2" in said and "4 to go of 6" in said
     check_same_result(run, finished_run)
     # Nothing of the first two steps was read again. (The loader is one batch ahead.)
     seen, expected = reads[reads.index(None) + 1 :], planned(finished_run, 3, 6)
@@ -186,11 +186,11 @@ def test_ended_by_sigterm_and_started_again_is_as_never_ended(
         assert launch() == 143
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said == (
-        "falcon3-audio train: ended by SIGTERM after step 3, which is saved. The same command goes on from there."
+        "falcon3-audio train: stopped by SIGTERM after step 3, which is saved. Run the same command again to resume."
     )
     assert find_checkpoint(run) == run / "checkpoint-3" and signal.getsignal(signal.SIGTERM) == before
     assert not (run / "adapter_config.json").exists() and not (run / "trainer_state.json").exists()
-    with pytest.raises(ValueError, match="is a run that has not ended"):
+    with pytest.raises(ValueError, match="is a run that has not finished"):
         merge(run, tmp_path / "merged")
     assert launch() == 0
     check_same_result(run, finished_run)
@@ -278,7 +278,7 @@ def test_a_run_that_ended_at_a_clip_goes_on_without_it(recipe, launch, tmp_path,
     assert f"{data}, row 3: " in capsys.readouterr().err.strip().splitlines()[-1]
     assert launch(*options, "--on_bad_audio", "skip") == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "1 of the run's 8 questions were left out up to step" in said and "at most a share of 0.05 may be" in said
+    assert "1 of the run's 8 questions were left out up to step" in said and "the limit is a share of 0.05" in said
     assert launch(*options, "--on_bad_audio", "skip", "--max_bad_audio", "0.2") == 0
     assert log_of(tmp_path / "run")[-1]["num_bad_audio"] == 1
 
@@ -317,7 +317,7 @@ def test_one_process_at_a_time_trains_in_a_folder(launch, tmp_path, capsys):
         assert lock(file)
         assert launch(*options) == 1
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said.startswith(f"falcon3-audio train: Another process is training in {run}. Wait for it to end")
+        assert said.startswith(f"falcon3-audio train: Another process is training in {run}. Wait until it finishes")
         assert [path.name for path in run.iterdir()] == ["run.lock"]
     assert launch(*options, "--dtype", "bfloat16") == 1  # which is no precision to train in
     assert launch(*options) == 0
@@ -365,7 +365,7 @@ def test_a_finished_run_without_checkpoints_stays_as_it_is(launch, finished_run,
     saved = (run / "adapter_model.safetensors").read_bytes()
     assert launch() == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"falcon3-audio train: {run} holds a run that has ended, and none of its checkpoints")
+    assert said.startswith(f"falcon3-audio train: {run} holds a finished run without checkpoints")
     assert (run / "adapter_model.safetensors").read_bytes() == saved
 
 
@@ -378,7 +378,7 @@ def test_a_run_that_has_not_ended_is_no_model(launch, finished_run, tmp_path, ca
     assert launch(*options, config=recipe) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     advice = f"--model {former}/checkpoint-4"
-    assert f"{former} is a run that has not ended. Start it again to go on, or" in said and advice in said
+    assert f"{former} is an unfinished run. Start it again to resume it, or" in said and advice in said
     assert launch(*options, *advice.split(), config=recipe) == 0
     shutil.rmtree(former / "checkpoint-4")
     assert launch(*options, "--output_dir", str(tmp_path / "other"), config=recipe) == 1
@@ -419,7 +419,7 @@ def test_a_full_disk_leaves_what_was_saved(launch, finished_run, monkeypatch, tm
         patch.setattr(SFTTrainer, "compute_loss", fill)
         assert launch() == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("falcon3-audio train: A file could not be written: ") and "make room" in error
+    assert error.startswith("falcon3-audio train: A file could not be written: ") and "free disk space" in error
     assert find_checkpoint(run) == run / "checkpoint-2"
     check_readable(run / "checkpoint-2")
     assert launch() == 0
@@ -610,7 +610,9 @@ def test_a_run_that_was_interrupted_says_how_to_go_on(launch, monkeypatch, capsy
 
     monkeypatch.setattr(SFTTrainer, "train", interrupted)
     assert launch() == 130
-    assert capsys.readouterr().err.endswith("The same command goes on from the last checkpoint, if there is one.\n")
+    assert capsys.readouterr().err.endswith(
+        "Run the same command again to resume from the last checkpoint, if there is one.\n"
+    )
 
 
 def test_errors_that_nobody_expected_are_not_swallowed(launch, monkeypatch):

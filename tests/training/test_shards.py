@@ -232,14 +232,14 @@ def test_sets_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=f"holds no {REPORT}"):
         read_shards(tmp_path)
     (tmp_path / REPORT).write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         read_shards(tmp_path)
     (tmp_path / REPORT).write_text("[]")
     with pytest.raises(ValueError, match="holds a list"):
         read_shards(tmp_path)
     write_json(tmp_path / REPORT, {"format": 1, "study": "encodings"})  # of a study, which gives it the same name
     for use in (read_shards, lambda folder: begin_set(folder, {"seed": 1})):
-        with pytest.raises(ValueError, match="is no report of a prepared set: it has no `parameters`"):
+        with pytest.raises(ValueError, match="is not a report of a prepared set: it has no `parameters`"):
             use(tmp_path)
     (tmp_path / REPORT).unlink()
     report = begin_set(tmp_path, {"seed": 1})

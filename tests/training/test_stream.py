@@ -145,7 +145,7 @@ def _numbers_and_position(examples):
 def test_going_on_with_other_readers(texts):
     state = open_stream(texts, processes=2, workers=3).state()
     with pytest.raises(
-        ValueError, match=r"read by 2 process\(es\) of 3 worker\(s\).*now there are 2 of 1.*dataloader_num_workers"
+        ValueError, match=r"read by 2 process\(es\) with 3 worker\(s\).*now there are 2 with 1.*dataloader_num_workers"
     ):
         open_stream(texts, processes=2).go_on(state)
 
@@ -204,8 +204,8 @@ def test_what_the_first_rows_say_of_a_set(texts, clips):
     _, (examples, sizes) = open_streams([texts, clips], rows=4)
     assert sizes == [4, 6]  # the clips have 0, 1, 2 and 3 questions
     assert describe_sets(examples) == [
-        f"{texts}: a stream, its length is not known; by its first 4 rows read as chats (messages)",
-        f"{clips}: a stream, its length is not known; by its first 4 rows read as questions about clips (audio, questions)",
+        f"{texts}: a stream of unknown length; by its first 4 rows, read as chats (messages)",
+        f"{clips}: a stream of unknown length; by its first 4 rows, read as questions about clips (audio, questions)",
     ]
 
 
@@ -243,7 +243,8 @@ def test_sets_that_cannot_be_streamed(tmp_path, texts):
         open_stream(DataSource(str(rows), streaming=True))
     assert number_of(next(iter(open_stream(DataSource(str(rows), sound="some", streaming=True))))) == 1
     with pytest.raises(
-        ValueError, match=r"texts is to be streamed, which `train_data` of `falcon3-audio train` alone can be"
+        ValueError,
+        match=r"texts has `streaming: true`, but only `train_data` of `falcon3-audio train` can be streamed",
     ):
         load_training_data([texts])
 

@@ -94,7 +94,7 @@ def test_packed_steps_with_workers_go_on_too(streams, tmp_path):
 
     whole = run("whole")
     assert run("on", "--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-3")) == whole
-    with pytest.raises(ValueError, match=r"read by 1 process\(es\) of 2 worker\(s\).*now there are 1 of 1"):
+    with pytest.raises(ValueError, match=r"read by 1 process\(es\) with 2 worker\(s\).*now there are 1 with 1"):
         run("other", "--dataloader_num_workers", "0", "--resume_from_checkpoint", str(tmp_path / "whole/checkpoint-3"))
 
 
@@ -103,8 +103,8 @@ def test_what_a_run_says(streams, whole, tmp_path, capsys):
     run, _, _ = whole
     assert sft.main(["--config", streams, "--output_dir", str(run)]) == 0
     plan = capsys.readouterr().out
-    assert "chats.jsonl: a stream, its length is not known; by its first 10 rows read as chats" in plan
-    assert "steps                  0 to go of 6, the data is a stream, its length is not known" in plan
+    assert "chats.jsonl: a stream of unknown length; by its first 10 rows, read as chats" in plan
+    assert "steps                  0 to go of 6, the data is a stream of unknown length" in plan
     assert "per epoch" not in plan and "(mean of the first 22 questions)" in plan
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert recipe["examples"] == [None, None] and recipe["shuffle_buffer_size"] == 4
@@ -139,7 +139,7 @@ def test_clips_that_cannot_be_read_are_left_out(streams, tmp_path):
         run("raise")
     assert run("skip", "--on_bad_audio", "skip", "--max_bad_audio", "0.2")[-1]["num_bad_audio"] == 1  # of 8
     with pytest.raises(
-        ValueError, match="1 of the run's 8 questions were left out up to step .*at most a share of 0.05 may be"
+        ValueError, match="1 of the run's 8 questions were left out up to step .*the limit is a share of 0.05"
     ):
         run("limit", "--on_bad_audio", "skip", "--max_bad_audio", "0.05")
 
@@ -149,9 +149,9 @@ def test_clips_that_cannot_be_read_are_left_out(streams, tmp_path):
     [
         (
             ["--max_steps", "-1"],
-            "is streamed, so it is not known how long it is: say with max_steps how many steps to train",
+            "is streamed, so its length is not known: set max_steps, the number of steps to train",
         ),
-        (["--num_train_epochs", "2"], "max_steps says how long to train; leave out num_train_epochs, got 2"),
+        (["--num_train_epochs", "2"], "max_steps sets how long to train; leave out num_train_epochs, got 2"),
         (["--save_strategy", "epoch"], "there are no epochs: set save_strategy to `steps`"),
         (["--eval_strategy", "epoch", "--eval_data", "held_out.jsonl"], "set eval_strategy to `steps`"),
         (["--shuffle_buffer_size", "0"], "shuffle_buffer_size must be at least 1 row, got 0"),

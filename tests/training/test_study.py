@@ -95,7 +95,7 @@ def test_killed_and_started_again_nothing_is_done_twice(write, here, tmp_path, m
     assert main([path, str(output)]) == 0
     assert [line.split()[0] for line in here] == 2 * ["sft", "merge", "evaluate", "evaluate"]
     assert "as-is/seed-1" in here[0] and "high/seed-1" in here[4]
-    assert "going on from" in (output / "as-is" / "seed-1" / "train.log").read_text()
+    assert "resuming from" in (output / "as-is" / "seed-1" / "train.log").read_text()
     assert [entry["step"] for entry in log_of(output / "as-is" / "seed-1" / "run")] == [1, 2]
     report = report_of(output)
     assert not report["missing"] and [run["arm"] for run in report["training"]] == 2 * ["as-is", "high"]
@@ -163,12 +163,12 @@ def test_stages_follow_each_other(write, here, tmp_path, first):
         ({"arms": {"a": None, "b": {"lora_r": 0}}}, "arm 'b': lora_r must be at least 1, got 0"),
         ({"arms": {"a": {"learning_rate": "fast"}}}, "arm 'a': argument --learning_rate.*invalid float value: 'fast'"),
         ({"arms": {"a": None, "b": {"eval_data": ["x"]}}}, "arm 'b': `eval_data` would never be scored"),
-        ({"arms": {"a": {"seed": 3}}}, "arm 'a' sets seed, which a study gives each run itself"),
-        ({"arms": {"a": [{}, {"pooling_window": 1}]}}, "stage 2 sets pooling_window, but it goes on with the model"),
-        ({"arms": {"a/b": None}}, "'a/b' is to name a folder"),
+        ({"arms": {"a": {"seed": 3}}}, "arm 'a' sets seed, which the study sets for each run"),
+        ({"arms": {"a": [{}, {"pooling_window": 1}]}}, "stage 2 sets pooling_window, but it continues with the model"),
+        ({"arms": {"a/b": None}}, "'a/b' must be a folder name"),
         ({"arms": {"a": 3}}, "arm 'a' must be a mapping of options, got 3"),
         ({"arms": {"a": []}}, r"`stages` must be a list of mappings, got \[\]"),
-        ({"seeds": [1, 1]}, r"`seeds` must be a list of different integers from 0 on, got \[1, 1\]"),
+        ({"seeds": [1, 1]}, r"`seeds` must be a list of different integers of at least 0, got \[1, 1\]"),
         ({"arms": {"a": {"seeds": "all"}}}, "arm 'a': `seeds` must be a list"),
         ({"arms": {}}, "needs `recipe`, .* and `arms`"),
         ({"evaluate": [{"benchmark": "mmau"}]}, "entry 1 must be a mapping with `benchmark` and `data`"),
@@ -177,7 +177,7 @@ def test_stages_follow_each_other(write, here, tmp_path, first):
         ({"evaluate": [{"benchmark": "mmau", "data": "x", "rule": "best"}]}, "not scored by 'best': its rules are mmau"),
         ({"evaluate": [{"benchmark": "air-bench-chat", "data": "x"}]}, "a judge scores it"),
         ({"evaluate": [{"benchmark": "asr", "data": "x", "rule": "wer"}]}, "'wer': error rates score it, and a study"),
-        ({"evaluate": 2 * [{"benchmark": "mmau", "data": "x"}]}, "evaluates 'mmau' twice; give one of the two another"),
+        ({"evaluate": 2 * [{"benchmark": "mmau", "data": "x"}]}, "evaluates 'mmau' twice; give one of them another"),
         ({"evaluate": [{"benchmark": "mmau", "data": "nowhere.json"}]}, "nowhere.json"),
     ],
 )  # fmt: skip
@@ -258,7 +258,7 @@ def test_a_run_whose_study_was_killed_is_left_to_its_process(tmp_path, capsys):
 
     with module._locked(lock, End()):
         assert waits
-    assert f"Another process works on {tmp_path}; waiting for it to end." in capsys.readouterr().out
+    assert f"Another process is working on {tmp_path}; waiting for it to finish." in capsys.readouterr().out
 
 
 def test_a_study_that_is_stopped_ends_its_processes(tmp_path):

@@ -103,17 +103,17 @@ def test_a_stage_that_goes_on_with_grpo(study, tmp_path):
     [
         (
             [{"grpo": "grpo.yaml"}],
-            "arm 'a': GRPO goes on with what a stage before it has trained, and this is the first",
+            "arm 'a': GRPO continues training an earlier stage's model, but this stage is the first",
         ),
         ([{}, {"grpo": "grpo.yaml", "beeta": 1}], r"stage 2 has options that do not exist: --beeta \(nearest: beta\)"),
         ([{}, {"grpo": "grpo.yaml", "max_length": 8}], "stage 2 has options that do not exist: --max_length"),
         (
             [{}, {"grpo": "grpo.yaml", "pooling_window": 1}],
-            "stage 2 sets pooling_window, but it goes on with the model",
+            "stage 2 sets pooling_window, but it continues with the model",
         ),
         (
             [{}, {"grpo": "grpo.yaml", "output_dir": "x"}],
-            "stage 2 sets output_dir, which a study gives each run itself",
+            "stage 2 sets output_dir, which the study sets for each run",
         ),
         ([{}, {"grpo": None}], "stage 2: `grpo` must be the path of a recipe for GRPO, got None"),
         ([{}, {"grpo": "sft.yaml"}], "sft.yaml has options that do not exist: --questions_per_row"),

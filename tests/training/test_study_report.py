@@ -202,7 +202,7 @@ def test_the_report_of_a_study_that_is_not_finished(world, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(module, "_run_process", stopped)
         assert main([str(path), str(tmp_path / "out")]) == 130
-    assert "stopped. The same command goes on." in capsys.readouterr().err
+    assert "stopped. Run the same command again to resume." in capsys.readouterr().err
     assert main([str(path), str(tmp_path / "out"), "--report"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     states = {(run["arm"], run["seed"]): run["state"] for run in report["missing"]}

@@ -88,7 +88,7 @@ def test_a_report_beside_a_file_that_is_not_a_sets_says_nothing_about_it(runs, d
     write_json(data / "report.json", {"format": 1, "study": "mine"})
     (run,) = runs(arms={"a": None})
     assert [list(step.data) for step in steps_of(run) if step.trains] == [[str(data / "train.jsonl")]]
-    with pytest.raises(ValueError, match="is no report of a prepared set"):
+    with pytest.raises(ValueError, match="is not a report of a prepared set"):
         runs(arms={"a": {"train_data": str(data)}})
 
 
@@ -97,7 +97,7 @@ def test_the_report_of_a_set_is_not_replaced(data, tmp_path, capsys):
     write_recipe(tmp_path / "recipe.yaml", model="a/base", train_data=[str(data / "train.jsonl")], bf16=False)
     before = (data / "report.json").read_bytes()
     assert main([path, str(data), "--report"]) == 1
-    assert "is a prepared set, whose report the study's would replace" in capsys.readouterr().err
+    assert "is a prepared set, whose report the study would overwrite" in capsys.readouterr().err
     assert (data / "report.json").read_bytes() == before
 
 

@@ -53,9 +53,9 @@ def test_quotes_in_tables_with_tabs(rows, text, expected):
         ("a,b\nx,y,z\n", ",", "table, line 2: expected 2 fields, one for each column, got 3"),
         ('a,b\n"x" y,z\n', ",", "table, line 2: ',' expected after '\"'"),
         ('a,b\n"x,y\n', ",", "table, line 2: unexpected end of data"),
-        ("a,b,a\nx,y,z\n", ",", "table, line 1: the columns a are there twice"),
-        ("a;b\nx;y\n", ",", "table, line 1: its columns are parted by a semicolon; expected a comma"),
-        ("a,b\nx,y\n", "\t", "table, line 1: its columns are parted by a comma; expected a tab"),
+        ("a,b,a\nx,y,z\n", ",", "table, line 1: the columns a appear twice"),
+        ("a;b\nx;y\n", ",", "table, line 1: its columns are separated by a semicolon; expected a comma"),
+        ("a,b\nx,y\n", "\t", "table, line 1: its columns are separated by a comma; expected a tab"),
         ("a\tb\nx\n", "\t", "table, line 2: expected 2 fields"),
     ],
 )

@@ -273,7 +273,7 @@ def test_sets_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"messages": [}\n')
     assert re.search("JSON parse error in .*broken.jsonl.*: Expecting value", said("broken.jsonl"))
     (tmp_path / "twice.jsonl").write_text('{"messages": []}\n{"audio": "a.wav", "messages": [], "audio": "b.wav"}\n')
-    assert "twice.jsonl, line 2: the key 'audio' stands twice in one object" in said("twice.jsonl")
+    assert "twice.jsonl, line 2: the key 'audio' appears twice in one object" in said("twice.jsonl")
     (tmp_path / "numbers.jsonl").write_text('{"messages": []}\n\n7\n')
     assert "numbers.jsonl, line 3: expected an object, got 7" in said("numbers.jsonl")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
@@ -518,7 +518,7 @@ def test_an_item_that_is_neither_text_nor_sound_is_an_error(read, item):
 @pytest.mark.parametrize(
     ("clips", "message"),
     [
-        (*([""],), r"its `audio` must be clips, got \[''\]. Leave out what is empty"),
+        (*([""],), r"its `audio` must be clips, got \[''\]. Leave out empty elements"),
         (*([None],), r"its `audio` must be clips, got \[None\]"),
         (*(["0.wav", None],), r"its `audio` must be clips, got \['0.wav', None\]"),
         (*([{"bytes": None, "path": None}],), "its `audio` must be clips"),
@@ -651,11 +651,11 @@ def test_other_keys_of_rows_with_sound_may_have_any_name(read, folder):
 
 def test_a_set_without_sound_says_so_or_is_an_error(folder):
     path = str(write_jsonl(folder / "set.jsonl", [{"messages": [user("Hi"), assistant("a")]}] * 3))
-    with pytest.raises(ValueError, match="No row of the training set .*set.jsonl.* has sound.*`sound: false`"):
+    with pytest.raises(ValueError, match="No row of the training set .*set.jsonl.* has audio.*`sound: false`"):
         load_training_data([DataSource(path)])
     assert len(load_training_data([DataSource(path, sound=False)])[0]) == 3
     path = str(write_jsonl(folder / "set.jsonl", [{"messages": [user(heard("0.wav")), assistant("a")]}]))
-    with pytest.raises(ValueError, match="row 0: the row has sound, but .*`sound: false`"):
+    with pytest.raises(ValueError, match="row 0: the row has audio, but .*`sound: false`"):
         load_training_data([DataSource(path, sound=False)])[0][0]
 
 
@@ -676,7 +676,7 @@ def test_a_row_without_sound_is_an_error_unless_some_are_meant(folder, row):
     """A clip that was lost when the set was made: the model would learn to answer about what it does not hear."""
     good = {"messages": [user(TEXT), assistant("a")], "audio": "0.wav"}
     path = write_jsonl(folder / "set.jsonl", [good, row])
-    with pytest.raises(ValueError, match="set.jsonl, row 1: the row has no sound.*`sound: some`"):
+    with pytest.raises(ValueError, match="set.jsonl, row 1: the row has no audio.*`sound: some`"):
         list(load_training_data([DataSource(str(path))])[0])
     asked = load_training_data([DataSource(str(path), sound="some")])[0]
     assert [len(clips) for _, clips in (sources(example)[0] for example in asked)] == [1, 0]
@@ -728,7 +728,7 @@ def test_an_audiofolder_has_its_sounds(folder, tmp_path):
     assert [sources(example)[0][1] for example in examples] == [[f"{folder}/{n}.wav"] for n in (2, 0)]
     (tmp_path / "above" / "it").mkdir(parents=True)
     (folder / "metadata.parquet").rename(tmp_path / "above" / "it" / "metadata.parquet")
-    with pytest.raises(ValueError, match="sounds lie beside their metadata.parquet in .*above/it; give that folder"):
+    with pytest.raises(ValueError, match="the audio files of metadata.parquet are in .*above/it; give that folder"):
         load_training_data([DataSource(str(tmp_path / "above"))])
 
 

@@ -154,7 +154,7 @@ def test_a_folder_of_something_else(source, tmp_path, capsys):
     assert digests(out) == before
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     (out / "train-00001-of-00003.parquet").unlink()
-    assert run(source, out) == 1 and "has lost the shard train-00001" in capsys.readouterr().err
+    assert run(source, out) == 1 and "lacks the shard train-00001" in capsys.readouterr().err
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / "mine.txt").write_text("mine")
@@ -168,14 +168,14 @@ def test_rows_that_fail(tmp_path, capsys):
     assert run(source, out, "--max-failed", "0.19") == 1
     said = capsys.readouterr().err
     assert "1 of the first 5 rows could not be spoken (longer than 30 s 1), more than the 19.00%" in said
-    assert "row 1: " in said and " s. Mend the cause" in said
+    assert "row 1: " in said and " s. Fix the cause" in said
     assert not list(out.glob("*.parquet"))
     assert run(source, out, "--max-failed", "0.2") == 0  # another share is no other set
     told = summary(out)
     assert told["samples"] == 12 and told["failed"] == {"longer than 30 s": 2}
     assert [example["row"] for example in told["failure_examples"]] == [1, 13]
     assert read_shards(out)["row"] == [0, *range(2, 13)]
-    assert "failed to be spoken: longer than 30 s 2" in capsys.readouterr().out
+    assert "could not be spoken: longer than 30 s 2" in capsys.readouterr().out
 
 
 def test_limit_draws(source, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Reading: from a file or a folder of any known form to the examples of a run, and the shards that prepared sets lie in."""
+"""Reads training data: files and folders in any known format become the examples of a run. Also: prepared shards."""
 
 from .training_sets import load_training_data
 

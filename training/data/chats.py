@@ -1,8 +1,9 @@
-"""Rows of chats with sound, made whole: every clip at its place, each answer with something to learn.
+"""Completes rows of chats with audio: every clip at its place, each answer with text to learn.
 
-A row's clips are its columns `audio` or `audios`, or the sources in its audio items. Those of the columns stand where an audio
-item without a source or, as in rows of ms-swift and LLaMA-Factory, a tag `<audio>` in the text is; without any such
-place they open the first user message. What looks like sound under a name that is not read is an error.
+A row's clips are its columns `audio` or `audios`, or the sources in its audio items. Clips of columns replace audio
+items without a source or, as in rows of ms-swift and LLaMA-Factory, tags `<audio>` in the text; without any such place
+they are put at the start of the first user message. A value that looks like audio under a name that is not read is an
+error.
 Run: `messages = fill_in(row["messages"], clips_of(row), Path("my_set"))`
 """
 
@@ -19,29 +20,29 @@ ROLES = ("system", "user", "assistant", "tool")
 SOURCE_KEYS = ("audio", "path", "url")
 COLUMNS = ("audio", "audios")
 TAG = "<audio>"
-# How others write it, or around a path: `<|AUDIO|>`, `<audio>a.wav</audio>`, `<sound>`.
+# Other forms of the tag, some around a path: `<|AUDIO|>`, `<audio>a.wav</audio>`, `<sound>`.
 OTHER_TAG = re.compile(r"</?(?:audio|sound|speech)\w*>|<\|/?(?:audio|sound|speech)\w*\|>", re.IGNORECASE)
 SOUND_NAME = re.compile(r"audio|sound|wav|clip|file_?name", re.IGNORECASE)
 SOUND_FILE = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm)$", re.IGNORECASE)
-# What trainers and formats of others know, and is not read here: columns, and marks of answers that are not to be learned.
+# What other trainers and formats use, and is not read here: columns, and marks of answers that should not be learned.
 NOT_READ = {
     "system": "Make it a message with the role `system`",
     "tools": "Tools of a chat are not learned here; write them into its system message",
-    **dict.fromkeys(("image", "images", "video", "videos"), "Only sound and text are understood; leave the row out"),
+    **dict.fromkeys(("image", "images", "video", "videos"), "Only audio and text are supported; leave the row out"),
 }
 NOT_LEARNED = ("loss", "weight", "train")
 READ = (
     "Clips are read from the row's `audio` or `audios`, and from `audio`, `path` or `url` of audio items in `messages`; rename "
-    "the key, or name a column of clips in the set's entry, `columns: {audio: NAME}`. In a set of texts alone, `sound: false` in "
-    "the entry, it may stay"
+    "the key, or name a column of clips in the set's entry, `columns: {audio: NAME}`. In a text-only set "
+    "(`sound: false` in the entry) it can stay"
 )
 
 
 def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> list[Any]:
     """
-    The clips of a row's own columns, `audios` (several) or `audio` (one); a list under `audio` is several too.
+    The clips of a row's own columns, `audios` (several) or `audio` (one, or a list of several).
 
-    Raises a `ValueError` for a row with clips in two of the columns, and for a list with an empty place in it.
+    Raises a `ValueError` if two of the columns have clips, or a list has an empty element.
     """
     given = {name: example[name] for name in columns if is_given(example.get(name))}
     if len(given) > 1:
@@ -54,14 +55,14 @@ def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> li
             return [clips]
         if not all(map(is_given, clips)):
             raise ValueError(
-                f"its `{name}` must be clips, got {clips!r:.200}. Leave out what is empty, or write which clip it is"
+                f"its `{name}` must be clips, got {clips!r:.200}. Leave out empty elements, or fill them in"
             )
         return clips
     return []
 
 
 def audio_items(messages: Any) -> list[dict[str, Any]]:
-    """The audio items of a chat; none of what is no chat."""
+    """The audio items of a chat; none if it is not a chat."""
     return [item for item in _all_items(messages) if item.get("type") == "audio"]
 
 
@@ -79,15 +80,15 @@ def fill_in(
         messages: as in the row; content is a string or a list of items.
         clips: the row's own, see `clips_of`.
         folder: where relative paths start.
-        tags: whether `<audio>` in texts that are not the assistant's is the place of a clip.
-        elsewhere: folders where a path could be meant to start as well.
+        tags: whether `<audio>` in texts, except the assistant's, is the place of a clip.
+        elsewhere: folders from which relative paths could also start.
 
     Returns:
-        The messages with lists of items as content, in the order in which they are written.
+        The messages with lists of items as content, in their original order.
 
     Raises:
-        `ValueError`: for what is no chat, an answer without text, numbers as clips, clips that do not match their places, and
-            a path at which there are two files.
+        `ValueError`: if it is not a chat, an answer has no text, a clip is a number, clips do not match their places,
+            or a path fits two files.
     """
     _check_chat(messages)
     check_answers(messages)
@@ -113,27 +114,27 @@ def fill_in(
 
 
 def check_answers(messages: Iterable[dict[str, Any]]):
-    """Raises a `ValueError` for an assistant's message without text, of which the model would learn to say nothing."""
+    """Raises a `ValueError` for an assistant's message without text: the model would learn to say nothing."""
     for number, message in enumerate(messages):
         if message["role"] == "assistant" and not message.get("tool_calls") and not _text(message).strip():
             raise ValueError(
-                f"message {number}, an answer, has no text to learn: {message.get('content')!r:.100}. Leave the row out, or "
-                "write what is to be said"
+                f"message {number}, an answer, has no text to learn: {message.get('content')!r:.100}. Leave the row "
+                "out, or write an answer"
             )
 
 
 def check_is_answered(messages: Sequence[dict[str, Any]]):
-    """Raises a `ValueError` for a chat without an answer; what an assistant opens it with is none."""
+    """Raises a `ValueError` for a chat without an answer; an assistant's message that opens it does not count."""
     if not any(message["role"] == "assistant" for message in messages[1:]):
         raise ValueError(
-            "no assistant message to learn from. Leave the row out, or write what is to be said; the message that opens a chat is "
-            "not learned"
+            "no assistant message to learn from. Leave the row out, or write an answer; the message that opens a chat "
+            "is not learned"
         )
 
 
 def check_sound_is_read(example: Mapping[str, Any], messages: Any, clips: Sequence[Any], read: Collection[str]):
     """
-    Raises a `ValueError` for a key that looks like sound and is not read, in a message or in a row without sound.
+    Raises a `ValueError` for a key that looks like audio and is not read, in a message or in a row without audio.
 
     Args:
         example: the row.
@@ -146,40 +147,41 @@ def check_sound_is_read(example: Mapping[str, Any], messages: Any, clips: Sequen
     for place in [columns, *_beside_the_content(messages)]:
         for key, value in place.items():
             if looks_like_sound(key, value):
-                raise ValueError(f"the key {key!r} looks like sound but is not read. {READ}")
+                raise ValueError(f"the key {key!r} looks like audio but is not read. {READ}")
 
 
 def check_all_is_read(example: Mapping[str, Any], messages: Any, read: Collection[str]):
     """
-    Raises a `ValueError` for what other trainers read of such a row and this one does not, and for a row that is a chat and
-    questions at once. `read` are the columns that are read.
+    Raises a `ValueError` for values that other trainers read and this one does not, and for a row that is both a chat
+    and questions. `read` are the columns that are read.
     """
     for key, advice in NOT_READ.items():
         if key not in read and is_given(example.get(key)):
             raise ValueError(f"the row has {key!r}, which is not read. {advice}")
     if is_given(example.get("messages")) and is_given(example.get("questions")):
         raise ValueError(
-            "the row has `messages` and `questions`; make it two rows, in a set of chats and a set of clips with their questions"
+            "the row has `messages` and `questions`; split it into two rows, one in a set of chats and one in a set "
+            "of clips with questions"
         )
     for number, message in enumerate(messages if isinstance(messages, (list, tuple)) else []):
         is_answer = isinstance(message, dict) and message.get("role") == "assistant"
         marks = [key for key in NOT_LEARNED if is_answer and message.get(key) not in (None, True)]
         if marks:
             raise ValueError(
-                f"message {number} has `{marks[0]}`: {message[marks[0]]!r}, which is not read: every answer of a chat is learned "
-                "alike. Leave the mark out to learn this answer, or put it into the text of the question that follows it"
+                f"message {number} has `{marks[0]}`: {message[marks[0]]!r}, which is not read: every answer of a chat "
+                "is learned. Remove the mark to learn it, or put the answer into the text of the question after it"
             )
 
 
 def check_has_sound(messages: Sequence[dict[str, Any]], wanted: bool | str):
-    """Raises a `ValueError` for a chat, filled in, that has sound or none against what its set's entry says (`sound`)."""
+    """Raises a `ValueError` if a completed chat has audio, or none, contrary to `sound` in its set's entry."""
     heard = bool(audio_items(messages))
     if heard and not wanted:
-        raise ValueError("the row has sound, but its set's entry says `sound: false`; leave that out")
+        raise ValueError("the row has audio, but its set's entry says `sound: false`; remove that")
     if wanted is True and not heard:
         raise ValueError(
-            "the row has no sound: neither clips in `audio` or `audios` nor audio items in `messages`. If chats without sound "
-            "are meant to be in this set, write `sound: some` in its entry"
+            "the row has no audio: neither clips in `audio` or `audios` nor audio items in `messages`. If this set "
+            "should have chats without audio, write `sound: some` in its entry"
         )
 
 
@@ -213,7 +215,7 @@ def _items(message: dict[str, Any], number: int, tags: bool) -> list[dict[str, A
 
 
 def _with_type(item: dict[str, Any]) -> dict[str, Any]:
-    """A copy of an item; one without a `type` is what it has a source or a text of, as for the processor."""
+    """A copy of an item; a missing `type` is told from its source or its text, as in the processor."""
     audio, text = _has_source(item), item.get("text") is not None
     known = item.get("type") is not None or audio == text
     return dict(item) if known else item | {"type": "audio" if audio else "text"}
@@ -224,7 +226,7 @@ def _is_text(item: dict[str, Any]) -> bool:
 
 
 def _at_tags(item: dict[str, Any]) -> list[dict[str, Any]]:
-    """An item, or, of a text with tags, the texts between them as they are and an audio item for each tag."""
+    """The item itself, or, for a text with tags, the unchanged texts between them and an audio item for each tag."""
     if not _is_text(item):
         return [item]
     text = item["text"]
@@ -242,7 +244,7 @@ def _at_tags(item: dict[str, Any]) -> list[dict[str, Any]]:
 def _mismatch(messages: Sequence[dict[str, Any]], places: int, clips: int, tags: bool) -> str:
     count = sum(_text(message).count(TAG) for message in messages if message["role"] != "assistant") if tags else 0
     said = f" ({count} of them tags `{TAG}` in the text)" if count else ""
-    advice = f". Only in a set of texts alone, `sound: false` in its entry, is `{TAG}` a text" if count else ""
+    advice = f". Only in a text-only set (`sound: false` in its entry) is `{TAG}` plain text" if count else ""
     return (
         f"the messages have {places} audio items without a source{said}, but the row has {clips} clips in `audio` or "
         f"`audios`; they must match{advice}"
@@ -264,7 +266,7 @@ def _all_items(messages: Any) -> Iterator[dict[str, Any]]:
 
 
 def _beside_the_content(messages: Any) -> Iterator[dict[str, Any]]:
-    """What messages hold beside role and content, and items beside what is read of them."""
+    """What messages hold besides role and content, and items besides the keys that are read."""
     for message in messages if isinstance(messages, (list, tuple)) else []:
         if isinstance(message, dict):
             yield {key: value for key, value in message.items() if key not in ("role", "content")}
@@ -283,7 +285,7 @@ def looks_like_sound(key: str, value: Any) -> bool:
 
 
 def is_given(value: Any) -> bool:
-    """Whether there is something; Arrow gives a struct without anything in it for what another row has."""
+    """Whether there is a value; Arrow gives an empty struct for a key that only another row has."""
     if isinstance(value, dict):
         return any(is_given(part) for part in value.values())
     return bool(len(value)) if hasattr(value, "__len__") else value is not None and value is not False
@@ -304,20 +306,20 @@ def _resolve(item: dict[str, Any], folder: Path, elsewhere: Sequence[Path]):
 
 
 def _from_folder(source: Any, folder: Path, elsewhere: Sequence[Path]) -> Any:
-    if isinstance(source, (int, float)):  # to the system, a number is a file that is open
+    if isinstance(source, (int, float)):  # to the system, a number is an open file descriptor
         raise ValueError(f"a clip must be a path, a URL, bytes or samples, got {source!r}")
     if not isinstance(source, str) or "://" in source or source.startswith("data:"):
         return source
     if PureWindowsPath(source).is_absolute():
-        return source  # of another machine, unless this one has Windows
-    # Written on Windows, as `sounds\\a.wav`; elsewhere that is a name that a file may have.
+        return source  # of another machine, unless this one runs Windows
+    # Written on Windows, as `sounds\\a.wav`; elsewhere that can be the name of a file.
     if "\\" in source and not os.path.exists(folder / source):
         source = source.replace("\\", "/")
     path = os.fspath(folder / source)  # an absolute path stays as it is
     other = next((place for place in elsewhere if os.path.isfile(place / source)), None)
     if other is not None and os.path.isfile(path) and not os.path.samefile(path, other / source):
         raise ValueError(
-            f"the clip {source!r} is in {folder} and in {other}, where files of the set lie. In a set that is a folder, paths start at "
-            f"that folder. Rename one of the clips, or give {other} as a set of its own"
+            f"the clip {source!r} is in {folder} and in {other}, where files of the set are. In a set that is a "
+            f"folder, paths start at that folder. Rename one of the clips, or give {other} as a separate set"
         )
     return path

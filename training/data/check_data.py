@@ -1,12 +1,13 @@
-"""Listens to a training set before a run does: which rows cannot be read or heard, and why.
+"""Checks a training set before a run: which rows or clips cannot be read, and why.
 
     falcon3-audio check-data data/train.jsonl data/more --workers 8
     falcon3-audio check-data clips.csv --columns audio=path,text=sentence --prompt "Write down what is said."
-    falcon3-audio check-data owner/large --first 1000    # of a set that is too large to be loaded
+    falcon3-audio check-data owner/large --first 1000    # for a set that is too large to load
 
-Takes what `train_data` takes. Says how each set is read, what there is of it and what a run would leave out, and shows up to three
-of its examples. Every chat is put together and every clip decoded, once, in parallel; nothing is written. Rows that would
-end a run are listed, the first 50, one in a line (rows count from 0, and the line of a table's names is none), and the exit code is then 1.
+Takes the same sets as `train_data`. Prints how each set is read, its contents and what a run would leave out, and up
+to three of its examples. Every chat is built and every clip decoded, once, in parallel; nothing is written. The first
+50 rows that would stop a run are listed, one per line (rows are counted from 0, without a table's header), and the
+exit code is then 1.
 """
 
 import argparse
@@ -32,22 +33,22 @@ from .training_sets import counted, describe_sets, load_training_data, set_of
 
 PARTS = 32  # for each worker, so that all are busy to the end
 SHOWN = 300  # characters of a text that is shown
-LISTED = 50  # rows that cannot be read
+LISTED = 50  # unreadable rows that are listed
 LEARNED = ">"
-SOUND: dict[str, Any] = {"true": True, "some": "some", "false": False}  # as a recipe has it
+SOUND: dict[str, Any] = {"true": True, "some": "some", "false": False}  # as in a recipe
 
 
 @dataclass
 class Found:
     """
-    Of a set, or a part of it.
+    The contents of a set, or of a part of it.
 
     Attributes:
         examples: questions, or chats.
-        too_long: those of them that a run leaves out, for a clip that is longer than processors take.
+        too_long: those that a run leaves out because a clip is longer than processors accept.
         clips, seconds: that were decoded.
         longest: of these clips, in seconds.
-        unread: for each example or clip that cannot be read, what is wrong, with its place.
+        unread: for each example or clip that cannot be read, its place and the error.
     """
 
     examples: int = 0
@@ -67,7 +68,7 @@ class Found:
 
 
 def check_data(examples: Dataset, workers: int = 1, progress: bool = False) -> Found:
-    """Reads all of a set, which `load_training_data` has opened."""
+    """Reads all of a set opened by `load_training_data`."""
     parts = _parts(examples, PARTS * workers)
     found = Found()
     with ProcessPoolExecutor(workers, initializer=_begin, initargs=(examples,)) as pool:
@@ -77,7 +78,7 @@ def check_data(examples: Dataset, workers: int = 1, progress: bool = False) -> F
 
 
 def _parts(examples: Dataset, count: int) -> list[range]:
-    """Examples in so many stretches or fewer, with all questions about a clip in one."""
+    """Examples in at most `count` ranges, with all questions about a clip in the same one."""
     rows = np.asarray(examples.with_format("numpy")["row"][:])
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     bounds = sorted({int(stretch[0]) for stretch in np.array_split(starts, count) if len(stretch)} | {len(rows)})
@@ -127,7 +128,7 @@ def _listen(example: dict, found: Found) -> float:
 
 
 def describe(found: Found, examples: Dataset) -> list[str]:
-    """What there is of a set and what a run leaves out, a line each; `examples` are all of it."""
+    """The contents of a set and what a run leaves out, one line each; `examples` is the whole set."""
     counts = f"{counted(found.examples, 'question')}, {counted(found.clips, 'clip')}, {_time(found.seconds)}"
     longest = f", the longest {found.longest:.1f} s" if found.clips else ""
     _, rows, reading = set_of(examples)
@@ -153,14 +154,14 @@ def _time(seconds: float) -> str:
 
 
 def show_examples(examples: Dataset) -> list[str]:
-    """The first, the middle and the last example as a model is asked; those that cannot be read are not there."""
+    """The first, the middle and the last example as a model sees them, without those that cannot be read."""
     lines = []
     for index in sorted({0, len(examples) // 2, len(examples) - 1}):
         try:
             example = examples[index]
             shown = [_show(message, number) for number, message in enumerate(example["messages"])]
         except (ValueError, OSError, TypeError):
-            continue  # and is listed
+            continue  # listed as unreadable
         lines += [example["origin"], *shown]
     return [f"Examples; lines that start with {LEARNED} are learned:", *lines] if lines else []
 
@@ -169,13 +170,13 @@ def _show(message: dict[str, Any], number: int) -> str:
     parts = [_show_item(item, number) for item in message["content"]] + [
         str(c) for c in message.get("tool_calls") or []
     ]
-    mark = LEARNED if message["role"] == "assistant" and number > 0 else " "  # what opens a chat is not learned
+    mark = LEARNED if message["role"] == "assistant" and number > 0 else " "  # the opening message is not learned
     return f"  {mark} {message['role']:<10} {' '.join(parts)}"
 
 
 def _show_item(item: dict[str, Any], number: int) -> str:
     if item["type"] == "audio":
-        return f"[{len(load_item(item, None, number)['audio']) / SAMPLING_RATE:.2f} s of sound]"
+        return f"[{len(load_item(item, None, number)['audio']) / SAMPLING_RATE:.2f} s of audio]"
     text = str(item.get("text"))
     return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}... ({len(text):,} characters)"
 
@@ -197,24 +198,26 @@ def main(arguments: list[str] | None = None) -> int:
         "--sound",
         choices=SOUND,
         default="true",
-        help="which rows have it: `sound` of the sets' entries (default: true, all)",
+        help="which rows have audio: `sound` of the sets' entries (default: true, all)",
     )
     parser.add_argument(
         "--columns",
         type=_columns,
-        help="which column is what, as audio=path,text=sentence: `columns` of the sets' entries (default: told by their names)",
+        help="which column holds what, such as audio=path,text=sentence: `columns` of the sets' entries "
+        "(default: detected by name)",
     )
     parser.add_argument(
         "--prompt",
         action="append",
-        help="what is asked about each clip of sets with answers alone: `prompt` of the sets' entries; may be given several times",
+        help="the question about each clip, for sets that only have answers: `prompt` of the sets' entries; "
+        "can be given several times",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one for each core")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument(
         "--first",
         type=int,
         metavar="N",
-        help="look at the first N rows alone, and load no others: for sets to train from with `streaming: true`",
+        help="check only the first N rows, and load no others: for sets to be trained on with `streaming: true`",
     )
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -238,16 +241,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(source: DataSource, workers: int, first: int | None) -> bool:
-    """Prints what there is to say about a set, or about its first rows; whether something of it cannot be read."""
+    """Prints the report on a set, or on its first rows; returns whether any of it cannot be read."""
     examples, _ = open_streams([source], first)[1] if first else load_training_data([source])
     print(*describe_sets(examples), flush=True)
     if first:
-        print(f"  {counted(len(set_of(examples)[1]), 'row')} from its beginning, no others")
+        print(f"  {counted(len(set_of(examples)[1]), 'row')} from the start, no others")
     found = check_data(examples, workers, sys.stderr.isatty())
     more = len(found.unread) - LISTED
     rest = [f"and {more:,} more like these"] if more > 0 else []
     verdict = (
-        [f"NOT READABLE: {len(found.unread):,}; a run would end there (rows are counted from 0)"]
+        [f"NOT READABLE: {len(found.unread):,}; a run would stop there (rows are counted from 0)"]
         if found.unread
         else []
     )

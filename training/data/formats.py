@@ -1,8 +1,8 @@
-"""The formats that training sets come in: one table, by which sets are read (reading.py), and which docs/formats.md explains.
+"""The formats of training sets: one table, which reading.py uses and docs/formats.md explains.
 
-A format is told by the names of a set's columns. It turns a row into chat messages, and these go on like messages of our own
-(chats.py). Most rows have a question; those of the last three formats have an answer alone (a transcript, a caption, a label),
-and the set's entry in the recipe says what is asked.
+A format is recognised by the names of a set's columns. It turns a row into chat messages, which are then treated like
+our own (chats.py). Most formats have a question; the last three only have an answer (a transcript, a caption, a
+label), and the set's entry in the recipe has the question.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from . import rows_as_chats as chat_of
 from .chats import COLUMNS
 
 
-# What rows may hold, and the columns that hold it where the set's entry names no other (`columns: {text: utterance}`).
+# What rows can hold, and the columns that hold it if the set's entry names no other (`columns: {text: utterance}`).
 KNOWN = {
     "messages": ("messages",),
     "questions": ("questions",),
@@ -30,7 +30,7 @@ KNOWN = {
     "label": ("label", "category", "class", "intent", "emotion", "genre", "cls"),
 }
 AUDIO = "audio"
-MANIFEST = "audio_filepath"  # of NeMo, whose `duration` says what is heard
+MANIFEST = "audio_filepath"  # of NeMo, whose `duration` limits what is heard
 SEGMENT = ("offset", "duration")  # in seconds
 ROLES = (AUDIO, *KNOWN, *SEGMENT)
 TRANSCRIBE = "Transcribe the speech."  # as `/v1/audio/transcriptions` asks
@@ -40,21 +40,21 @@ DESCRIBE = "Describe what you hear."
 @dataclass(frozen=True)
 class Format:
     """
-    One way in which sets are written.
+    One format of sets.
 
     Attributes:
-        name: what errors, runs and `check-data` call it.
+        name: its name in errors, runs and `check-data`.
         needs: what each row holds besides its clips, by the names of `KNOWN`.
-        chat: from what a row holds, and what is asked where the row does not say, to messages.
-        takes: what rows may hold besides.
+        chat: turns what a row holds, and the question if the row has none, into messages.
+        takes: what rows can hold in addition.
         clips: the columns of clips.
-        not_read: columns that belong to the question, where rows have any, and are not read.
-        inside: whether sources of sound may also be inside of what rows hold.
-        several: that of `needs` whose lists hold an example each.
-        part: what errors call one of these.
-        may_be_empty: whether such a list may be; the row then is no example.
-        answers: whether rows have answers alone.
-        prompt: what is then asked where the set's entry does not say; `None` if it must.
+        not_read: columns that belong to the question, if rows have any, and are not read.
+        inside: whether audio sources can also be inside what rows hold.
+        several: the one of `needs` that is a list, of which each element is an example.
+        part: the name of such an element in errors.
+        may_be_empty: whether such a list can be empty; the row then gives no example.
+        answers: whether rows only have answers.
+        prompt: the default question for these; `None` if the set's entry must have one.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Format:
     prompt: str | None = None
 
 
-# Where a set fits several, the first with questions is taken; of those with answers alone, only one may fit.
+# If a set fits several, the first with questions is used; of those with only answers, only one may fit.
 FORMATS = (
     Format("chats", ("messages",), chat_of.messages, clips=COLUMNS, inside=True),
     Format(
@@ -105,7 +105,7 @@ FORMATS = (
     ),
     Format("labels", ("label",), chat_of.label, answers=True),
 )
-# Columns that are questions or answers of their own; in a set that is read for answers alone they would be passed over.
+# Columns with questions, or with answers to them; a set that is read only for its answers would ignore them.
 OF_QUESTIONS = tuple(
     column for layout in FORMATS if not layout.answers for name in layout.needs for column in KNOWN[name]
 )

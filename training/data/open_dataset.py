@@ -1,8 +1,8 @@
-"""Data sets from wherever they are: one function that opens what `datasets` can read, and our own prepared shards.
+"""Opens data sets: one function for everything that `datasets` can read, and for our own prepared shards.
 
-Training (training_sets.py) and voice instructions (../prepare/text_instructions.py) open their sets here. Rows stay memory-mapped and are
-not looked at. Which set and which split was meant is never guessed in silence: files whose names say `test` are not
-part of `train`, and a split that a set does not have is an error.
+Training (training_sets.py) and voice instructions (../prepare/text_instructions.py) open their sets here. Rows stay
+memory-mapped and are not read. The set and the split are never guessed silently: files whose names contain `test` are
+not part of `train`, and a split that a set does not have is an error.
 Run: `rows = open_dataset("chats.jsonl")`
 """
 
@@ -37,31 +37,32 @@ from .text_rows import METADATA as TEXT_METADATA
 
 # File endings and how they are read: builders of `datasets`, or the kinds of text_rows.py.
 KINDS = {".jsonl": JSON, ".json": JSON, ".parquet": "parquet", ".arrow": "arrow"}
-# Files that often lie beside a set without being part of it. They are one where a folder has none of those before.
+# Files that often accompany a set without being part of it. They are the set if a folder has none of the kinds above.
 BESIDE: tuple[dict[str, str], ...] = (DELIMITERS, {".tar": TAR})
 ALL = KINDS | BESIDE[0] | BESIDE[1]
 BY_DATASETS = ("parquet", "arrow")
 SAVED = ("state.json", "dataset_dict.json")  # in folders that `save_to_disk` wrote
 METADATA = "metadata.parquet"  # of an audiofolder; its other kinds are read in text_rows.py
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
-WHOLE = "train"  # the split of what has no splits
+WHOLE = "train"  # the split of a set without splits
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 Part = TypeVar("Part")
 
 
 def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Dataset:
     """
-    A set as it is stored, memory-mapped, its audio encoded.
+    A set as it is stored: memory-mapped, with encoded audio.
 
     Args:
-        path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow/.csv/.tsv file, .tar of
-            WebDataset, folder of such files, folder of sounds with `metadata.jsonl`, `.csv` or `.parquet` (audiofolder), or Hub id.
+        path: folder of prepared shards, folder of `Dataset.save_to_disk`, .jsonl/.json/.parquet/.arrow/.csv/.tsv file,
+            WebDataset .tar, folder of such files, folder of audio files with `metadata.jsonl`, `.csv` or `.parquet`
+            (audiofolder), or Hub id.
         name: configuration of a Hub set.
-        split: as `datasets` knows it, `"train[:1000]"` included; sets without splits are `"train"`, and of folders
-            that were prepared or saved there are no parts. Files of a folder are divided by the words in their names.
+        split: as in `datasets`, including `"train[:1000]"`; sets without splits are `"train"`. Prepared and saved
+            folders cannot be sliced. Files of a folder are assigned to splits by the words in their names.
 
     Raises:
-        `ValueError`: for a set that is not there, cannot be read, is empty, or lacks the split.
+        `ValueError`: if the set does not exist, cannot be read, is empty, or lacks the split.
     """
     with told_of(path):
         rows = _open_local(Path(path), name, split) if is_here(path) else _open_hub(path, name, split)
@@ -72,19 +73,19 @@ def open_dataset(path: str, name: str | None = None, split: str = WHOLE) -> Data
 
 
 def is_here(path: str) -> bool:
-    """Whether a set is a file or folder here, or else one of the Hub. Raises a `ValueError` for what can be neither."""
+    """Whether a set is a local file or folder, or else on the Hub. Raises a `ValueError` if it can be neither."""
     here = Path(path).exists()
     if not here and (not re.fullmatch(HUB_ID, path) or Path(path).suffix.lower() in ALL):
-        raise ValueError("there is no such file or folder here.")
+        raise ValueError("there is no such file or folder.")
     return here
 
 
 @contextmanager
 def told_of(path: str) -> Iterator[None]:
-    """Raises what goes wrong when a set is opened as a `ValueError` that names it."""
+    """Turns errors from opening a set into a `ValueError` that names it."""
     try:
         yield
-    except (StopIteration, IndexError) as error:  # for a file, a saved set without rows
+    except (StopIteration, IndexError) as error:  # a file or a saved set without rows
         raise ValueError(f"The set {path!r} is empty.") from error
     except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:  # some builders need torchcodec
         cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
@@ -92,7 +93,7 @@ def told_of(path: str) -> Iterator[None]:
 
 
 def leave_encoded(feature: Any):
-    """Audio, however deep in a set's features, is read as bytes. (`cast_column` would copy a set with lists of clips.)"""
+    """Keeps audio at any depth of a set's features encoded. (`cast_column` would copy a set with lists of clips.)"""
     if isinstance(feature, Audio):
         feature.decode = False
     elif isinstance(feature, (List, LargeList)):
@@ -111,7 +112,7 @@ def _open_hub(path: str, name: str | None, split: str) -> Dataset:
 
 
 def hub_builder(path: str, name: str | None) -> tuple[DatasetBuilder, str | None]:
-    """What builds a Hub set, and the kind of its files, as of `open_rows`, where these are read here."""
+    """The builder of a Hub set, and the `kind` of its files for `open_rows`, or `None` if `datasets` reads them."""
     builder = load_dataset_builder(path, name)
     kinds = {"json": JSON, "csv": getattr(builder.config, "sep", ""), "webdataset": TAR}
     return builder, kinds.get(builder.name)
@@ -129,7 +130,7 @@ def _open_local(path: Path, name: str | None, split: str) -> Dataset:
 
 
 def open_mapped(path: Path, name: str | None, split: str) -> Dataset | None:
-    """A set of prepared shards or of `save_to_disk`; `None` for what is neither."""
+    """A set of prepared shards or of `save_to_disk`; `None` if it is neither."""
     if name is not None:
         raise ValueError(f"got the configuration {name!r}, which only sets on the Hub have")
     if (path / REPORT).exists():
@@ -143,7 +144,7 @@ def open_mapped(path: Path, name: str | None, split: str) -> Dataset | None:
 
 
 def files_in(path: Path) -> tuple[str, dict[str, list[str]]]:
-    """The kind of a set's data files, and the files by split. Raises a `ValueError` for files of several kinds, or none."""
+    """The kind of a set's data files, and the files by split. Raises a `ValueError` unless all are of one kind."""
     files = {WHOLE: [path]} if path.is_file() else _files_of(path)
     kinds = {ALL.get(file.suffix.lower()) for parts in files.values() for file in parts}
     kind = kinds.pop() if len(kinds) == 1 else None
@@ -153,12 +154,12 @@ def files_in(path: Path) -> tuple[str, dict[str, list[str]]]:
 
 
 def as_patterns(files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Files by split as `datasets` takes them."""
+    """Files by split, in the form that `datasets` takes."""
     return {part: [as_pattern(file) for file in files[part]] for part in files}
 
 
 def other_folders(path: str, split: str) -> tuple[Path, ...]:
-    """Those inside of a set's folder in which files of the split lie, but for metadata, whose clips lie beside it."""
+    """Subfolders of a set that hold files of the split, except metadata files, whose clips are next to them."""
     folder = Path(path)
     parts = _files_of(folder) if folder.is_dir() else {}
     files = [file for part in parts if part in re.findall(r"\w+", split) for file in parts[part]]
@@ -168,24 +169,24 @@ def other_folders(path: str, split: str) -> tuple[Path, ...]:
 
 
 def with_clips(rows: Rows, path: Path, files: Mapping[str, Sequence[str]]) -> Rows:
-    """Rows of an audiofolder with its sounds under the names of their columns. (`datasets` would decode and copy them.)"""
+    """Renames an audiofolder's file columns to columns of clips. (`datasets` would decode and copy the audio.)"""
     metadata = {Path(file) for parts in files.values() for file in parts if Path(file).name == METADATA}
     given = {name: column for name, column in FOLDER_KEYS.items() if metadata and name in rows.column_names}
     elsewhere = [file.parent for file in metadata if file.parent != (path if path.is_dir() else path.parent)]
     if given and elsewhere:
-        raise ValueError(f"sounds lie beside their {METADATA} in {elsewhere[0]}; give that folder as a set of its own")
+        raise ValueError(f"the audio files of {METADATA} are in {elsewhere[0]}; give that folder as a separate set")
     return rows.rename_columns(given) if given else rows
 
 
 def part_of(parts: Mapping[str, Part], split: str) -> Part:
-    """The part of a set that is called `split`. Raises a `ValueError` where there is none."""
+    """The part of a set that is called `split`. Raises a `ValueError` if there is none."""
     if split not in parts:
         raise ValueError(f"got the split {split!r}; expected one of {', '.join(parts)}")
     return parts[split]
 
 
 def _files_of(folder: Path) -> dict[str, list[Path]]:
-    """The data files in a folder by split, told by the words that `datasets` goes by on the Hub."""
+    """The data files in a folder by split, recognised by the words that `datasets` uses on the Hub."""
     found = [path for path in find_files(folder, ALL) if path.name not in FILES_TO_IGNORE]
     endings = next((kinds for kinds in (KINDS, *BESIDE) if any(path.suffix.lower() in kinds for path in found)), {})
     files: dict[str, list[Path]] = {}

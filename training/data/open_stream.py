@@ -1,8 +1,9 @@
-"""Sets that are streamed: read from their beginning where they lie, without being loaded or converted first.
+"""Streamed sets: read in place from their start, without being loaded or converted first.
 
-A set is a list of shards, which are read one after another and parted among the readers of a run (stream.py): its files, or
-what `datasets` streams as one. JSON, tables and tars are read by what reads them in loaded sets (text_rows.py), so that a row is
-the same in both. The first rows of a set are opened as a small loaded set, by which its columns are understood.
+A set is a list of shards, which are read one after another and split among the readers of a run (stream.py): its
+files, or the shards that `datasets` streams. JSON, tables and tars are read by the code that reads loaded sets
+(text_rows.py), so a row is the same in both. The first rows of a set are opened as a small loaded set, which decides
+how its columns are read.
 Run: `shards = open_shards("big.jsonl")`, `for row in shards[0].rows(): ...`
 """
 
@@ -33,9 +34,9 @@ from .open_dataset import (
 from .text_rows import as_stored, read_rows
 
 
-FIRST_ROWS = 100  # by which a set is understood
-PARTS = 64  # of a set that is on this disk, so that many readers share it evenly
-AT_ONCE = 10  # rows that `datasets` hands over
+FIRST_ROWS = 100  # that decide how a set is read
+PARTS = 64  # of a memory-mapped set, so that many readers share it evenly
+AT_ONCE = 10  # rows that `datasets` returns at a time
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class TextShard:
     A file, or the URL of one.
 
     Attributes:
-        kind: as of `read_rows`.
-        name: what errors call it, empty where it is all of its set.
+        kind: as in `read_rows`.
+        name: its name in errors, empty if it is the whole set.
         first: the number of its first row.
     """
 
@@ -55,21 +56,21 @@ class TextShard:
     first: int = 0
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The rows from one on."""
+        """The rows from number `start` on."""
         return (row for _, row in islice(read_rows(self.file, self.kind), start, None))
 
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """A shard of what `datasets` streams; `name` and `first` as of `TextShard`."""
+    """A shard that `datasets` streams; `name` and `first` as in `TextShard`."""
 
     stream: IterableDataset
     name: str = ""
     first: int = 0
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The rows from one on."""
-        # Batches: iterated by rows, `datasets` would part this shard among a data loader's workers once more.
+        """The rows from number `start` on."""
+        # In batches: iterated by rows, `datasets` would split this shard among a data loader's workers again.
         batches = (self.stream.skip(start) if start else self.stream).iter(batch_size=AT_ONCE)
         for batch in batches:
             for values in zip(*batch.values()):
@@ -81,9 +82,9 @@ Shard = TextShard | DatasetShard
 
 def open_shards(path: str, name: str | None = None, split: str = WHOLE) -> list[Shard]:
     """
-    The shards of a set. Arguments as of `open_dataset`; of a split there are no parts.
+    The shards of a set. Arguments as in `open_dataset`, except that splits cannot be sliced.
 
-    Raises a `ValueError` for a set that is not there, lacks the split, or cannot be streamed.
+    Raises a `ValueError` if the set does not exist, lacks the split, or cannot be streamed.
     """
     with told_of(path):
         return _shards_here(Path(path), name, split) if is_here(path) else _shards_of_hub(path, name, split)
@@ -93,7 +94,7 @@ def first_rows(path: str, shards: Sequence[Shard], count: int = FIRST_ROWS) -> D
     """
     The first rows of a set's shards as a loaded set.
 
-    Raises a `ValueError` for a set that has none or cannot be read.
+    Raises a `ValueError` if the set has none or cannot be read.
     """
     with told_of(path):
         rows = list(islice(chain.from_iterable(shard.rows() for shard in shards), count))
@@ -101,7 +102,7 @@ def first_rows(path: str, shards: Sequence[Shard], count: int = FIRST_ROWS) -> D
             raise IndexError("no rows")
         if isinstance(shards[0], TextShard):
             return as_stored(rows)
-        # Not `Dataset.from_list`, which would encode sounds anew.
+        # Not `Dataset.from_list`, which would encode audio again.
         features = shards[0].stream.features
         found = Dataset(InMemoryTable.from_pylist(rows, schema=features.arrow_schema if features else None))
     leave_encoded(found.info.features)
@@ -147,7 +148,7 @@ def _shards(stream: IterableDataset) -> list[Shard]:
 
 
 def _fetched(value: Any) -> Any:
-    """A value as it is; of a sound that `datasets` left where it is, its bytes (in an audiofolder of the Hub)."""
+    """The value itself; for audio that `datasets` left on the Hub (in an audiofolder), its bytes."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"} and value["bytes"] is None:
         path = value["path"]
         if isinstance(path, str) and REMOTE in path:

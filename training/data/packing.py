@@ -1,9 +1,9 @@
 """Rows of a training batch in which all questions about a clip share its audio.
 
-A unit is what belongs to one clip: a prefix (the chat up to where the questions part) and the branches behind it, each a
-question with its answer. Several short units lie in one row. Positions restart behind a prefix, and
-`segment_ids` / `prefix_ids` say who sees whom (`falcon3_audio.shared_prefix_falcon3_audio`), so that each token's loss is what
-it would be in a row with its own question alone.
+A unit is everything about one clip: a prefix (the chat up to where the questions differ) and the branches after it,
+each a question with its answer. Several short units share a row. Positions restart after a prefix, and `segment_ids` /
+`prefix_ids` say which tokens see which (`falcon3_audio.shared_prefix_falcon3_audio`), so each token's loss is the same
+as in a row with only its own question.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 
-IGNORED = -100  # the label of what is not learned, as in torch's cross entropy
+IGNORED = -100  # the label of tokens that are not learned, as in torch's cross entropy
 STEPS = 8  # row lengths that are tried
-# The row length at which attention is taken to need as long as the products with weights: a guess. By FLOPs it is 15,000
-# (1B) to 39,000 (7B), but attention with a mask runs at a lower rate.
+# The row length at which attention is assumed to take as long as the products with weights: a guess. By FLOPs it is
+# 15,000 (1B) to 39,000 (7B), but attention with a mask runs at a lower rate.
 AS_MUCH_ATTENTION = 4096
 Row = TypeVar("Row")
 
@@ -25,13 +25,13 @@ Row = TypeVar("Row")
 @dataclass
 class Unit:
     """
-    What belongs to one clip, as 1-D tensors of one length.
+    Everything about one clip, as 1-D tensors of one length.
 
     Attributes:
-        input_ids, labels, position_ids: of prefix and branches end to end.
+        input_ids, labels, position_ids: of prefix and branches, concatenated.
         segments: 1 for the prefix, 2 and so on for the branches.
-        audio: `input_features` and `input_features_mask` of the clips in it, in order.
-        asked: what the collator notes of each branch, in order, of chats that are evaluated.
+        audio: `input_features` and `input_features_mask` of its clips, in order.
+        asked: what the collator records for each branch, in order, if chats are evaluated.
     """
 
     input_ids: torch.Tensor
@@ -47,27 +47,28 @@ class Unit:
 
 def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int) -> Unit:
     """
-    Chats about one clip as one unit. One alone is a prefix and a branch.
+    Joins chats about one clip into one unit. A single chat is a prefix and a branch.
 
     Args:
-        chats: each with 1-D `input_ids` and `labels` and perhaps `asked`, and all with the same audio tokens and features.
-        audio_token_id: of the audio's places.
+        chats: each with 1-D `input_ids` and `labels` and optionally `asked`, and all with the same audio tokens and
+            features.
+        audio_token_id: of the audio tokens.
 
-    Raises a `ValueError` for chats that part before their audio.
+    Raises a `ValueError` if the chats differ before their audio.
     """
     shared = _common_length([chat["input_ids"] for chat in chats])
     for chat in chats:
-        # The token before an answer predicts its first token: it has to be the branch's own.
+        # The token before an answer predicts its first token: it has to be in the branch.
         answer = int((chat["labels"] != IGNORED).int().argmax())
         shared = max(0, min(shared, answer - 1))
     first = chats[0]
     if (first["input_ids"][shared:] == audio_token_id).any():
         if len(chats) > 1:
             raise ValueError(
-                "Words that differ between the questions stand before the audio, so it cannot be shared; set "
+                "The text before the audio differs between the questions, so the audio cannot be shared; set "
                 "questions_per_row: 1."
             )
-        shared = 0  # a chat alone, with sounds behind its first answer: a branch without a prefix
+        shared = 0  # a single chat with audio after its first answer: a branch without a prefix
     prefix = first["input_ids"][:shared]
     branches = [chat["input_ids"][shared:] for chat in chats]
     labels = [chat["labels"][shared:] for chat in chats]
@@ -84,7 +85,7 @@ def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int)
 
 
 def _common_length(sequences: Sequence[torch.Tensor]) -> int:
-    """How many tokens all sequences begin with alike."""
+    """The number of first tokens that all sequences share."""
     length = min(len(sequence) for sequence in sequences)
     differs = torch.stack([sequence[:length] != sequences[0][:length] for sequence in sequences]).any(0)
     return int(differs.int().argmax()) if differs.any() else length
@@ -92,15 +93,15 @@ def _common_length(sequences: Sequence[torch.Tensor]) -> int:
 
 def pack_units(units: Sequence[Unit], tokens: int | None = None) -> list[list[list[Unit]]]:
     """
-    Units in rows, and rows in micro-batches.
+    Packs units into rows, and rows into micro-batches.
 
     Args:
         units: in any order.
-        tokens: the most places (rows times the longest row) of a micro-batch; a unit that is longer has one of its
-            own. `None`: one micro-batch.
+        tokens: maximum number of tokens, padding included (rows times the longest row), of a micro-batch; a longer
+            unit has its own. `None`: one micro-batch.
 
-    Of rows that are one to two times as long as the longest unit the cheapest are taken: longer ones have fewer empty
-    places, but attention with a mask pays for the square of a row.
+    The cheapest row length of one to two times the longest unit is used: longer rows need less padding, but the cost
+    of attention with a mask is quadratic in the row length.
     """
     if not units:
         return [[]]
@@ -112,7 +113,7 @@ def pack_units(units: Sequence[Unit], tokens: int | None = None) -> list[list[li
 
 
 def split_rows(rows: Sequence[Row], length: Callable[[Row], int], tokens: int | None) -> list[list[Row]]:
-    """Rows in micro-batches of at most `tokens` places or of one row; the longest rows together, in the first ones."""
+    """Rows in micro-batches of at most `tokens` tokens, padding included, or of one row; longest rows first."""
     if tokens is None or not rows:
         return [list(rows)]
     batches: list[list[Row]] = []
@@ -124,7 +125,7 @@ def split_rows(rows: Sequence[Row], length: Callable[[Row], int], tokens: int | 
 
 
 def _fill_rows(units: Sequence[Unit], length: int) -> list[list[Unit]]:
-    """Units in rows of at most `length`, as few as first fit makes of them, longest first."""
+    """Packs units into rows of at most `length` tokens by first fit, longest first."""
     rows: list[list[Unit]] = []
     room: list[int] = []
     for unit in sorted(units, key=len, reverse=True):
@@ -142,7 +143,7 @@ def _row_length(row: Sequence[Unit]) -> int:
 
 
 def _cost(packing: Sequence[Sequence[Sequence[Unit]]]) -> int:
-    """In products with weights per place, and those of attention, which grow with the row."""
+    """The cost of products with weights, per token, and of attention, which grows with the row length."""
     lengths = [(len(rows), max(map(_row_length, rows))) for rows in packing]
     return sum(rows * length * (AS_MUCH_ATTENTION + length) for rows, length in lengths)
 
@@ -150,7 +151,7 @@ def _cost(packing: Sequence[Sequence[Sequence[Unit]]]) -> int:
 def pad_rows(rows: Sequence[Sequence[Unit]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """
     `input_ids`, `labels`, `attention_mask`, `position_ids`, `segment_ids` and `prefix_ids`, each `(rows, tokens)`, padded
-    on the right; segments are numbered through a row, 0 is padding.
+    on the right; segments are numbered within a row, 0 is padding.
     """
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in ("segment_ids", "prefix_ids")}
     for row in rows:

@@ -1,7 +1,8 @@
-"""How a set is read: the format that its columns fit, what holds what, and what is asked where rows have answers alone.
+"""How a set is read: the format that fits its columns, what they hold, and the prompt if rows only have answers.
 
-Nothing is guessed in silence. Where several columns could be what is to be learned (a transcript and a label, say), the set's
-entry must say which; where no format fits, the error names the nearest, what it lacks, and the `columns` to write.
+Nothing is guessed silently. If several columns could be the answer to learn (such as a transcript and a label), the
+set's entry must say which; if no format fits, the error names the nearest, what the set lacks, and the `columns` to
+write.
 Run: `reading = choose(rows, columns={"text": "utterance"})`
 """
 
@@ -22,14 +23,14 @@ from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, For
 from .segments import Segment
 
 
-Found = dict[str, tuple[str, ...]]  # what rows hold -> the columns that may hold it
-SHOWN = 3  # labels, in an error
+Found = dict[str, tuple[str, ...]]  # what rows hold -> the columns that can hold it
+SHOWN = 3  # labels that an error shows
 NO_NAMES = (
-    "the set has no names for such numbers, as a `ClassLabel` of `datasets` has. Write the names into a column, and that into "
-    "the set's entry: `columns: {label: COLUMN}`"
+    "the set has no names for such numbers, unlike a `ClassLabel` of `datasets`. Write the names into a column, and "
+    "name that column in the set's entry: `columns: {label: COLUMN}`"
 )
 OF_LISTS = ("messages", "questions", "conversations")
-UNKNOWN = "COLUMN"  # what the error's advice says where no column comes to mind
+UNKNOWN = "COLUMN"  # in the error's advice if no column is likely
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class Reading:
     How a set is read.
 
     Attributes:
-        format: the one that was chosen.
-        columns: the set's columns, by what they hold; not those of clips.
+        format: the chosen one.
+        columns: the set's columns, by what they hold; without those of clips.
         clips: the columns of clips.
-        prompts: what may be asked of each row; empty where rows say so themselves.
-        is_default: whether that is the format's own.
+        prompts: the possible questions about each row; empty if rows have their own.
+        is_default: whether that is the format's default.
         labels: the names of a `ClassLabel`.
         others: columns that are not read.
-        elsewhere: folders inside of the set's where its files lie, at which relative paths could be meant to start.
+        elsewhere: subfolders that hold files of the set, from which relative paths could also start.
     """
 
     format: Format
@@ -59,7 +60,7 @@ class Reading:
 
     @property
     def several(self) -> str | None:
-        """The column whose lists hold an example each."""
+        """The column of lists, of which each element is an example."""
         return self.columns[self.format.several] if self.format.several else None
 
     @property
@@ -69,14 +70,14 @@ class Reading:
 
     def chat(self, row: Mapping[str, Any], number: int, part: int | None = None) -> list[dict[str, Any]]:
         """
-        The messages of a row, clips of its columns not yet at their places.
+        The messages of a row, with clips of its columns not yet at their places.
 
         Args:
             row: from the set.
-            number: its place there, which draws what is asked.
-            part: for a row that is several examples, which of them.
+            number: its number in the set, from which the prompt is drawn.
+            part: which example of the row, if it has several.
 
-        Raises a `ValueError` for what is not as the format has it.
+        Raises a `ValueError` if the row does not fit the format.
         """
         self._check_all_is_read(row)
         held = {AUDIO: self.clips} | {name: row.get(column) for name, column in self.columns.items()}
@@ -88,14 +89,14 @@ class Reading:
 
     def clips_of(self, row: Mapping[str, Any]) -> list[Any]:
         """
-        The clips of a row's columns, or the segments of them that it names.
+        The clips of a row's columns, or the segments of them that the row names.
 
-        Raises a `ValueError` for clips in two columns, none where there must be one, and times that are none.
+        Raises a `ValueError` if two columns have clips, a required clip is missing, or a time is invalid.
         """
         offset, duration = (_seconds(row, name, self.columns.get(name)) for name in SEGMENT)
         clips = clips_of(row, self.clips)
         if not clips and self.format.answers:
-            raise ValueError(f"the row has no sound: {' and '.join(self.clips)} is empty. Leave the row out")
+            raise ValueError(f"the row has no audio: {' and '.join(self.clips)} is empty. Leave the row out")
         return clips if offset is duration is None else [_segment(clip, offset or 0.0, duration) for clip in clips]
 
     def __str__(self) -> str:
@@ -118,7 +119,7 @@ class Reading:
         return parts[part]
 
     def _asked(self, number: int, part: int | None) -> str:
-        """Drawn by the row's number alone: the same in each epoch and run, and in no order that the rows may have too."""
+        """Drawn from the row's number only: the same in each epoch and run, and unrelated to the order of the rows."""
         return random.Random(f"{number} {part or 0}").choice(self.prompts) if self.prompts else ""
 
     def _label_name(self, value: Any) -> Any:
@@ -144,12 +145,12 @@ def choose(
 
     Args:
         rows: the set.
-        columns: its entry's: the column of each of `ROLES`, where that is not one of `KNOWN`.
-        prompt: its entry's: what is asked where rows have answers alone. Of several, one is drawn for each row.
-        sound: its entry's, see `DataSource`.
+        columns: of its entry: the column of each of `ROLES`, if that is not one of `KNOWN`.
+        prompt: of its entry: the question if rows only have answers. If there are several, one is drawn for each row.
+        sound: of its entry, see `DataSource`.
 
-    Raises a `ValueError` for a set that fits no format, or several; for columns that it lacks; for a prompt that is missing
-    or would not be asked. The message goes on from the set's name.
+    Raises a `ValueError` if the set fits no format or several, lacks a column, or if the prompt is missing or would
+    not be used. The message continues a sentence that starts with the set's name.
     """
     names, given = rows.column_names, dict(columns or {})
     missing = [column for column in given.values() if column not in names]
@@ -167,11 +168,11 @@ def choose(
 
 
 def _find(layout: Format, names: Sequence[str], given: Mapping[str, str]) -> Found:
-    """The columns for what a format reads, of which there should be one each, but for those of clips."""
+    """The columns for each value that a format reads; there should be one each, except for clips."""
     known = KNOWN | {AUDIO: layout.clips} | {name: (name,) for name in SEGMENT}
     here = {name: tuple(column for column in known[name] if column in names) for name in known}
     here |= {name: (column,) for name, column in given.items()}
-    # A duration only says how long a clip is, unless it stands beside an offset or in a manifest.
+    # A duration only says how long a clip is, unless there is an offset too or the set is a manifest.
     if "duration" not in given and not here["offset"] and here[AUDIO] != (MANIFEST,):
         here["duration"] = ()
     return {name: here[name] for name in (AUDIO, *layout.needs, *layout.takes, *SEGMENT) if here[name]}
@@ -187,19 +188,19 @@ def _has_place(layout: Format, given: Mapping[str, str]) -> bool:
 
 
 def _check_answers(answers: Sequence[tuple[str, ...]], fitting: Sequence[Format], names: Sequence[str]):
-    """Raises a `ValueError` where something else of a set could be what is to be learned of it."""
+    """Raises a `ValueError` if another column of a set could be the answer to learn."""
     ways = [_as_entry({layout.needs[0]: column}) for layout, found in zip(fitting, answers) for column in found]
     if len(ways) > 1:
         raise ValueError(
-            f"has the columns {', '.join(names)}, of which several could be what is to be answered. Write into its entry "
-            f"which: {' or '.join(ways)}"
+            f"has the columns {', '.join(names)}, of which several could be the answer. Write into its entry "
+            f"which one is: {' or '.join(ways)}"
         )
     questions = [column for column in OF_QUESTIONS if column in names]
     if questions:
         both = _as_entry({"query": questions[0], "response": answers[0][0]})
         raise ValueError(
-            f"has the columns {', '.join(names)}. If `{questions[0]}` is what is asked, write {both} into its entry; if it is "
-            f"not to be read, {ways[0]}"
+            f"has the columns {', '.join(names)}. If `{questions[0]}` is the question, write {both} into its entry; "
+            f"if it should not be read, {ways[0]}"
         )
 
 
@@ -227,28 +228,28 @@ def _reading(
 def _prompts(layout: Format, prompt: str | Sequence[str] | None, labels: Sequence[str]) -> tuple[str, ...]:
     if not layout.answers:
         if prompt is not None:
-            raise ValueError(f"is read as {layout.name}, whose rows say what is asked; leave out its entry's `prompt`")
+            raise ValueError(f"is read as {layout.name}, whose rows have questions; leave out its entry's `prompt`")
         return ()
     given = layout.prompt if prompt is None else prompt
     if given is None:
         some = ", ".join(repr(label) for label in labels[:SHOWN])
         raise ValueError(
-            f"has labels ({some}, ...), which do not say what is asked. Write it into its entry, such as "
-            "`prompt: \"Which animal is heard?\"` in a recipe (for check-data alone: `--prompt '...'`)"
+            f"has labels ({some}, ...), but no question. Write the question into its entry, such as "
+            "`prompt: \"Which animal is heard?\"` in a recipe (for check-data: `--prompt '...'`)"
         )
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _some_labels(rows: Dataset, column: str, is_named: bool) -> tuple[str, ...]:
-    """The first labels of a set; a `ValueError` for numbers, and for texts that look so where the entry does not name the column."""
+    """A set's first labels. Raises a `ValueError` for numbers, and texts like them if the entry names no column."""
     labels = [row[column] for row in rows.select(range(min(SHOWN, len(rows)))) if is_given(row[column])]
     numbers = [label for label in labels if _is_number(label)]
     if numbers:
         raise ValueError(f"has the label {numbers[0]} in `{column}`; {NO_NAMES}")
-    if labels and not is_named and all(map(_is_like_a_number, labels)):  # as tables have them
+    if labels and not is_named and all(map(_is_like_a_number, labels)):  # as in tables
         raise ValueError(
-            f"has the labels {', '.join(map(str, labels))} in `{column}`, which may be numbers of names. Write into its entry the column with "
-            f"the names, or this one if they are what is to be answered: {_as_entry({'label': column})}"
+            f"has the labels {', '.join(map(str, labels))} in `{column}`, which can be class numbers. Write into its "
+            f"entry the column with the names, or this one if these are the answers: {_as_entry({'label': column})}"
         )
     return tuple(dict.fromkeys(map(str, labels)))
 
@@ -258,7 +259,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_like_a_number(value: Any) -> bool:
-    """Also `1.0`, which pandas makes of a 1 in a column that is empty elsewhere."""
+    """Also `1.0`, which pandas writes for a 1 in a column with empty cells."""
     try:
         float(str(value))
     except ValueError:
@@ -267,7 +268,7 @@ def _is_like_a_number(value: Any) -> bool:
 
 
 def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str], sound: bool | str) -> str:
-    """What to say of a set that fits no format."""
+    """The error message for a set that fits no format."""
     names, row = rows.column_names, rows[0]
     sounds = [name for name in names if _holds_sound(rows, name, row[name]) and name not in given.values()]
     layout = max(FORMATS, key=lambda layout: _nearness(layout, found[layout.name], given, names, sounds, sound))
@@ -282,15 +283,15 @@ def _nearest(rows: Dataset, found: Mapping[str, Found], given: Mapping[str, str]
     option = ",".join(f"{name}={column}" for name, column in advice.items())
     return (
         f"has the columns {', '.join(names)}, which fit no format. The nearest is {layout.name} "
-        f"({' and '.join(f'`{name}`' for name in needs)}); the set {wrong}. What a column holds can be written into the set's "
-        f"entry, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All formats are in docs/formats.md"
+        f"({' and '.join(f'`{name}`' for name in needs)}); the set {wrong}. Write into the set's entry what a column "
+        f"holds, such as {_as_entry(advice)} (`check-data --columns '{option}'`). All formats are in docs/formats.md"
     )
 
 
 def _proposal(
     row: Mapping[str, Any], own: Found, lacking: Sequence[str], sounds: Sequence[str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """What the entry's `columns` could be: a column that is called like what is lacking, or holds a value of its kind."""
+    """What the entry's `columns` could be: columns with a name like the missing one's, or with a value of its type."""
     free = [name for name in row if name not in (*sum(own.values(), ()), *sounds)]
     columns = dict(given)
     for name in lacking:
@@ -312,7 +313,7 @@ def _nearness(
     sounds: Sequence[str],
     sound: bool | str,
 ) -> tuple[float, ...]:
-    """What is there of a format, and, half as much, under a name like it, less what is lacking; in doubt, answers alone."""
+    """A format's columns that exist, plus half for similar names, minus missing ones; in a tie, answers only win."""
     lacking = [name for name in _lacking(layout, found, sound) if not (name == AUDIO and sounds)]
     similar = sum(bool(_near(name, names)) for name in lacking if name != AUDIO)
     there = sum(name in found for name in layout.needs)
@@ -320,7 +321,7 @@ def _nearness(
 
 
 def _near(name: str, columns: Sequence[str]) -> list[str]:
-    """The columns that are called almost like one that is known, or that have its name in theirs."""
+    """The columns whose names are similar to a known one, or contain one."""
     known = KNOWN.get(name, ())
     return [
         column
@@ -344,7 +345,7 @@ def _segment(clip: Any, offset: float, duration: float | None) -> Segment:
 
 
 def _seconds(row: Mapping[str, Any], name: str, column: str | None) -> float | None:
-    """A row's time, which texts of tables hold too; `None` for one that is not given, as a duration of -1 in NeMo."""
+    """A row's time, also from a text of a table; `None` if it is not given, such as a duration of -1 in NeMo."""
     value = row.get(column) if column else None
     if value is None or value == "":
         return None

@@ -1,8 +1,8 @@
-"""What a row of each format says, as messages: the functions of the table in formats.py.
+"""Converts rows of each format to messages: the functions of the table in formats.py.
 
-Each takes what the row holds, by the names of that table (under `audio` the columns of its clips), and what is asked where the
-row does not say. Clips of columns find their places later (chats.py); a source that stands in a text, as in
-`<audio>dog.wav</audio>`, is an audio item here.
+Each takes the values of the row under the names of that table (under `audio`, the columns of its clips), and the
+question if the row has none. Clips of columns are put in their places later (chats.py); a source inside a text, as in
+`<audio>dog.wav</audio>`, becomes an audio item here.
 Run: `query({"query": "What is it?", "response": "A dog."}, "")`
 """
 
@@ -20,9 +20,9 @@ SPEAKERS = {
     **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt"), "assistant"),
     "system": "system",
 }
-SOUND = "sound"  # a column of clips that goes with a tag of that name
+SOUND = "sound"  # a column of clips whose tag has the same name
 _TURN_KEYS = (("from", "role"), ("value", "content"))
-# A source in its place, as Qwen-Audio and ms-swift write it.
+# A source at its place in a text, as Qwen-Audio and ms-swift write it.
 ENCLOSED = re.compile(r"<audio>([^<>\n]+)</audio>")
 
 
@@ -32,7 +32,7 @@ def messages(held: Held, _: str) -> Messages:
 
 
 def question(held: Held, _: str) -> Messages:
-    """One of a clip's `questions`. The clip's transcript (the row's `input`) is not shown, it would give answers away."""
+    """One of a clip's `questions`. The clip's transcript (the row's `input`) is not shown: it would reveal answers."""
     one = held["questions"]
     texts = [one.get(name) for name in ("instruction", "output")] if isinstance(one, dict) else [None]
     if not all(isinstance(text, str) and text for text in texts):
@@ -46,8 +46,8 @@ def question(held: Held, _: str) -> Messages:
 
 def conversations(held: Held, _: str) -> Messages:
     """
-    Turns `{"from": "human", "value": ...}`, or with `role` and `content`. Other keys of a turn stay, to be checked. Where the
-    clips' column is `sound`, so is their tag.
+    Turns `{"from": "human", "value": ...}`, or with `role` and `content`. Other keys of a turn are kept and checked
+    later. If the column of clips is `sound`, their tag is `<sound>`.
     """
     turns = held["conversations"]
     if not isinstance(turns, (list, tuple)) or not turns or not all(isinstance(turn, dict) for turn in turns):
@@ -57,28 +57,28 @@ def conversations(held: Held, _: str) -> Messages:
 
 
 def query(held: Held, _: str) -> Messages:
-    """`query` and `response`, with turns before them in `history`."""
+    """`query` and `response`, with earlier turns in `history`."""
     return _exchange(held, _text(held, "query"), "response")
 
 
 def instruction(held: Held, _: str) -> Messages:
-    """`instruction` with `input` in a line of its own, and `output`; turns before them in `history`."""
+    """`instruction` with `input` on its own line, and `output`; earlier turns in `history`."""
     texts = (_text(held, "instruction"), _text(held, "input", needed=False))
     return _exchange(held, "\n".join(filter(None, texts)), "output")
 
 
 def transcript(held: Held, asked: str) -> Messages:
-    """`text` answers what the set's entry asks."""
+    """`text` answers the prompt of the set's entry."""
     return [{"role": "user", "content": asked}, _said(_text(held, "text"))]
 
 
 def caption(held: Held, asked: str) -> Messages:
-    """`caption` answers what the set's entry asks."""
+    """`caption` answers the prompt of the set's entry."""
     return [{"role": "user", "content": asked}, _said(_text(held, "caption"))]
 
 
 def label(held: Held, asked: str) -> Messages:
-    """`label`, the name of one, answers what the set's entry asks."""
+    """`label`, as a name, answers the prompt of the set's entry."""
     return [{"role": "user", "content": asked}, _said(_text(held, "label"))]
 
 
@@ -92,7 +92,7 @@ def _system(held: Held) -> Messages:
 
 
 def _history(turns: Any) -> Messages:
-    pairs = [] if turns in (None, "") else turns  # a table has texts alone
+    pairs = [] if turns in (None, "") else turns  # tables only have texts
     pairs_only = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
     if not pairs_only or not all(isinstance(text, str) for pair in pairs for text in pair):
         raise ValueError(f"`history` must be a list of pairs, a question and its answer, got {turns!r:.200}")
@@ -113,8 +113,8 @@ def _turn(turn: dict[str, Any], tag: str) -> dict[str, Any]:
 
 
 def _user(text: str) -> dict[str, Any]:
-    """What a user says, with sources that stand in the text as audio items."""
-    parts = ENCLOSED.split(text)  # texts, and between them sources
+    """A user's message, with sources in the text as audio items."""
+    parts = ENCLOSED.split(text)  # texts and sources in turn
     if len(parts) == 1:
         return {"role": "user", "content": text}
     items = [
@@ -134,7 +134,7 @@ def _text(held: Held, name: str, needed: bool = True) -> str:
     if text is None and not needed:
         return ""
     if text is None:
-        raise ValueError(f"its `{name}` is missing. Leave the row out, or write what is to be said")
+        raise ValueError(f"its `{name}` is missing. Leave the row out, or fill it in")
     if not isinstance(text, str):
         raise ValueError(f"its `{name}` must be a text, got {text!r:.100}")
     return text

@@ -1,14 +1,14 @@
-"""The order of training: a pure function of (seed, epoch), so that step n of a run is always the same questions.
+"""The training order: a pure function of (seed, epoch), so step n of a run always has the same questions.
 
 A resumed run therefore continues at the exact example, and skipping to it reads no data. Sets are mixed by weight, which
 is the number of passes over a set per epoch: an endless sequence of reshuffled passes is cut into stretches of
-`weight * size`, one per epoch, so that half weights see the other half in the next epoch.
+`weight * size`, one per epoch, so that a weight of 0.5 gives the other half in the next epoch.
 
-Questions about one clip stay together, so that they can share its audio (see collator.py): chance decides their order,
-which of them form a group if there are more than a row may have, and when the group is asked. Groups are put into
-steps whole wherever one fits, and dealt to the batches of a step so that all have about as many clips; only what none has
-room for is cut in two. So the questions of a step do not depend on the number of devices. On several accelerate fills the
-last round of an epoch with that epoch's first examples.
+Questions about one clip stay together, so that they can share its audio (see collator.py). Their order, their division
+into groups if there are more than a row can have, and the order of the groups are random. Groups are put whole into
+steps wherever they fit, and dealt to the batches of a step so that all have about the same number of clips; only
+groups that fit nowhere are split. So the questions of a step do not depend on the number of devices. With several
+devices, accelerate fills the last round of an epoch with that epoch's first examples.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,24 +18,24 @@ import torch
 from torch.utils.data import Sampler
 
 
-# How many groups are looked at for one that fits into what is left of a step.
+# How many groups are searched for one that fits into the rest of a step.
 LOOK_AHEAD = 64
 
 
 class MixtureSampler(Sampler[int]):
     """
-    Indices into several sets laid end to end, each set as often as its weight says, all shuffled together.
+    Indices into several concatenated sets, each set as often as its weight says, all shuffled together.
 
     Args:
         sizes: examples of each set.
         weights: passes over each set per epoch, above 0.
         seed: 0 or more.
-        clips: of each set, how many examples each clip has, `(clips,)` of integers, in the order of the set.
-        questions_per_row: the most examples about one clip that stay together; `None` for all, 1 for none.
+        clips: for each set, the number of examples of each clip, `(clips,)` of integers, in the order of the set.
+        questions_per_row: maximum number of examples about one clip that stay together; `None` for all, 1 for none.
         step_size: examples per step, which groups are fitted into; by default there are no steps.
-        batch_size: examples that a device takes at once, a part of a step; by default all of it.
+        batch_size: examples that a device takes at a time, a part of a step; by default the whole step.
 
-    Raises a `ValueError` for an empty set, or a weight so small that an epoch takes nothing of a set.
+    Raises a `ValueError` if a set is empty, or a weight is so small that an epoch has no example of a set.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class MixtureSampler(Sampler[int]):
     def _stretch(self, number: int, size: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
         `count` indices from position `start` of the endless sequence of reshuffled passes over a set, and the number
-        of the group that each belongs to, growing from 0.
+        of the group that each belongs to, increasing from 0.
         """
         first, last = start // size, (start + count - 1) // size
         passes = [self._pass(number, size, turn) for turn in range(first, last + 1)]
@@ -104,7 +104,7 @@ class MixtureSampler(Sampler[int]):
         return indices, ends.clamp(max=1).cumsum(0) - ends[:1].clamp(max=1)
 
     def _pass(self, number: int, size: int, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All indices of a set, shuffled, and their groups, growing from 0."""
+        """All indices of a set, shuffled, and their groups, increasing from 0."""
         generator = self._generator(number, turn)
         order = torch.randperm(size, generator=generator)
         counts = torch.ones(1) if self.clips is None else torch.as_tensor(self.clips[number])
@@ -119,7 +119,7 @@ class MixtureSampler(Sampler[int]):
         return by_clip[order], torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
     def _generator(self, *key: int) -> torch.Generator:
-        # A mix of the numbers that no other key gives: randperm is seeded by one integer only.
+        # Mixes the numbers into one that no other key gives: randperm is seeded by a single integer.
         mixed = self.seed
         for number in key:
             mixed = (mixed * 1_000_003 + number + 1) % (1 << 61)
@@ -127,7 +127,7 @@ class MixtureSampler(Sampler[int]):
 
 
 def _shuffle_groups(groups: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where to take each place from so that runs of equal numbers stay together, and the lengths of the runs."""
+    """A random order of the places in which runs of equal numbers stay together, and the lengths of the runs."""
     lengths = torch.unique_consecutive(groups, return_counts=True)[1]
     order = torch.randperm(len(lengths), generator=generator)
     if len(lengths) == len(groups):
@@ -145,8 +145,8 @@ def _in_chunks(indices: torch.Tensor) -> Iterator[int]:
 
 def _fit(groups: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
     """
-    Groups as (start, end) in lists that hold `size` examples each, the last one perhaps fewer, in an order in which they
-    seldom have to be cut.
+    Groups as (start, end) in lists of `size` examples each (the last can have fewer), in an order in which they seldom
+    have to be split.
     """
     waiting = list(_take(groups, LOOK_AHEAD))
     fitted, room = [], size
@@ -170,9 +170,9 @@ def _fit(groups: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[in
 
 def _deal(groups: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
     """
-    The groups of a step in lists of `size` examples, the last one perhaps fewer: the largest first, each to the list with
-    the most room, so that the many small ones end up spread over all. Sound is most of what a group costs, and devices then
-    have about as much of it.
+    Deals the groups of a step to lists of `size` examples (the last can have fewer): the largest first, each to the
+    list with the most room, so that the many small ones are spread over all lists. Audio is most of the cost of a
+    group, and this gives all devices about the same amount of it.
     """
     total = sum(end - start for start, end in groups)
     room = [min(size, total - begin) for begin in range(0, total, size)]

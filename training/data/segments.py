@@ -1,7 +1,7 @@
-"""A stretch of a sound file as a clip: what a row's `offset` and `duration` name, as in manifests of NeMo.
+"""A segment of an audio file as a clip: a row's `offset` and `duration`, as in manifests of NeMo.
 
-It is decoded when it is heard, in the data loader's workers. Files in which libsndfile finds a sample exactly are read at
-that place, so that a segment of a recording of hours costs what it lasts; others are decoded from their beginning and cut.
+It is decoded when it is used, in the data loader's workers. Files in which libsndfile finds a sample exactly are read
+from that place, so the cost of a segment only depends on its length; others are decoded from their start and cut.
 Run: `load_audio(Segment("talk.wav", 12.5, 3.0))`
 """
 
@@ -18,18 +18,18 @@ import torch
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 
 
-SEEKABLE = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # whose samples lie at known places
-TOLERANCE = 0.1  # seconds by which a segment may end behind its file: lengths in manifests are rounded
+SEEKABLE = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # formats with samples at known places
+TOLERANCE = 0.1  # seconds by which a segment may end after its file: lengths in manifests are rounded
 
 
 class Segment:
     """
-    A clip that `load_audio` takes, in the way of torchcodec's `AudioDecoder`.
+    A clip that `load_audio` takes, with the interface of torchcodec's `AudioDecoder`.
 
     Args:
         source: path, URL or bytes of the whole file, or anything else that `load_audio` takes.
-        offset: where it begins, in seconds.
-        duration: how long it is, in seconds; `None` for all that follows.
+        offset: where it starts, in seconds.
+        duration: its length, in seconds; `None` for the rest of the file.
     """
 
     def __init__(self, source: Any, offset: float = 0.0, duration: float | None = None):
@@ -47,8 +47,8 @@ class Segment:
         `data`, float32 of shape `(channels, samples)`, and `sample_rate` in Hz.
 
         Raises:
-            `ValueError`: for a file that cannot be read, or ends before the segment does.
-            `TypeError`: for a source of another type.
+            `ValueError`: if the file cannot be read, or ends before the segment does.
+            `TypeError`: if the source has another type.
         """
         samples, rate = self._seek() or self._cut()
         missing = (
@@ -57,15 +57,15 @@ class Segment:
         if missing > TOLERANCE:
             to = "its end" if self.duration is None else f"{self.offset + self.duration:g} s"
             raise ValueError(
-                f"seconds {self.offset:g} to {to} of {self._name} are asked for, and the file ends before that. `offset` and `duration` "
-                "are in seconds"
+                f"seconds {self.offset:g} to {to} of {self._name} are needed, but the file ends before that. `offset` "
+                "and `duration` are in seconds"
             )
         return SimpleNamespace(data=torch.from_numpy(np.ascontiguousarray(samples.T)), sample_rate=rate)
 
     def _seek(self) -> tuple[np.ndarray, int] | None:
-        """`(samples, channels)` and their rate, or `None` where the file must be decoded from its beginning."""
+        """`(samples, channels)` and their rate, or `None` if the file must be decoded from its start."""
         file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-        # Of a number soundfile would open, and then close, the file that this process has under it.
+        # If it is a number, soundfile would open, and then close, that file descriptor of this process.
         if not isinstance(file, io.BytesIO) and not (isinstance(file, str) and Path(file).is_file()):
             return None
         try:
@@ -76,7 +76,7 @@ class Segment:
                 sound.seek(first)
                 return sound.read(last - first, dtype="float32", always_2d=True), sound.samplerate
         except (soundfile.SoundFileError, OSError):
-            return None  # `load_audio` reads more, and says what is wrong
+            return None  # `load_audio` reads more formats, and says what is wrong
 
     def _cut(self) -> tuple[np.ndarray, int]:
         samples = load_audio(self.source)

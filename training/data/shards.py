@@ -1,10 +1,10 @@
-"""Shards: the files that prepared training data lies in, and how they are written and read back.
+"""Shards: the files of prepared training data, and how they are written and read back.
 
 A set is a folder of Arrow (or parquet) files and a report.json, which says how the set was made, which shards belong
-to it with how many rows each, and whether it is finished. Arrow shards are memory-mapped, so a set may be far larger
-than memory and any row is reached at once. Audio is stored as FLAC bytes and stays bytes here: decoding is the
-reader's, through `falcon3_audio.processing.load_audio`. A file gets its name only when it is complete, so a killed run
-leaves no half of one. Makers: open_asqa.py and voice_instructions.py in ../prepare; readers call `read_shards(folder)`.
+to it with how many rows each, and whether it is finished. Arrow shards are memory-mapped, so a set can be far larger
+than memory, with fast access to any row. Audio is stored as FLAC bytes and stays bytes here: the reader decodes it
+with `falcon3_audio.processing.load_audio`. A file gets its name only when it is complete, so a killed run leaves no
+partial file. open_asqa.py and voice_instructions.py in ../prepare write sets; readers call `read_shards(folder)`.
 """
 
 import io
@@ -43,13 +43,13 @@ Result = TypeVar("Result")
 
 def encode_flac(samples: np.ndarray) -> bytes:
     """
-    A FLAC file, 16 bits, mono, of float samples at 16 kHz with the shape `(samples,)`.
+    A 16-bit mono FLAC file of float samples at 16 kHz with the shape `(samples,)`.
 
-    16-bit sources come back bit for bit. What exceeds [-1, 1] (resampling and lossy codecs overshoot) is scaled down
-    as a whole, so that nothing is clipped.
+    16-bit sources are kept bit for bit. A clip that exceeds [-1, 1] (resampling and lossy codecs overshoot) is scaled
+    down as a whole, so that nothing is clipped.
 
     Raises:
-        `ValueError`: for samples of another shape, none at all, or non-finite ones.
+        `ValueError`: if samples have another shape, are empty, or are not finite.
     """
     if samples.ndim != 1 or samples.size == 0 or not np.isfinite(samples).all():
         raise ValueError(f"got samples of the shape {samples.shape}; expected finite ones of the shape (samples,)")
@@ -67,7 +67,7 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], features: Feature
     Raises:
         `ValueError`: another suffix, no rows, or a row whose columns are not those of `features`.
         `pyarrow.ArrowException`: for values that do not fit `features`.
-        `OSError`: where the disk is full; nothing is left then.
+        `OSError`: the disk is full; no file is left behind.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"got the shard name {path.name}; expected one that ends in .arrow or .parquet")
@@ -86,12 +86,14 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], features: Feature
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     """
-    `map(function, jobs)` over that many processes, results in the order of the jobs; in this process for one of either.
+    `map(function, jobs)` in `workers` processes, with results in the order of the jobs; in this process if there is
+    only one worker or one job.
 
-    The first error of a job ends it: jobs that have not begun are dropped. Workers end with this process, killed or not.
+    The first error of a job stops the map: jobs that have not started are dropped. Workers exit with this process,
+    even if it is killed.
 
     Raises:
-        `concurrent.futures.process.BrokenProcessPool`: where a worker died, most likely for lack of memory.
+        `concurrent.futures.process.BrokenProcessPool`: if a worker died, most likely because it ran out of memory.
     """
     if min(workers, len(jobs)) <= 1:
         yield from map(function, jobs)
@@ -117,13 +119,14 @@ def _end_with_parent() -> None:
 
 def begin_set(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The report of the set in `folder`: of one that was begun with the same parameters, or else of a new, unfinished one.
+    The report of the set in `folder`: of one that was started with the same parameters, or else of a new, unfinished
+    one.
 
-    `parameters` are whatever decides the shards' bytes, as JSON values. The folder is made where it is missing, and
-    what a killed run left half-written in it is removed. A set without shards yet takes other parameters.
+    `parameters` are all values that decide the shards' bytes, as JSON values. The folder is created if it is missing,
+    and partial files of a killed run are removed. The parameters can change until the first shard is written.
 
     Raises:
-        `ValueError`: where the folder holds files without a set's report, or shards made with other parameters.
+        `ValueError`: if the folder holds files without a set's report, or shards made with other parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = (folder / REPORT).exists()
@@ -157,7 +160,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     The set's report.json, finished or not.
 
     Raises:
-        `ValueError`: where there is none, or it is no JSON object, or that of something else (a study's, say).
+        `ValueError`: if there is none, or it is not a JSON object, or belongs to something else (such as a study).
     """
     path = folder / REPORT
     if not path.is_file():
@@ -165,11 +168,11 @@ def read_report(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}; prepare the set again in another folder") from error
+        raise ValueError(f"{path} is not valid JSON: {error}; prepare the set again in another folder") from error
     if not isinstance(report, dict):
         raise ValueError(f"{path} holds a {type(report).__name__}; expected a JSON object; prepare the set again")
     if "parameters" not in report:
-        raise ValueError(f"{path} is no report of a prepared set: it has no `parameters`; pass the folder of a set")
+        raise ValueError(f"{path} is not a report of a prepared set: it has no `parameters`; pass the folder of a set")
     return report
 
 
@@ -185,10 +188,10 @@ def read_shards(folder: str | os.PathLike) -> Dataset:
     """
     All rows of a finished set in order, memory-mapped, audio as {"bytes", "path"}.
 
-    Arrow shards are mapped where they lie. Parquet ones are converted once, into the cache of `datasets`.
+    Arrow shards are mapped in place. Parquet shards are converted once, into the cache of `datasets`.
 
     Raises:
-        `ValueError`: for a folder without a set, an unfinished set, and a shard that is missing, unreadable or has
+        `ValueError`: if the folder has no set, the set is unfinished, or a shard is missing, unreadable or has
             another number of rows than the report says.
     """
     folder = Path(folder)
@@ -204,17 +207,17 @@ def read_shards(folder: str | os.PathLike) -> Dataset:
 
 def _read_shard(path: Path, rows: int) -> Dataset:
     if not path.is_file():
-        raise ValueError(f"the shard {path} is missing; copy the set again, or prepare it anew")
+        raise ValueError(f"the shard {path} is missing; copy or prepare the set again")
     try:
         dataset = Dataset.from_file(str(path)) if path.suffix == ".arrow" else Dataset.from_parquet(as_pattern(path))
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file; all mean the same here
-        raise ValueError(f"the shard {path} is unreadable: {error}; copy the set again, or prepare it anew") from error
+        raise ValueError(f"the shard {path} is unreadable: {error}; copy or prepare the set again") from error
     if len(dataset) != rows:
-        raise ValueError(f"the shard {path} holds {len(dataset)} rows, its report says {rows}; prepare the set anew")
+        raise ValueError(f"the shard {path} holds {len(dataset)} rows, its report says {rows}; prepare the set again")
     return dataset
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides the bytes: decoders, resampler, FLAC encoder and Arrow."""
+    """Of the packages that decide the bytes: decoders, resampler, FLAC encoder and Arrow."""
     packages = {name: version(name) for name in ("falcon3-audio", "datasets", "numpy", "pyarrow", "soundfile", "soxr")}
     return {**packages, "libsndfile": soundfile.__libsndfile_version__}

@@ -1,4 +1,4 @@
-"""The entries of a recipe's `train_data` and `eval_data`, which check themselves and say what to write instead.
+"""The entries of a recipe's `train_data` and `eval_data`, which validate themselves and say what to write instead.
 
 Run: `read_sources([{"path": "clips.csv", "columns": {"audio": "path"}}], "train_data")`
 """
@@ -14,18 +14,19 @@ from .formats import ROLES
 @dataclass
 class DataSource:
     """
-    One training set: an entry of `train_data` in a recipe. A bare string stands for `path` alone.
+    One training set: an entry of `train_data` in a recipe. A bare string is its `path`.
 
     Args:
         path, name, split: see `open_dataset`.
-        weight: passes over this set per epoch: 0.5 is another half of it every epoch, 2 is twice. Of sets that are streamed, how
-            often one is drawn compared with the others.
-        sound: whether each row has sound (`True`), only some have (`"some"`), or none has (`False`, a set of texts alone).
-            A row, or a set, that is otherwise is an error.
-        prompt: what is asked about each clip, for sets of transcripts, captions or labels alone. Of several, one is drawn for
-            each row, the same in each epoch.
-        columns: which column holds what (`{audio: path, text: utterance}`), where that is not told by its name; see formats.py.
-        streaming: whether its rows are read as they are needed, so that it may be larger than the disk; see stream.py.
+        weight: passes over this set per epoch: 0.5 is a different half of it each epoch, 2 is twice. For streamed
+            sets, how often one is drawn compared with the others.
+        sound: whether all rows have audio (`True`), only some do (`"some"`), or none does (`False`, a text-only set).
+            A row or set that differs is an error.
+        prompt: the question about each clip, for sets that only have transcripts, captions or labels. If there are
+            several, one is drawn for each row, the same in each epoch.
+        columns: which column holds what (`{audio: path, text: utterance}`), if its name does not say so; see
+            formats.py.
+        streaming: whether rows are read as they are needed, so the set can be larger than the disk; see stream.py.
     """
 
     path: str
@@ -42,12 +43,12 @@ class DataSource:
             raise ValueError(f"A data source needs a `path` (a folder, a file or a Hub id), got {self.path!r}.")
         if type(self.weight) not in (int, float) or not 0 < self.weight < math.inf:
             raise ValueError(
-                f"The weight of {self.path} must be a number above 0, got {self.weight!r}; to go without it, leave the "
-                "set out."
+                f"The weight of {self.path} must be a number above 0, got {self.weight!r}; to train without it, leave "
+                "the set out."
             )
         if not isinstance(self.sound, bool) and self.sound != "some":
             raise ValueError(
-                f"`sound` of {self.path} must be true, some (chats without sound among others) or false (texts alone), got "
+                f"`sound` of {self.path} must be true, some (if some chats have no audio) or false (text only), got "
                 f"{self.sound!r}."
             )
         if not isinstance(self.streaming, bool):
@@ -80,12 +81,12 @@ class DataSource:
 
     @property
     def folder(self) -> Path:
-        """Where relative paths of the set start: it, or the folder of its file."""
+        """The folder that relative paths of the set start from: the set itself, or the folder of its file."""
         path = Path(self.path)
         return path if path.is_dir() else path.parent
 
     def __str__(self) -> str:
-        """What errors call the set: its path, and which part of it is meant where that is not the default."""
+        """The set's name in errors: its path, with configuration and split if they are not the defaults."""
         name = "" if self.name is None else f", configuration {self.name}"
         split = "" if self.split == type(self).split else f", split {self.split}"
         return f"{self.path}{name}{split}"
@@ -93,9 +94,9 @@ class DataSource:
 
 def read_sources(given: Any, option: str) -> list[DataSource]:
     """
-    The sets that an option of a recipe names: paths, mappings of what `DataSource` takes, or a list of these.
+    The sets that an option of a recipe names: a path, a mapping of the arguments of `DataSource`, or a list of these.
 
-    Raises a `ValueError` that names the option for what is neither.
+    Raises a `ValueError` that names the option for anything else.
     """
     sources = []
     for entry in given if isinstance(given, list) else [] if given is None else [given]:

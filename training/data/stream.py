@@ -1,15 +1,15 @@
-"""The order of training on sets that are streamed: endless, parted among the readers of a run, and the same after a stop.
+"""The training order of streamed sets: endless, split among the readers of a run, and the same after a run is resumed.
 
-A reader is a worker of a data loader in one process. In each pass over a set the shards are shuffled and dealt to the readers; where
-there are fewer shards than readers, several share one, and each keeps every so many-th of its rows. A reader shuffles
-`buffer_size` rows of a pass at a time, and reads the next ones while it hands these out. Chance decides which set is next, by weight. A
-set that ends begins again, in another order. Questions about one clip come one after the other; what a batch has no
-room for opens the next one.
+A reader is a data loader worker in one process. In each pass over a set, the shards are shuffled and dealt to the
+readers; if there are fewer shards than readers, n readers share a shard and each keeps every n-th of its rows. A
+reader shuffles `buffer_size` rows of a pass at a time, and reads the next ones while it yields these. The next set is
+drawn at random, by weight. A set that is exhausted starts over, in another order. Questions about one clip are
+consecutive; those that do not fit into a batch start the next one.
 
-All this depends on the seed and on the reader's position alone, which is a few numbers: for each set the pass, the shard, the row where
-its shuffled rows begin, and how many questions of these are done. So a run goes on at the exact question, at the cost of
-reading a shard up to there, and the shuffled rows again. (`IterableDataset.shuffle` of `datasets` loses its buffer when it goes on, and
-`repeat` brings the same order again.)
+All this depends only on the seed and on the reader's position, which is a few numbers: for each set the pass, the
+shard, the row where its shuffled rows start, and how many of their questions are done. So a run resumes at the exact
+question, at the cost of reading a shard up to there, and the shuffled rows again. (`IterableDataset.shuffle` of
+`datasets` loses its buffer when it is resumed, and `repeat` gives the same order again.)
 """
 
 import random
@@ -28,14 +28,14 @@ from .sources import DataSource
 from .training_sets import WHOLE_ROW, index_sets, read_example, understand
 
 
-POSITION = "position"  # in examples: the reader, and where it goes on behind them
-PASS = "pass"  # in examples: how often their set has been read before
+POSITION = "position"  # in examples: the reader, and where it continues after them
+PASS = "pass"  # in examples: how many times their set was read before
 Question = tuple["Row", int]
 
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """A set that is streamed: its entry, its shards, how it is read, and the columns that its first rows have."""
+    """A streamed set: its entry, its shards, how it is read, and the columns of its first rows."""
 
     source: DataSource
     shards: Sequence[Shard]
@@ -50,9 +50,9 @@ class Row:
 
     Attributes:
         at: pass, place of its shard in the reader's order, and place in the shard.
-        window: of those that are shuffled together.
-        number: in its file, or in its set where `shard` is empty.
-        shard: the name of what it is of, see `TextShard`.
+        window: rows with the same window are shuffled together.
+        number: in its file, or in its set if `shard` is empty.
+        shard: the name of its shard, see `TextShard`.
         values: of its columns.
     """
 
@@ -67,10 +67,10 @@ def open_streams(
     sources: Sequence[DataSource], rows: int = FIRST_ROWS
 ) -> tuple[list[StreamedSet], tuple[Dataset, list[int]]]:
     """
-    Sets to stream, and what `load_training_data` has of so many first rows of each.
+    Sets to stream, and the result of `load_training_data` for the first `rows` rows of each.
 
     Raises:
-        `ValueError`: as `load_training_data`, and for a set that cannot be streamed.
+        `ValueError`: as in `load_training_data`, and if a set cannot be streamed.
     """
     sets, opened = [], []
     for source in sources:
@@ -83,19 +83,19 @@ def open_streams(
 
 class TrainingStream(torch.utils.data.IterableDataset):
     """
-    The endless examples of some sets, for a data loader: those of `load_training_data`, with `position` and `pass`.
+    The endless examples of some sets for a data loader: as in `load_training_data`, with `position` and `pass`.
 
     Args:
         sets: from `open_streams`.
         seed: of the order.
         buffer_size: rows of a set that a reader shuffles at a time.
-        questions_per_row: the most questions of a row that come together, `None` for all.
-        process, processes: which part of the readers is here.
-        workers: of the data loader; 0 as 1.
+        questions_per_row: maximum number of questions of a row that stay together, `None` for all.
+        process, processes: the number of this process, and how many there are.
+        workers: of the data loader; 0 counts as 1.
 
     Attributes:
-        batches: that the loader has handed out.
-        positions: of the readers of this process, by number, behind these batches.
+        batches: number of batches that the loader has returned.
+        positions: of this process's readers, by number, after these batches.
     """
 
     def __init__(
@@ -115,17 +115,17 @@ class TrainingStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        # A loader asks its workers in turn, from the first one on.
+        # A loader asks its workers in turn, starting with the first.
         own = ((worker.id if worker else 0) + self.batches) % self.workers
         return self._read(own, self.positions.get(own))
 
     def passed(self, position: tuple[int, Any]):
-        """Notes the position of the last example of a batch that was handed out."""
+        """Records the position of the last example of a batch that was returned."""
         self.batches += 1
         self.positions[position[0]] = position[1]
 
     def state(self) -> dict[str, Any]:
-        """Where the readers of this process are, in values of JSON."""
+        """The positions of this process's readers, as JSON values."""
         return {
             "processes": self.processes,
             "workers": self.workers,
@@ -134,12 +134,13 @@ class TrainingStream(torch.utils.data.IterableDataset):
         }
 
     def go_on(self, state: dict[str, Any]):
-        """Goes on from a `state`. Raises a `ValueError` for one of another number of readers."""
+        """Resumes from a `state`. Raises a `ValueError` if it has another number of readers."""
         for name in ("processes", "workers"):
             if state[name] != getattr(self, name):
                 raise ValueError(
-                    f"The run has been read by {state['processes']} process(es) of {state['workers']} worker(s), and streams are parted among "
-                    f"these; now there are {self.processes} of {self.workers}. Go on with as many (dataloader_num_workers)."
+                    f"The run was read by {state['processes']} process(es) with {state['workers']} worker(s) each, "
+                    f"which share the streams; now there are {self.processes} with {self.workers}. Resume with the "
+                    "same numbers (dataloader_num_workers)."
                 )
         self.batches = state["batches"]
         self.positions = {int(own): position for own, position in state["positions"].items()}
@@ -161,15 +162,15 @@ class TrainingStream(torch.utils.data.IterableDataset):
 
 
 class _Part:
-    """One set for one reader. `place` is where its shuffled rows begin, as in `Row.at`, and how many questions of them are done."""
+    """A set for one reader. `place`: the start of its shuffled rows (see `Row.at`) and how many questions are done."""
 
     def __init__(self, stream: TrainingStream, number: int, reader: int, place: Sequence[int]):
         self.stream, self.set, self.place = stream, stream.sets[number], tuple(place)
         self.number, self.reader, self.readers = number, reader, stream.processes * stream.workers
 
     def examples(self) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Each example from `place` on, and whether it is the last of those that stay together."""
-        *start, done = self.place  # questions that were handed out before, of the first rows alone
+        """Each example from `place` on, and whether it is the last of its group."""
+        *start, done = self.place  # done: questions already yielded, only of the first window
         windows = (rows for _, rows in groupby(self._rows(*start), key=lambda row: row.window))
         window, asked = list(next(windows)), start[0]
         for upcoming in windows:
@@ -206,7 +207,7 @@ class _Part:
                 )
 
     def _shards(self, turn: int) -> list[tuple[Shard, int, int]]:
-        """In a pass: the shards of this reader, which of those who share them it is, and how many these are."""
+        """In a pass: this reader's shards, its number among the readers that share each, and how many share it."""
         order = list(self.set.shards)
         self._chance(turn).shuffle(order)
         if len(order) >= self.readers:
@@ -215,7 +216,7 @@ class _Part:
         return [(order[self.reader % len(order)], sharers.index(self.reader), len(sharers))]
 
     def _groups(self, window: Sequence[Row]) -> list[list[Question]]:
-        """The questions of some rows, those that stay together in lists, all in the order of chance."""
+        """The questions of some rows in random order; each list holds questions that stay together."""
         chance = self._chance(self.reader, *window[0].at)
         groups: list[list[Question]] = []
         for row in window:

@@ -1,9 +1,9 @@
-"""CSV and TSV as rows of texts: `0`, `007`, `null` and `NA` are what they are, no type is guessed.
+"""CSV and TSV as rows of texts: `0`, `007`, `null` and `NA` stay texts, no type is guessed.
 
-The first line names the columns; one without a name (an index that pandas wrote) is left out. UTF-8, with or without a byte
-order mark. Fields may be quoted, and then hold delimiters, lines and doubled quotes. Some write TSV without quoting, so that
-quotes are part of its texts (Common Voice): a TSV that is right without quoting, and wrong or shorter with it, is read without, by
-its first lines with quotes.
+The first line names the columns; a column without a name (an index written by pandas) is left out. The encoding is
+UTF-8, with or without a byte order mark. Fields can be quoted, and then hold delimiters, line breaks and doubled
+quotes. Some TSV files are written without quoting, so quotes are part of their texts (Common Voice): a TSV is read
+without quoting if its first lines with quotes are valid without it, and invalid or fewer rows with it.
 Run: `for place, row in read_table("clips.csv", ","): ...`
 """
 
@@ -17,7 +17,7 @@ from .files import open_file
 
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by the ending of a file
-LOOKED_AT = 10_000  # lines, from the first with a quote on, by which it is told whether quotes enclose fields
+LOOKED_AT = 10_000  # lines, from the first with a quote on, that decide whether quotes enclose fields
 NOT_UTF8 = "this is not UTF-8. Save the file as UTF-8 (in Excel: CSV UTF-8), or convert it: iconv -f CP1252 -t UTF-8 OLD > NEW"
 OTHERS = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 
@@ -26,8 +26,8 @@ def read_table(file: str | os.PathLike, delimiter: str) -> Iterator[tuple[str, d
     """
     The rows of a table, each with its line.
 
-    Raises a `ValueError` that names file and line for a row that has not a field for each column, for quotes that do not end or
-    do not enclose a field, for columns of the same name, and for what is no UTF-8.
+    Raises a `ValueError` that names file and line if a row does not have one field per column, quotes are not closed
+    or do not enclose a field, columns have the same name, or the file is not UTF-8.
     """
     with open_file(file, "rt", encoding="utf-8-sig", newline="") as content:
         lines = _quoted(content) if delimiter == "\t" else content
@@ -44,7 +44,7 @@ def read_table(file: str | os.PathLike, delimiter: str) -> Iterator[tuple[str, d
 
 
 def _quoted(lines: Iterator[str]) -> Iterator[str]:
-    """The lines of a table with tabs: as they are where quotes enclose fields, else with all fields enclosed."""
+    """The lines of a table with tabs: unchanged if quotes enclose fields, else with all fields quoted."""
     columns = 0
     for line in lines:
         columns = columns or line.count("\t") + 1
@@ -63,7 +63,7 @@ def _has_quoted_fields(lines: Sequence[str], columns: int) -> bool:
 
 
 def _row_ends(lines: Sequence[str], columns: int, quoting: Literal[0, 3]) -> list[int]:
-    """The lines in which rows end; none where a row has not a field for each column, or quotes are not as they should be."""
+    """The lines in which rows end; none if a row does not have one field per column, or quotes are invalid."""
     reader = csv.reader(lines, delimiter="\t", quoting=quoting, strict=True)
     ends: list[int] = []
     try:
@@ -72,7 +72,7 @@ def _row_ends(lines: Sequence[str], columns: int, quoting: Literal[0, 3]) -> lis
                 return []
             ends.append(reader.line_num)
     except csv.Error:
-        # The last row that was looked at may go on behind that.
+        # The last row can continue after the lines that are looked at.
         return ends if reader.line_num == LOOKED_AT else []
     return ends
 
@@ -84,7 +84,7 @@ def _enclose(line: str) -> str:
 
 
 def _undecodable(file: str | os.PathLike) -> int:
-    """The line of the first byte that is no UTF-8. (The reader is ahead of its lines, and counts from where it was.)"""
+    """The line of the first byte that is not UTF-8. (The csv reader's line number is too low: decoding is ahead.)"""
     with open_file(file) as content:
         data = content.read()
     try:
@@ -98,11 +98,12 @@ def _names(fields: list[str], delimiter: str) -> list[str]:
     names = [name.strip() for name in fields]
     twice = {name for name in names if name and names.count(name) > 1}
     if twice:
-        raise ValueError(f"the columns {', '.join(sorted(twice))} are there twice")
+        raise ValueError(f"the columns {', '.join(sorted(twice))} appear twice")
     other = next((one for one in OTHERS if len(names) == 1 and one in names[0]), None)
     if other:
         raise ValueError(
-            f"its columns are parted by {OTHERS[other]}; expected {OTHERS.get(delimiter, repr(delimiter))} in a file of this ending "
+            f"its columns are separated by {OTHERS[other]}; expected "
+            f"{OTHERS.get(delimiter, repr(delimiter))} in a file with this ending "
             f"({', '.join(f'{OTHERS[mark]} in {ending}' for ending, mark in DELIMITERS.items())})"
         )
     return names
@@ -111,7 +112,7 @@ def _names(fields: list[str], delimiter: str) -> list[str]:
 def _row(names: list[str], fields: list[str]) -> dict[str, str]:
     if len(fields) != len(names):
         raise ValueError(
-            f"expected {len(names)} fields, one for each column, got {len(fields)}: {fields!r:.200}. A field that holds the "
-            "delimiter, or begins with a quote, must be in quotes, and its own quotes doubled"
+            f"expected {len(names)} fields, one for each column, got {len(fields)}: {fields!r:.200}. A field that "
+            "contains the delimiter, or starts with a quote, must be in quotes, and its own quotes doubled"
         )
     return {name: field for name, field in zip(names, fields) if name}

@@ -1,8 +1,9 @@
-"""Tars of WebDataset as rows: consecutive files that are called alike up to the first dot are one row.
+"""WebDataset tars as rows: consecutive files with the same name up to the first dot are one row.
 
-Its sound is the row's `audio`; what its `.json` holds are columns; `.txt` and other texts, and the number in `.cls`, are columns
-of that name, texts without the line break at their end. Hidden files are left out. (`datasets` reads such tars too, but with
-torchcodec only; it takes the types from the first five rows, makes a text of a number that comes later, and drops keys that do.)
+An audio file is the row's `audio`; the keys of its `.json` are columns; `.txt` and other texts, and the number in
+`.cls`, are columns of that name, texts without the line break at their end. Hidden files are left out. (`datasets`
+reads such tars too, but only with torchcodec. It takes the types from the first five rows, turns a number that comes
+later into text, and drops keys that come later.)
 Run: `for place, row in read_tar("shard-000.tar"): ...`
 """
 
@@ -25,10 +26,11 @@ TEXTS = ("txt", "text", "transcript")
 
 def read_tar(file: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    The rows of a tar, each with the name that its files share. Files of kinds that are not read are columns without values.
+    The rows of a tar, each with the shared name of its files. Files of kinds that are not read are columns without
+    values.
 
-    Raises a `ValueError` that names tar and file for a tar that is damaged, JSON or text that is none, a `.cls` that is no
-    number, and a kind of file that a row has twice.
+    Raises a `ValueError` that names tar and file if the tar is damaged, JSON or text is invalid, a `.cls` is not a
+    number, or a row has a kind of file twice.
     """
     try:
         with open_file(file) as content, tarfile.open(fileobj=content) as members:
@@ -36,7 +38,7 @@ def read_tar(file: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
             for key, group in groupby(files, lambda named: named[0]):
                 yield key, _row(file, members, [(kind, member) for _, kind, member in group])
     except tarfile.TarError as error:
-        raise ValueError(f"{file} is no whole tar: {error}") from error
+        raise ValueError(f"{file} is not a complete tar: {error}") from error
 
 
 def _is_part(member: tarfile.TarInfo) -> bool:
@@ -48,7 +50,7 @@ def _last(member: tarfile.TarInfo) -> str:
 
 
 def _name(member: tarfile.TarInfo) -> tuple[str, str]:
-    """What the files of a row share, and the kind of this one."""
+    """The shared name of a row's files, and the kind of this file."""
     stem, _, kind = _last(member).partition(".")
     return f"{PurePosixPath(member.name).parent / stem}", kind.lower()
 

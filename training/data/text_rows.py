@@ -1,9 +1,9 @@
-"""JSONL, JSON, CSV, TSV and tar files as memory-mapped rows that hold what the files say.
+"""JSONL, JSON, CSV, TSV and tar files as memory-mapped rows with exactly the values of the files.
 
-`datasets` guesses a type for each column and so changes texts: `"2024-01-01"` becomes a date, and where content is a string in
-one row and a list in another, `"0"` becomes a number and `"null"` nothing. Here each value is stored as its JSON text (but the
-bytes of a sound as they are) and decoded when its row is read. In a file called `metadata`, `file_name` is the row's clip, as in an
-audiofolder of `datasets`.
+`datasets` guesses a type for each column and so changes texts: `"2024-01-01"` becomes a date, and if content is a
+string in one row and a list in another, `"0"` becomes a number and `"null"` becomes `None`. Here each value is stored
+as its JSON text (audio bytes unchanged) and decoded when its row is read. In a file called `metadata`, `file_name` is
+the row's clip, as in an audiofolder of `datasets`.
 Run: `rows = open_rows({"train": ["chats.jsonl"]}, "train")`
 """
 
@@ -25,11 +25,11 @@ from .tables import NOT_UTF8, read_table
 from .tars import read_tar
 
 
-FORMAT = "4"  # of what is stored; another one is converted anew
+FORMAT = "4"  # of the stored rows; files stored in another format are converted again
 JSON, TAR = "json", "tar"
-WITH_SOUND = 100  # rows that are written at once where they hold sounds; `datasets` does so itself
+WITH_SOUND = 100  # rows that are written at a time if they hold audio, as in `datasets` itself
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-# What an audiofolder's metadata calls a row's clips, and the columns that `datasets` makes of them.
+# The names of a row's clips in an audiofolder's metadata, and the columns that `datasets` creates from them.
 FOLDER_KEYS = {
     **{"file_name": "audio", "audio_file_name": "audio"},
     **{"file_names": "audios", "audios_file_names": "audios"},
@@ -46,16 +46,16 @@ def open_rows(
     The rows of some files.
 
     Args:
-        files: paths, or what `datasets` found on the Hub, by split. A file of JSON holds an object per line, a list of
-            objects, or one object.
-        split: as `datasets` knows it, `"train[:1000]"` included.
+        files: paths, or the files that `datasets` found on the Hub, by split. A JSON file holds an object per line, a
+            list of objects, or one object.
+        split: as in `datasets`, including `"train[:1000]"`.
         config: name of the configuration of a Hub set.
-        kind: of the files: `JSON`, `TAR`, or what stands between the fields of tables.
+        kind: of the files: `JSON`, `TAR`, or the delimiter of tables.
 
     Raises:
-        `IndexError`: for files without rows.
-        `DatasetGenerationError` (whose cause names file and line) or `ValueError`: for a file that is not of its kind, a row
-            that is no object, and a split that is not there.
+        `IndexError`: if the files have no rows.
+        `DatasetGenerationError` (whose cause names file and line) or `ValueError`: if a file is not of its kind, a row
+            is not an object, or the split does not exist.
     """
     at_once = WITH_SOUND if kind == TAR else None
     builder = TextRows(data_files=files, config_name=config, hash=FORMAT, kind=kind, writer_batch_size=at_once)
@@ -73,13 +73,13 @@ def decode(batch: Mapping[str, list[str | bytes | None]]) -> dict[str, list[Any]
 
 @dataclass
 class TextRowsConfig(BuilderConfig):
-    """A set's files; `kind` as of `open_rows`."""
+    """A set's files; `kind` as in `open_rows`."""
 
     kind: str = JSON
 
 
 class TextRows(GeneratorBasedBuilder):
-    """Made by `open_rows`."""
+    """Created by `open_rows`."""
 
     BUILDER_CONFIG_CLASS = TextRowsConfig
 
@@ -108,12 +108,12 @@ class TextRows(GeneratorBasedBuilder):
 
 def read_rows(file: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    The rows of a file, or of one that a URL names, each with its place there, such as `line 3`.
+    The rows of a file or URL, each with its place there, such as `line 3`.
 
     Args:
-        kind: as of `open_rows`.
+        kind: as in `open_rows`.
 
-    Raises a `ValueError` that names file and place for what is not of its kind, and a row that is no object.
+    Raises a `ValueError` that names file and place if the file is not of its kind or a row is not an object.
     """
     values = _json_values(file) if kind == JSON else read_tar(file) if kind == TAR else read_table(file, kind)
     for place, row in values:
@@ -123,8 +123,8 @@ def read_rows(file: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rows_alike(files: Iterable[str], kind: str) -> Iterator[dict[str, Any]]:
-    """The rows of files that are one set. Raises a `ValueError` where a file has nothing in common with those before it."""
-    known: dict[str, str] = {}  # columns, and the file that has them first
+    """The rows of the files of one set. Raises a `ValueError` if a file shares no column with those before it."""
+    known: dict[str, str] = {}  # column -> the first file that has it
     for file in files:
         columns: dict[str, str] = {}
         for _, row in read_rows(file, kind):
@@ -133,19 +133,19 @@ def _rows_alike(files: Iterable[str], kind: str) -> Iterator[dict[str, Any]]:
         if known and columns and known.keys().isdisjoint(columns):
             raise ValueError(
                 f"{file} has the columns {', '.join(columns)}, and {next(iter(known.values()))} has {', '.join(known)}: these are not one "
-                "set. Take the file that is no part of it out of the folder, or give the files as sets of their own"
+                "set. Take the file that does not belong to it out of the folder, or give the files as separate sets"
             )
         known = columns | known
 
 
 def as_stored(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """Some rows of `read_rows` as `open_rows` has them, in memory."""
+    """Rows of `read_rows` in memory, in the form that `open_rows` returns."""
     features = _features(rows)
     return Dataset.from_list([_encode_row(row, features) for row in rows], features).with_transform(decode)
 
 
 def _features(rows: Iterable[Mapping[str, Any]]) -> Features:
-    columns: dict[str, bool] = {}  # and whether it holds bytes
+    columns: dict[str, bool] = {}  # column -> whether it holds bytes
     for row in rows:
         columns |= {name: columns.get(name, False) or isinstance(value, bytes) for name, value in row.items()}
     if not columns:
@@ -161,12 +161,12 @@ def _encode(value: Any, name: str, stored_as: Value) -> str | bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     if stored_as.dtype == "binary":
-        raise ValueError(f"{name!r} is the sound of some rows, and {value!r:.100} in another")
+        raise ValueError(f"{name!r} is audio in some rows, but {value!r:.100} in another")
     return json.dumps(value)
 
 
 def _json_values(file: str) -> Iterator[tuple[str, Any]]:
-    """What a file holds and where: the elements of a list, an object over several lines, or what each line holds."""
+    """The places and values of a file: the elements of a list, an object over several lines, or one value per line."""
     with open_file(file) as lines:
         first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
     if first and (first.startswith(b"[") or not _is_json(first)):
@@ -198,7 +198,7 @@ def _parse(text: bytes, place: str) -> Any:
 
 
 def _with_clips(row: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The row with its clips under the names of an audiofolder's columns, as absolute paths."""
+    """The row with its clips under an audiofolder's column names, as absolute paths."""
     given = [name for name in FOLDER_KEYS if name in row]
     others = {name: value for name, value in row.items() if name not in given}
     return others | {FOLDER_KEYS[name]: _inside(row[name], folder) for name in given}

@@ -1,11 +1,11 @@
-"""Training data of any kind as chats with sound: one `datasets.Dataset` of small index rows, read when asked for.
+"""Training data of any format as chats with audio: one `datasets.Dataset` of small index rows, read on demand.
 
-A set is in one of the formats of formats.py. Where a row holds several questions (as `falcon3-audio open-asqa prepare` writes
-them) or captions, each becomes an example of its own. Only (set, row, question) is held in memory; rows are looked up in the
-memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
-`{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, every audio item with its source in it. The
-set is called by its path, and by its configuration and split where the recipe names them: rows of another split are
-other clips, as are other columns of one row. `clip` is `None` for chats, which need not be about one clip alone.
+A set is in one of the formats of formats.py. If a row holds several questions (as `falcon3-audio open-asqa prepare`
+writes them) or captions, each becomes an example. Only (set, row, question) is held in memory; rows are looked up in
+the memory-mapped sets by the data loader's workers, and audio is decoded there, in the collator. Examples are
+`{"messages": [...], "origin": "set, row 7, question 2", "clip": "set, row 7"}`, with a source in every audio item. The
+set is named by its path, and by its configuration and split if the recipe gives them: rows of another split are other
+clips, as are other columns of one row. `clip` is `None` for chats, which can be about several clips.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,27 +23,28 @@ from .reading import Reading, choose
 from .sources import DataSource
 
 
-WHOLE_ROW = -1  # in the place of a question's number, where the row itself is the chat
+WHOLE_ROW = -1  # instead of a question's number, if the row itself is the chat
 
 
 def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]:
     """
-    All examples of some sets, end to end in the order given, and how many each set has (for the sampler).
+    All examples of some sets, concatenated in the given order, and how many each set has (for the sampler).
 
     Raises:
-        `ValueError`: a set that cannot be found or read, is empty, is in no format that is known, or has no sound and is not
-            said to be of texts alone. Rows that are wrong raise one when they are read.
+        `ValueError`: if a set cannot be found or read, is empty, is in no known format, or has no audio and is not
+            declared as text-only. Invalid rows raise one when they are read.
     """
     streamed = next((source for source in sources if source.streaming), None)
     if streamed is not None:
         raise ValueError(
-            f"{streamed} is to be streamed, which `train_data` of `falcon3-audio train` alone can be; leave out `streaming`."
+            f"{streamed} has `streaming: true`, but only `train_data` of `falcon3-audio train` can be streamed; leave "
+            "out `streaming`."
         )
     return index_sets([_open(source) for source in sources])
 
 
 def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
-    """`load_training_data` of sets that are open."""
+    """`load_training_data` of sets that are already open."""
     parts = [_index(*opened) for opened in sets]
     columns = {
         "set": np.repeat(np.arange(len(parts), dtype=np.int16), [len(part) for part in parts]),
@@ -55,9 +56,9 @@ def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
 
 
 def describe_sets(examples: Dataset) -> list[str]:
-    """How each set of some training data is read, a line for each, in the order of the sets."""
+    """How each set of some training data is read, one line per set, in the order of the sets."""
     return [
-        f"{source}: a stream, its length is not known; by its first {counted(len(rows), 'row')} read as {reading}"
+        f"{source}: a stream of unknown length; by its first {counted(len(rows), 'row')}, read as {reading}"
         if source.streaming
         else f"{source}: {counted(len(rows), 'row')}, read as {reading}"
         for source, rows, reading in sets_of(examples)
@@ -81,7 +82,7 @@ def sets_of(examples: Dataset) -> list["OpenSet"]:
 
 
 def questions_per_clip(examples: Dataset, sizes: Sequence[int]) -> list[np.ndarray]:
-    """How many examples each row of each set has, `(rows with any,)` for each set, in the order of the set."""
+    """The number of examples of each row, `(rows with any,)` for each set, in the order of the set."""
     rows = examples.with_format("numpy")["row"][:]
     parts = np.split(rows, np.cumsum(sizes)[:-1])
     return [np.diff(np.flatnonzero(np.diff(part, prepend=-1, append=-1))) for part in parts]
@@ -93,9 +94,9 @@ def _open(source: DataSource) -> "OpenSet":
 
 def understand(source: DataSource, rows: Dataset) -> "OpenSet":
     """
-    A set as it is stored, with how it is read.
+    A set as it is stored, and how it is read.
 
-    Raises a `ValueError` that names it for one that fits no format, or several.
+    Raises a `ValueError` that names the set if it fits no format, or several.
     """
     try:
         reading = choose(rows, source.columns, source.prompt, source.sound)
@@ -121,7 +122,7 @@ def _index(source: DataSource, rows: Dataset, reading: Reading) -> np.ndarray:
 
 
 def _check_sound(source: DataSource, rows: Dataset, reading: Reading):
-    """Looks at rows until one has sound; a set whose every row has none is seldom what was meant."""
+    """Looks at rows until one has audio; a set without any audio is seldom intended."""
     if (
         not source.sound
         or source.streaming
@@ -129,10 +130,10 @@ def _check_sound(source: DataSource, rows: Dataset, reading: Reading):
         or any(_may_have_sound(row, reading) for row in rows)
     ):
         return
-    _Reader([(replace(source, sound="some"), rows, reading)])._read(0, 0, WHOLE_ROW)  # which may say what is wrong
+    _Reader([(replace(source, sound="some"), rows, reading)])._read(0, 0, WHOLE_ROW)  # which can say what is wrong
     raise ValueError(
-        f"No row of the training set {str(source)!r} has sound. Clips are read from `audio`, `audios` and the audio items of "
-        "`messages`. To train on texts alone, set `sound: false` in the set's entry."
+        f"No row of the training set {str(source)!r} has audio. Clips are read from `audio`, `audios` and the audio "
+        "items of `messages`. To train only on texts, set `sound: false` in the set's entry."
     )
 
 
@@ -140,11 +141,11 @@ def _may_have_sound(row: dict[str, Any], reading: Reading) -> bool:
     try:
         return bool(reading.clips_of(row) or audio_items(reading.chat(row, 0)))
     except ValueError:
-        return True  # and is named when the row is read
+        return True  # the error is raised when the row is read
 
 
 def _lengths(rows: Dataset, column: str) -> Iterator[int]:
-    """How many each row has in a column of lists; `WHOLE_ROW` for what is no list."""
+    """The length of each row's list in a column; `WHOLE_ROW` if it is not a list."""
     column_rows = rows.select_columns(column)
     if rows.format["type"] == "custom":  # JSON and tables
         for batch in column_rows.iter(batch_size=1_000):
@@ -179,13 +180,13 @@ def read_example(
     source: DataSource, reading: Reading, row: dict[str, Any], number: int, question: int, place: str
 ) -> dict[str, Any]:
     """
-    One example of a row, which is the only one where `question` is `WHOLE_ROW`.
+    One example of a row, which is the only one if `question` is `WHOLE_ROW`.
 
     Args:
-        number: of the row, which draws what is asked.
-        place: what errors call it in its set.
+        number: of the row, from which the prompt is drawn.
+        place: the row's name within its set, in errors.
 
-    Raises a `ValueError` that names the row for what is wrong in it.
+    Raises a `ValueError` that names the row if it is invalid.
     """
     place = f"{source}, {place}"
     part = None if question == WHOLE_ROW else question
@@ -199,7 +200,7 @@ def read_example(
 
 
 def _columns_of_sound(source: DataSource) -> list[str]:
-    """Those that a set's entry names: with others, the same row is about another clip."""
+    """The ones that a set's entry names: with others, the same row is about another clip."""
     return [f"{name} {column}" for name, column in (source.columns or {}).items() if name in (AUDIO, *SEGMENT)]
 
 

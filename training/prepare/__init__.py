@@ -1,1 +1,1 @@
-"""Making sets and backbones to train from; README.md says what is in them."""
+"""Prepares data sets and backbones for training; README.md says what is in them."""

@@ -1,9 +1,9 @@
-"""Speak text with espeak-ng, the small formant synthesiser that the PyPI package `espeakng-loader` carries.
+"""Speak text with espeak-ng, the small formant synthesiser in the PyPI package `espeakng-loader`.
 
-espeak-ng keeps pitch flutter, glottal phase and noise in C statics that run on from one utterance to the next, and it
-seeds its noise from the clock. So every call loads a fresh copy of the library, seeds it, speaks and unloads it again
-(about 5 ms): the same text, voice, speed and pitch give the same samples, whatever was spoken before and in whichever
-process. Where another package has loaded the very same file, unloading is void: the speech is right, but its samples
+espeak-ng keeps pitch flutter, glottal phase and noise in C statics that carry over from one utterance to the next, and
+it seeds its noise from the clock. So every call loads a fresh copy of the library, seeds it, speaks and unloads it
+again (about 5 ms): the same text, voice, speed and pitch give the same samples in any process, regardless of earlier
+speech. If another package has loaded the same file, unloading has no effect: the speech is correct, but its samples
 are not reproducible. Run: `from falcon3_audio.training.prepare.espeak import speak; waveform, rate = speak("hello")`.
 """
 
@@ -32,7 +32,7 @@ _GENDERS = {1: "male", 2: "female"}
 _SAMPLES_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 _LOCK = threading.Lock()  # the library is one global state per process
-if hasattr(os, "register_at_fork"):  # a fork while another thread speaks would leave the child's lock taken for ever
+if hasattr(os, "register_at_fork"):  # after a fork while another thread speaks, the child could never take the lock
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
@@ -152,7 +152,7 @@ def _listed(library: ctypes.CDLL, wanted: object) -> Iterator[_Voice]:
 
 
 def _espeak_name(voice: str) -> str:
-    """The name espeak-ng selects a voice by; it passes over unknown variants in silence, so they are checked here."""
+    """The name by which espeak-ng selects a voice; it silently ignores unknown variants, so they are checked here."""
     tag, plus, variant = voice.partition("+")
     files, genders = _catalogue()
     _check_known("voice", tag, files, "voices('')", voice)
@@ -164,7 +164,7 @@ def _espeak_name(voice: str) -> str:
 def _check_known(what: str, got: str, known: Iterable[str], listing: str, voice: str) -> None:
     if got not in known:
         near = difflib.get_close_matches(got, list(known), n=4, cutoff=0.4)
-        hint = f"; near it are {', '.join(near)}" if near else ""
+        hint = f"; similar ones are {', '.join(near)}" if near else ""
         raise ValueError(f"got the voice {voice!r}, but espeak-ng has no {what} {got!r}{hint}; see {listing} for all")
 
 

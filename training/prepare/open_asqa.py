@@ -1,9 +1,9 @@
-"""Open-ASQA, as LTU-AS published it, made into shards to train from: one row per clip, with its audio and questions.
+"""Converts Open-ASQA, as LTU-AS published it, to training shards: one row per clip, with its audio and questions.
 
-The JSON is streamed once into small files by a hash of sub-dataset and `audio_id` (open_asqa_rows.py); these buckets
-are grouped by clip, and their audio decoded and stored as 16-bit FLAC, by several processes. So memory does not grow
-with the file, each shard is a random sample of the whole, and neither the number of workers nor an interruption changes
-a byte. All audio is looked for before any is decoded: a wrong folder is found out early.
+The JSON is streamed once into small files by a hash of sub-dataset and `audio_id` (open_asqa_rows.py). Several
+processes group these buckets by clip, decode their audio and store it as 16-bit FLAC. So memory does not grow with the
+file, each shard is a random sample of the whole, and neither the number of workers nor an interruption changes a byte.
+All audio files are located before any is decoded, so a wrong folder is noticed early.
 
     falcon3-audio open-asqa prepare openasqa_10.3M_v2.json OUT --workers 16 \\
         --audio-root 'as_*=/data/audioset' --audio-root audioset=/data/audioset --audio-root 'fsd50k_*=/data/fsd50k'
@@ -85,7 +85,7 @@ class Preparation:
 
 @dataclass
 class Tally:
-    """The buckets' records together: counts and examples of losses per sub-dataset, shards with their rows, files found."""
+    """The buckets' records combined: counts and examples of losses per sub-dataset, rows of shards, files found."""
 
     counts: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
     lost: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -121,23 +121,23 @@ def prepare(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Make `out/*.arrow` (columns: `FEATURES`) and `out/report.json` from Open-ASQA's JSON; returns the report.
+    Write `out/*.arrow` (columns: `FEATURES`) and `out/report.json` from Open-ASQA's JSON; returns the report.
 
-    An unfinished set is continued: buckets that are done stay, but for those with a lost clip that can be had now.
+    An unfinished set is continued: finished buckets are kept, except those with a lost clip that is available now.
 
     Args:
         annotations: A JSON list of objects with the strings instruction, audio_id and output, and optionally input,
-            dataset and task. Rows that are not so are left out and counted.
-        out: Folder of the set: some 16 kB per second of sound, and while it is made, the size of the JSON.
+            dataset and task. Other rows are left out and counted.
+        out: Folder of the set: about 16 kB per second of audio, and the size of the JSON while it is being written.
         roots: Pairs of a pattern of sub-datasets and a folder of their audio, see `find_audio`.
-        max_missing: Greatest share of a sub-dataset's clips whose audio is missing or broken, and of its rows that are
+        max_missing: Maximum share of a sub-dataset's clips whose audio is missing or broken, and of its rows that are
             malformed.
         workers: Processes that look for audio and decode.
         progress: Show progress bars on stderr.
 
     Raises:
         `ValueError`: more is missing than that (the report says what), two clips have one file, `out` holds another set,
-            `annotations` is no JSON list, an argument is impossible.
+            `annotations` is not a JSON list, an argument is invalid.
         `OSError`: the disk is full, or `annotations` cannot be read.
         `concurrent.futures.process.BrokenProcessPool`: a worker was killed.
     """
@@ -180,7 +180,7 @@ def _prepare(
 
 
 def _look_for_audio(task: Preparation, bucket: Path) -> dict[str, Any]:
-    """The record that `_convert` would make if every file could be decoded, without hours and shards, and the files."""
+    """The record that `_convert` would return if every file could be decoded: without hours and shards, with files."""
     record = _new_record() | {"files": []}
     for clip in read_clips(bucket):
         try:
@@ -192,7 +192,7 @@ def _look_for_audio(task: Preparation, bucket: Path) -> dict[str, Any]:
 
 
 def _convert(task: Preparation, bucket: Path) -> dict[str, Any]:
-    """Write the shards of a bucket and then its record, unless that is done."""
+    """Write the shards of a bucket and then its record, unless they exist."""
     path = bucket.with_suffix(".done.json")
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -211,7 +211,7 @@ def _convert(task: Preparation, bucket: Path) -> dict[str, Any]:
 
 
 def _is_valid(task: Preparation, record: dict[str, Any]) -> bool:
-    """Whether the bucket's shards are there, and its lost clips still lost."""
+    """Whether the bucket's shards exist, and its lost clips are still lost."""
     shards = all((task.out / name).is_file() for name in record["shards"])
     return shards and all(_is_lost(task, lost) for lost in record["lost"])
 
@@ -239,7 +239,7 @@ def _rows(task: Preparation, bucket: Path, record: dict[str, Any]) -> Iterator[d
 
 
 def _packs(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in the portions that shards take."""
+    """Splits rows into the parts that shards hold."""
     pack: list[dict[str, Any]] = []
     size = 0
     for row in rows:
@@ -285,7 +285,7 @@ def _summary(rows: dict[str, dict[str, Any]], tally: Tally, max_missing: float) 
 
 
 def _check(task: Preparation, report: dict[str, Any]) -> None:
-    """Write a report that says so and raise an error, where too much is lost."""
+    """If too much is lost, write a report that says so and raise an error."""
     share = report["max_missing"]
     failures = [line for name, counts in report["datasets"].items() for line in _failures(name, counts, share)]
     if not report["total"]["clips"]:
@@ -294,7 +294,7 @@ def _check(task: Preparation, report: dict[str, Any]) -> None:
         failed = "; ".join(failures)
         write_json(task.out / REPORT, {**report, "failed": failed})
         raise ValueError(
-            f"{failed}. Allowed is a share of {share:g} (--max-missing); all losses are counted in "
+            f"{failed}. The allowed share is {share:g} (--max-missing); all losses are counted in "
             f"{task.out / REPORT}. The next run tries the lost clips again"
         )
 
@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio open-asqa", description=__doc__.split("\n\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser(
-        "prepare", help="make shards of the JSON and the audio", description=__doc__.split("\n\n")[1]
+        "prepare", help="create shards from the JSON and the audio", description=__doc__.split("\n\n")[1]
     )
     verb.add_argument("annotations", metavar="JSON", help="Open-ASQA's file, or another in its format")
     verb.add_argument("out", metavar="OUT", help="folder for the shards; a run that was interrupted continues there")
@@ -337,13 +337,14 @@ def main(arguments: list[str] | None = None) -> int:
         type=_root,
         action="append",
         default=[],
-        help="where the audio of a sub-dataset is; SUBDATASET is the rows' `dataset`, and may have * and ?; may be repeated",
+        help="where the audio of a sub-dataset is; SUBDATASET is the rows' `dataset`, and can have * and ?; "
+        "can be repeated",
     )
     verb.add_argument(
         "--max-missing",
         type=float,
         default=MAX_MISSING,
-        help="share of a sub-dataset's clips or rows that may be missing, broken or malformed (default: %(default)s)",
+        help="maximum share of missing, broken or malformed clips or rows of a sub-dataset (default: %(default)s)",
     )
     verb.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     options = vars(parser.parse_args(arguments))

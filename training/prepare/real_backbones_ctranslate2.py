@@ -30,12 +30,12 @@ WHOLE_VARIABLES = {
     "embeddings/weight": "embed_tokens.weight",
     "position_encodings/encodings": "embed_positions.weight",
 }
-# Of timestamps; not among the weights.
+# For timestamps; not weights.
 OTHER = ("alignment_heads", "alignment_layer")
 
 
 class _Reader:
-    """A place in the file, and what lies there."""
+    """Reads the values of a file one after another."""
 
     def __init__(self, data: bytes):
         self.data, self.position = data, 0
@@ -47,7 +47,7 @@ class _Reader:
     def bytes(self, count: int) -> bytes:
         self.position += count
         if self.position > len(self.data):
-            raise ValueError(f"model.bin ends after {len(self.data)} bytes, in the middle; fetch it again.")
+            raise ValueError(f"model.bin is cut off after {len(self.data)} bytes; fetch it again.")
         return self.data[self.position - count : self.position]
 
     def text(self) -> str:
@@ -61,10 +61,10 @@ class _Reader:
 
 def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
     """
-    The variables of a model.bin (version 6), scalars included; aliases are left out, as transformers ties by itself.
+    The variables of a model.bin (version 6), scalars included; aliases are left out: transformers ties weights itself.
 
     Raises:
-        `ValueError`: another version, too few bytes, or some that are left over.
+        `ValueError`: another version, too few bytes, or bytes that are left over.
     """
     reader = _Reader(data)
     found = reader.number("I"), reader.text()
@@ -80,16 +80,16 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
     for _ in range(reader.number("I")):
         reader.text(), reader.text()  # alias, variable
     if left := len(data) - reader.position:
-        raise ValueError(f"{left} bytes are left over behind the last variable, expected none.")
+        raise ValueError(f"{left} bytes are left over after the last variable, expected none.")
     return variables
 
 
 def to_whisper_names(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
-    Weights under the names of transformers' WhisperForConditionalGeneration, fused projections taken apart.
+    Weights under the names of transformers' WhisperForConditionalGeneration, with fused projections split.
 
     Raises:
-        `ValueError`: quantised weights, or a bias of keys, which Whisper does not have.
+        `ValueError`: quantised weights, or a key bias, which Whisper does not have.
     """
     tensors: dict[str, np.ndarray] = {}
     for name, value in variables.items():
@@ -103,7 +103,7 @@ def to_whisper_names(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             if not target.endswith("k_proj.bias"):
                 tensors[f"model.{side}.{target}"] = part
             elif np.any(part):
-                raise ValueError(f"{name} has a bias of keys, which Whisper does not have.")
+                raise ValueError(f"{name} has a key bias, which Whisper does not have.")
     return tensors
 
 

@@ -1,7 +1,7 @@
 """Writes SmolLM2, which comes as GGUF, as transformers saves a Llama: dequantised, with its own tokenizer.
 
-transformers reads GGUF, but its control tokens as common words, and its digits in runs; and it does not save a model
-that it has read so. Both are mended here.
+transformers reads GGUF, but it treats control tokens as normal words and groups digits; and it does not save a model
+that it has read from GGUF. Both are fixed here.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ CONTEXT = 8192  # tokens
 
 
 def make_smollm2(folders: Sequence[Path], out: Path, dtype: str) -> None:
-    """Write the model of the one GGUF file in the first folder."""
+    """Write the model of the only GGUF file in the first folder."""
     (path,) = folders[0].rglob("*.gguf")
     tokenizer = make_tokenizer(path)
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     fields = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    # A model of its own: transformers does not save one that it read from GGUF.
+    # A new model: transformers does not save one that it read from GGUF.
     model = LlamaForCausalLM(LlamaConfig.from_dict(fields | IDS | {"tie_word_embeddings": True}))
     model.load_state_dict(loaded.state_dict())
     model.to(getattr(torch, dtype)).generation_config = GenerationConfig(**IDS)

@@ -1,4 +1,4 @@
-"""Writes a Whisper that lies in CTranslate2's format as transformers saves it: weights, configs, tokenizer, processor."""
+"""Converts a Whisper from CTranslate2's format to that of transformers: weights, configs, tokenizer, processor."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from .real_backbones_ctranslate2 import read_ctranslate2, to_whisper_names
 
 
 END = "<|endoftext|>"
-END_MULTILINGUAL = 50257  # its id in the vocabulary of all languages; that of English has 50256
+END_MULTILINGUAL = 50257  # its id in the multilingual vocabulary; it is 50256 in the English one
 TIMESTAMPS, TIMESTAMP_STEP = 1501, 0.02  # tokens, and seconds from one to the next
 
 
 def make_whisper(folders: Sequence[Path], out: Path) -> None:
     """
-    Write the Whisper whose files model.bin (also in parts), tokenizer.json and config.json lie in `folders`.
+    Write the Whisper whose files model.bin (also in parts), tokenizer.json and config.json are in `folders`.
 
     Raises:
         `ValueError`: files that are not a Whisper of format 6 with float weights.
@@ -48,7 +48,7 @@ def make_whisper(folders: Sequence[Path], out: Path) -> None:
 
 
 def make_model(variables: Mapping[str, np.ndarray], config: WhisperConfig) -> WhisperForConditionalGeneration:
-    """The model in float16. Raises a `ValueError` where weights are missing or left over."""
+    """The model in float16. Raises a `ValueError` if weights are missing or left over."""
     model = WhisperForConditionalGeneration(config).to(torch.float16)
     weights = {name: torch.from_numpy(value.copy()) for name, value in to_whisper_names(variables).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -87,7 +87,7 @@ def make_tokenizer(folder: Path) -> WhisperTokenizer:
     The tokenizer of tokenizer.json, with the 1,501 timestamps that it leaves out.
 
     Raises:
-        `ValueError`: where added tokens would get other ids than in the file.
+        `ValueError`: if added tokens would get other ids than in the file.
     """
     source = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     added = sorted(source["added_tokens"], key=lambda token: token["id"])
@@ -106,14 +106,14 @@ def make_tokenizer(folder: Path) -> WhisperTokenizer:
     tokenizer.add_tokens([AddedToken(time, normalized=False, special=False) for time in times])
     expected = {token["content"]: token["id"] for token in added}
     if tokenizer.convert_tokens_to_ids(list(expected)) != list(expected.values()):
-        raise ValueError(f"The added tokens of {folder / 'tokenizer.json'} would get other ids than they have there.")
+        raise ValueError(f"The added tokens of {folder / 'tokenizer.json'} would get other ids than in that file.")
     return tokenizer
 
 
 def make_generation_config(
     config: WhisperConfig, settings: Mapping[str, Any], tokenizer: WhisperTokenizer
 ) -> GenerationConfig:
-    """What Whisper's `generate` asks for; suppressed tokens and alignment heads from CTranslate2's config.json."""
+    """What Whisper's `generate` needs; suppressed tokens and alignment heads from CTranslate2's config.json."""
     find = tokenizer.convert_tokens_to_ids
     multilingual = config.eos_token_id == END_MULTILINGUAL
     return GenerationConfig(

@@ -1,9 +1,9 @@
 """Which text instructions can be spoken: one ordered list of plain rules, each with the reason it gives.
 
-An instruction is kept when a person could say it aloud and a listener could answer it with nothing else to read. Texts
-are kept or dropped as they are, never rewritten. The rules are strict, since text is plentiful: a good row lost costs
-nothing, an instruction that speaks of a table nobody hears teaches the model to invent. The wording of texts that refer
-to others is known for English only; all other rules hold for every language, whose script is in `SCRIPTS`.
+An instruction is kept if a person could say it aloud and a listener could answer it without anything to read. Texts
+are kept or dropped, never rewritten. The rules are strict because text is plentiful: losing a good row costs nothing,
+but an instruction about a table that cannot be heard teaches the model to invent. References to other texts are only
+recognised in English; all other rules work for every language, with its script in `SCRIPTS`.
 Run: `why_not_spoken(Exchange("Name three rivers.", "", "The Rhine ..."), SpokenLimits())` is `None`, or the reason.
 """
 
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 
 class Exchange(NamedTuple):
-    """One instruction with its answer, as a text dataset holds them; values may be of any type there."""
+    """One instruction with its answer, as in a text dataset, where values can have any type."""
 
     instruction: Any
-    accompanying: Any  # what else the answer was given for, and is only written: an input, a system prompt
+    accompanying: Any  # other text that the answer depends on: an input, a system prompt
     answer: Any
 
 
 @dataclass(frozen=True)
 class SpokenLimits:
-    """What an instruction has to keep to: 300 characters are some 20 s of English at an ordinary pace."""
+    """The limits of an instruction: 300 characters are about 20 s of English at a normal pace."""
 
     language: str = "en"
     min_characters: int = 10
@@ -34,7 +34,7 @@ class SpokenLimits:
 # What published instruction sets write for "there is no input".
 NO_INPUT = {"", "<noinput>", "no input", "noinput", "none", "n/a", "nan"}
 
-# Unicode's names of scripts, with the languages written in them; any other language is written in Latin letters.
+# Unicode's names of scripts, with the languages written in them; any other language uses Latin letters.
 SCRIPTS = {
     "ARABIC": "ar fa sd ug ur",
     "ARMENIAN": "hy hyw",
@@ -62,10 +62,10 @@ SCRIPTS = {
     "THAI": "th",
 }
 
-# Punctuation and signs that are part of speech, or that any synthesiser reads or passes over as a reader would.
+# Punctuation and signs that are part of speech, or that any synthesiser reads or skips as a person would.
 SPOKEN_MARKS = frozenset(".,;:!?'\"()-/&%$€£+°–—…‘’“”„«»¿¡、。，？！：；「」『』（）।؟،؛·־")
 
-# What is read but not heard, by the names that instructions give it.
+# Names that instructions give to things that are read but not heard.
 _WRITTEN_THINGS = (
     "text passage paragraph article sentence phrase code snippet program function table list data dataset input output "
     "image picture photo figure graph chart diagram document email e-mail message review tweet post poem story essay "
@@ -74,7 +74,7 @@ _WRITTEN_THINGS = (
 )
 _WRITTEN_THING = f"(?:{'|'.join(_WRITTEN_THINGS.split())})s?"
 
-# Searched in the text with its line breaks, in this order; the first that is found is the reason.
+# Searched in the text with its line breaks, in this order; the first match is the reason.
 PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (reason, re.compile(pattern, re.IGNORECASE | re.MULTILINE))
     for reason, pattern in (
@@ -105,7 +105,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 
 def why_not_spoken(exchange: Exchange, limits: SpokenLimits) -> str | None:
-    """The first reason why an instruction cannot be spoken and answered, in a few words; `None` where it can."""
+    """The first reason why an instruction cannot be spoken and answered, in a few words; `None` if it can."""
     instruction, accompanying, answer = exchange
     if not isinstance(instruction, str) or not isinstance(answer, str):
         return "no text"
@@ -142,7 +142,7 @@ def _why_not_said(text: str, limits: SpokenLimits) -> str | None:
 
 @lru_cache
 def scripts_of(language: str) -> tuple[str, ...]:
-    """How Unicode's names begin for the letters that a language (`"en"`, `"sr"`, `"pt-br"`) is written in."""
+    """The prefixes of Unicode's names for the letters of a language (`"en"`, `"sr"`, `"pt-br"`)."""
     base = language.split("-")[0]
     return tuple(script for script, languages in SCRIPTS.items() if base in languages.split()) or ("LATIN",)
 

@@ -1,9 +1,9 @@
 """Instructions spoken by a synthesiser: espeak-ng, or any model of transformers' `text-to-audio` pipeline.
 
 The manner of speaking (voice, speed, pitch) is drawn from a generator seeded with (seed, row), so a row sounds the
-same whichever process speaks it and whatever was spoken before. A pipeline pads a batch and hands out the padding as if
-it were speech: batches are for models that report the lengths of their clips (VITS, MMS) and refused for others.
-What cannot be spoken is an answer, too: a `Speech` with a reason in `failure`, for the caller to count.
+same in any process, regardless of earlier speech. A pipeline pads a batch and returns the padding as if it were
+speech: batches are for models that report the lengths of their clips (VITS, MMS) and refused for others.
+A text that cannot be spoken gives a `Speech` with a reason in `failure`, for the caller to count.
 Run: `[[speech]] = make_tts("espeak-ng").speak([[Job(0, "Name three rivers.")]])`
 """
 
@@ -25,22 +25,22 @@ from .espeak import speak, variants, voices
 
 
 ESPEAK = "espeak-ng"
-MAX_SECONDS = 30.0  # what Whisper hears at once; an instruction beyond it is a synthesiser gone astray
+MAX_SECONDS = 30.0  # Whisper's window; a longer instruction is an error of the synthesiser
 REFUSED = "refused by the synthesiser"
-SILENCE = 1e-3  # peak under which a clip (full scale 1) holds no speech: -60 dB
+SILENCE = 1e-3  # peak below which a clip (full scale 1) holds no speech: -60 dB
 
 ESPEAK_SPEEDS = (130, 210)  # words per minute; people ask at 140 to 190
 ESPEAK_PITCHES = (30, 70)  # 50 is the voice's own
-# Voices for text in other letters than their language's own.
+# Voices for text in another script than their language's usual one.
 OTHER_LETTERS = ("en-shaw", "cmn-latn-pinyin", "fa-latn")
-# Robots, echoes, monsters, a game's loudspeakers and a test of speed: no voices of people.
+# Robots, echoes, monsters, a game's loudspeakers and a speed test: not voices of people.
 NO_PEOPLE = ("Demonic", "Storm", "Tweaky", "UniRobot", "anikaRobot", "announcer", "croak", "fast", "kaukovalta")
 ROBOTS = "robosoft"
-# Their breath comes from the C library's own random numbers, so no two utterances of one text are equal.
+# Their breath comes from the C library's own random numbers, so no two utterances of a text are equal.
 NEVER_THE_SAME = ("Reed", "caleb")
 
 MODEL_SPEEDS = (0.8, 1.25)  # factors on a model's own pace
-ESPEAK_BATCH = 8  # rows that a process takes at a time: some 0.1 s of work
+ESPEAK_BATCH = 8  # rows that a process takes at a time: about 0.1 s of work
 
 
 class Job(NamedTuple):
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
 
 class Manner(NamedTuple):
-    voice: str  # espeak-ng's voice, or a model's speaker; "" where the model has one voice
+    voice: str  # espeak-ng's voice, or a model's speaker; "" if the model has one voice
     speed: float | None  # espeak-ng: words per minute; models: a factor on their own pace; None: cannot be chosen
     pitch: int | None  # espeak-ng: 0 to 99, where 50 is the voice's own; None: cannot be chosen
 
@@ -64,11 +64,11 @@ class Speech(NamedTuple):
 
 
 class TextToSpeech(Protocol):
-    batch_size: int  # rows that are best given at once
+    batch_size: int  # the best number of rows to give at a time
     versions: dict[str, str]  # of the packages that decide the samples
 
     def loses(self, text: str) -> bool:
-        """Whether letters or digits of the text would be passed over in silence."""
+        """Whether letters or digits of the text would be silently skipped."""
 
     def speak(self, batches: Sequence[Sequence[Job]]) -> Iterator[list[Speech]]:
         """The speeches of each batch, in order."""
@@ -86,12 +86,12 @@ def make_tts(
     A synthesiser by name: `"espeak-ng"`, or a Hub id or folder that transformers' `text-to-audio` pipeline takes.
 
     Args:
-        language: whose voices espeak-ng uses; a model has the language it has.
-        workers: processes of espeak-ng; by default one for each core.
-        batch_size, device: of the pipeline; by default it takes the accelerator where there is one.
+        language: of espeak-ng's voices; a model's language is fixed.
+        workers: processes of espeak-ng; by default one per core.
+        batch_size, device: of the pipeline; by default it uses the accelerator if there is one.
 
     Raises:
-        `ValueError`: no voice for the language, workers or batches where there can be none, a model that cannot be
+        `ValueError`: no voice for the language, workers or batches that are not supported, a model that cannot be
             loaded or does not say its sampling rate.
     """
     if name == ESPEAK:
@@ -106,7 +106,7 @@ def make_tts(
 
 
 class EspeakTTS:
-    """espeak-ng: all voices of a language, each with variants of both genders, in some processes."""
+    """espeak-ng: all voices of a language, each with variants of both genders, in several processes."""
 
     batch_size = ESPEAK_BATCH
 
@@ -155,9 +155,9 @@ def _speak_one_with_espeak(job: Job, names: tuple[list[str], list[str], list[str
 
 class PipelineTTS:
     """
-    A model of transformers' `text-to-audio` pipeline. Speaker and pace are varied where the model's forward takes
-    `speaker_id` and `speaking_rate` (VITS, MMS); sampling, where a model samples, is seeded per batch. Models that need a
-    speaker embedding or a reference recording are not served: their rows fail, with what they ask for.
+    A model of transformers' `text-to-audio` pipeline. Speaker and pace are varied if the model's forward takes
+    `speaker_id` and `speaking_rate` (VITS, MMS); sampling, if a model samples, is seeded per batch. Models that need a
+    speaker embedding or a reference recording are not supported: their rows fail with the model's error.
 
     Rows of a batch share speaker and pace. On one machine the same rows and batches give the same samples; another
     kind of processor rounds differently.
@@ -184,7 +184,7 @@ class PipelineTTS:
 
     def loses(self, text: str) -> bool:
         tokenizer = self._pipe.tokenizer or self._pipe.processor.tokenizer
-        # These spell before they look up, so tokens are no letters of the text.
+        # These transcribe the text before the lookup, so tokens are not letters of the text.
         if getattr(tokenizer, "phonemize", False) or getattr(tokenizer, "is_uroman", False):
             return False
         return _letters(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])) != _letters(text)
@@ -201,7 +201,7 @@ class PipelineTTS:
             outputs = self._pipe([job.text for job in jobs], batch_size=len(jobs), forward_params=options)
         except torch.OutOfMemoryError:
             raise
-        except (ValueError, RuntimeError, IndexError) as error:  # what models raise for a text they cannot take
+        except (ValueError, RuntimeError, IndexError) as error:  # what models raise for a text that they cannot speak
             if len(jobs) > 1:
                 return [speech for job in jobs for speech in self._speak_batch([job])]
             return [Speech(jobs[0].row, manner, failure=REFUSED, detail=str(error))]
@@ -233,7 +233,7 @@ def _letters(text: str) -> str:
 
 
 def _finish(job: Job, manner: Manner, waveform: np.ndarray, rate: int) -> Speech:
-    """A waveform of any rate as FLAC, or why it is no speech."""
+    """A waveform of any rate as FLAC, or why it is not speech."""
     try:
         samples = load_audio(np.atleast_1d(waveform), rate, f"row {job.row}")
     except ValueError as error:  # empty or not finite

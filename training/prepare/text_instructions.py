@@ -1,8 +1,8 @@
-"""Text instruction datasets of the two usual layouts, read as exchanges: an instruction and its answer.
+"""Text instruction datasets in the two usual layouts, read as exchanges: an instruction and its answer.
 
-Rows are an instruction, perhaps an input, and an output in columns of their own (as Alpaca's), or chats under
-`messages`, of which the first user turn and the answer right after it count. What a row does not hold becomes `None`
-for the rules of speakable.py to name. Rows stay memory-mapped.
+Rows have an instruction, optionally an input, and an output in separate columns (as in Alpaca), or chats under
+`messages`, of which only the first user turn and the answer right after it are used. Missing values become `None`,
+which the rules of speakable.py report. Rows stay memory-mapped.
 Run: `rows, read = open_text(TextSource("yahma/alpaca-cleaned")); exchange = read(rows[0])`
 """
 
@@ -25,8 +25,8 @@ class TextSource:
     """
     Args:
         source, config, split: see `open_dataset`.
-        messages_column: column of chats, which is read where it is there.
-        instruction_column, input_column, output_column: otherwise; a set without inputs may lack the column `input`.
+        messages_column: column of chats, which is read if it exists.
+        instruction_column, input_column, output_column: read otherwise; the column `input` can be missing.
     """
 
     source: str
@@ -40,10 +40,10 @@ class TextSource:
 
 def open_text(text: TextSource) -> tuple[Dataset, ReadExchange]:
     """
-    The columns that are needed of a dataset, and what reads an exchange from one of its rows.
+    The needed columns of a dataset, and a function that reads an exchange from one of its rows.
 
     Raises:
-        `ValueError`: a dataset that cannot be opened, see `open_dataset`, or lacks the columns.
+        `ValueError`: if the dataset cannot be opened (see `open_dataset`) or lacks the columns.
     """
     rows = open_dataset(text.source, text.config, text.split)
     if text.messages_column in rows.column_names:

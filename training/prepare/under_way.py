@@ -1,4 +1,4 @@
-"""Folders in which one run works at a time, and what a killed run left half-made there."""
+"""Folders in which one run works at a time, and cleaning up after killed runs."""
 
 import fcntl
 import glob
@@ -10,18 +10,18 @@ from pathlib import Path
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Another run that wants the same folder waits; the lock ends with the process."""
+    """Another run that needs the same folder waits; the lock is released when the process exits."""
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def temporary_prefix(name: str) -> str:
-    """What the name of a temporary folder begins with in which `name` is made; it ends in `.tmp`."""
+    """The prefix of the name of a temporary folder in which `name` is created; its suffix is `.tmp`."""
     return f".{name}."
 
 
 def remove_left_overs(folder: Path, name: str) -> None:
-    """What a killed run was about to make under `name`; nobody else's, so only while no other run is in `folder`."""
+    """Removes partial results of a killed run for `name`. Call it only while no other run is in `folder`."""
     for left in folder.glob(f"{glob.escape(temporary_prefix(name))}*.tmp"):
         shutil.rmtree(left, ignore_errors=True)

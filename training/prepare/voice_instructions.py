@@ -1,9 +1,9 @@
-"""Makes a voice-instruction set: text instructions, spoken by a synthesiser, with their answers in text.
+"""Creates a voice-instruction set: text instructions, spoken by a synthesiser, with their answers as text.
 
-In goes a text dataset (text_instructions.py), of which the rows that cannot be spoken are left out (speakable.py); out
-come parquet shards that training reads as they are. Rows, not processes, decide every draw: with any number of
-workers, and after a run that was killed and started again, the files are the same. Hours and counts are in
-summary.json. For several GPUs start one process for each, with `--split "train[:50%]"` and so on.
+The input is a text dataset (text_instructions.py), without the rows that cannot be spoken (speakable.py); the output
+is parquet shards that training reads directly. Every random draw depends on the row, not on the process: the files are
+the same with any number of workers, and after a run that was killed and restarted. Hours and counts are in
+summary.json. For several GPUs, start one process per GPU, with `--split "train[:50%]"` and so on.
 
     falcon3-audio voice-instructions yahma/alpaca-cleaned runs/voice
     falcon3-audio voice-instructions chats.jsonl runs/voice --tts facebook/mms-tts-eng --limit 100
@@ -76,7 +76,7 @@ class VoiceSet:
         tts: `"espeak-ng"`, or a model for the `text-to-audio` pipeline, which speaks `batch_size` rows at a time.
         limit: number of rows to speak, drawn from those that can be; all by default.
         seed: of that draw, and of voices, speeds and pitches.
-        rows_per_shard: rows to speak for a shard; fewer are in it where some fail.
+        rows_per_shard: rows to speak per shard; it holds fewer if some fail.
     """
 
     text: TextSource
@@ -102,7 +102,7 @@ class Selection(NamedTuple):
     total: int
     filtered: dict[str, int]  # rows left out, by reason
     not_drawn: int  # rows that `limit` left out
-    digest: str  # of all texts: a source that has changed is noticed
+    digest: str  # of all texts, to notice a source that has changed
 
 
 class Shard(NamedTuple):
@@ -119,17 +119,17 @@ def make_voice_instructions(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Write a set into the folder `out`, or what is missing of it.
+    Write a set into the folder `out`, or the missing part of it.
 
     Args:
-        workers: processes of espeak-ng; by default one for each core.
-        device: of a model; by default the accelerator where there is one.
-        max_failed: share of the rows that the synthesiser may fail to speak, over all shards so far. The shard that goes
-            beyond it is not written.
+        workers: processes of espeak-ng; by default one per core.
+        device: of a model; by default the accelerator if there is one.
+        max_failed: maximum share of rows that the synthesiser fails to speak, over all shards so far. The shard that
+            exceeds it is not written.
         progress: show progress bars.
 
     Returns:
-        What is in summary.json: samples, hours, rows left out and rows failed by reason, samples per voice.
+        The content of summary.json: samples, hours, rows left out and rows failed by reason, samples per voice.
 
     Raises:
         `ValueError`: a source that cannot be read, lacks the columns or has nothing to speak, too many failures, an
@@ -196,9 +196,7 @@ def _select(
 def _check_shards(out: Path, done: Mapping[str, Any]) -> None:
     missing = [name for name, samples in done["shards"].items() if samples and not (out / name).is_file()]
     if missing:
-        raise ValueError(
-            f"{out} has lost the shard {missing[0]}, which {REPORT} says was written; use an empty folder"
-        )
+        raise ValueError(f"{out} lacks the shard {missing[0]}, which {REPORT} says was written; use an empty folder")
 
 
 def _speak(
@@ -212,7 +210,7 @@ def _speak(
 ) -> Iterator[tuple[Shard, list[dict[str, Any]], list[Speech]]]:
     """The shards that are not done, each with its samples and failures, in order."""
     shards = _shards(selection.jobs, wanted.rows_per_shard)[len(done["shards"]) :]
-    # No batch reaches over the end of a shard: a run that begins there again has the same batches.
+    # No batch crosses the end of a shard: a run that resumes there has the same batches.
     batches = [batch for shard in shards for batch in _cut(shard.jobs, tts.batch_size)]
     speeches = chain.from_iterable(tts.speak(batches))
     bar = tqdm(total=len(selection.jobs), initial=done["rows"], desc="speaking", unit="row", disable=not progress)
@@ -276,8 +274,8 @@ def _check_failures(done: Mapping[str, Any], max_failed: float) -> None:
         example = done["failure_examples"][0]
         raise ValueError(
             f"{failed} of the first {done['rows']} rows could not be spoken ({_counts(done['failed'])}), more than the "
-            f"{max_failed:.2%} that --max-failed allows; row {example['row']}: {example['detail']}. Mend the cause or "
-            "raise --max-failed, and run again: shards that are written are kept"
+            f"{max_failed:.2%} that --max-failed allows; row {example['row']}: {example['detail']}. Fix the cause or "
+            "raise --max-failed, and run again: written shards are kept"
         )
 
 
@@ -308,7 +306,7 @@ def _print_summary(summary: Mapping[str, Any], out: Path) -> None:
     )
     print(f"read {summary['rows']} rows from the columns {', '.join(summary['columns_read'])}")
     print(f"left out by the rules: {_counts(summary['filtered'])}; not drawn: {summary['not_drawn']}")
-    print(f"failed to be spoken: {_counts(summary['failed'])}")
+    print(f"could not be spoken: {_counts(summary['failed'])}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -323,16 +321,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tts", default=ESPEAK, help=f"{ESPEAK} (default), or a text-to-audio model: Hub id or folder"
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="rows that a model speaks at once (default: 1)")
-    parser.add_argument("--device", help="of a model, as cuda:1 (default: the accelerator where there is one)")
-    parser.add_argument("--workers", type=int, help=f"processes of {ESPEAK} (default: one for each core)")
-    parser.add_argument("--limit", type=int, help="speak this many rows, drawn from those that can be (default: all)")
+    parser.add_argument("--batch-size", type=int, default=1, help="rows that a model speaks at a time (default: 1)")
+    parser.add_argument("--device", help="of a model, such as cuda:1 (default: the accelerator if there is one)")
+    parser.add_argument("--workers", type=int, help=f"processes of {ESPEAK} (default: one per core)")
+    parser.add_argument("--limit", type=int, help="speak this many random rows (default: all that can be spoken)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--language", default=SpokenLimits.language, help="of the text (default: %(default)s)")
     for name in ("min", "max"):
         default = getattr(SpokenLimits, f"{name}_characters")
         parser.add_argument(f"--{name}-characters", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--max-failed", type=float, default=0.01, help="share of failures that stops (default: 0.01)")
+    parser.add_argument("--max-failed", type=float, default=0.01, help="maximum share of failures (default: 0.01)")
     parser.add_argument("--rows-per-shard", type=int, default=VoiceSet.rows_per_shard, help="default: %(default)s")
     return parser
 

@@ -1,1 +1,1 @@
-"""From a run to what others load: merged, exported or pushed, and checked after the push."""
+"""Makes a run loadable for others: merges, exports or pushes it, and checks it after the push."""

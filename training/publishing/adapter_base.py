@@ -1,7 +1,7 @@
-"""The base model of an adapter: where it is, or how it is composed again from its backbones.
+"""Finds the base model of an adapter, or composes it again from its backbones.
 
-An adapter that was exported (export_adapter.py) has no base model with it. `backbones.json` names the backbones, with digests
-of their weights: others of the same shape would fit as well, and answer without a word.
+An exported adapter (export_adapter.py) comes without its base model. `backbones.json` names the backbones, with
+digests of their weights: other weights of the same shape would load without an error.
 """
 
 import hashlib
@@ -21,20 +21,21 @@ from ..run_folder import BASE, RECIPE, root_of
 
 
 BACKBONES = "backbones.json"
-# Of the composed model: where a backbone's weights are, by the option that names it.
+# Prefixes of a backbone's weights in the composed model, by the option that names the backbone.
 WEIGHTS = {"audio_model": ("model.audio_tower.",), "text_model": ("model.language_model.", "lm_head.")}
 
 
 def find_base(run: Path) -> str:
     """
-    Where the base model of an adapter is: if the run composed it, `base` in the run's folder, wherever that is now;
+    The location of an adapter's base model: if the run composed it, `base` in the run's folder, wherever that is now;
     otherwise as named in the adapter.
     """
     try:
         named = PeftConfig.from_pretrained(str(run)).base_model_name_or_path
-    except (TypeError, KeyError) as error:  # JSON, but no configuration
+    except (TypeError, KeyError) as error:  # JSON, but not a configuration
         raise ValueError(
-            f"{run / 'adapter_config.json'} is not what PEFT writes ({error!r}). Take another checkpoint of the run."
+            f"{run / 'adapter_config.json'} is not a PEFT configuration ({error!r}). Use another checkpoint of "
+            "the run."
         ) from error
     if not isinstance(named, str | None):
         raise ValueError(
@@ -46,7 +47,7 @@ def find_base(run: Path) -> str:
             f"`--text-model`); {BACKBONES} there names those that it was trained on."
         )
     places = [Path(named)]
-    if Path(named).name == BASE:  # looked for here first: where it was, there may be another run by now
+    if Path(named).name == BASE:  # look here first: the recorded path may now hold another run
         places.insert(0, root_of(run) / BASE)
     found = next((place for place in places if (place / "config.json").exists()), None)
     if found is None and Path(named).is_absolute():
@@ -56,14 +57,14 @@ def find_base(run: Path) -> str:
 
 def compose_base(adapter: Path, audio_model: str, text_model: str, folder: Path) -> list[str]:
     """
-    Composes the base of an exported adapter into `folder`, as its recipe says. Returns what is to be said: a line for each
-    backbone whose weights are not those that the adapter was trained on.
+    Composes the base model of an exported adapter into `folder`, following its recipe. Returns warnings: a line for
+    each backbone whose weights are not those that the adapter was trained on.
 
-    Raises a `ValueError` if `adapter` was not exported, or a backbone is of another size, and the errors of `compose`.
+    Raises a `ValueError` if `adapter` was not exported, or a backbone has another size, and the errors of `compose`.
     """
     if not (adapter / BACKBONES).exists():
         raise ValueError(
-            f"{adapter} has no {BACKBONES}, so it is not known how its base model was composed. Make a folder that has it with "
+            f"{adapter} has no {BACKBONES}, which describes its base model. Create a folder that has it with "
             "`falcon3-audio export-adapter`, or leave out the backbones."
         )
     recipe = recipe_of(adapter)
@@ -81,16 +82,16 @@ def compose_base(adapter: Path, audio_model: str, text_model: str, folder: Path)
         if found["sha256"] != trained_on["sha256"]:
             said.append(
                 f"the weights of {given} are not those of the {trained_on['name']} that the adapter was trained on (sha256 "
-                f"{found['sha256'][:16]}, expected {trained_on['sha256'][:16]}). They fit, but the model may answer worse: "
-                "evaluate it."
+                f"{found['sha256'][:16]}, expected {trained_on['sha256'][:16]}). They load, but the model may answer "
+                "worse: evaluate it."
             )
     return said
 
 
 def describe_backbones(model: Path) -> dict[str, dict[str, Any]]:
     """
-    Of a composed model, for each backbone: `parameters`, their number, and `sha256` over names, shapes, dtypes and bytes of
-    its weights in the order of their names, however they are dealt to files.
+    For each backbone of a composed model: `parameters`, their number, and `sha256` over names, shapes, dtypes and
+    bytes of its weights in the order of their names, however they are split into files.
     """
     files = {name: path for path in sorted(model.glob("*.safetensors")) for name in _names(path)}
     described = {}
@@ -112,12 +113,12 @@ def _names(path: Path) -> list[str]:
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
-    """Of a run that composed its model."""
+    """The recipe of a run that composed its model."""
     path = folder / RECIPE
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not recipe.get("audio_model"):
         raise ValueError(
             f"{path} names no audio_model and text_model: the model was not composed in this run. Its adapter belongs to the "
-            "model that it was trained from; merge it into that (`falcon3-audio merge`)."
+            "model that it was trained from; merge it into that model (`falcon3-audio merge`)."
         )
     return recipe

@@ -3,8 +3,8 @@
     falcon3-audio card model_cards/facts/falcon3-audio-1b.yaml --repo-id ORG/NAME
     falcon3-audio card RUN --checkpoint MERGED --repo-id ORG/NAME --output README.md
 
-SOURCE is a facts file, or the folder of a run, of which the card says what was recorded. Results are those under that repo_id in
-results.json, or in `--results FILE`, which `falcon3-audio results add --file FILE` writes.
+SOURCE is a facts file, or the folder of a run, whose records the card reports. Results are those of that repo_id in
+results.json, or in `--results FILE`, written by `falcon3-audio results add --file FILE`.
 """
 
 import argparse
@@ -34,18 +34,18 @@ def card_for_run(
     results: str | Path = RESULTS,
 ) -> ModelCard:
     """
-    The card of what a run left, with the results in results.json that were measured with these very files.
+    The card of a run's output, with the results in results.json that were measured with exactly these files.
 
     Args:
         run_dir: the run's folder. Without a recipe.yaml there, the card says that the training was not recorded.
-        checkpoint_dir: what is published: a plain checkpoint, or an adapter with its processor.
+        checkpoint_dir: the published files: a plain checkpoint, or an adapter with its processor.
         repo_id: ORG/NAME on the Hub.
         base_model: Hub id of an adapter's base model, if the adapter does not name it itself.
         results: results.json, or another file that `results.add_result` wrote.
 
     Raises:
-        `ValueError`: if an adapter's base model is not on the Hub, the run has not ended, or results.json has a result under
-            `repo_id` that was measured with other files.
+        `ValueError`: if an adapter's base model is not on the Hub, the run has not finished, or results.json has a
+            result under `repo_id` that was measured with other files.
         `OSError`: if files are missing.
     """
     facts = facts_of_run(Path(run_dir), Path(checkpoint_dir), repo_id, base_model)
@@ -54,10 +54,11 @@ def card_for_run(
 
 def read_facts(path: str | Path, repo_id: str) -> dict[str, Any]:
     """
-    What `render_card` takes, from a file as in model_cards/facts: settings and training sets come from the recipe that it names.
+    The facts for `render_card`, from a file as in model_cards/facts. Settings and training sets come from the recipe
+    it names.
 
     Raises:
-        `ValueError`: if facts are missing or not understood.
+        `ValueError`: if facts are missing or invalid.
         `OSError`: if a file cannot be read.
     """
     facts = read_mapping(path) | {"repo_id": repo_id}
@@ -80,8 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio card", description=__doc__.split("\n\n")[0])
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a facts file, or the folder of a run")
     parser.add_argument("--repo-id", required=True, metavar="ORG/NAME", help="of the model on the Hub")
-    parser.add_argument("--checkpoint", type=Path, help="of a run: what is published, such as the merged model")
-    parser.add_argument("--base-model", metavar="ORG/BASE", help="of an adapter that does not name it itself")
+    parser.add_argument("--checkpoint", type=Path, help="for a run: the published files, such as the merged model")
+    parser.add_argument("--base-model", metavar="ORG/BASE", help="base model of an adapter that does not name it")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of `results add --file` (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
     options = parser.parse_args(arguments)
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             checkpoint = options.checkpoint or options.source
             card = card_for_run(options.source, checkpoint, options.repo_id, options.base_model, options.results)
         elif options.checkpoint or options.base_model:
-            raise ValueError("--checkpoint and --base-model go with the folder of a run.")
+            raise ValueError("--checkpoint and --base-model need the folder of a run.")
         else:
             card = render_card(
                 read_facts(options.source, options.repo_id), results_of(options.repo_id, path=options.results)

@@ -1,11 +1,11 @@
-"""An adapter to pass on without its base model: a few megabytes from which anyone with the backbones makes the checkpoint.
+"""Exports an adapter without its base model: a few megabytes that become the checkpoint with the backbones.
 
     falcon3-audio export-adapter RUN OUT
     falcon3-audio merge OUT MODEL --audio-model openai/whisper-base --text-model HuggingFaceTB/SmolLM2-135M-Instruct
 
-OUT holds the adapter with the projector, the recipe, the log and the loss curve of the run, and `backbones.json`: what the base
-model was composed of, with digests of its weights. So `merge` composes the same base again, and says whether the backbones
-are those that the adapter was trained on; others of the same shape fit as well and would answer without a word.
+OUT gets the adapter with the projector, the recipe, the log and the loss curve of the run, and `backbones.json`: the
+backbones of the base model, with digests of their weights. So `merge` composes the same base again, and warns if the
+backbones are not those that the adapter was trained on; others of the same shape would load without an error.
 """
 
 import argparse
@@ -29,15 +29,15 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def export_adapter(run: str | Path, output: str | Path, dtype: str = "bfloat16") -> Path:
     """
-    Writes what is needed to make the model of `run` again, but for the backbones, into `output`; returns that path.
+    Writes everything needed to rebuild the model of `run`, except the backbones, into `output`; returns that path.
 
     Args:
         run: the folder of a finished run that composed its model, or one of its checkpoints.
         dtype: of the adapter's weights.
 
     Raises:
-        `FileExistsError`: if `output` holds anything already.
-        `ValueError`: if `run` holds no adapter, or was not composed in it, or is damaged.
+        `FileExistsError`: if `output` is not empty.
+        `ValueError`: if `run` has no adapter, did not compose its model, or is damaged.
         `OSError`, `SafetensorError`: if something cannot be read or written.
     """
     run, output = Path(run), Path(output)
@@ -45,7 +45,7 @@ def export_adapter(run: str | Path, output: str | Path, dtype: str = "bfloat16")
     check_whole(run)
     root = root_of(run)
     if not (run / ADAPTER[0]).exists():
-        raise ValueError(f"{run} holds no adapter ({ADAPTER[0]}): no tower had LoRA. Pass on the model itself.")
+        raise ValueError(f"{run} holds no adapter ({ADAPTER[0]}): no tower had LoRA. Share the model itself.")
     recipe = recipe_of(root)
     backbones = describe_backbones(Path(find_base(run)))
     weights = load_file(run / ADAPTER[1])

@@ -1,13 +1,13 @@
-"""From what a run leaves to a plain checkpoint that needs no PEFT: LoRA added into the weights.
+"""Merges a run's LoRA into the weights: a plain checkpoint that needs no PEFT.
 
     falcon3-audio merge RUN OUT          # RUN: a run's folder, or one of its checkpoint-N
     falcon3-audio merge ADAPTER OUT --audio-model openai/whisper-base --text-model HuggingFaceTB/SmolLM2-135M-Instruct
 
-The base model is `base` in the run's folder if the run composed it, else the one that the adapter names; that of an exported
-adapter (export_adapter.py) is composed again from the backbones that are given. The result has its
-dtype, its processor, and the code to be loaded with `trust_remote_code=True`; the folder appears whole or not at all.
-A run in 4 bits is merged into the unquantised base, so its logits differ by the quantisation error. A run that trained the
-projector alone left a model without an adapter, which is saved in its dtype: a projector trained in float32 is rounded to it.
+The base model is `base` in the run's folder if the run composed it, else the one that the adapter names; that of an
+exported adapter (export_adapter.py) is composed again from the given backbones. The result has the base model's dtype
+and processor, and the code to load it with `trust_remote_code=True`; the folder is written completely or not at all.
+A run in 4 bits is merged into the unquantised base, so its logits differ by the quantisation error. A run that trained
+only the projector has a model without an adapter, which is saved in its dtype: a float32 projector is rounded to it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from .adapter_base import compose_base, find_base
 
 
 ADAPTER_CONFIG = "adapter_config.json"
-# `push` sends again at most so much after a cut connection. The same here: scores are of files, and what is pushed is what was measured.
+# After a lost connection `push` resends at most this much. The same here: the pushed files must be the scored ones.
 SHARD_SIZE = "5GB"
 
 
@@ -42,12 +42,12 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
     is nothing to merge: the trained model is saved there.
 
     Args:
-        audio_model, text_model: backbones of an exported adapter: folders or Hub ids. Warns of weights that are not those
-            that the adapter was trained on.
+        audio_model, text_model: backbones of an exported adapter: folders or Hub ids. Warns if their weights are not
+            those that the adapter was trained on.
 
     Raises:
-        `FileExistsError`: if `output` holds anything already.
-        `ValueError`: if `run` is no training run, or its base model is not to be found, or one of them is damaged.
+        `FileExistsError`: if `output` is not empty.
+        `ValueError`: if `run` is not a training run, its base model cannot be found, or one of them is damaged.
         `OSError`, `SafetensorError`: if the result cannot be written.
     """
     run, output = Path(run), Path(output)
@@ -88,7 +88,7 @@ def _save(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioPr
 
 
 def forget_folders(model: Falcon3AudioForConditionalGeneration):
-    """Of the backbones' names in the configuration those that are folders here go: a checkpoint is passed on."""
+    """Removes backbone names that are local folders from the configuration: a checkpoint is shared."""
     for config in (model.config.audio_config, model.config.text_config):
         if Path(config.name_or_path).is_absolute():
             config.name_or_path = ""
@@ -109,7 +109,7 @@ def _load(folder: str | Path) -> Falcon3AudioForConditionalGeneration:
 
 
 def load_processor(folder: str | Path) -> Falcon3AudioProcessor:
-    """Raises a `ValueError` where the JSON files of the folder are damaged."""
+    """Raises a `ValueError` if JSON files of the folder are damaged."""
     with _readable(folder):
         return AutoProcessor.from_pretrained(folder)
 
@@ -127,8 +127,8 @@ def _check_adapter(run: Path):
     if not (run / ADAPTER_CONFIG).exists():
         last = find_checkpoint(run)
         if last is not None:
-            raise ValueError(f"{run} is a run that has not ended. Start it again to go on, or merge {last}.")
-        plain = ": it is a plain checkpoint already" if (run / "config.json").exists() else ""
+            raise ValueError(f"{run} is a run that has not finished. Start it again to resume, or merge {last}.")
+        plain = ": it is already a plain checkpoint" if (run / "config.json").exists() else ""
         raise ValueError(f"{run} holds no adapter ({ADAPTER_CONFIG}){plain}. Give the folder of a training run.")
 
 
@@ -138,8 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
         "run", metavar="RUN", help="folder of a training run, one of its checkpoints, or an exported adapter"
     )
     parser.add_argument("output", metavar="OUT", help="folder to create")
-    parser.add_argument("--audio-model", help="of an exported adapter: Whisper, Hub id or folder")
-    parser.add_argument("--text-model", help="of an exported adapter: language model, Hub id or folder")
+    parser.add_argument("--audio-model", help="for an exported adapter: Whisper, Hub id or folder")
+    parser.add_argument("--text-model", help="for an exported adapter: language model, Hub id or folder")
     options = parser.parse_args(arguments)
     with user_errors(parser.prog, explain=explain) as end:
         print(f"merged model saved in {merge(**vars(options))}")

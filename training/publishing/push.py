@@ -1,12 +1,13 @@
-"""Puts a trained model on the Hugging Face Hub, so that it loads where only transformers is installed.
+"""Pushes a trained model to the Hugging Face Hub, so that it loads with only transformers installed.
 
     falcon3-audio push RUN ORG/NAME                   # RUN: a run, one of its checkpoint-N, or a plain checkpoint
     falcon3-audio push RUN ORG/NAME --adapter-only --base-model ORG/BASE
-    falcon3-audio push RUN ORG/NAME --dry-run         # lists what would go there, sends nothing
+    falcon3-audio push RUN ORG/NAME --dry-run         # lists the files, sends nothing
 
-Weights (the adapter merged into them), processor, code, card, recipe and loss curve are made ready in a temporary folder
-(TMPDIR says where) and go up in one commit, which also removes the weights of an earlier push. After a cut connection
-the same command goes on: large files that arrived are not sent again. --verify asks the result a question.
+Weights (with the adapter merged), processor, code, card, recipe and loss curve are prepared in a temporary folder (set
+by TMPDIR) and uploaded in one commit, which also removes the weights of an earlier push. After a lost connection, run
+the same command again to resume: large files that arrived are not sent again. --verify asks the uploaded model a
+question.
 """
 
 import argparse
@@ -44,17 +45,17 @@ from .verify_push import ask
 
 
 ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors")
-RECORDS = (STATE, "loss_curve.png")  # of a run, where it has them, besides the recipe
-# Files of an earlier push that would be loaded beside, or instead of, those of this one.
+RECORDS = (STATE, "loss_curve.png")  # of a run, if it has them, besides the recipe
+# Files of an earlier push that would be loaded together with, or instead of, those of this one.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*config.json")
 SCORES = ".eval_results/*.yaml"  # of the weights of an earlier push
-# What lies in a folder of this machine, wherever a text names it: from the root, a home, or a folder above. URLs are no such.
+# Local paths anywhere in a text: from the root, a home, or a parent folder. URLs do not match.
 _NAME = r"""[^\s/,;:=<>|"'`()\[\]{}]+(?: (?![-~]|\.\.)[^\s/,;:=<>|"'`()\[\]{}]+)*"""
 PLACE = re.compile(rf"(?<![\w/.~])(?:(?:file://[\w.-]*|~[\w.-]*|(?:[\w.-]+/)*\.\.)|/{_NAME})/{_NAME}(?:/{_NAME})*/?")
-# Fields of the configuration that must be those an adapter was trained with.
+# Configuration fields in which a base model must match the one that an adapter was trained on.
 OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", *OF_COMPOSED)
-AGAIN = "Start the same command again; large files that arrived are not sent again."
-LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
+AGAIN = "Run the same command again to resume; large files that arrived are not sent again."
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token with write access."
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -72,13 +73,13 @@ def stage(
     Args:
         run: a run's folder, one of its checkpoints, or a plain checkpoint, which passed `check_whole`.
         folder: an empty folder.
-        adapter_of: Hub id of the base model, if only the adapter is to be there. Its configuration still names the base
-            that the run has here (see `name_base`).
+        adapter_of: Hub id of the base model, if only the adapter is pushed. Its configuration still names the run's
+            local base (see `name_base`).
         dtype: of merged weights ("auto": as they are).
-        results_file: with the scores that were measured with these very files.
+        results_file: with the scores that were measured with exactly these files.
 
     Raises:
-        `ValueError`: if the base model of an adapter is gone, facts for the card are missing, or a score was measured with
+        `ValueError`: if the base model of an adapter or facts for the card are missing, or a score was measured with
             other files.
         `OSError`, `SafetensorError`: if something cannot be read or written.
     """
@@ -103,7 +104,7 @@ def stage(
 
 
 def copy_records(run: Path, root: Path, folder: Path):
-    """Log, loss curve and recipe of a run, where it has them, without the folders of this machine."""
+    """Copies log, loss curve and recipe of a run, if it has them, without local folders."""
     for path in (run / name for name in RECORDS):
         if path.exists() and path.name == STATE:  # may name the best checkpoint's folder
             state = without_folders(json.loads(path.read_text(encoding="utf-8")))
@@ -116,7 +117,7 @@ def copy_records(run: Path, root: Path, folder: Path):
 
 
 def without_folders(value: Any) -> Any:
-    """A record's names and values, in which paths have become their last part: where things lie here is nobody's business."""
+    """A record's names and values with paths reduced to their last part, as local folders are private."""
     if isinstance(value, dict):
         return {without_folders(key): without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -128,11 +129,11 @@ def without_folders(value: Any) -> Any:
 
 
 def check_whole(run: Path):
-    """Raises a `ValueError` if `run` holds no model, or one that was interrupted while it was written, or damaged."""
+    """Raises a `ValueError` if `run` holds no model, or an incomplete or damaged one."""
     if not any((run / name).exists() for name in (ADAPTER[0], "config.json")):
         last = find_checkpoint(run)
         if last:
-            raise ValueError(f"The training in {run} has not ended. Start it again, or push {last}.")
+            raise ValueError(f"The training in {run} has not finished. Start it again to resume, or push {last}.")
         raise ValueError(
             f"{run} holds no model (adapter_config.json or config.json). Give the folder of a finished run, one of its "
             "checkpoints, or a folder from `falcon3-audio merge`."
@@ -143,8 +144,8 @@ def check_whole(run: Path):
             json.loads((run / STATE).read_text(encoding="utf-8"))  # written last
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{run} was interrupted while it was written: it has no readable {STATE}. Start the training again, or "
-                "push a whole checkpoint."
+                f"{run} was interrupted while it was written: it has no readable {STATE}. Resume the training, or "
+                "push a complete checkpoint."
             ) from error
     weights = sorted(run.glob("*.safetensors"))
     if not weights:
@@ -158,7 +159,7 @@ def check_whole(run: Path):
 
 
 def name_base(folder: Path, base: str):
-    """Has the adapter in `folder` name `base` as its base model."""
+    """Makes the adapter in `folder` name `base` as its base model."""
     config = PeftConfig.from_pretrained(str(folder))
     config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
@@ -166,7 +167,7 @@ def name_base(folder: Path, base: str):
 
 def choose_base(run: Path, given: str | None) -> str:
     """
-    The Hub id that an adapter is to name: `given`, or the one that the run was trained from.
+    The Hub id that an adapter will name: `given`, or the model that the run was trained from.
 
     Raises a `ValueError` if there is no adapter, or no Hub id for its base.
     """
@@ -176,7 +177,7 @@ def choose_base(run: Path, given: str | None) -> str:
     base = given or trained_from
     if given is None and Path(trained_from).exists():
         raise ValueError(
-            f"The adapter's base model is the folder {trained_from}, which nobody else could load. Push that first, and "
+            f"The adapter's base model is the folder {trained_from}, which others cannot load. Push that first, and "
             "give its Hub id as --base-model; or push without --adapter-only."
         )
     if Path(base).exists():
@@ -186,7 +187,7 @@ def choose_base(run: Path, given: str | None) -> str:
 
 
 def check_base(run: Path, base: str):
-    """Raises a `ValueError` if the model `base` on the Hub is not there, or not built as the adapter's own base is."""
+    """Raises a `ValueError` if `base` is not on the Hub, or has another architecture than the adapter's own base."""
     trained_from = find_base(run)
     if trained_from == base:
         return
@@ -194,13 +195,13 @@ def check_base(run: Path, base: str):
     differing = [name for name in OF_THE_BASE if _shape(theirs.get(name)) != _shape(ours[name])]
     if differing:
         raise ValueError(
-            f"The adapter was trained on {trained_from}, from which {base} differs in {', '.join(differing)}. Push "
+            f"The adapter was trained on {trained_from}, but {base} differs from it in {', '.join(differing)}. Push "
             "that model first and give its Hub id, or push without --adapter-only."
         )
 
 
 def _shape(value: Any) -> Any:
-    """A configuration without what says nothing of how a model is built."""
+    """A configuration without the fields that do not affect the architecture."""
     drop = ("dtype", "transformers_version", "_name_or_path")
     return {key: item for key, item in value.items() if key not in drop} if isinstance(value, dict) else value
 
@@ -209,21 +210,21 @@ def upload(
     folder: Path, repo_id: str, message: str, private: bool = False, revision: str | None = None, pr: bool = False
 ) -> CommitInfo:
     """
-    All of `folder` as one commit on `repo_id`, which is made if it is not there. What is there unchanged is not sent.
+    Uploads all of `folder` to `repo_id`, which is created if needed, in one commit. Unchanged files are not sent.
 
-    Raises a `ValueError` that says in one line what the Hub or the connection refused.
+    Raises a `ValueError` with one line that says what the Hub refused or how the connection failed.
     """
     api = HfApi()
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     with hub_errors(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
-            raise ValueError(f"{repo_id} is there already and public: nothing was sent. Make it private on its page.")
+            raise ValueError(f"{repo_id} already exists and is public: nothing was sent. Make it private on its page.")
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision)
         old = [name for name in there if name not in names and _is_replaced(name)]
-        # Not `upload_folder`, which makes a commit every few minutes: half a model could be seen in between.
+        # Not `upload_folder`, which commits every few minutes: others could see half a model.
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in old]
         operations += [CommitOperationAdd(name, folder / name) for name in names]
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=pr)
@@ -241,7 +242,7 @@ def _is_replaced(name: str) -> bool:
 
 
 def check_token():
-    """Raises a `ValueError` if there is no token, or the Hub does not know it."""
+    """Raises a `ValueError` if there is no token, or the Hub rejects it."""
     if get_token() is None:
         raise ValueError(f"There is no token for the Hub. {LOG_IN}")
     with hub_errors("the Hub"):
@@ -250,10 +251,10 @@ def check_token():
 
 @contextmanager
 def hub_errors(target: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into a `ValueError` of one line; `target` is what was to be read or written."""
+    """Turns errors of the Hub's client into a `ValueError` of one line; `target` is what it tried to access."""
     try:
         yield
-    except RuntimeError as error:  # an upload; what went wrong is its cause
+    except RuntimeError as error:  # from an upload; its cause says what went wrong
         raise ValueError(f"{error} {_said(error.__cause__ or error)}. {AGAIN}") from error
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
         raise ValueError(_explain_hub(error, target)) from error
@@ -263,13 +264,11 @@ def _explain_hub(error: Exception, target: str) -> str:
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else None
     if isinstance(error, RepositoryNotFoundError):
-        return f"{target} is not on {constants.ENDPOINT}, or the token may not see it: {_said(error)}."
+        return f"{target} is not on {constants.ENDPOINT}, or the token has no access to it: {_said(error)}."
     if status == 401:
         return f"The Hub refused the token: {_said(error)}. {LOG_IN}"
     if status == 403:
-        return (
-            f"The token may not write to {target}: {_said(error)}. Choose another name, or --create-pr if it is there."
-        )
+        return f"The token cannot write to {target}: {_said(error)}. Use another name, or --create-pr if it exists."
     if status is not None:
         return f"The Hub refused with status {status}: {_said(error)}."
     return f"{constants.ENDPOINT} cannot be reached, or the connection was cut: {_said(error)}. {AGAIN}"
@@ -281,8 +280,9 @@ def _said(error: BaseException) -> str:
 
 def push_finished(run: Path, repo_id: str, private: bool = False, revision: str | None = None) -> CommitInfo:
     """
-    What a training that has ended leaves: the adapter where its base model is on the Hub, else the merged model. Neither
-    TensorBoard's files nor training_args.bin go along: they name the machine. Errors as of `stage` and `upload`.
+    Pushes the result of a finished training: the adapter if its base model is on the Hub, else the merged model.
+    Leaves out TensorBoard's files and training_args.bin, which name the machine. Raises the errors of `stage` and
+    `upload`.
     """
     base = find_base(run) if (run / ADAPTER[0]).exists() else None
     base = None if base and Path(base).exists() else base
@@ -294,7 +294,7 @@ def push_finished(run: Path, repo_id: str, private: bool = False, revision: str 
 
 
 def whole_repo_id(name: str | None, output_dir: str) -> str:
-    """ORG/NAME of a training: `name`, with the user before it where it names no owner; `output_dir`'s by default."""
+    """ORG/NAME for a training: `name` (default: `output_dir`'s), prefixed with the user if it names no owner."""
     name = name or Path(output_dir).resolve().name
     with hub_errors("the Hub"):
         repo_id = name if "/" in name else f"{HfApi().whoami()['name']}/{name}"
@@ -303,7 +303,7 @@ def whole_repo_id(name: str | None, output_dir: str) -> str:
 
 
 def push(options: argparse.Namespace):
-    """What the command does; see `main` for its options, and the functions here for the errors."""
+    """Runs the command; see `main` for its options, and the functions here for the errors."""
     validate_repo_id(options.repo_id)
     if "/" not in options.repo_id:
         raise ValueError(f"{options.repo_id!r} names no owner: give ORG/NAME or USER/NAME.")
@@ -317,7 +317,7 @@ def push(options: argparse.Namespace):
     with tempfile.TemporaryDirectory(prefix="falcon3-audio-push-") as name:
         folder = Path(name)
         stage(run, folder, options.repo_id, base, options.dtype, options.results)
-        expected = ask(name) if options.verify else None  # nothing is sent that does not load
+        expected = ask(name) if options.verify else None  # a model that does not load is not sent
         if base:
             name_base(folder, base)
         print_files(folder)
@@ -330,7 +330,7 @@ def push(options: argparse.Namespace):
         answer = ask(options.repo_id, commit.oid, get_token())
         if answer != expected:
             raise ValueError(
-                f"It is on the Hub, but answers {answer!r} about a tone, where what was pushed answered {expected!r}."
+                f"The model on the Hub answers {answer!r} about a tone, but before the push it answered {expected!r}."
             )
         print(f"verified: loaded from the Hub without falcon3_audio, it says about a tone: {answer!r}")
 
@@ -345,14 +345,14 @@ def print_files(folder: Path):
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="falcon3-audio push", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", metavar="RUN", type=Path, help="a run, one of its checkpoints, or a plain checkpoint")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub; made if it is not there")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub; created if missing")
     parser.add_argument("--adapter-only", action="store_true", help="only the adapter, not merged")
-    parser.add_argument("--base-model", metavar="ORG/BASE", help="base model that the adapter is to name")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")
+    parser.add_argument("--base-model", metavar="ORG/BASE", help="base model that the adapter will name")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: unchanged)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of `results add --file` (default: %(default)s)")
-    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--revision", metavar="BRANCH", help="push to this branch; made if it is not there")
+    place.add_argument("--revision", metavar="BRANCH", help="push to this branch; created if missing")
     place.add_argument("--create-pr", action="store_true", help="open a pull request instead of pushing to main")
     parser.add_argument("--message", default="Upload model", help="of the commit (default: %(default)s)")
     what = parser.add_mutually_exclusive_group()
@@ -360,9 +360,9 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--verify", action="store_true", help="load it again without falcon3_audio, and ask a question")
     options = parser.parse_args(arguments)
     if options.adapter_only and options.dtype != "auto":
-        parser.error("--dtype is for merged weights; an adapter stays as it was trained")
+        parser.error("--dtype is for merged weights; an adapter keeps its dtype")
     if options.base_model and not options.adapter_only:
-        parser.error("--base-model goes with --adapter-only")
+        parser.error("--base-model needs --adapter-only")
     with user_errors(parser.prog, explain=explain) as end:
         push(options)
     return end.status

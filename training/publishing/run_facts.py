@@ -1,8 +1,8 @@
-"""The facts of a checkpoint for its card, from what its run recorded and from its own configuration.
+"""The facts about a checkpoint for its card, from its run's records and its own configuration.
 
-Read are `recipe.yaml` and `trainer_state.json` of the run, `config.json` (of an adapter: its base model's), the processor, and
-the `report.json` of prepared training sets that are still there. Nothing else is guessed: what was not recorded is called
-that in the card. Local paths never get into it; base models and sets are named by Hub id or described.
+Reads the run's `recipe.yaml` and `trainer_state.json`, `config.json` (of an adapter: its base model's), the processor,
+and the `report.json` of prepared training sets that still exist. Nothing is guessed: the card says what was not
+recorded. It never contains local paths; base models and sets are named by Hub id or described.
 Run: `facts_of_run(Path("runs/mine"), Path("runs/mine-merged"), "ORG/NAME")`, or `card_for_run` in card.py.
 """
 
@@ -64,7 +64,7 @@ def facts_of_run(run: Path, checkpoint: Path, repo_id: str, base_model: str | No
 
 
 def _read_recipe(run: Path) -> tuple[dict[str, Any], str]:
-    """What the run recorded, and the `training.status` of the facts."""
+    """The run's recipe, and the `training.status` of the facts."""
     for folder, status in ((run, "run"), (run.resolve().parent, "composed")):
         path = folder / RECIPE
         if path.exists() and (status == "run" or run.resolve().name == BASE):
@@ -79,8 +79,8 @@ def _base_of_adapter(checkpoint: Path, base_model: str | None) -> str | None:
     base = base_model or read_mapping(config).get("base_model_name_or_path")
     if not isinstance(base, str) or not is_hub_id(base) or Path(base).exists():
         raise ValueError(
-            f"The base model of the adapter in {checkpoint} is {base!r}, which nobody else could load. Push that first, and "
-            "give its Hub id as base_model."
+            f"The base model of the adapter in {checkpoint} is {base!r}, which others cannot load. Push that first, "
+            "and give its Hub id as base_model."
         )
     return base
 
@@ -95,7 +95,7 @@ def _config(run: Path, checkpoint: Path, recipe: dict[str, Any], adapter_of: str
 
 
 def _backbones(recipe: dict[str, Any], config: PreTrainedConfig, run: Path) -> dict[str, str | None]:
-    """Hub ids, or absolute paths of local folders; of a checkpoint that was trained on, itself in either role."""
+    """Hub ids or absolute local paths; if training started from a checkpoint, its id in both roles."""
     recorded = getattr(config.text_config, "name_or_path", None) or None
     model = recipe.get("model")
     if model and is_hub_id(model) and not _find_local(model, run):
@@ -106,8 +106,8 @@ def _backbones(recipe: dict[str, Any], config: PreTrainedConfig, run: Path) -> d
 
 def _find_local(name: str, run: Path) -> Path | None:
     """
-    A local folder or file that a recipe names, from here or from where the run was started. One of two parts that has been
-    removed since reads like a Hub id: recipes do not record which it was.
+    A local folder or file that a recipe names, relative to here or to where the run was started. A path of two parts
+    that has been removed looks like a Hub id: recipes do not record which it was.
     """
     places = (folder / name for folder in (Path.cwd(), *run.resolve().parents))
     return next((place.resolve() for place in places if place.exists()), None)
@@ -134,7 +134,7 @@ def _dataset(source: dict[str, Any], run: Path) -> Dataset:
 
 
 def _describe_report(report: dict[str, Any]) -> str:
-    """What `falcon3-audio open-asqa prepare` counted; nothing for other sets."""
+    """The counts of `falcon3-audio open-asqa prepare`; empty for other sets."""
     if report.get("parameters", {}).get("source") != "open-asqa" or not report.get("finished"):
         return ""
     total, annotations = report["total"], report["parameters"]["annotations"]
@@ -148,12 +148,12 @@ def _last_state(run: Path, checkpoint: Path) -> dict[str, Any]:
     paths = [folder / STATE for folder in (checkpoint, run)]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
-        raise ValueError(f"The run in {run} has no {STATE}: it has not ended. Start it again, or give a checkpoint-N.")
+        raise ValueError(f"The run in {run} has no {STATE}: it has not finished. Resume it, or give a checkpoint-N.")
     return read_object(path)
 
 
 def describe_outcome(state: dict[str, Any], streamed: bool = False) -> list[str]:
-    """Lines about how a training ended, from its `trainer_state.json`; there are no epochs of sets that were streamed."""
+    """Lines about the outcome of a training, from its `trainer_state.json`; streamed sets have no epochs."""
     passes = " of a stream" if streamed else f", {state['epoch']:.4g} epochs"
     lines = [f"{state['global_step']:,} steps{passes}."]
     kept = next((entry for entry in state["log_history"] if LOADED in entry), None)
@@ -179,7 +179,7 @@ def describe_outcome(state: dict[str, Any], streamed: bool = False) -> list[str]
 
 
 def _describe_hearing(log_history: list[dict[str, Any]]) -> list[str]:
-    """What each set that was evaluated showed last: whether the answers depend on the sound."""
+    """The last result of each evaluated set: whether the answers depend on the audio."""
     last = {name: entry for entry in log_history for name in hearing_names([entry])}
     return [
         f"After {entry['step']:,} steps silence in place of the clips costs {entry[name]:.4g} nats per answer token "

@@ -1,7 +1,7 @@
-"""Loads a model as a stranger would and asks one question about a tone: `trust_remote_code=True`, no falcon3_audio.
+"""Loads a model as outside users would and asks one question about a tone: `trust_remote_code=True`, no falcon3_audio.
 
-`ask` starts a process of its own for that, with an empty cache, in which importing falcon3_audio fails; so the code that
-travels with the checkpoint is what runs. This file is that process's script, so it imports nothing of the package.
+`ask` does this in a separate process with an empty cache, in which importing falcon3_audio fails, so that the code
+saved with the checkpoint runs. This file is that process's script, so it imports nothing from the package.
 
     python -I training/publishing/verify_push.py ORG/NAME [REVISION]       # or a folder
 """
@@ -16,20 +16,20 @@ import tempfile
 SAMPLING_RATE = 16_000  # Hz
 QUESTION = "What do you hear?"
 RESULT = "ANSWER "
-# Where the environment may place caches besides HF_HOME.
+# Variables that can place caches outside of HF_HOME.
 CACHES = ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE")
 
 
 def ask(model: str, revision: str | None = None, token: str | None = None) -> str:
     """
-    What the model says about a second of 440 Hz, decoded greedily.
+    The model's answer about one second of 440 Hz, decoded greedily.
 
     Args:
         model: Hub id, of a plain checkpoint or an adapter (which needs PEFT), or a folder.
         revision: commit, branch or `refs/pr/N`, of a Hub id.
-        token: to read a private repository with.
+        token: for reading a private repository.
 
-    Raises a `ValueError` with the last line of what the process said if it fails.
+    Raises a `ValueError` with the last line of the process's stderr if it fails.
     """
     with tempfile.TemporaryDirectory(prefix="falcon3-audio-verify-") as home:
         environment = {name: value for name, value in os.environ.items() if name not in CACHES} | {"HF_HOME": home}
@@ -54,7 +54,7 @@ def _answer(model: str, revision: str | None = None) -> str:
         # transformers would look for this revision in the base model's repository too.
         model, revision = snapshot_download(model, revision=revision), None
     tone = np.sin(2 * np.pi * 440 * np.arange(SAMPLING_RATE) / SAMPLING_RATE).astype(np.float32)
-    # By the name of the task, this loads AutoModelForMultimodalLM, AutoProcessor and the checkpoint's own pipeline.
+    # For this task, it loads AutoModelForMultimodalLM, AutoProcessor and the checkpoint's own pipeline.
     pipe = pipeline("audio-text-to-text", model=model, revision=revision, trust_remote_code=True)
     answer = pipe(tone, text=QUESTION, sampling_rate=SAMPLING_RATE, max_new_tokens=16, do_sample=False)
     return answer[0]["generated_text"]

@@ -1,1 +1,1 @@
-"""Parts of the study (../study.py): its file, its runs, its report. The YAML files here are those that the project runs."""
+"""Parts of a study (../study.py): its file, its runs, its report. The YAML files here are the project's studies."""

@@ -17,7 +17,7 @@ CONTROL = "0.45"  # grey
 
 
 def draw(report: dict[str, Any], path: Path) -> Path | None:
-    """Draws the content of report.json to a PNG and returns its path; `None` where nothing has ended."""
+    """Plots the content of report.json to a PNG and returns its path; `None` if no run has finished."""
     if not report["training"]:
         return None
     colours = dict(zip(report["arms"], _colours(len(report["arms"]))))
@@ -73,7 +73,7 @@ def _points(
     label: str | None,
     below: float = 0.0,
 ):
-    """A row for each arm, so far below its middle; those without a value stay empty."""
+    """One row per arm, shifted down by `below`; arms without a value stay empty."""
     for row, (value, colour) in enumerate(zip(found, colours)):
         if value is None:
             continue
@@ -102,7 +102,7 @@ def _losses(axes: Axes, runs: Sequence[dict[str, Any]], colours: dict[str, Any])
     axes.set_ylabel("training loss (nats per answer token)")
     axes.grid(alpha=0.3)
     if named:
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the lines, not on them
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # next to the lines, not on them
 
 
 __all__ = ["draw"]

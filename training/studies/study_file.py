@@ -1,7 +1,7 @@
-"""STUDY.yaml, read and checked whole before anything is trained: which runs a study is made of, and what decides each.
+"""STUDY.yaml, read and checked completely before anything is trained: the runs of a study, and the settings of each.
 
 `read_study(path)` parses the options of every run as the run itself will, so that a mistake in the last arm is found
-before the first begins. Keys that nobody knows are errors that name the nearest known one. See studies/README.md.
+before the first starts. Unknown keys are errors that name the nearest known one. See studies/README.md.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ class Method(NamedTuple):
     How a stage is trained.
 
     Attributes:
-        module: what runs.
+        module: the module to run.
         options: dataclasses of its options.
-        also: options of the trainer that decide the result besides those of any method.
+        also: options of the trainer that affect the result, besides those of every method.
     """
 
     module: str
@@ -45,16 +45,16 @@ class Method(NamedTuple):
 OF_BOTH = (ModelArguments, LoraArguments, DataArguments)
 SFT = Method("training.sft", (*OF_BOTH, AudioSFTConfig))
 GRPO = Method("training.grpo", (*OF_BOTH, RewardArguments, AudioGRPOConfig), DECIDING_GRPO)
-GRPO_RECIPE = "grpo"  # key of a stage that is trained by it
+GRPO_RECIPE = "grpo"  # key of a stage trained by GRPO
 KEYS = ("recipe", "overrides", "arms", "seeds", "evaluate")
 OF_AN_ARM = ("seeds", "stages")
-# A study gives each run its own.
+# Set by the study for each run.
 OURS = ("output_dir", "seed", "resume_from_checkpoint", "push_to_hub")
-# What holds for any model, composed here or not; the other options of the model say how one is composed.
+# Options for any model, composed here or not; the other model options say how one is composed.
 OF_ANY_MODEL = ("dtype", "attn_implementation", "load_in_4bit")
 COMPOSING = tuple(name for name in option_names([ModelArguments]) if name not in OF_ANY_MODEL)
-FORMER = "the stage before"  # in the place of its model, which does not exist yet
-SOUND = "none"  # of `CONTROLS`: the right sound is played
+FORMER = "the stage before"  # instead of its model, which does not exist yet
+SOUND = "none"  # in `CONTROLS`: the question's own audio
 RULE = "content"  # of the report, as in `falcon3-audio compare`
 
 
@@ -64,8 +64,8 @@ class Stage:
     One training.
 
     Attributes:
-        options: as in a recipe, all of them; of a later stage `model` is `FORMER`.
-        settings: of these, what decides the result (see `describe_recipe`).
+        options: all options, as in a recipe; in a later stage `model` is `FORMER`.
+        settings: those that affect the result (see `describe_recipe`).
         data: paths of the training sets.
     """
 
@@ -82,9 +82,9 @@ class Evaluation:
 
     Attributes:
         name: unique in the study; the name of a folder.
-        rule: by which the report counts, of the benchmark's.
-        controls: "none" first, where the sound is played.
-        options: those of `falcon3-audio evaluate` that were given, by their names there with underscores.
+        rule: the benchmark's rule by which the report counts.
+        controls: "none", with the question's own audio, first.
+        options: the given options of `falcon3-audio evaluate`, by their names with underscores.
     """
 
     name: str
@@ -102,8 +102,8 @@ class Evaluation:
 class Arm:
     """
     Attributes:
-        overrides: what differs from the recipe, of each stage, as it was given.
-        stages: of each seed.
+        overrides: for each stage, the given differences from the recipe.
+        stages: by seed.
     """
 
     name: str
@@ -121,8 +121,8 @@ class Study:
 def read_study(path: str | Path) -> Study:
     """
     Raises:
-        `OSError`: a file that cannot be read.
-        `ValueError`: what a study, a recipe or an option does not allow.
+        `OSError`: for a file that cannot be read.
+        `ValueError`: for an invalid study, recipe or option.
     """
     path = Path(path)
     inherited, own = read_extended(path)
@@ -136,7 +136,7 @@ def read_study(path: str | Path) -> Study:
         arms = {name: arm for name, arm in arms.items() if arm is not False}
     if not isinstance(recipe, str) or not arms:
         raise ValueError(
-            f"{path} needs `recipe`, a path from its own folder, and `arms`, a mapping of names to options."
+            f"{path} needs `recipe`, a path relative to its folder, and `arms`, a mapping of names to options."
         )
     return make_study(path.stem, path.parent / recipe, given | {"arms": arms}, str(path), path.parent)
 
@@ -147,8 +147,8 @@ def make_study(name: str, recipe: Path, given: dict[str, Any], where: str, folde
 
     Args:
         recipe: the file.
-        where: names the mapping in errors; these are as of `read_study`.
-        folder: where the paths of other recipes start.
+        where: names the mapping in errors; these are as in `read_study`.
+        folder: base of the paths of other recipes.
     """
     base = _read_recipe(recipe, SFT)
     common = _overrides(given.get("overrides"), f"{where}, overrides", SFT)
@@ -164,7 +164,7 @@ def make_study(name: str, recipe: Path, given: dict[str, Any], where: str, folde
     names = [evaluation.name for evaluation in evaluations]
     twice = [one for one in names if names.count(one) > 1]
     if twice:
-        raise ValueError(f"{where} evaluates {twice[0]!r} twice; give one of the two another `name`.")
+        raise ValueError(f"{where} evaluates {twice[0]!r} twice; give one of them another `name`.")
     return Study(name, arms, evaluations)
 
 
@@ -196,7 +196,7 @@ def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: s
 
 
 def _sft_options(base: dict[str, Any], change: dict[str, Any], number: int, where: str) -> dict[str, Any]:
-    """All options of a stage; of a later one without those that say how the model is composed."""
+    """All options of a stage; in a later one without those that say how the model is composed."""
     if number:
         _check_composes_nothing(change, where)
         base = {name: value for name, value in base.items() if name not in COMPOSING} | {"model": FORMER}
@@ -204,9 +204,9 @@ def _sft_options(base: dict[str, Any], change: dict[str, Any], number: int, wher
 
 
 def _grpo_options(change: dict[str, Any], number: int, where: str, folder: Path) -> dict[str, Any]:
-    """Those of a recipe for GRPO and the stage's own: `falcon3-audio train` shares few with it."""
+    """The options of a GRPO recipe and the stage's own: GRPO shares few with `falcon3-audio train`."""
     if not number:
-        raise ValueError(f"{where}: GRPO goes on with what a stage before it has trained, and this is the first.")
+        raise ValueError(f"{where}: GRPO continues training an earlier stage's model, but this stage is the first.")
     own = _overrides(change, where, GRPO, (GRPO_RECIPE,))
     _check_composes_nothing(own, where)
     path = own.pop(GRPO_RECIPE)
@@ -219,21 +219,21 @@ def _check_composes_nothing(change: dict[str, Any], where: str):
     composing = [key for key in COMPOSING if key in change]
     if composing:
         raise ValueError(
-            f"{where} sets {', '.join(composing)}, but it goes on with the model of the stage before. Set what is "
-            "composed in the first stage."
+            f"{where} sets {', '.join(composing)}, but it continues with the model of the previous stage. Set these "
+            "options in the first stage."
         )
 
 
 def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> Stage:
-    """Checks the options as the run will, with names in the place of folders that do not exist yet."""
-    options = {"disable_tqdm": True} | options  # its lines go to a file
+    """Checks the options as the run will, with placeholders for folders that do not exist yet."""
+    options = {"disable_tqdm": True} | options  # the output goes to a log file
     options = {name: value for name, value in options.items() if name not in OURS} | {"seed": seed}
     parser = TrlParser(method.options, prog="falcon3-audio train")
     parser.set_defaults_with_config(**options, output_dir="OUT")
     try:
         with exits_as_errors():
             parsed = parser.parse_args_into_dataclasses([])
-        check_scored(parsed[2], parsed[-1])  # not how many GPUs there are: a study gives each run one
+        check_scored(parsed[2], parsed[-1])  # not the number of GPUs: a study gives each run one
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     data = tuple(source.path for source in parsed[2].train_data)
@@ -247,14 +247,14 @@ def _overrides(given: Any, where: str, method: Method, also: tuple[str, ...] = (
     check_keys(given, [*option_names(method.options), *also], where)
     ours = [name for name in OURS if name in given]
     if ours:
-        raise ValueError(f"{where} sets {', '.join(ours)}, which a study gives each run itself; `seeds` are its list.")
+        raise ValueError(f"{where} sets {', '.join(ours)}, which the study sets for each run; list seeds in `seeds`.")
     return dict(given)
 
 
 def _seeds(given: Any, where: str) -> list[int]:
     right = isinstance(given, list) and given and all(type(seed) is int and seed >= 0 for seed in given)
     if not right or len(set(given)) < len(given):
-        raise ValueError(f"{where}: `seeds` must be a list of different integers from 0 on, got {given!r}.")
+        raise ValueError(f"{where}: `seeds` must be a list of different integers of at least 0, got {given!r}.")
     return given
 
 
@@ -285,7 +285,7 @@ def _evaluation(given: Any, where: str) -> Evaluation:
 
 
 def _evaluation_options() -> list[str]:
-    """The options of `falcon3-audio evaluate` that say how a local model is asked."""
+    """The options of `falcon3-audio evaluate` for a local model."""
     fixed = ("model", "output_dir", "control", "revision", "trust_remote_code", "endpoint", *evaluate.REMOTE_ONLY)
     shortest = ["--benchmark=jsonl", "--data=x", "--output-dir=x", "--model=x"]
     return [name for name in vars(evaluate.parse(shortest)) if name not in fixed]
@@ -293,12 +293,12 @@ def _evaluation_options() -> list[str]:
 
 def _check_name(name: str, where: str):
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError(f"{where}: {name!r} is to name a folder; take letters, digits, `-`, `_`, `+` and dots only.")
+        raise ValueError(f"{where}: {name!r} must be a folder name; use only letters, digits, `-`, `_`, `+` and dots.")
 
 
 @contextlib.contextmanager
 def exits_as_errors() -> Iterator[None]:
-    """What argparse says before it ends the program becomes a `ValueError`."""
+    """Turns argparse's message and exit into a `ValueError`."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

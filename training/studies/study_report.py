@@ -1,8 +1,9 @@
-"""The report of a study: report.json with all of its numbers, report.md (study_tables.py), report.png (study_figure.py).
+"""The report of a study: report.json with all numbers, report.md (study_tables.py), report.png (study_figure.py).
 
-Accuracies are means over the seeds that have ended. Intervals are those of evaluation/clip_intervals.py, for one seed the same
-as in `falcon3-audio score`; none where so few clips say too little. Differences are to the first arm, over the seeds that both have, on the same questions. No reply is ever left
-out: what is missing or unresolved is wrong, and where replies are missing the report says so. Of paths only the names are kept.
+Accuracies are means over the finished seeds. Intervals are those of evaluation/clip_intervals.py, for one seed the
+same as in `falcon3-audio score`; none if there are too few clips. Differences are to the first arm, over the seeds
+that both have, on the same questions. No reply is left out: missing and unresolved ones count as wrong, and the
+report lists missing ones. Only the names of paths are kept.
 """
 
 import json
@@ -28,15 +29,15 @@ from .study_runs import FAILED, Run, Step, changes, package, runs_of, scores_of,
 from .study_tables import as_markdown
 
 
-FORMAT = 1  # of report.json; goes up when a key changes its meaning
+FORMAT = 1  # of report.json; incremented when the meaning of a key changes
 NOISE = "within noise"
-# Absolute paths: of a machine, and of nobody else's.
+# Absolute paths, which are specific to a machine.
 PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\",:]+/)+")
 ONLY_PATH = re.compile(rf"{PATH.pattern}[^\s/'\",:]*")
 
 
 def write_report(study: Study, output: Path) -> str:
-    """Writes the three files into `output`, and returns the text of report.md."""
+    """Writes the three files to `output`, and returns the text of report.md."""
     report = make_report(study, output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "report.json", report)
@@ -51,7 +52,7 @@ def make_report(study: Study, output: Path) -> dict[str, Any]:
     """
     All numbers, ready to be written as JSON: shares from 0 to 1, differences from -1 to 1, `null` where there is none.
 
-    Raises a `ValueError` where runs were asked other questions.
+    Raises a `ValueError` if runs were evaluated on different questions.
     """
     runs = runs_of(study, output)
     states = {str(run): state_of(run) for run in runs}
@@ -73,7 +74,7 @@ def make_report(study: Study, output: Path) -> dict[str, Any]:
 
 
 def state_of(run: Run) -> dict[str, Any] | None:
-    """Why a run is not in the tables; `None` for one that has ended."""
+    """Why a run is not in the tables; `None` for a finished one."""
     changed, _ = changes(run)
     if changed:
         return {"state": "begun with other settings", "said": "; ".join(changed)}
@@ -128,7 +129,7 @@ def _provenance(run: Run, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _without_reply(evaluation: Evaluation, runs: Sequence[Run], right) -> list[dict[str, Any]]:
-    """Where questions have no reply: in which folder (below OUT), and how many."""
+    """Questions without a reply: their folder (relative to OUT) and their number."""
     found = [(run, control, right[control][str(run)][1]) for run in runs for control in evaluation.controls]
     return [
         {
@@ -148,12 +149,12 @@ def _rows(run: Run, evaluation: Evaluation, control: str) -> list[Prediction]:
 
 
 def _right(run: Run, evaluation: Evaluation, control: str, asked: Sequence[Prediction]) -> tuple[np.ndarray, int]:
-    """Bool `(questions,)`: whether each is right; and how many have no reply."""
+    """Bool `(questions,)`, whether each is right, and how many have no reply."""
     rows = _rows(run, evaluation, control)
     if [(row.id, row.choices, row.answer) for row in rows] != [(row.id, row.choices, row.answer) for row in asked]:
         raise ValueError(
-            f"{scores_of(run, evaluation, control)} has other questions than the first run of the study. Remove it to ask "
-            "again."
+            f"{scores_of(run, evaluation, control)} has other questions than the first run of the study. Remove it to "
+            "evaluate again."
         )
     return np.array([is_right(row, evaluation.rule) for row in rows]), sum(row.status != ANSWERED for row in rows)
 
@@ -200,7 +201,7 @@ def accuracy(right: np.ndarray, clips: np.ndarray) -> dict[str, Any]:
 
     Args:
         right: int `(seeds, questions)`, 0 or 1.
-        clips: int `(questions,)`: which clip each question is about, by any numbering.
+        clips: int `(questions,)`: the clip of each question, in any numbering.
     """
     return {
         "questions": right.shape[1],
@@ -228,8 +229,8 @@ def _trainings(run: Run) -> list[Step]:
 
 def _training(run: Run) -> dict[str, Any]:
     """
-    Of the stages together the seconds and the most memory; loss (`None` of GRPO) and what was evaluated are the last of the
-    last stage.
+    Total seconds and peak memory over all stages; loss (`None` for GRPO) and evaluation are the last ones of the last
+    stage.
     """
     stages = [_log(step) for step in _trainings(run)]
     return {
@@ -248,7 +249,7 @@ def _log(step: Step) -> dict[str, Any]:
     state = json.loads((step.folder / STATE).read_text(encoding="utf-8"))
     history = state["log_history"]
     logged = [entry for entry in history if "loss" in entry]
-    # What GRPO logs as its loss is around 0 whatever was learned, and not in nats per answer token.
+    # The loss that GRPO logs is around 0 regardless of what was learned, and not in nats per answer token.
     losses = [[entry["step"], entry["loss"]] for entry in logged] if step.method is SFT else []
     evaluated: dict[str, Any] = next(
         (entry for entry in reversed(history) if any(key.startswith("eval_") for key in entry)), {}
@@ -267,7 +268,7 @@ def _log(step: Step) -> dict[str, Any]:
 
 
 def _seconds(history: Sequence[dict[str, Any]]) -> float:
-    """Of the whole training; of GRPO, which logs neither that nor its memory, since it was last started."""
+    """Seconds of the whole training; for GRPO, which does not log them (nor memory), since its last start."""
     for name in ("training_seconds", "train_runtime"):
         found = [entry[name] for entry in history if name in entry]
         if found:
@@ -281,7 +282,7 @@ def _records(runs: Sequence[Run], training: bool) -> list[dict[str, Any]]:
 
 
 def _training_data(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Digests of the training sets, see `study_runs.set_digests`: more than one where a set changed between runs."""
+    """Digests of the training sets, see `study_runs.set_digests`: more than one if a set changed between runs."""
     found: dict[str, list[str]] = {}
     for record in _records(runs, training=True):
         for name, sha256 in record["data"].items():
@@ -299,8 +300,8 @@ def _made_with(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def without_paths(content: Any) -> Any:
     """
-    The content with only the last name of every absolute path in it. Texts that are a path and nothing else stay different:
-    of paths with the same name the second is "name (2)", and so on.
+    The content with every absolute path in it reduced to its last name. Strings that are just a path stay distinct:
+    the second path with the same name becomes "name (2)", and so on.
     """
     named: dict[str, str] = {}
 

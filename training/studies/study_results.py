@@ -1,7 +1,7 @@
-"""What a study's report is made of, in one archive: the replies, the logs of the trainings, what each was begun with.
+"""The inputs of a study's report in one archive: the replies, the training logs, and the settings of each step.
 
-Without the weights that is little. A report can be made again from it, and a study goes on on another machine: unpacked into OUT,
-what has ended counts as done there.
+Without the weights it is small. The report can be rebuilt from it, and a study can be resumed on another machine:
+unpacked into OUT, finished runs count as done there.
 """
 
 import io
@@ -20,15 +20,15 @@ from .study_runs import Run, runs_of, steps_of
 
 def pack(study: Study, output: Path, archive: Path) -> int:
     """
-    Writes the results of the runs that have ended, as a tar file compressed by xz; returns how many runs. The same results give
-    the same bytes. In scores and in how they were made only the last name of an absolute path is kept; what a run was begun with is
-    kept as it is, since it is compared when the study goes on.
+    Writes the results of the finished runs as a tar file compressed by xz; returns the number of runs. The same
+    results give the same bytes. In scores and their provenance, absolute paths are reduced to their last name; the
+    settings of a run are kept unchanged, since they are compared when the study is resumed.
 
-    Raises a `ValueError` where no run has ended.
+    Raises a `ValueError` if no run has finished.
     """
     ended = [run for run in runs_of(study, output) if state_of(run) is None]
     if not ended:
-        raise ValueError(f"no run of {study.name} has ended in {output}: there is nothing to pack.")
+        raise ValueError(f"no run of {study.name} has finished in {output}: there is nothing to pack.")
     with whole_file(archive) as file, tarfile.open(fileobj=file, mode="w:xz", preset=9) as tar:
         for run in ended:
             for path, kept in _results_of(run):
@@ -39,7 +39,7 @@ def pack(study: Study, output: Path, archive: Path) -> int:
 
 
 def _results_of(run: Run) -> Iterator[tuple[Path, bytes]]:
-    """Each file of a run, and its content."""
+    """Each file of a run, with its content."""
     for step in steps_of(run):
         if step.trains or step.evaluates:
             yield step.record, step.record.read_bytes()

@@ -1,12 +1,12 @@
-"""What a study consists of on the disk: its runs, the processes of each, and what they were begun with.
+"""A study on disk: its runs, the processes of each, and the settings they were started with.
 
-OUT/ARM/seed-N/                 of stages: OUT/ARM/seed-N/stage-K/
-  options.yaml, train.log       what is trained, and what the training says
-  train.json                    what decides the result, digests of the data, versions: compared when a study goes on
+OUT/ARM/seed-N/                 with stages: OUT/ARM/seed-N/stage-K/
+  options.yaml, train.log       the training's options and its log
+  train.json                    what affects the result, digests of the data, versions: compared when resuming
   run/, model/                  the run's folder, and the merged model
-  scores/NAME/CONTROL/          predictions and score; beside it CONTROL.log and CONTROL.json, as above
+  scores/NAME/CONTROL/          predictions and score; next to it CONTROL.log and CONTROL.json, as above
 
-The digests are of the files with the questions, and of those beside them that describe a set. Audio files are not covered.
+The digests cover the files with the questions and the files next to them that describe a set, but not audio files.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ from ..run_folder import STATE, with_defaults
 from .study_file import FORMER, SOUND, Evaluation, Method, Stage, Study
 
 
-CLIPS = "clips.jsonl"  # beside a set's questions: what is in each clip
-FAILED = "failed.json"  # in the folder of a run: which step, and what it said
+CLIPS = "clips.jsonl"  # next to a set's questions: the content of each clip
+FAILED = "failed.json"  # in the folder of a run: the failed step and its message
 PACKAGES = ("falcon3-audio", "accelerate", "datasets", "peft", "torch", "transformers", "trl")
 
 
 @dataclass(frozen=True)
 class Digests:
     """
-    Of what a study reads.
+    Digests of the files that a study reads.
 
     Attributes:
-        sets: of each training set, by its path: the digests of what it consists of, by path.
-        evaluations: of each evaluation, by its name: the digests of its files, by theirs.
+        sets: for each training set, by its path: the digests of its parts, by path.
+        evaluations: for each evaluation, by its name: the digests of its files, by their names.
     """
 
     sets: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -57,10 +57,10 @@ class Run:
     An arm with one seed.
 
     Attributes:
-        folder: of everything that it leaves.
-        stages: in their order.
-        digests: of what is read, where that is known.
-        model: which is asked where there are no stages.
+        folder: for all its output.
+        stages: in order.
+        digests: of the files it reads, if known.
+        model: the model to evaluate if there are no stages.
     """
 
     arm: str
@@ -82,12 +82,12 @@ class Step:
 
     Attributes:
         name: for the user.
-        module: what runs, with `arguments`.
-        folder: which it makes.
-        product: a file that is there when it has ended.
-        log: where it writes what it says; beside it is `record`.
-        settings, data: what decides the product, and the digests of the files that it reads.
-        method, options: of a training: how, and its recipe.
+        module: the module to run, with `arguments`.
+        folder: the folder it creates.
+        product: a file that exists when it has finished.
+        log: file for its output; `record` is next to it.
+        settings, data: what affects the product, and the digests of the files that it reads.
+        method, options: for a training: how it is done, and its recipe.
     """
 
     name: str
@@ -115,14 +115,14 @@ class Step:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything that other settings would not have made."""
+        """Whether there are results that depend on the settings."""
         if not self.trains:
             return self.folder.exists()
         return self.product.exists() or any(self.folder.glob("checkpoint-*"))
 
 
 def runs_of(study: Study, output: Path, digests: Digests | None = None) -> list[Run]:
-    """All runs: the first seed of each arm, then the second, so that a study is balanced whenever it is stopped."""
+    """All runs: the first seed of each arm, then the second, so that a stopped study is balanced."""
     rounds = range(max(len(arm.stages) for arm in study.arms))
     seeds = [(arm, seed) for number in rounds for arm in study.arms for seed in list(arm.stages)[number : number + 1]]
     return [
@@ -139,7 +139,7 @@ def runs_of(study: Study, output: Path, digests: Digests | None = None) -> list[
 
 
 def steps_of(run: Run) -> list[Step]:
-    """The processes of a run, in their order."""
+    """The processes of a run, in order."""
     steps: list[Step] = []
     model = run.model
     for number, stage in enumerate(run.stages, 1):
@@ -185,8 +185,8 @@ def _asking(run: Run, evaluation: Evaluation, control: str, model: Path) -> Step
 
 def changes(run: Run) -> tuple[list[str], list[Path]]:
     """
-    Whether there is anything that was begun with other settings than it would be begun with now: what differs, in words, and
-    what to remove, which is what that step made and, where it trains, the steps after it. Nothing else that lies beside.
+    Whether any step was started with other settings than it would be now: a description of the differences, and what
+    to remove: the output of that step and, if it trains, of the steps after it, but no other files next to them.
     """
     words: list[str] = []
     made: list[Path] = []
@@ -204,7 +204,7 @@ def changes(run: Run) -> tuple[list[str], list[Path]]:
 
 def _differences(step: Step) -> list[str]:
     if not step.record.exists():
-        return [f"{step.folder} was made by something else"]
+        return [f"{step.folder} was created by something else"]
     before = json.loads(step.record.read_text(encoding="utf-8"))
     read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
     read_before = {name: before["data"][name] for name in read}
@@ -215,10 +215,10 @@ def _differences(step: Step) -> list[str]:
 
 def check_unchanged(runs: Sequence[Run], otherwise: str = "give another OUT"):
     """
-    Raises a `ValueError` that names the runs in whose folders there are results of other settings, with what to remove.
+    Raises a `ValueError` that names the runs whose folders have results of other settings, with what to remove.
 
     Args:
-        otherwise: what the user may do instead.
+        otherwise: what the user can do instead.
     """
     lines = []
     for run in runs:
@@ -227,8 +227,8 @@ def check_unchanged(runs: Sequence[Run], otherwise: str = "give another OUT"):
             lines.append(f"  {run}: {'; '.join(found)}\n    rm -r {shlex.join(map(str, made))}")
     if lines:
         raise ValueError(
-            "\n".join(["some runs were begun with other settings (before -> now):", *lines])
-            + f"\nRemove that to make it again, or {otherwise}."
+            "\n".join(["some runs were started with other settings (before -> now):", *lines])
+            + f"\nRemove these to recreate them, or {otherwise}."
         )
 
 
@@ -236,7 +236,7 @@ def read_data(study: Study) -> Digests:
     """
     Reads the benchmarks, and returns the digests of their files and of the training sets that are on this machine.
 
-    Raises a `ValueError` for a benchmark that cannot be read, or that keeps its answers to itself.
+    Raises a `ValueError` for a benchmark that cannot be read, or that does not publish its answers.
     """
     sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
     digests = Digests({path: set_digests(Path(path)) for path in sorted(sets) if Path(path).exists()})
@@ -245,19 +245,19 @@ def read_data(study: Study) -> Digests:
         data, root = Path(given["data"]), given.get("audio_root")
         questions = BENCHMARKS[given["benchmark"]].load(data, root and Path(root), given.get("on_error", "raise"))
         if any(question.answer is None for question in questions.questions):
-            raise ValueError(f"{given['data']} keeps its answers to itself: there is nothing to compare.")
+            raise ValueError(f"{given['data']} does not publish its answers: there is nothing to compare.")
         described = {file.name: data_sha256(file) for file in _described_by(data)}
         digests.evaluations[evaluation.name] = questions.sha256 | described
     return digests
 
 
 def set_digests(path: Path) -> dict[str, str]:
-    """Of a set, and of the files beside it that say how it was made and what is in its clips, by path. No audio is read."""
+    """Digests of a set and of the files next to it that describe it and its clips, by path. No audio is read."""
     return {str(one): data_sha256(one) for one in (path, *_described_by(path))}
 
 
 def _described_by(file: Path) -> list[Path]:
-    """Of a set that was made with others in one folder, as that of real-sounds."""
+    """The describing files of a set that shares its folder with others, as in real-sounds."""
     if not file.is_file() or not is_set(file.parent):
         return []
     return [path for path in (file.with_name(REPORT), file.with_name(CLIPS)) if path.exists()]
@@ -266,9 +266,9 @@ def _described_by(file: Path) -> list[Path]:
 @cache
 def data_sha256(path: Path) -> str:
     """
-    Of a file its digest; of a prepared set that of its report; of another folder, of its files' names and sizes.
+    The digest of a file; for a prepared set, of its report; for another folder, of its files' names and sizes.
 
-    Raises a `ValueError` for a folder with a report that is not a set's.
+    Raises a `ValueError` for a folder whose report is not a set's.
     """
     if path.is_file():
         return file_sha256(path)
@@ -280,7 +280,7 @@ def data_sha256(path: Path) -> str:
 
 
 def package() -> dict[str, Any]:
-    """Versions, and the commit of this package where it is a clone (with "+" where files differ from it)."""
+    """Versions, and the commit of this package if it is a clone (with "+" if files differ from it)."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str | None:
@@ -299,7 +299,7 @@ def package() -> dict[str, Any]:
 
 
 def write_record(step: Step):
-    """The settings beside the run, with each package that worked on it."""
+    """Writes the settings next to the run, with the versions of each package that worked on it."""
     before = json.loads(step.record.read_text(encoding="utf-8")) if step.record.exists() and step.begun else {}
     made_with, now = before.get("made_with", []), package()
     made_with += [now] if now not in made_with else []

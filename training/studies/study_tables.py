@@ -10,7 +10,7 @@ from ..hearing import hearing_names
 from .study_file import SOUND
 
 
-SHOWN = ("task", "domain", "modality")  # groups that have a table
+SHOWN = ("task", "domain", "modality")  # groups that get a table
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -33,7 +33,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], column: str = "---:") -> str:
-    """Markdown; all columns but the first are to the right, or as `column` says."""
+    """A Markdown table; all columns but the first are right-aligned, or aligned by `column`."""
     lines = [heads, ["---", *[column] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -121,12 +121,12 @@ def _trained(report: dict[str, Any]) -> str:
 
 
 def _memory(gib: float | None) -> str:
-    """The most that a process held; of endpoints and older runs it is not known."""
+    """Peak memory of a process; unknown for endpoints and older runs."""
     return "-" if gib is None else f"{gib:.2f}"
 
 
 def _hearing(evaluated: dict[str, float]) -> str:
-    """What silence in the place of the clips costs, as it was logged last (see ../hearing.py); with several sets, of each."""
+    """The last logged hearing, the cost of silence instead of the clips (see ../hearing.py); for each set."""
     lines = []
     names = hearing_names([evaluated])
     for name in names:

@@ -1,1 +1,1 @@
-"""A Whisper and a Llama of about 3 M parameters each, pretrained on the audio world, and the scripts that make them."""
+"""A Whisper and a Llama of about 3 M parameters each, pretrained on the audio world, and their training scripts."""

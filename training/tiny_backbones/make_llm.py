@@ -1,9 +1,10 @@
-"""Pretrains a Llama of 3 M parameters on the audio world in words: it reads what a clip holds and answers questions.
+"""Pretrains a Llama of 3 M parameters on text from the audio world: it answers questions about a clip's description.
 
-The chat format and the unused slots of the vocabulary are Falcon3's. A description of a clip stands where later its
-audio will, the question follows; the loss is on the answer and its end token. In half of the rows each token of the
-description is repeated a few times, because audio takes about as many tokens: the model learns to read slow text too.
-With `--without` it never meets some types of question, so that somebody has to teach it those: a frozen one cannot learn them.
+The chat format and the unused slots of the vocabulary are Falcon3's. A clip's description takes the place of its later
+audio, followed by the question; the loss is on the answer and its end token. In half of the rows each token of the
+description is repeated a few times, because audio takes about that many tokens: the model learns to read slow text
+too. With `--without` it never sees some types of question, so that it must be taught those later: a frozen model
+cannot learn them.
 Run: `python -m falcon3_audio.training.tiny_backbones.make_llm OUT --clips 20480 --seed 0`
 """
 
@@ -33,15 +34,15 @@ from .world_texts import END, ENOUGH_CLIPS, PAD, UNUSED, describe, make_tokenize
 
 SIZES = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 6, "num_attention_heads": 4}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-CHUNK, BATCH_SIZE = 1024, 32  # clips whose conversations are sorted by length together, and conversations of a step
+CHUNK, BATCH_SIZE = 1024, 32  # clips whose conversations are sorted by length together, and conversations per step
 MOST_REPEATS = 6
 LEARNING_RATE = 1.5e-3
 
 
 class Described(IterableDataset):
     """
-    Batches of `input_ids`, `attention_mask` and `labels`, `(rows, tokens)`, about clips that are drawn afresh, without the
-    questions of the types `without`.
+    Batches of `input_ids`, `attention_mask` and `labels`, `(rows, tokens)`, about newly drawn clips, without questions
+    of the types in `without`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chunks: int, seed: int, without: Collection[str] = ()):
@@ -65,7 +66,7 @@ class Described(IterableDataset):
     def _row(
         self, description: str, asked: list[dict[str, str]], rng: np.random.Generator
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels of one conversation: a description and all that is asked about its clip, in any order."""
+        """Ids and labels of one conversation: a description and all questions about its clip, in random order."""
         encode = self.tokenizer.encode
         ids = encode(description)
         if rng.random() < 0.5:
@@ -114,13 +115,13 @@ def make_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         **SIZES,
     )
     model = LlamaForCausalLM(config)
-    # Of the size that the projector's LayerNorm gives to audio, so that both weigh the same in the residual stream.
+    # The scale that the projector's LayerNorm gives to audio, so that both weigh the same in the residual stream.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
     return model
 
 
 def train(model: LlamaForCausalLM, rows: Described) -> None:
-    """One pass over the rows: AdamW, cosine, bfloat16 where it is faster."""
+    """One pass over the rows: AdamW, cosine schedule, bfloat16 where it is faster."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(rows) // 20, len(rows))
     model.train()
@@ -137,7 +138,7 @@ def train(model: LlamaForCausalLM, rows: Described) -> None:
 
 @torch.no_grad()
 def score(model: LlamaForCausalLM, rows: Described) -> float:
-    """Share of right tokens of answers, ends included."""
+    """Share of correct answer tokens, end tokens included."""
     model.eval()
     right = told = 0
     for batch in rows:
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="TYPE",
         choices=QUESTION_TYPES,
         default=[],
-        help="types of question that it never meets: " + ", ".join(QUESTION_TYPES),
+        help="types of question that it never sees: " + ", ".join(QUESTION_TYPES),
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

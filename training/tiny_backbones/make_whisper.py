@@ -1,9 +1,9 @@
-"""Pretrains a Whisper of 2.7 M parameters on the audio world: it learns to write down what it hears.
+"""Pretrains a Whisper of 2.7 M parameters on the audio world: it learns to describe what it hears in text.
 
-transformers' own Whisper on clips that are rendered as they are needed, each seen once. Stock Whisper computes a full
-window, 30 s; here the window of each batch is as long as its clips, which cost a twentieth of that, and the saved model
-has the 30 s of any Whisper (its sinusoidal positions do not depend on the window). Speech is written down with who
-speaks and how, sounds and music with their kind, number, order and movement.
+Trains transformers' own Whisper on clips that are rendered on the fly, each seen once. Stock Whisper computes a full
+window of 30 s; here the window of each batch is as long as its clips, which costs a twentieth of that, and the saved
+model has Whisper's usual 30 s (its sinusoidal positions do not depend on the window). The text of speech includes who
+speaks and how, that of sounds and music their kind, number, order and movement.
 Run: `python -m falcon3_audio.training.tiny_backbones.make_whisper OUT --clips 51200 --seed 0`
 """
 
@@ -35,12 +35,12 @@ from .world_texts import END, ENOUGH_CLIPS, PAD, START, describe, make_tokenizer
 SIZES = {"d_model": 192, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 768}
 DECODER = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 384, "max_target_positions": 64}
 SAMPLES_PER_POSITION = 320  # 20 ms
-CHUNK, BATCH_SIZE = 1024, 32  # clips that are sorted by length together, and clips of a step
+CHUNK, BATCH_SIZE = 1024, 32  # clips that are sorted by length together, and clips per step
 LEARNING_RATE = 1e-3
 
 
 class Captioned(IterableDataset):
-    """Batches of (features `(clips, mel bands, frames)`, labels `(clips, tokens)`) of clips that are drawn afresh."""
+    """Batches of (features `(clips, mel bands, frames)`, labels `(clips, tokens)`) of newly drawn clips."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chunks: int, seed: int):
         self.tokenizer, self.chunks, self.seed = tokenizer, chunks, seed
@@ -63,7 +63,7 @@ class Captioned(IterableDataset):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         longest = -(-len(heard[-1][0]) // SAMPLES_PER_POSITION) * SAMPLES_PER_POSITION
         waveforms = []
-        for waveform, _ in heard:  # what is added is the noise that the clips end with, so that there is no padding
+        for waveform, _ in heard:  # filled up with the noise that clips end with, so that there is no padding
             after = 0.001 * rng.standard_normal(longest - len(waveform))
             waveforms.append(np.concatenate([waveform, after]).astype(np.float32))
         features = self.extract(waveforms, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="pt")
@@ -82,7 +82,7 @@ def set_window(whisper: WhisperForConditionalGeneration, positions: int) -> None
 
 
 def mask_some(features: torch.Tensor) -> torch.Tensor:
-    """SpecAugment's masks (arXiv 1904.08779): in half of the clips a band of up to 8 mels or 12 frames is silent."""
+    """SpecAugment's masks (arXiv 1904.08779): with probability 1/4 each, up to 8 mels or 12 frames are silent."""
     features = features.clone()
     for row in features:
         for dimension, most in ((0, 8), (1, 12)):
@@ -109,7 +109,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase) -> WhisperForConditionalGener
 
 
 def train(model: WhisperForConditionalGeneration, batches: Captioned) -> None:
-    """One pass over the clips: AdamW, cosine, bfloat16 where it is faster."""
+    """One pass over the clips: AdamW, cosine schedule, bfloat16 where it is faster."""
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1 and parameter.requires_grad]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -133,7 +133,7 @@ def train(model: WhisperForConditionalGeneration, batches: Captioned) -> None:
 
 @torch.no_grad()
 def score(model: WhisperForConditionalGeneration, batches: Captioned) -> dict[str, float]:
-    """Share of clips that are written down word by word, over all and for each first word of the description."""
+    """Share of clips that are described exactly, over all and for speech, music and sound."""
     model.eval()
     right: dict[str, list[bool]] = {}
     for features, labels in batches:
@@ -152,7 +152,7 @@ def score(model: WhisperForConditionalGeneration, batches: Captioned) -> dict[st
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the model")
-    parser.add_argument("--clips", type=int, default=51_200, help="clips to hear (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=51_200, help="clips to train on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     set_seed(options.seed)

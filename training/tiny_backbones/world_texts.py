@@ -1,7 +1,7 @@
-"""What the tiny backbones read and write: descriptions of clips in words, and tokenizers for the world's texts.
+"""The text that the tiny backbones read and write: descriptions of clips, and tokenizers for the world's texts.
 
 The Whisper learns to write the description of a clip that it hears, the language model to answer questions about the
-description of a clip that it reads. Clips are drawn with the training settings only, fresh ones for every seed; the
+description of a clip that it reads. Clips are drawn only with the training settings, new ones for every seed; the
 voices, speeds, pitches and durations of the test never occur.
 """
 
@@ -14,12 +14,12 @@ from ..world.audio_world_sounds import Clip
 
 
 END, PAD, START = "<|endoftext|>", "<|pad|>", "<|startoftranscript|>"
-UNUSED = tuple(f">>UNUSED_{index}<<" for index in range(8))  # slots as Falcon3 has them; one becomes the placeholder
-ENOUGH_CLIPS = 3000  # to meet every word of the world
+UNUSED = tuple(f">>UNUSED_{index}<<" for index in range(8))  # slots like Falcon3's; one becomes the placeholder
+ENOUGH_CLIPS = 3000  # enough to contain every word of the world
 
 
 def describe(clip: Clip) -> str:
-    """All that there is to know about a clip, in one line, such as `"a man speaking slowly: red, two, dog."`."""
+    """The full description of a clip in one line, such as `"a man speaking slowly: red, two, dog."`."""
     answers = clip.answers
     match clip.kind:
         case "phrase" | "list":
@@ -43,11 +43,11 @@ def make_tokenizer(
     """A byte-level BPE in which the frequent words of the texts are one token each.
 
     Args:
-        texts: what it is trained on.
-        vocab_size: most tokens it may have.
+        texts: the training texts.
+        vocab_size: the maximum number of tokens.
         special_tokens: get the first ids, in this order.
-        every_byte: whether it can write any text, or only the characters of these.
-        **options: to the tokenizer: `eos_token`, `pad_token`, `chat_template`, ...
+        every_byte: whether it can encode any text, or only the characters in `texts`.
+        **options: of the tokenizer: `eos_token`, `pad_token`, `chat_template`, ...
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

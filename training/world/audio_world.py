@@ -3,7 +3,7 @@
 The training questions are in Open-ASQA's format, the held-out test's are four-choice questions in MMAU's (sound, music,
 speech), so a model can be trained and scored on real 16 kHz wav files in minutes, with no download. Answers are drawn
 evenly, so that a model that does not listen stays near 25 % on the test, and the test's voices, speeds, pitches and
-durations never occur in training (`TRAIN` and `TEST` in audio_world_sounds). One seed gives the same bytes, always.
+durations never occur in training (`TRAIN` and `TEST` in audio_world_sounds). A seed always gives the same bytes.
 Run: `python -m falcon3_audio.training.world.audio_world OUT --train-clips 600 --test-clips 120 --seed 0`
 """
 
@@ -54,22 +54,22 @@ from .audio_world_sounds import (
 from .sound_synthesis import INSTRUMENTS, SAMPLE_RATE
 
 
-FORMAT = 1  # raised whenever the same parameters would give other files
+FORMAT = 1  # incremented whenever the same parameters would give different files
 DATASET = "audio-world"
 SPLITS = ("train", "test")
 CLOSED_PREFIX = "Closed-ended question: "
 
 
 class QuestionType(NamedTuple):
-    """One thing that is asked. `pool` holds all its answers; an empty pool makes it an open-ended question."""
+    """A type of question. `pool` holds all its answers; an empty pool makes it an open-ended question."""
 
     wordings: tuple[str, ...]
     pool: tuple[str, ...]
-    test_kinds: tuple[str, ...] = ()  # kinds of clip the test asks it about; none: it is for training only
+    test_kinds: tuple[str, ...] = ()  # kinds of clip that the test asks it about; none: only for training
     difficulty: str = "medium"
 
 
-# Two-way questions (louder or softer) are for training: in the test two of them are asked as one, for four real choices.
+# Two-way questions (louder or softer) are for training: the test combines two of them, for four real choices.
 QUESTION_TYPES = {
     "spoken_number": QuestionType(
         ("Which number is spoken?", "What number do you hear?"), NUMBERS, ("phrase",), "easy"
@@ -122,19 +122,19 @@ def generate_world(
 ) -> dict[str, Any]:
     """Write `train.json`, `test.json`, `train-audios/*.wav`, `test-audios/*.wav` and `world.json` into a folder.
 
-    A folder that already holds this very world is reused, and one that was left half-written is completed.
+    A folder that already holds exactly this world is reused, and an incomplete one is completed.
 
     Args:
-        out_dir: the folder; made if it is missing.
+        out_dir: the folder; created if missing.
         train_clips: training clips, each asked three to six questions.
         test_clips: test clips, each asked one question.
         seed: 0 or more; the same seed gives the same bytes.
-        workers: processes that make the audio.
+        workers: processes that render the audio.
         progress: show a progress bar.
 
     Returns:
-        What is in `world.json`: parameters, package versions, the settings of both splits, a summary of each split
-        (clips, hours, questions, questions per task) and, for each audio file, what it was made with.
+        The content of `world.json`: parameters, package versions, the settings of both splits, a summary of each split
+        (clips, hours, questions, questions per task) and the settings of each audio file.
 
     Raises:
         ValueError: a count or the seed is out of range, or the folder holds something else.
@@ -168,7 +168,7 @@ def generate_world(
 
 
 def draw_train(count: int, rng: np.random.Generator) -> list[tuple[Clip, list[dict[str, str]]]]:
-    """Training clips that nobody has rendered yet, each with its Open-ASQA rows; for as many as wanted, without files."""
+    """`count` training clips, not yet rendered, each with its Open-ASQA rows; writes no files."""
     clips = _plan_train(count, rng)
     rows: dict[str, list[dict[str, str]]] = {}
     for row in _train_rows(clips, rng):
@@ -190,7 +190,7 @@ def _plan_train(count: int, rng: np.random.Generator) -> list[Clip]:
 
 
 def _plan_test(count: int, rng: np.random.Generator) -> list[Clip]:
-    """Clips that keep the answer to their one question; all types of question of a task in equal parts."""
+    """Clips with only the answer to their one question; all types of question of a task in equal parts."""
     clips: list[Clip] = []
     for planners, task_share in zip(PLANNERS.values(), _shares(count, len(PLANNERS))):
         asked = [(name, kinds) for name, (_, _, kinds, _) in QUESTION_TYPES.items() if set(kinds) & set(planners)]
@@ -202,7 +202,7 @@ def _plan_test(count: int, rng: np.random.Generator) -> list[Clip]:
 
 
 def _choices(clip: Clip, name: str, gold: int, rng: np.random.Generator) -> list[str]:
-    """Up to four answers to a question, the right one at `gold`, the clip's lures before others of the pool."""
+    """Up to four answers to a question, the right one at `gold`; the clip's lures come before others of the pool."""
     answer, lures = clip.answers[name], clip.lures.get(name, ())[:3]
     pool = [option for option in QUESTION_TYPES[name].pool if option != answer and option not in lures]
     wrong = [*lures, *deck(pool, min(3 - len(lures), len(pool)), rng)] if pool else list(lures)
@@ -211,7 +211,7 @@ def _choices(clip: Clip, name: str, gold: int, rng: np.random.Generator) -> list
 
 
 def _train_rows(clips: Sequence[Clip], rng: np.random.Generator) -> list[dict[str, str]]:
-    """Open-ASQA rows: of the closed questions half list their choices, and half bear the prefix."""
+    """Open-ASQA rows: half of the closed questions list their choices, and half have the prefix."""
     asked = [(index, clip, name) for index, clip in enumerate(clips) for name in clip.answers]
     forms = deck(list(product((True, False), repeat=2)), len(asked), rng)
     rows = []
@@ -233,7 +233,7 @@ def _train_rows(clips: Sequence[Clip], rng: np.random.Generator) -> list[dict[st
 
 
 def _test_rows(clips: Sequence[Clip], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """MMAU rows; the right answer stands equally often in each of the four places."""
+    """MMAU rows; the right answer is equally often in each of the four places."""
     rows = []
     for index, (clip, gold) in enumerate(zip(clips, deck(range(4), len(clips), rng))):
         [(name, answer)] = clip.answers.items()
@@ -261,7 +261,7 @@ def _audio_path(split: str, index: int, clip: Clip) -> str:
 
 
 def _write_audios(out: Path, clips: dict[str, list[Clip]], seed: int, workers: int, progress: bool) -> None:
-    """Make the audio files that are missing; every clip has a random generator of its own."""
+    """Write the missing audio files; every clip has its own random generator."""
     jobs = [
         (out / _audio_path(split, index, clip), clip, (seed, stream, index))
         for stream, split in enumerate(SPLITS, start=len(SPLITS))  # the streams before these planned the splits
@@ -285,7 +285,7 @@ def _write_audio(job: tuple[Path, Clip, tuple[int, ...]]) -> None:
 
 
 def _metadata(out: Path, split: str, clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:
-    """What each audio file was made with, by its path."""
+    """The settings of each audio file, by its path."""
     paths = [_audio_path(split, index, clip) for index, clip in enumerate(clips)]
     return {
         path: {"kind": clip.kind, **clip.settings, "clip_seconds": soundfile.info(out / path).duration}
@@ -306,7 +306,7 @@ def check_least(name: str, got: int, least: int) -> None:
 
 
 def _world_in(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
-    """The world that is in the folder, finished or not; an error if it is another one."""
+    """The world in the folder, finished or not; raises a `ValueError` if it is a different one."""
     record = out / "world.json"
     if not record.exists():
         there = [name for name in ("train.json", "test.json", "train-audios", "test-audios") if (out / name).exists()]
@@ -316,8 +316,8 @@ def _world_in(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
     found = json.loads(record.read_text(encoding="utf-8"))
     if found.get("parameters") != parameters:
         raise ValueError(
-            f"got the folder {out}, which holds a world made with {found.get('parameters')}, "
-            f"but {parameters} was asked for; pass another folder, or delete that one"
+            f"got the folder {out}, which holds a world with {found.get('parameters')}, "
+            f"but {parameters} were requested; pass another folder, or delete that one"
         )
     return found
 
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-clips", type=int, default=600, help="training clips (default: %(default)s)")
     parser.add_argument("--test-clips", type=int, default=120, help="test clips and questions (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     with user_errors("audio_world", goes_on=GOES_ON) as end:
         _print_summary(generate_world(**vars(options), progress=sys.stderr.isatty()))

@@ -1,8 +1,8 @@
-"""The clips of the audio world: what may be heard in training and in the test, what is true of it, and how it sounds.
+"""The clips of the audio world: what can occur in training and in the test, the answers, and the audio.
 
-`PLANNERS` plan clips of each kind together with their answers, each answer as often as any other; `render` makes the
-sound. Notes and sound events are those of sound_synthesis.py, speech is espeak-ng's. All waveforms are mono float32 at
-16 kHz, and all randomness comes from the generator passed in. `audio_world` makes a world of them.
+`PLANNERS` plan clips of each kind together with their answers, all answers equally often; `render` synthesizes the
+audio. Notes and sound events come from sound_synthesis.py, speech from espeak-ng. All waveforms are mono float32 at
+16 kHz, and all randomness comes from the generator passed in. `audio_world` builds a world from them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from .sound_synthesis import INSTRUMENTS, SAMPLE_RATE, SOUND_EVENTS, join, note,
 T = TypeVar("T")
 
 EVENT_GAP = 0.2  # seconds of silence between two sound events
-NOTE_SHARE = 0.9  # of the time from note to note is played, the rest is silence
+NOTE_SHARE = 0.9  # share of the time from note to note that is played; the rest is silence
 NUMBERS = ("one", "two", "six", "eight")
 COLOURS = ("red", "green", "blue", "yellow")
 ANIMALS = ("dog", "sheep", "monkey", "elephant")
@@ -41,19 +41,19 @@ SOUND_ORDERS = tuple(f"{first} then {last}" for first, last in permutations(SOUN
 
 @dataclass(frozen=True)
 class Settings:
-    """What one split may use; no value of `TRAIN` is also in `TEST`."""
+    """The values that one split uses; no value of `TRAIN` is also in `TEST`."""
 
     men: tuple[str, ...]
     women: tuple[str, ...]
     slow_speeds: tuple[int, ...]  # words per minute
     quick_speeds: tuple[int, ...]
-    voice_pitches: tuple[int, ...]  # espeak-ng's scale, 50 is the voice's own
+    voice_pitches: tuple[int, ...]  # espeak-ng's scale, 50 is the voice's default
     sound_pitches: tuple[float, ...]  # factor on a sound's own frequencies
     event_seconds: tuple[float, ...]
     short_seconds: tuple[float, ...]
     long_seconds: tuple[float, ...]
-    roots: tuple[float, ...]  # of melodies, as MIDI numbers, 69 is 440 Hz; the test's and all its notes lie between
-    chord_roots: tuple[float, ...]  # within a semitone, so that a small model can tell a third by its height
+    roots: tuple[float, ...]  # of melodies, as MIDI numbers, 69 is 440 Hz; the test's and all its notes are in between
+    chord_roots: tuple[float, ...]  # within a semitone, so that a small model can recognize a third by its pitch
     slow_notes: tuple[float, ...]  # seconds from note to note
     quick_notes: tuple[float, ...]
     chord_seconds: tuple[float, ...]
@@ -95,17 +95,17 @@ TEST = Settings(
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to make: what `render` needs, the answers by question type, and the words spoken in it."""
+    """A planned clip: the settings for `render`, the answers by question type, and the spoken words."""
 
     kind: str
     settings: dict[str, Any]
     answers: dict[str, str]
-    lures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # wrong answers that the choices must hold
+    lures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # wrong answers that the choices must include
     text: str = ""
 
 
 def deck(values: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
-    """`count` values, each as often as any other (give or take one), in an order that repeats no pattern."""
+    """`count` values, each as often as any other (to within one), in shuffled rounds."""
     rounds = -(-count // len(values))
     return [values[index] for _ in range(rounds) for index in rng.permutation(len(values))][:count]
 
@@ -158,7 +158,7 @@ def _pairs(count: int, settings: Settings, rng: np.random.Generator) -> Iterator
     for first, last in deck(list(permutations(SOUNDS, 2)), count, rng):
         how = {"events": [first, last], "pitch": pick(settings.sound_pitches, rng), "loudness": "steady"}
         how["seconds"] = pick(settings.event_seconds, rng)
-        # The wrong orders all share one of the two sounds, so that neither presence nor frequency gives the answer.
+        # The wrong orders all share one of the two sounds, so that neither presence nor frequency reveals the answer.
         shared, other = pick(((first, last), (last, first)), rng)
         third = pick([sound for sound in SOUNDS if sound not in (first, last)], rng)
         orders = (f"{a} then {b}" for a, b in chain(permutations((shared, other)), permutations((shared, third))))
@@ -216,7 +216,7 @@ TASK_OF_KIND = {kind: task for task, planners in PLANNERS.items() for kind in pl
 
 
 def render(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-    """The waveform of a planned clip: silence around it, a level of its own and a little noise; at least 0.5 s."""
+    """The waveform of a planned clip, with silence around it, a random level and a little noise; at least 0.5 s."""
     waveform = _RENDERERS[TASK_OF_KIND[clip.kind]](clip.settings, rng)
     before, after = (rng.uniform(0.05, 0.2, 2) * SAMPLE_RATE).astype(int).tolist()
     after = max(after, SAMPLE_RATE // 2 - before - len(waveform))

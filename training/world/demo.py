@@ -1,9 +1,9 @@
-"""The real recipe in small, on a CPU, in minutes: from a world of sounds to answers about clips nobody has heard.
+"""The real recipe at a small scale, on a CPU, in minutes: from the audio world to answers about held-out clips.
 
-Generates the audio world (spoken words, sound events and music as wav files, questions in Open-ASQA's format), prepares it
-as Open-ASQA is prepared, and makes a study of one arm of it (../study.py): recipes/audio_world.yaml is trained (pretrained
-tiny backbones, LoRA of rank 8 on both, a new projector, one stage), merged, and asked about held-out voices, pitches and
-durations, with the sound and with silence in its place. Started again after it was stopped, it goes on where it was.
+Generates the audio world (spoken words, sound events and music as wav files, questions in Open-ASQA's format),
+prepares it like Open-ASQA, and runs a study with one arm (../study.py): it trains recipes/audio_world.yaml (pretrained
+tiny backbones, LoRA of rank 8 on both, a new projector, one stage), merges, and evaluates on held-out voices, pitches
+and durations, with the audio and with silence instead. Run the same command again after an interruption to resume.
 
     python -m falcon3_audio.training.world.demo runs/demo --seed 0
     python -m falcon3_audio.training.world.demo runs/demo --score runs/demo/grpo-model      # another checkpoint
@@ -58,11 +58,11 @@ def make_data(folder: Path, train_clips: int, test_clips: int, seed: int):
 
 def make_run(folder: Path, seed: int, options: dict[str, Any]) -> Run:
     """
-    The recipe on `folder/data`, which leaves the run in `folder/run` and the merged model in `folder/model`, and is asked the
+    The recipe on `folder/data`, with the run in `folder/run` and the merged model in `folder/model`, evaluated on the
     held-out questions.
 
     Args:
-        options: of the recipe, to be changed.
+        options: options of the recipe to override.
     """
     own = {"train_data": str(folder / "data"), "audio_model": str(BACKBONES / "whisper")}
     own |= {"text_model": str(BACKBONES / "llm")}
@@ -74,7 +74,7 @@ def make_run(folder: Path, seed: int, options: dict[str, Any]) -> Run:
 
 
 def score(checkpoint: Path, world: Path) -> int:
-    """Asks another checkpoint the held-out questions, and prints what `show` does. Returns the exit code."""
+    """Evaluates another checkpoint on the held-out questions, and calls `show`. Returns the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         run = ask(checkpoint, _asked(world), Path(folder), RECIPE)
         if run is None:
@@ -88,7 +88,7 @@ def _asked(world: Path) -> dict[str, Any]:
 
 
 def show(run: Run):
-    """Prints ten held-out questions with their answers, and the scores with sound and with silence."""
+    """Prints ten held-out questions with their answers, and the scores with audio and with silence."""
     (evaluation,) = run.evaluations
     folders = [scores_of(run, evaluation, control) for control in evaluation.controls]
     heard = read_predictions(folders[0]).rows
@@ -101,14 +101,14 @@ def show(run: Run):
 
 
 def accuracies(score: Path, rule: str) -> dict[str, float]:
-    """Of a score by a rule: the share of right replies, over all questions and by task."""
+    """The accuracy in a score file by a rule, over all questions and by task."""
     found = json.loads(score.read_text(encoding="utf-8"))["rules"][rule]
     tasks = found["breakdowns"]["task"]["groups"]
     return {"all": found["accuracy"]} | {task: part["accuracy"] for task, part in tasks.items()}
 
 
 def overrides(options: Sequence[str]) -> dict[str, Any]:
-    """Options of a command line as in a recipe: a value, a list of them, or true where there is none."""
+    """Command line options as in a recipe: a value, a list of values, or true if there is none."""
     found: dict[str, list[str]] = {}
     for word in options:
         if word.startswith("--"):
@@ -122,12 +122,12 @@ def overrides(options: Sequence[str]) -> dict[str, Any]:
 
 
 def make_and_train(folder: Path, train_clips: int, test_clips: int, seed: int, options: Sequence[str]) -> int:
-    """All of it; returns the exit code."""
+    """Runs everything; returns the exit code."""
     changes = overrides(options)
     begin = time.monotonic()
     make_data(folder, train_clips, test_clips, seed)
     ready = time.monotonic()
-    print(f"world made and prepared in {ready - begin:.0f} s", flush=True)
+    print(f"world generated and prepared in {ready - begin:.0f} s", flush=True)
     run = make_run(folder, seed, changes)
     if perform(run, dict(os.environ), threading.Event(), echo=True):
         return 1
@@ -138,7 +138,7 @@ def make_and_train(folder: Path, train_clips: int, test_clips: int, seed: int, o
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], epilog="Further options are those of `falcon3-audio train`."
+        description=__doc__.split("\n\n")[0], epilog="All other options are those of `falcon3-audio train`."
     )
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the world, the run and the model")
     parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help="default: %(default)s")

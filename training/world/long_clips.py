@@ -1,9 +1,9 @@
 """Long clips of the audio world: a sound at the beginning, in the middle and at the end, with music and speech in between.
 
-How far a model hears: each clip of a given length is asked which of four sounds is heard in each of the three places. The
-test has the world's test settings, and a file of questions for each length (`falcon3-audio evaluate --benchmark jsonl`); the
-training clips have the training settings and lengths drawn evenly from a range, in Open-ASQA's format. One seed gives the
-same bytes, always.
+They test hearing in long clips: for each clip of a given length, the model is asked which of four sounds is heard in
+each of the three places. The test uses the world's test settings, with a file of questions for each length
+(`falcon3-audio evaluate --benchmark jsonl`); the training clips use the training settings, with lengths drawn evenly
+from a range, in Open-ASQA's format. The same seed always gives the same bytes.
 Run: `python -m falcon3_audio.training.world.long_clips OUT --test-clips 40 --seed 0`
 """
 
@@ -40,9 +40,9 @@ RECORD = "long_clips.json"
 class LongClip:
     """
     Attributes:
-        path: of the file, from the folder.
+        path: of the file, relative to the folder.
         seconds: its length.
-        sounds: what is heard in each of `PLACES`.
+        sounds: the sound in each of `PLACES`.
         absent: a sound that is not heard.
     """
 
@@ -62,11 +62,11 @@ def generate_long_clips(
 ) -> dict[str, Any]:
     """
     Writes `train.json` with `train-audios/*.wav`, for each length `test-SECONDS.jsonl` with `test-audios/*.wav`, and the
-    parameters, which are returned, into `long_clips.json`. A folder that has all of it is left as it is, and one that was left
-    half-written is completed.
+    parameters, which are returned, to `long_clips.json`. A complete folder is left unchanged, and an incomplete one is
+    completed.
 
     Args:
-        test_clips: of each length.
+        test_clips: test clips of each length.
         lengths: of the test's clips, in seconds, `SHORTEST` or more.
 
     Raises:
@@ -111,7 +111,7 @@ def _plan(split: str, seconds: Sequence[int], rng: np.random.Generator) -> list[
 
 
 def _options(clip: LongClip, rng: np.random.Generator) -> list[str]:
-    """The sounds of the clip, and one that is not heard: presence alone does not give the answer."""
+    """The sounds of the clip, and one that is not heard: so presence alone does not reveal the answer."""
     return deck([*clip.sounds, clip.absent], len(PLACES) + 1, rng)
 
 
@@ -146,7 +146,7 @@ def _test_rows(clips: Iterable[LongClip], rng: np.random.Generator) -> list[dict
 
 
 def _write_audios(out: Path, clips: Iterable[LongClip], settings: Settings, seed: int, progress: bool):
-    """Those that are missing; every clip has a random generator of its own."""
+    """Writes the missing clips; every clip has its own random generator."""
     missing = [clip for clip in clips if not (out / clip.path).exists()]
     for clip in tqdm(missing, unit="clip", disable=not progress):
         (out / clip.path).parent.mkdir(exist_ok=True)
@@ -156,7 +156,7 @@ def _write_audios(out: Path, clips: Iterable[LongClip], settings: Settings, seed
 
 
 def _render(clip: LongClip, settings: Settings, rng: np.random.Generator) -> np.ndarray:
-    """Float32 `(samples,)`: the sounds in their places, what is in between cut to fit."""
+    """Float32 `(samples,)`: the sounds in their places, with music and speech in between cut to fit."""
     total = clip.seconds * SAMPLE_RATE
     begin, middle, end = (_sound(sound, settings, rng) for sound in clip.sounds)
     half = (total - len(middle)) // 2
@@ -171,7 +171,7 @@ def _sound(sound: str, settings: Settings, rng: np.random.Generator) -> np.ndarr
 
 
 def _between(samples: int, settings: Settings, rng: np.random.Generator) -> np.ndarray:
-    """Music and speech of the world in turn."""
+    """Alternating music and speech of the world."""
     planners = cycle([*PLANNERS["music"].values(), *PLANNERS["speech"].values()])
     parts = [np.zeros(0, np.float32)]
     while sum(map(len, parts)) < samples:
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument("--train-clips", type=int, default=300, help="default: %(default)s")
-    parser.add_argument("--test-clips", type=int, default=40, help="of each length (default: %(default)s)")
+    parser.add_argument("--test-clips", type=int, default=40, help="test clips of each length (default: %(default)s)")
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="SECONDS", default=list(LENGTHS), help="default: %(default)s"
     )

@@ -1,4 +1,4 @@
-"""Sounds made of nothing: notes of instruments and sound events, for the audio world.
+"""Synthesized sounds: instrument notes and sound events, for the audio world.
 
 Sums of partials, sweeps and filtered noise in plain numpy, so every pitch is exact and can be checked with an FFT. All waveforms
 are mono float32 at 16 kHz, and all randomness comes from the generator passed in.
@@ -13,7 +13,7 @@ import numpy as np
 SAMPLE_RATE = 16_000  # Hz
 _FADE = 0.005  # seconds; without it the edges of a steady sound would click
 
-# (frequency ratio, level, decay per second) of struck things.
+# (frequency ratio, level, decay per second) of struck objects.
 _BELL = ((1.0, 1.0, 4.0), (2.0, 0.6, 6.0), (2.76, 0.5, 8.0), (5.4, 0.3, 12.0))
 _KNOCK = ((1.0, 1.0, 35.0), (2.3, 0.5, 50.0), (4.1, 0.3, 70.0))
 
@@ -67,7 +67,7 @@ def sound_event(kind: str, pitch: float, seconds: float, rng: np.random.Generato
         kind: a key of `SOUND_EVENTS`.
         pitch: factor on the kind's own frequencies; 1 leaves them as they are.
         seconds: length of the event.
-        rng: where noise comes from.
+        rng: source of noise.
 
     Returns:
         float32 waveform of shape `(samples,)`.
@@ -83,7 +83,7 @@ def join(waveforms: list[np.ndarray], gap: float) -> np.ndarray:
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
-    """A waveform at `rate` Hz brought to 16 kHz by cutting its spectrum, which is exact for whole blocks.
+    """Resamples a waveform from `rate` Hz to 16 kHz by cutting its spectrum, which is exact for whole blocks.
 
     The clip is padded to whole blocks of 0.02 s, in which both rates have a whole number of samples.
     """
@@ -153,7 +153,7 @@ def _falling_chirp(pitch: float, time: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _buzzer(pitch: float, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A sawtooth of 110 Hz times the pitch, without what would alias."""
+    """A sawtooth of 110 Hz times the pitch, without partials that would alias."""
     waveform = np.zeros_like(time)
     for k in range(1, 40):
         waveform += np.sin(2 * np.pi * 110 * pitch * k * time) / k

@@ -1,11 +1,11 @@
-"""AIR-Bench Foundation's accuracy as an `evaluate` metric: its official rule, and the content-aware one beside it.
+"""AIR-Bench Foundation's accuracy as an `evaluate` metric: its official rule, and the content-aware one.
 
 import evaluate
 metric = evaluate.load("evaluation/metrics/air_bench_foundation")      # the folder, in a clone
 metric.compute(predictions=["A"], references=[{"answer": "male", "choices": ["male", "female"]}])
 
-Give it the rows of one task: what is published is the mean over the tasks. It calls falcon3_audio.evaluation.rules, so the
-package must be installed. A prediction of `None` is a missing reply.
+Give it the rows of one task: published scores are the mean over the tasks. It calls falcon3_audio.evaluation.rules, so
+the package must be installed. A prediction of `None` is a missing reply.
 """
 
 import datasets

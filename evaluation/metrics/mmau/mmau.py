@@ -1,4 +1,4 @@
-"""MMAU's and MMAR's accuracy as an `evaluate` metric: their official rule, and the content-aware one beside it.
+"""MMAU's and MMAR's accuracy as an `evaluate` metric: their official rule, and the content-aware one.
 
 import evaluate
 metric = evaluate.load("evaluation/metrics/mmau")      # the folder, in a clone

@@ -4,7 +4,7 @@ import evaluate
 metric = evaluate.load("evaluation/metrics/whisper_wer")      # the folder, in a clone
 metric.compute(predictions=["mr brown is here"], references=["Mister Brown's here."], spelling="openai/whisper-small.en")
 
-It calls falcon3_audio.evaluation.word_errors, whose docstring says what `spelling` is and what the rate is without it.
+It calls falcon3_audio.evaluation.word_errors, whose docstring explains `spelling` and the rate without it.
 """
 
 import datasets
@@ -14,7 +14,7 @@ from falcon3_audio.evaluation.word_errors import count_word_errors, error_rate, 
 
 
 class WhisperWer(evaluate.Metric):
-    """Returns what `error_rate` does: the corpus's `word_error_rate`, its counts and its interval."""
+    """Returns the result of `error_rate`: the corpus's `word_error_rate`, its counts and its interval."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

@@ -23,7 +23,7 @@ def unpack_archives(folder: Path, target: Path) -> None:
     Write the audio files of all archives below `folder` into `target`.
 
     Raises:
-        `ValueError`: a file that would be written outside of it.
+        `ValueError`: if a file would be written outside of it.
     """
     for suffix, read in READERS.items():
         for archive in sorted(folder.rglob("*" + suffix)):
@@ -48,14 +48,14 @@ def read_pk3(data: bytes) -> Iterator[File]:
 
 
 def read_rcc(data: bytes) -> Iterator[File]:
-    """Of a compiled Qt resource, what is stored uncompressed, as audio is."""
+    """The files of a compiled Qt resource that are stored uncompressed, as audio is."""
     version, tree, _, _ = header = struct.unpack_from(">4I", data, 4)
     size = 22 if version >= 2 else 14
     yield from _walk_rcc(data, header, tree, size, 0, "")
 
 
 def _walk_rcc(data: bytes, header: tuple[int, ...], tree: int, size: int, node: int, folder: str) -> Iterator[File]:
-    """The files of a node: a file, or a folder, whose children lie one behind the other."""
+    """The files of a node: a file, or a folder, whose children are consecutive."""
     _, _, blobs, names = header
     at = tree + node * size
     name_at, flags = struct.unpack_from(">IH", data, at)
@@ -79,7 +79,7 @@ def read_cat(data: bytes) -> Iterator[File]:
     """
     OpenTTD's sounds, each named by its description.
 
-    Format: https://newgrf-specs.tt-wiki.net/wiki/CatFormat; the highest bit of an offset is a mark of its own.
+    Format: https://newgrf-specs.tt-wiki.net/wiki/CatFormat; the highest bit of an offset is a flag.
     """
     mask = 0x7FFFFFFF
     entries = (struct.unpack_from("<I", data)[0] & mask) // 8

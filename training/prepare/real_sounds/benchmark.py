@@ -1,7 +1,7 @@
-"""Questions to test and to validate with, in MMAU's format: as many for each domain, the kinds of question in turn.
+"""Test and validation questions in MMAU's format: the same number per domain, with the kinds of question in turn.
 
 Every answer was trained often enough to be known, answers come in turn, and the right one is equally often at each
-place. At most two questions are about one clip.
+position. At most two questions are about one clip.
 """
 
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ from .questions import OPTIONS, Pools
 DOMAINS = ("speech", "sound", "music")
 DATASET = "real-sounds"
 PER_CLIP = 2
-TRAINED = 3  # times that an answer is given in training before it is asked
+TRAINED = 3  # times that an answer must occur in training to be asked
 # Kinds and pools whose answers must have been trained; a phrase or a number of notes need not.
 NAMES = ("language", "sound", "instrument")
 EASY = {"language", "sound", "instrument", "sound category", "family"}
@@ -44,7 +44,7 @@ def benchmark_rows(
     """
     Up to `wanted` questions for each domain about held-out clips.
 
-    Names that were not trained are neither asked nor offered, but for the other one of two that are heard.
+    Names that were not trained are neither asked nor offered, except the other one of two that are heard.
     """
     known = [replace(clip, facts=[fact for fact in clip.facts if _is_known(fact, trained)]) for clip in clips]
     pools = Pools(known, once=True)
@@ -81,7 +81,7 @@ def _choose(clips: Iterable[Clip], pools: Pools, trained: set[str], wanted: int,
 
 
 def _answers_in_turn(asked: list[tuple[Clip, Fact]], draw: Random) -> list[tuple[Clip, Fact]]:
-    """So that, taken from the end, each answer comes as often as any other while there are some."""
+    """Ordered so that, taken from the end, all answers come equally often while they last."""
     draw.shuffle(asked)
     turns: list[tuple[int, float, int]] = []
     times: Counter[str] = Counter()
@@ -92,7 +92,7 @@ def _answers_in_turn(asked: list[tuple[Clip, Fact]], draw: Random) -> list[tuple
 
 
 def _balanced(chosen: Sequence[Asked], draw: Random) -> list[Asked]:
-    """The right answer equally often at each place."""
+    """The right answer equally often at each position."""
     places = [index % OPTIONS for index in range(len(chosen))]
     draw.shuffle(places)
     return [asked._replace(options=_with_answer_at(place, asked)) for asked, place in zip(chosen, places)]

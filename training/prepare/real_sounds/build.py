@@ -1,16 +1,16 @@
-"""Makes a set of questions about real recordings of speech, sounds and music, out of free Debian packages.
+"""Creates a set of questions about real recordings of speech, sounds and music from free Debian packages.
 
-31 packages (`--sources` lists them with licences) of 2.1 GB are fetched once with apt-get into a cache and checked by
-digest; their recordings are read, labelled by the packages' own texts and names, and joined by composites and phrases
-played on soundfonts. Test and validation hold whole voices, games and instruments that are not trained on. The same
-command goes on after it was killed, and one seed gives the same bytes. Needs Debian or Ubuntu's apt-get and
-`pip install --no-deps tinysoundfont`. README.md of `training/prepare` says what is in the set, and what is not.
+31 packages of 2.1 GB (`--sources` lists them with licences) are fetched once with apt-get into a cache and checked by
+digest. Their recordings are read and labelled by the packages' own texts and names; composites and phrases played on
+soundfonts are added. Test and validation hold whole voices, games and instruments that are not trained on. Run the
+same command again to resume a killed run; a seed always gives the same bytes. Needs Debian or Ubuntu's apt-get and
+`pip install --no-deps tinysoundfont`. training/prepare/README.md says what is in the set, and what is not.
 
     falcon3-audio real-sounds data/real_sounds --cache ~/.cache/real_sounds
 
-In OUT: train_speech.jsonl, train_sound.jsonl, train_music.jsonl (a clip and its questions per line), validation.json and
-test.json (MMAU's format), clips.jsonl (labels, source, licence, seconds, split and voice of each clip), sources.json (what
-became of each package), report.json (the summary), audio/.
+In OUT: train_speech.jsonl, train_sound.jsonl, train_music.jsonl (a clip and its questions per line), validation.json
+and test.json (MMAU's format), clips.jsonl (labels, source, licence, seconds, split and voice of each clip),
+sources.json (what was used of each package), report.json (the summary), audio/.
 """
 
 import argparse
@@ -43,8 +43,8 @@ from .writing import clip_row, copy_recordings, remove_others, write_benchmark, 
 
 
 FORMAT = 2  # raised whenever the same parameters would give other files
-HELD_OUT_SHARE, LEAST_COMPOSITES = 8, 40  # for each kind of composite, an eighth of training's is held out, but 40
-# A file for each domain: there are ten times as many questions about speech, and recipes give each set a weight of its own.
+HELD_OUT_SHARE, LEAST_COMPOSITES = 8, 40  # per kind of composite, an eighth of training's is held out, at least 40
+# A file per domain: there are ten times as many questions about speech, and recipes weight each set separately.
 TRAINING_FILES = {domain: f"{TRAIN}_{domain}.jsonl" for domain in DOMAINS}
 ABOUT_CLIPS = (*TRAINING_FILES.values(), "validation.json", "test.json", "clips.jsonl")
 
@@ -93,16 +93,16 @@ def make_real_sounds(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Write a set into the folder `out`; returns what is in its report.json. A finished one is left alone while the same
-    packages are to be had and its files have the bytes that they had; else what differs is written again.
+    Write a set into the folder `out`; returns the content of its report.json. A finished set is left alone if the same
+    packages are available and its files still have the same sizes; otherwise it is written again.
 
     Args:
-        cache: folder of the packages, by default `out/packages`; another set may share it.
+        cache: folder of the packages, by default `out/packages`; other sets can share it.
         packages: by default those of packages.tsv.
         progress: show progress bars.
 
     Raises:
-        `ValueError`: no package is to be had, a program or tinysoundfont is not there, `out` holds something else.
+        `ValueError`: no package is available, a program or tinysoundfont is missing, or `out` holds something else.
         `OSError`: the disk is full.
     """
     wanted, packages = wanted or Wanted(), tuple(packages or read_packages())
@@ -131,8 +131,8 @@ def make_real_sounds(
 
 def _withdraw_questions(out: Path, report: dict[str, Any]) -> None:
     """
-    Clips of another seed or of other packages get the names of those that are there, so the questions about these go
-    first: a run that ends early leaves none that are about other clips.
+    Clips of another seed or of other packages get the names of existing ones, so the questions about these are deleted
+    first: a run that stops early leaves no questions about other clips.
     """
     if report["finished"]:
         report["finished"] = False
@@ -142,7 +142,7 @@ def _withdraw_questions(out: Path, report: dict[str, Any]) -> None:
 
 
 def sizes(out: Path) -> dict[str, int]:
-    """Bytes of each file about clips, of sources.json, and of all clips together, and their number; 0 for what is not there."""
+    """Bytes of each file about clips, of sources.json and of all clips, and the number of clips; 0 if missing."""
     clips = [path.stat().st_size for path in (out / "audio").rglob("*") if path.is_file()]
     files = {name: out / name for name in (*ABOUT_CLIPS, "sources.json")}
     found = {name: path.stat().st_size if path.exists() else 0 for name, path in files.items()}
@@ -174,7 +174,7 @@ def make_clips(
 
 
 def leave_out_near_copies(clips: list[Clip], refused: Refused) -> None:
-    """Validation's recordings that are training clips in another guise are in no split."""
+    """Takes validation's recordings that are altered copies of training clips out of all splits."""
     held_out = [index for index, clip in enumerate(clips) if clip.split == VALIDATION]
     trained = [index for index, clip in enumerate(clips) if clip.split == TRAIN]
     for index in near_copies(clips, held_out, trained):
@@ -186,7 +186,7 @@ def write_questions(clips: Sequence[Clip], out: Path, wanted: Wanted) -> Counts:
     """
     Write the files of questions; returns their numbers by split and domain.
 
-    Draws are made for the clips that validation takes away, too: what is left, and the test, do not depend on it.
+    Clips that validation takes away take part in the draws, too, so the others and the test do not depend on it.
     """
     draw = Random(wanted.seed)
     draw_validation = Random(f"{wanted.seed} {VALIDATION}")
@@ -211,12 +211,12 @@ def write_questions(clips: Sequence[Clip], out: Path, wanted: Wanted) -> Counts:
 
 
 def is_trainable(clip: Clip) -> bool:
-    """What training would have without a validation split."""
+    """Whether training would have the clip without a validation split."""
     return clip.split != TEST and not (clip.split == VALIDATION and clip.source == COMPOSITE)
 
 
 def source_row(package: Package, obtained: Obtained, clips: Sequence[Clip], refused: Refused) -> dict[str, Any]:
-    """What became of a package: its clips, and how many of its recordings were refused, and why."""
+    """What was used of a package: its clips, and how many of its recordings were refused, and why."""
     own = [clip for clip in clips if clip.source == package.name]
     row = {
         "package": package.name,
@@ -265,7 +265,7 @@ def print_summary(report: Mapping[str, Any], out: Path) -> None:
     for name, why in missing.items():
         print(f"  {name}: {why}")
     if missing:
-        print(f"The set is smaller without them, and the same command adds what can be had: {WHERE}")
+        print(f"The set is smaller without them; run the same command again to add the ones available: {WHERE}")
 
 
 def source_table(packages: Sequence[Package]) -> str:
@@ -279,9 +279,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="falcon3-audio real-sounds", description=__doc__.split("\n\n")[0])
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder of the set")
     parser.add_argument("--cache", type=Path, help="folder of the packages, 5 GB (default: OUT/packages)")
-    parser.add_argument(
-        "--sources", action="store_true", help="print the packages and their licences, and make nothing"
-    )
+    parser.add_argument("--sources", action="store_true", help="print the packages and their licences, and exit")
     for name, what in HELP.items():
         default = getattr(Wanted, name)
         parser.add_argument(

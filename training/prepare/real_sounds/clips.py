@@ -1,7 +1,7 @@
 """What a clip is, and what can be asked about it.
 
-A reader makes clips of a package's files; each clip carries facts, from which questions are made later. The split of a
-clip is that of its group (held_out.py): a voice, a game, a drum kit, whatever is heard in one split only.
+A reader creates clips from a package's files; each clip has facts, from which questions are created later. The split
+of a clip is that of its group (held_out.py): a voice, a game, a drum kit or the like that is heard in only one split.
 """
 
 from dataclasses import dataclass, field
@@ -19,16 +19,16 @@ class Fact:
     One thing that can be asked about a clip.
 
     Args:
-        kind: of question, as `"language"`.
+        kind: of question, such as `"language"`.
         wordings: of the question.
         answer: the right one.
-        pool: wrong options are drawn from the answers of the same pool; none: the question has `options`.
-        options: all of them, of which four are asked where there are more. The answer is among them.
-        beside: a wrong option that is always there.
+        pool: wrong options are drawn from the answers of the same pool; if empty, the question has `options`.
+        options: all of them, of which four are offered if there are more. The answer is among them.
+        beside: a wrong option that is always offered.
         by_length: wrong options are about as long as the answer.
         in_test: whether validation and test ask it, too.
-        is_open: whether it may be asked without options.
-        is_sure: otherwise it takes part in the draws and is not asked, so that other questions stay what they are.
+        is_open: whether it can be asked without options.
+        is_sure: if not, it takes part in the draws but is not asked, so that other questions stay the same.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Fact:
 @dataclass
 class Clip:
     """
-    A recording, or what was made of some.
+    A recording, a composite of several, or a played phrase.
 
     Args:
         file: where it is read from.
@@ -55,7 +55,7 @@ class Clip:
         labels: what is known about it.
         voice: who is heard, as it is written to clips.jsonl.
         group: what decides the split, see held_out.tsv.
-        path: in the set, once it is there.
+        path: in the set, once it is written.
         made_of: paths of the clips that a composite is made of.
     """
 
@@ -74,7 +74,7 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """Of what is heard, for sounds and music."""
+        """The name of what is heard, for sounds and music."""
         return self.labels.get("sound") or self.labels["instrument"]
 
     @property

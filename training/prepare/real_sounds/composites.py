@@ -1,7 +1,7 @@
-"""Clips that are put together from others of one split: orders, counts, sounds behind speech, several speakers.
+"""Clips that are composed of others of one split: orders, counts, sounds behind speech, several speakers.
 
-The answers of most of them are in no single recording, so they have to be listened for. What lacks its parts (a kind of
-recording whose package is missing) is not made.
+Most of their answers are in no single recording, so they have to be listened for. A kind of composite is not created
+if its parts are missing (because their package is).
 """
 
 from collections import defaultdict
@@ -22,19 +22,19 @@ from .writing import write_wav
 RATE = 16_000  # Hz
 COMPOSITE = "composite"  # its source, voice and group
 KEY = "a keyboard key"
-LOUDNESS, PEAK = 0.08, 0.95  # RMS of every part, and what none exceeds
-SILENT_SHARE = 0.02  # of the peak; what is below it at the ends is cut
-BEFORE, AFTER = 200, 800  # samples that stay around what is loud
+LOUDNESS, PEAK = 0.08, 0.95  # RMS of every part, and the peak that none exceeds
+SILENT_SHARE = 0.02  # of the peak; quieter ends are cut
+BEFORE, AFTER = 200, 800  # samples that are kept around the loud part
 MOST_SPEAKERS = 4
-CLIPS_OF_A_SPEAKER = 8  # a voice with fewer would always say the same
+CLIPS_OF_A_SPEAKER = 8  # a voice with fewer would repeat itself
 
 Table = dict[str, list[Clip]]  # clips by label
-# What the random draws begin with, for each split.
+# The seeds of the random draws, for each split.
 SEEDS = {TRAIN: "False", TEST: "True", VALIDATION: "validation"}
 
 
 def level(samples: np.ndarray) -> np.ndarray:
-    """Mono samples without the silence at both ends, and as loud as any other."""
+    """Mono samples without the silence at both ends, normalised in loudness."""
     loud = np.flatnonzero(np.abs(samples) > SILENT_SHARE * np.abs(samples).max())
     if len(loud):
         samples = samples[max(loud[0] - BEFORE, 0) : loud[-1] + AFTER]
@@ -49,7 +49,7 @@ def joined(parts: Sequence[np.ndarray], gap: float) -> np.ndarray:
 
 
 def tellable(table: Table) -> Table:
-    """Those labels that can be told from at least one other."""
+    """The labels that can be told from at least one other."""
     return {label: clips for label, clips in table.items() if any(not are_alike(label, other) for other in table)}
 
 
@@ -61,10 +61,10 @@ def countable(table: Table) -> Table:
 
 class Composer:
     """
-    Makes composites of the clips of a split.
+    Creates composites from the clips of a split.
 
-    A composite for training with a part from validation is of the split `MIXED` and not written: nobody hears it, but
-    the others are the same as without a validation split.
+    A composite for training with a part from validation has the split `MIXED` and is not written: it only keeps the
+    others the same as without a validation split.
     """
 
     def __init__(self, clips: Iterable[Clip], out: Path, split: str, seed: int):
@@ -76,7 +76,7 @@ class Composer:
         self.speech = [clip for clip in clips if clip.domain == "speech" and 0.5 <= clip.seconds <= 5]
         short = [clip for clip in clips if clip.seconds <= 6]
         sounds = by_name(clip for clip in short if clip.domain == "sound" and clip.labels["trust"] == "A")
-        sounds.pop("coughing", None)  # comes in fits, which nobody could count
+        sounds.pop("coughing", None)  # comes in fits, which cannot be counted
         self.sounds = sounds
         self.instruments = by_name(clip for clip in short if clip.domain == "music")
         self.voices: Table = defaultdict(list)
@@ -89,7 +89,7 @@ class Composer:
         self.digits = {voice: clips for voice, clips in digits.items() if clips}
 
     def run(self, times: Iterable[int]) -> list[Clip]:
-        """A composite of each kind that can be made, for each of `times`; of typing, for each eighth."""
+        """A composite of each possible kind for each of `times`; of typing, for every eighth."""
         kinds, rounds = self.kinds(), 0
         for _ in times:
             for make in kinds:
@@ -100,7 +100,7 @@ class Composer:
         return self.made
 
     def kinds(self) -> list[Callable[[], None]]:
-        """What makes a composite of each kind, where its parts are there."""
+        """The functions that create a composite of each kind, if its parts are available."""
         without_keys = tellable({label: clips for label, clips in self.sounds.items() if label != KEY})
         instruments = tellable(self.instruments)
         found = [

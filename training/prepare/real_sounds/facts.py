@@ -18,7 +18,7 @@ def language_fact(language: str) -> Fact:
 
 
 def text_facts(text: str, language: str, what: str = "phrase") -> list[Fact]:
-    """What is said, in the words of the language; `what` is "phrase" or "letter"."""
+    """What is said, in the original language; `what` is "phrase" or "letter"."""
     in_test = language == "English"
     choice = Fact(what, WHAT_IS_SAID[what], text, f"{what} {language}", by_length=True, in_test=in_test)
     return [choice, Fact("transcription", TRANSCRIBE, text, in_test=False)]

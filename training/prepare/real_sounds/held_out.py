@@ -1,9 +1,9 @@
-"""Which clips are tested on, which are for choosing a rate or a mix, and which are trained on.
+"""Which clips are for testing, which for choosing a rate or a mix, and which for training.
 
 held_out.tsv lists groups: whole voices, games, drum kits, guitar roots, decks of a game's levels or of a keyboard's
-keys, instruments of a soundfont. A group also stands for all groups below it (`widelands-data` for
-`widelands-data/a duck`); what is not listed is for training. A sound of which training would keep fewer recordings than
-can be learnt from is not listed.
+keys, instruments of a soundfont. A group includes all groups below it (`widelands-data` includes
+`widelands-data/a duck`); groups that are not listed are for training. A sound is not listed if training would keep too
+few recordings to learn it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ def read_splits(validation: bool) -> dict[str, str]:
 
 
 def split_of(group: str, splits: Splits) -> str:
-    """The split of the narrowest listed group that holds this one."""
+    """The split of the narrowest listed group that contains this one."""
     while group not in splits and "/" in group:
         group = group.rpartition("/")[0]
     return splits.get(group, TRAIN)

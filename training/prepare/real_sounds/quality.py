@@ -1,7 +1,7 @@
-"""Which recordings are usable: readable, neither silent nor clipped, and each of them once.
+"""Which recordings are usable: readable, neither silent nor clipped, and without duplicates.
 
-A copy on both sides of the split stays on the tested one, so that nothing that is tested was trained on; tested sounds
-that are a training clip in another guise (cut, louder, encoded again) are refused.
+A recording with copies on both sides of the split stays on the tested side, so that nothing that is tested was trained
+on; tested sounds that are an altered copy of a training clip (cut, louder, re-encoded) are refused.
 """
 
 import json
@@ -21,12 +21,12 @@ from .clips import Clip
 
 
 SECONDS = (0.1, 30.0)
-CHARACTERS_A_SECOND = 30  # nobody speaks faster: the text is not what is said
+CHARACTERS_A_SECOND = 30  # no one speaks faster: the text is not what is said
 MIN_PEAK, MIN_RMS = 0.01, 0.0015
 CLIPPED, MAX_CLIPPED = 0.999, 0.02  # level, and share of the samples at it
 MAX_MEAN = 0.2
-NOTED_EVERY = 2000  # clips; a killed run has to look at so many again
-# Peak of the normalised cross-correlation from which two recordings are one.
+NOTED_EVERY = 2000  # clips; a killed run has to check at most this many again
+# Peak of the normalised cross-correlation above which two recordings are the same.
 SAME = 0.7
 SPECTRUM_RATE, SPECTRUM_SECONDS = 8000, 4
 
@@ -45,7 +45,7 @@ def read_audio(path: Path, rate: int | None = None, seconds: float | None = None
 
 
 def find_fault(path: Path) -> tuple[str, float]:
-    """Why a recording cannot be used, or an empty text; and its length in seconds."""
+    """Why a recording cannot be used, or an empty string; and its length in seconds."""
     try:
         samples, rate = read_audio(path)
     except (soundfile.LibsndfileError, OSError):
@@ -65,7 +65,7 @@ def _fault_of(samples: np.ndarray) -> str:
 
 
 class Checked:
-    """Faults by the digest of a file, kept in a file of the cache: a second run need not look again."""
+    """Faults by the digest of a file, kept in a file of the cache: a second run need not check again."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -87,7 +87,7 @@ class Checked:
 
 
 def accept(clips: Iterable[Clip], refused: Refused, notes: Path, progress: bool = False) -> list[Clip]:
-    """The usable clips, tested ones first; what is refused is counted."""
+    """The usable clips, tested ones first; refused ones are counted."""
     tested_first = sorted(clips, key=lambda clip: not clip.is_tested)
     bar = tqdm(tested_first, "listening", unit="clip", disable=not progress)
     kept, disputed = _once_each(bar, refused, Checked(notes))
@@ -102,7 +102,7 @@ def accept(clips: Iterable[Clip], refused: Refused, notes: Path, progress: bool 
 
 
 def _once_each(clips: Iterable[Clip], refused: Refused, checked: Checked) -> tuple[dict[str, Clip], set[str]]:
-    """Usable clips by digest, the first of each; and digests of files that are found with different labels."""
+    """Usable clips by digest, the first of each; and digests of files that have different labels."""
     kept: dict[str, Clip] = {}
     disputed: set[str] = set()
     for clip in clips:
@@ -132,7 +132,7 @@ def _drop_unspoken_text(clip: Clip, refused: Refused) -> None:
 
 
 def near_copies(clips: Sequence[Clip], held_out: Iterable[int], trained: Iterable[int]) -> set[int]:
-    """Indices of held-out sounds and instruments that are a training clip of the same label in another guise."""
+    """Indices of held-out sounds and instruments that are an altered copy of a training clip of the same label."""
     trained_by_name = _by_name(clips, trained)
     found = set()
     for name, indices in _by_name(clips, held_out).items():
@@ -142,7 +142,7 @@ def near_copies(clips: Sequence[Clip], held_out: Iterable[int], trained: Iterabl
 
 
 def _by_name(clips: Sequence[Clip], indices: Iterable[int]) -> dict[str, list[int]]:
-    """Indices of recordings by what is heard; chords of one guitar sound alike and are no copies."""
+    """Indices of recordings by what is heard; chords of one guitar sound alike and are not copies."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index in indices:
         if clips[index].domain != "speech" and "chord" not in clips[index].labels:
@@ -155,7 +155,7 @@ def _is_among(own: np.ndarray, spectra: Iterable[np.ndarray]) -> bool:
 
 
 def spectrum(path: Path) -> np.ndarray:
-    """Of the first seconds at unit energy, padded to twice their length for a correlation at all shifts."""
+    """The spectrum of the first seconds at unit energy, padded to twice their length to correlate at all shifts."""
     length = SPECTRUM_RATE * SPECTRUM_SECONDS
     samples = read_audio(path, SPECTRUM_RATE, SPECTRUM_SECONDS)[0][:length]
     return np.fft.rfft(samples / (np.linalg.norm(samples) + 1e-9), 2 * length)

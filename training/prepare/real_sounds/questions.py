@@ -1,4 +1,4 @@
-"""Training questions: each fact with options, openly, or both, in the words of one of its wordings."""
+"""Training questions: each fact is asked with options, openly, or both, in one of its wordings."""
 
 import bisect
 from collections import defaultdict
@@ -12,8 +12,8 @@ from .tables import are_alike
 
 QUESTIONS_PER_CLIP = 6
 OPTIONS = 4
-TRIES = 80  # at drawing options that can be told apart
-REACH = 8  # answers to either side of the right one that are of about its length
+TRIES = 80  # to draw options that can be told apart
+REACH = 8  # answers on either side of the right one, which have about its length
 OPEN_SHARE, SPEECH_SHARE = 0.5, 0.3  # of facts that are also asked openly; of clips with "Is there speech?"
 
 
@@ -30,7 +30,7 @@ class Pools:
         self.answers = self.by_length if once else dict(answers)
 
     def options(self, fact: Fact, draw: Random) -> list[str] | None:
-        """The answer and three others in random order, or None where there are not enough."""
+        """The answer and three others in random order, or None if there are not enough."""
         if fact.options:
             return draw.sample(fact.options, OPTIONS) if len(fact.options) >= OPTIONS else None
         if fact.pool == "speaker":
@@ -46,7 +46,7 @@ class Pools:
         return None
 
     def _near(self, fact: Fact) -> list[str]:
-        """Answers of like length, half of them longer."""
+        """Answers of similar length, half of them longer."""
         pool = self.by_length[fact.pool]
         place = bisect.bisect_left(pool, _by_length(fact.answer), key=_by_length)
         return pool[max(place - REACH, 0) : place + REACH + 1]
@@ -75,7 +75,7 @@ def _are_same(one: str, other: str) -> bool:
 
 
 def training_row(clip: Clip, pools: Pools, draw: Random) -> dict[str, Any]:
-    """The row of a training file; it may be without questions."""
+    """The row of a training file; it can have no questions."""
     questions: list[tuple[Fact, str]] = []
     for fact in clip.facts:
         options = pools.options(fact, draw) if fact.pool or fact.options else None
@@ -92,7 +92,7 @@ def training_row(clip: Clip, pools: Pools, draw: Random) -> dict[str, Any]:
 
 
 def training_rows(clips: Iterable[Clip], draw: Random) -> list[tuple[Clip, dict[str, Any]]]:
-    """Clips with the rows of those that something is asked about."""
+    """Clips that have questions, with their rows."""
     clips = list(clips)
     pools = Pools(clips)
     rows = ((clip, training_row(clip, pools, draw)) for clip in clips)

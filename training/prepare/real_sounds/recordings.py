@@ -12,13 +12,13 @@ from .sources import Source
 from .tables import LabelRule, Package, label_rules
 
 
-# Keys of the keyboard are dealt into so many decks, each of which is in one split.
+# Keys of the keyboard are dealt into this many decks, each of which is in one split.
 KEY_DECKS = 8
 CHORD = re.compile(r"([A-G](?:sharp|flat)?) ?(major|minor)_(DOWN|Down|UP)_")
 
 
 def labelled(source: Source) -> Iterator[Clip]:
-    """Files that the table of labels knows by name."""
+    """Files whose names match the table of labels."""
     package = source.package
     rules = [rule for rule in label_rules() if rule.package == package.name]
     for file in source.audio_files():
@@ -35,7 +35,7 @@ def first_match(rules: list[LabelRule], name: str) -> LabelRule | None:
 
 
 def voice_and_group(source: Source, file: Path, label: str) -> tuple[str, str]:
-    """A drum kit that is held out has its own voice, other files their package's."""
+    """A held-out drum kit has its own voice; other files have their package's."""
     package = source.package.name
     if package == "bucklespring-data":  # a file's name begins with the code of its key
         return package, f"{package}/deck {int(file.name[:2], 16) % KEY_DECKS}"
@@ -84,7 +84,7 @@ READERS: dict[str, Callable[[Source], Iterator[Clip]]] = {
 
 
 def read_recordings(packages: Iterable[Package], folders: Mapping[str, Path], splits: Splits) -> list[Clip]:
-    """The clips of all packages that are there, each in its split."""
+    """The clips of all available packages, each in its split."""
     clips: list[Clip] = []
     for package in packages:
         if package.name in folders:

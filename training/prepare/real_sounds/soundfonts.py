@@ -1,7 +1,7 @@
 """Short phrases on the instruments of soundfonts: melodies, chords and single notes.
 
-Played by tinysoundfont. Its package asks for PyAudio, which has to be built with PortAudio's headers and is needed for
-loudspeakers only; hence `pip install --no-deps tinysoundfont`.
+Played by tinysoundfont. Its package depends on PyAudio, which has to be built with PortAudio's headers and is only
+needed for loudspeakers; hence `pip install --no-deps tinysoundfont`.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ class Phrase:
 
 
 def require_player() -> None:
-    """Raises a `ValueError` where tinysoundfont is not installed."""
+    """Raises a `ValueError` if tinysoundfont is not installed."""
     if importlib.util.find_spec("tinysoundfont") is None:
         raise ValueError("soundfonts are played by tinysoundfont; install it: pip install --no-deps tinysoundfont")
 
@@ -65,7 +65,7 @@ def read_programs() -> list[Program]:
 def play_all(
     packages: tuple[Package, ...], folders: Mapping[str, Path], splits: Splits, out: Path, times: int, seed: int
 ) -> Iterator[Clip]:
-    """`times` phrases on each soundfont that is there, half as many on one for the test."""
+    """`times` phrases on each available soundfont, half as many on one for the test."""
     for package in packages:
         if SOUNDFONT in package.readers and package.name in folders:
             fewer = times // 2 if split_of(package.name, splits) == TEST else times
@@ -80,7 +80,7 @@ def soundfont_in(folder: Path) -> Path:
 
 
 def play(package: Package, font: Path, splits: Splits, out: Path, times: int, seed: int) -> Iterator[Clip]:
-    """Clips of the instruments in turn; what a soundfont does not have is left out."""
+    """Clips of the instruments in turn; instruments that a soundfont lacks are left out."""
     from tinysoundfont import Synth
 
     draw = Random(f"{seed} {package.name}")
@@ -156,7 +156,7 @@ def _notes(draw: Random, root: int, beat: float, velocity: int) -> Phrase:
 
 
 def render(synth: Any, notes: list[Note]) -> np.ndarray:
-    """Mono float32 samples of the notes and what sounds on; the synthesiser is silent afterwards."""
+    """Mono float32 samples of the notes and their release; the synthesiser is silent afterwards."""
     on = [(start, 1, pitch, velocity) for start, _, pitch, velocity in notes]
     off = [(start + length, 0, pitch, 0) for start, length, pitch, _ in notes]
     events = sorted(on + off)

@@ -1,4 +1,4 @@
-"""What readers are given, and what they share."""
+"""The input of readers, and what they share."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ AUDIO_SUFFIXES = {".wav", ".ogg", ".flac", ".oga"}
 @dataclass(frozen=True)
 class Source:
     """
-    A package that is unpacked.
+    An unpacked package.
 
     Args:
         folder: of its files.
@@ -30,12 +30,12 @@ class Source:
     splits: Splits
 
     def audio_files(self) -> Iterator[Path]:
-        """In the order of their paths; links, which stand for a second time, are left out."""
+        """Sorted by path; links, which are duplicates, are left out."""
         files = (path for path in self.folder.rglob("*") if path.suffix in AUDIO_SUFFIXES)
         yield from sorted(path for path in files if path.is_file() and not path.is_symlink())
 
     def speech(self, file: Path, voice: str, language: str, facts: list[Fact], **labels: str) -> Clip:
-        """A clip of a voice; labels that are empty are left out."""
+        """A clip of a voice; empty labels are left out."""
         known = {"language": language, **{key: value for key, value in labels.items() if value}}
         package, all_facts = self.package, [language_fact(language), *facts]
         return Clip(file, package.name, package.licence, "speech", known, voice, voice, all_facts)

@@ -1,6 +1,6 @@
-"""Readers of recorded speech: who speaks which language, and, where a package tells it, what is said.
+"""Readers of recorded speech: who speaks which language and, if a package says so, what is said.
 
-Each yields the clips of one package; usable or not is decided later (quality.py).
+Each yields the clips of one package; quality.py decides later which are usable.
 """
 
 import re
@@ -13,7 +13,7 @@ from .sources import Source
 from .tables import languages, spoken
 
 
-# Levels of the game are dealt into so many decks, each of which is in one split.
+# Levels of the game are dealt into this many decks, each of which is in one split.
 LEVEL_DECKS = 32
 DIALOGUE = re.compile(r'dialogId\("([^"]+)",\s*"([^"]*)",\s*"((?:[^"\\]|\\.)*)"\)\s*dialogStr\("((?:[^"\\]|\\.)*)"\)')
 SOUND = re.compile(r'<sound name="([^"]+)"\s+file="([^"]+)"')
@@ -31,7 +31,7 @@ RUN_TOGETHER = {
 
 
 def asterisk(source: Source) -> Iterator[Clip]:
-    """Telephone prompts: one voice a language. What is said is known where the file's name says it."""
+    """Telephone prompts: one voice per language. What is said is known if the file's name says it."""
     for file in source.audio_files():
         if "silence" in file.parts or NO_PROMPT.search(file.stem):
             continue
@@ -46,7 +46,7 @@ def asterisk(source: Source) -> Iterator[Clip]:
 
 
 def prompt(name: str, language: str) -> tuple[str, str]:
-    """What is said in a prompt: ("number" or "phrase", text), where the text is empty if that is not known."""
+    """What is said in a prompt: ("number" or "phrase", text); the text is empty if it is not known."""
     group, _, key = name.rpartition("/")
     if group == "digits" and key.isdigit():
         return "number", number_name(int(key))
@@ -79,7 +79,7 @@ def prompt_facts(kind: str, text: str, language: str) -> list[Fact]:
 
 
 def fillets(source: Source) -> Iterator[Clip]:
-    """A game's dialogues with their subtitles, and these in English."""
+    """A game's dialogues with their subtitles, also in English."""
     code = source.package.name[-2:]
     scripts = source.folders[source.package.needs]
     levels = sorted(path.parent.name for path in scripts.rglob(f"dialogs_{code}.lua"))
@@ -106,7 +106,7 @@ def clean(text: str) -> str:
 
 
 def dialogue_clip(source: Source, file: Path, code: str, font: str, english: str, text: str) -> Clip | None:
-    """None for a line that says nothing, or has a name filled in."""
+    """None for a line without words, or with a placeholder."""
     if len(text) < 4 or not re.search(r"\w", text) or "%" in text:
         return None
     who, sex = spoken()["heroes"].get(font, ("other", ""))
@@ -117,7 +117,7 @@ def dialogue_clip(source: Source, file: Path, code: str, font: str, english: str
 
 
 def tuxpaint(source: Source) -> Iterator[Clip]:
-    """The descriptions of a painting program's stamps, one speaker a language."""
+    """The descriptions of a painting program's stamps, one speaker per language."""
     for file in source.audio_files():
         found = STAMP.fullmatch(file.name)
         if not found or not (found[2] or "symbols" in file.parts):
@@ -127,7 +127,7 @@ def tuxpaint(source: Source) -> Iterator[Clip]:
         if code not in languages() or not text or not english:
             continue
         voice, language = f"tuxpaint/{code}", languages()[code]
-        if not found[2]:  # says the bare letter or number, which is not its text
+        if not found[2]:  # says only the letter or number, which is not its text
             yield source.speech(file, voice, language, [])
             continue
         facts = text_facts(text, language) + ([meaning_fact(english, language)] if code != "en" else [])
@@ -135,7 +135,7 @@ def tuxpaint(source: Source) -> Iterator[Clip]:
 
 
 def stamp_texts(file: Path, code: str) -> tuple[str, str]:
-    """A stamp's description in English and in the language, as far as there is one."""
+    """A stamp's description in English and in the language, empty if there is none."""
     lines = file.read_text("utf-8", errors="replace").splitlines() if file.exists() else []
     english = lines[0].strip() if lines else ""
     texts = dict(line.split(".utf8=", 1) for line in lines if ".utf8=" in line)
@@ -143,7 +143,7 @@ def stamp_texts(file: Path, code: str) -> tuple[str, str]:
 
 
 def klettres(source: Source) -> Iterator[Clip]:
-    """Letters and syllables, one speaker a language."""
+    """Letters and syllables, one speaker per language."""
     for index in sorted(source.folder.rglob("sounds.xml")):
         code = index.parent.name
         if code not in languages():
@@ -156,7 +156,7 @@ def klettres(source: Source) -> Iterator[Clip]:
 
 
 def ktuberling(source: Source) -> Iterator[Clip]:
-    """Names of things, one speaker a language; the key says in English what it is."""
+    """Names of things, one speaker per language; the key says in English what it is."""
     for index in sorted(source.folder.rglob("*.soundtheme")):
         code = index.stem
         if code not in languages():
@@ -172,7 +172,7 @@ def ktuberling(source: Source) -> Iterator[Clip]:
 
 
 def thing(key: str) -> str:
-    """What a key names, in English; nothing for those of the penguin, which are no words."""
+    """What a key names, in English; empty for those of the penguin, which are not words."""
     if "-tux" in key or key.startswith("tux-"):
         return ""
     name = re.sub(r"\d+$", "", ROOMS.sub("", key)).replace("_", " ")

@@ -1,4 +1,4 @@
-"""The tables beside this file: packages, labels, languages, words that are spoken, and what labels mean."""
+"""The tables next to this file: packages, labels, languages, spoken words, and what labels mean."""
 
 import csv
 import re
@@ -22,8 +22,8 @@ class Package:
     Args:
         sha256: of the .deb file.
         megabytes: of the .deb file.
-        readers: of its recordings (readers.py); `"soundfont"` where there are none.
-        needs: another package, without which it is of no use.
+        readers: of its recordings (recordings.py); `"soundfont"` if it has none.
+        needs: another package, without which it is useless.
         content: for people.
     """
 
@@ -38,16 +38,16 @@ class Package:
 
     @property
     def stem(self) -> str:
-        """Of the file's name, as apt writes it."""
+        """The stem of the file's name, as apt writes it."""
         return f"{self.name}_{self.version.replace(':', '%3a')}_all"
 
 
 @dataclass(frozen=True)
 class LabelRule:
     """
-    Files of a package whose path the pattern matches are the sound or instrument `label`; the first rule counts.
+    Files of a package whose path the pattern matches are the sound or instrument `label`; the first match counts.
 
-    `trust` is "A" where the package's own name or text says it, "B" where the name leaves room for doubt.
+    `trust` is "A" if the package's own name or text says it, "B" if the name leaves room for doubt.
     """
 
     package: str

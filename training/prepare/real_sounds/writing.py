@@ -1,7 +1,7 @@
 """How a set's files are written: under a temporary name first, and as JSON lines.
 
-Clips are not flushed to the disk one by one, which would take longer than making them: what a run that ended early left
-is written again by the next.
+Clips are not flushed to the disk one by one, which would take longer than creating them: the next run rewrites the
+clips of a run that stopped early.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from .clips import MIXED, Clip
 
 @contextmanager
 def _placed(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path`, or goes."""
+    """A temporary name that is renamed to `path`, or removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,14 +37,14 @@ def _placed(path: Path) -> Iterator[Path]:
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
     """16-bit wav of mono samples within -1 and 1."""
-    buffer = io.BytesIO()  # libsndfile flushes each file of its own to the disk
+    buffer = io.BytesIO()  # libsndfile flushes each file that it writes to the disk
     soundfile.write(buffer, samples, rate, subtype="PCM_16", format="WAV")
     with _placed(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
 
 def copy_recordings(clips: Iterable[Clip], folders: Mapping[str, Path], out: Path) -> None:
-    """Copy the packages' files as they are into the set, where clips of a split are read from then."""
+    """Copy the packages' files unchanged into the set; clips of a split are read from there afterwards."""
     for clip in clips:
         clip.path = recording_path(clip, folders[clip.source])
         if clip.split == MIXED:
@@ -55,7 +55,7 @@ def copy_recordings(clips: Iterable[Clip], folders: Mapping[str, Path], out: Pat
 
 
 def recording_path(clip: Clip, folder: Path) -> str:
-    """Where a recording lies in the set; the digest tells files of the same name apart, wherever the cache is."""
+    """Where a recording is in the set; the digest distinguishes files of the same name, wherever the cache is."""
     parts = ("debs", "unpacked", folder.name, *clip.file.relative_to(folder).parts)
     name = re.sub(r"[^\w.+-]+", "_", "_".join(parts[-3:]))
     digest = hashlib.sha256(str(parts[-6:]).encode()).hexdigest()[:6]
@@ -69,7 +69,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_benchmark(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON list; no file where nothing is asked, which no loader takes."""
+    """A JSON list; no file if there are no questions, since no loader takes an empty list."""
     if not rows:
         path.unlink(missing_ok=True)
         return
@@ -93,7 +93,7 @@ def clip_row(clip: Clip) -> dict[str, Any]:
 
 
 def remove_others(folder: Path, clips: Iterable[Clip]) -> None:
-    """Delete what an earlier run with other packages or another seed left among the clips, and half-written files."""
+    """Delete clips left by an earlier run with other packages or another seed, and partial files."""
     kept = {clip.file for clip in clips}
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file() and path not in kept:
