@@ -1,4 +1,4 @@
-"""The benchmarks: what they count is right, what they compare is the same, and each runs. Times are not looked at."""
+"""The benchmarks: their counts are right, they compare equal computations, and each runs. Times are not checked."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
-# Benchmarks are run from a clone; they are no part of the package.
+# Benchmarks are run from a clone; they are not part of the package.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import (
@@ -113,11 +113,11 @@ def test_flops_are_those_that_torch_counts(kind, recompute, shape, tmp_path):
     two = {"num_hidden_layers": 2}  # the first layer differs
     shape = shapes.Shape("two layers", shape.audio | two, shape.text | two)
     model = build(kind, shape)
-    model.set_attn_implementation("eager")  # torch counts the products of attention there
+    model.set_attn_implementation("eager")  # here torch counts attention's matrix products
     step = step_of(shape)
     at_once = 1000 if kind == OURS else len(QUESTIONS)
     stepper = training_step.Stepper(kind, with_lora(model), step, at_once, str(tmp_path), recompute)
-    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **kwargs: 2 * a[0] * a[1] * b[1]}  # which torch forgets
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **kwargs: 2 * a[0] * a[1] * b[1]}  # torch does not count it
     with FlopCounterMode(display=False, depth=None, custom_mapping=in_place) as counter:
         batches = stepper.batches()
     rotary = [counts for name, counts in counter.get_flop_counts().items() if name.endswith("rotary_emb")]
@@ -128,7 +128,7 @@ def test_flops_are_those_that_torch_counts(kind, recompute, shape, tmp_path):
 
 
 def test_what_is_needed_leaves_out_padding(shape):
-    """Of two rows of which one is padded, as of the two rows alone."""
+    """Two rows of which one is padded need as much as the two rows separately."""
     counts = StepFlops(FLAMINGO, shape)
     batch, rows = (
         [PaddingCollator(FLAMINGO, step_of(shape))([{"question": n} for n in group]) for group in groups]
@@ -137,7 +137,7 @@ def test_what_is_needed_leaves_out_padding(shape):
     assert counts.count(batch, padded=False) == counts.count(rows, padded=False)
     padded = counts.count(batch, padded=True)
     assert padded["language model"] > counts.count(rows, padded=True)["language model"]
-    assert padded["encoder"] == counts.count(rows, padded=False)["encoder"]  # a window is a window
+    assert padded["encoder"] == counts.count(rows, padded=False)["encoder"]  # every window counts in full
     tokens, pairs = counts._tokens(batch[0], padded=False)
     lengths = [QUESTIONS[0].tokens, QUESTIONS[3].tokens]
     assert (tokens, pairs) == (sum(lengths), sum(n * (n + 1) // 2 for n in lengths))
@@ -149,19 +149,19 @@ def loss_of(model, batch):
 
 
 def test_shared_rows_and_padded_rows_have_the_same_loss(shape):
-    """Both collators give the same questions: our model says so, which takes a peer's rows and windows too."""
+    """Both collators give the same questions: shown with our model, which also accepts a peer's rows and windows."""
     step, model = step_of(shape), build(OURS, shape)
     shared = our_collator(step)(list(step.dataset()))
     padded = PaddingCollator(FLAMINGO, step)([{"question": number} for number in range(len(QUESTIONS))])
     assert "segment_ids" in shared and shared["input_features"].shape[0] == 2
     assert padded["input_features"].shape == (4, 80, 3000)
-    # A branch's first token is predicted by the prefix; questions part there, so it is no answer's.
+    # A branch's first token is predicted by the prefix; questions diverge there, so it is not part of an answer.
     assert loss_of(model, shared) == pytest.approx(loss_of(model, padded), rel=1e-5)
 
 
 @torch.no_grad()
 def test_the_encoders_compute_the_same(shape):
-    """A full window is Whisper's; of a shorter clip AudioFlamingo3's layers give what ours give."""
+    """On a full window ours equals Whisper; on a shorter clip AudioFlamingo3's layers equal ours."""
     made = encoder.encoders(shape, seed=0)
     features = torch.randn(1, 80, 3000)
     whole = made[encoder.WHISPER](features).last_hidden_state
@@ -198,7 +198,7 @@ def test_runs_take_turns_and_ratios_are_of_a_turn():
     found = measure.compare(measure.alternate({kind: lambda kind=kind: run(kind) for kind in times}, repeats=3))
     assert order == [OURS, QWEN, OURS, QWEN, QWEN, OURS, OURS, QWEN]
     assert found["median seconds"] == {OURS: 2.0, QWEN: 8.0}
-    assert found["ratios"] == {QWEN: 3.0}  # of 3, 2 and 5
+    assert found["ratios"] == {QWEN: 3.0}  # the median of 3, 2 and 5
 
 
 SCRIPTS = {
@@ -215,7 +215,7 @@ SCRIPTS = {
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_script_runs(name, tmp_path, monkeypatch, capsys):
     script = importlib.import_module(f"benchmarks.{name}")
-    # In this process: another would have the models that are meant for measuring.
+    # In this process: another one would have the narrow models instead of the tiny ones.
     here = lambda kind, given: peak_memory.measure_one(peak_memory.parser().parse_args([*given, "--only", kind]))  # noqa: E731
     monkeypatch.setattr(peak_memory, "_in_a_process", here)
     output, plot = tmp_path / "new" / "out.json", tmp_path / "plot.png"
@@ -248,7 +248,7 @@ def test_operations_are_counted():
 
 
 def test_the_share_of_waiting_is_that_of_the_time_line(monkeypatch):
-    """A loader that takes 3 s for a batch, and devices that take 1 s or 4 s for a step, by a clock of the test's own."""
+    """A loader that takes 3 s per batch, and devices that take 1 s or 4 s per step, by a fake clock."""
     clock = [0.0]
 
     def pass_by(seconds):
@@ -263,7 +263,7 @@ def test_the_share_of_waiting_is_that_of_the_time_line(monkeypatch):
     monkeypatch.setattr(step_timeline, "time", fake)
     assert step_timeline.run(batches(), steps=2, busy=1.0) == [(0, 2, 3), (3, 5, 6)]
     assert step_timeline.run(batches(), steps=2, busy=4.0) == [(0, 0, 4), (4, 4, 8)]
-    # The 1B recipe's first line says 45 minutes for a step of 256 questions on eight cards.
+    # The 1B recipe's first line says 45 minutes on eight cards; a step has 256 questions.
     seconds, questions, tokens = step_timeline.device_seconds("1b", "h100")
     assert seconds == pytest.approx(45 * 60 / (10_764_230 / 256), rel=0.02)
     assert (questions, tokens) == (32, 8192)

@@ -1,4 +1,4 @@
-"""What runs on a GPU, looked at without one: options, limits, summary, packages to bring along, checks that find what is wrong."""
+"""The GPU benchmarks, tested without a GPU: options, limits, summary, packages to bring, checks that find errors."""
 
 import argparse
 import importlib
@@ -14,7 +14,7 @@ import torch
 from transformers import AttentionInterface
 
 
-# Benchmarks are run from a clone; they are no part of the package.
+# Benchmarks are run from a clone; they are not part of the package.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import attention, measure, on_gpu, packages, summary, training_run
@@ -30,7 +30,7 @@ def given(*options: str, out: Path = Path("out")) -> argparse.Namespace:
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """Parts that only leave the record that is in benchmarks/results, if there is one; `generation` fails. What was called."""
+    """Parts that only copy their record from benchmarks/results, if any; `generation` fails. Returns the calls."""
     called: list[list[str]] = []
 
     def run(command, limit, log):
@@ -60,7 +60,7 @@ def test_every_script_has_the_options_that_it_is_given(options, scripts, tmp_pat
     for name, *arguments in scripts:
         parsed = importlib.import_module(name).parser().parse_args(arguments)
         assert parsed.output.parent == tmp_path
-    assert parsed.seconds >= 5  # the last one's, training
+    assert parsed.seconds >= 5  # of the last part, training
 
 
 def test_the_summary_knows_the_records_and_they_are_few():
@@ -112,7 +112,7 @@ def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path):
         assert on_gpu.run_limited(["bash", "-c", "exit 3"], 60, log) == 3
         assert on_gpu.run_limited(["bash", "-c", "sleep 600 & echo $!; wait"], 2, log) is None
     child = Path("/proc", (tmp_path / "log").read_text().strip(), "stat")
-    for _ in range(300):  # a killed process ends when it is next run
+    for _ in range(300):  # a killed process exits when it is next scheduled
         if not child.exists() or child.read_text().split()[2] == "Z":
             return
         time.sleep(0.1)
@@ -120,7 +120,7 @@ def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path):
 
 
 def test_paths_are_those_of_the_callers_folder(tmp_path, monkeypatch):
-    """Of the interpreter and of the options; what is found there is not taken for this project's."""
+    """Those of the interpreter and of the options; modules found there are not mistaken for this project's."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / "python").chmod(0o755)
@@ -181,7 +181,7 @@ def test_wheels_that_are_too_large_are_refused(capsys):
 def test_what_is_brought_along():
     names = set(packages.needed("3.12"))
     assert {"transformers", "tokenizers", "trl", "peft", "datasets", "accelerate", "soundfile", "soxr"} <= names
-    assert "pycparser" in names  # of cffi, of soundfile
+    assert "pycparser" in names  # needed by cffi, which soundfile needs
     assert not names & (packages.ON_THE_MACHINE | packages.NOT_NEEDED | {"falcon3-audio", "pytest"})
 
 
@@ -214,7 +214,7 @@ def test_answers_are_compared_in_one_order():
 
 
 def test_attention_that_is_wrong_is_found(tmp_path, monkeypatch, capsys):
-    """A tenth too much, an implementation that nobody has, and sdpa, which is right in both kinds of rows and in the encoder."""
+    """Output 10 % too large, an unknown implementation, and sdpa, right in both kinds of rows and in the encoder."""
 
     def wrong(module, *args, **kwargs):
         output, weights = AttentionInterface()["sdpa"](module, *args, **kwargs)
@@ -228,7 +228,7 @@ def test_attention_that_is_wrong_is_found(tmp_path, monkeypatch, capsys):
     assert "12 of 19 cases are not equal or in error: encoder, wrong, bfloat16;" in capsys.readouterr().err
     cases = json.loads(output.read_text())["cases"]
     outcomes = {way: {case["outcome"] for case in cases if case["attention"] == way} for way in ("sdpa", "wrong")}
-    assert outcomes == {"sdpa": {"equal"}, "wrong": {"not equal", "error"}}  # shared rows refuse what has no mask
+    assert outcomes == {"sdpa": {"equal"}, "wrong": {"not equal", "error"}}  # shared rows reject ways without a mask
     assert all("reason" in case for case in cases if case["outcome"] == "error")
     assert cases[-1]["attention"] == "static cache" and cases[-1]["outcome"] == "equal"
     rows = summary.rows_of("attention", json.loads(output.read_text()))

@@ -1,4 +1,4 @@
-"""The demo without a browser: what may be asked, what the model is given, streams that end, the command line."""
+"""The demo without a browser: what can be asked, the model's input, streams that end, the command line."""
 
 import configparser
 import logging
@@ -35,7 +35,7 @@ LIMITS = Limits(seconds=3, megabytes=0.5, clips=2, characters=100, new_tokens=64
 @pytest.fixture(scope="module")
 def assistant(checkpoint):
     assistant = Assistant.load(checkpoint, LIMITS)
-    # Untrained, it would hardly hear: every clip would have the same answer.
+    # Untrained, it would hardly hear: every clip would get the same answer.
     for layer in (assistant.model.model.audio_tower.conv1, assistant.model.model.audio_tower.conv2):
         layer.weight.data *= 10
     return assistant
@@ -64,7 +64,7 @@ def bot(text, title=None):
     return {"role": "assistant", "content": [{"type": "text", "text": text}], "metadata": {"title": title}}
 
 
-# --- what may be asked ---
+# --- what can be asked ---
 
 
 def test_a_clip_is_read_as_the_processor_reads_it(clips, tmp_path):
@@ -91,7 +91,7 @@ def test_files_that_cannot_be_used_are_named_without_their_folder(tmp_path, monk
     with caplog.at_level(logging.WARNING):
         refusal = said("broken.mp3", b"no sound at all" * 20)
     assert refusal.startswith("broken.mp3 cannot be read here") and "wav, mp3, flac or ogg" in refusal
-    assert "install" not in refusal and "soundfile reads" in caplog.text  # the one who runs the server reads that
+    assert "install" not in refusal and "soundfile reads" in caplog.text  # the server's log has that
     assert "empty.wav) is empty" in said("empty.wav", b"")
     assert "cut.wav) is truncated" in said("cut.wav", whole[:-100])
     assert "large.wav has 0.6 MB; the limit is 0.5 MB" in said("large.wav", bytes(600_000))
@@ -105,7 +105,7 @@ def test_recordings_of_browsers_are_heard(tmp_path):
     (tmp_path / "recording.webm").write_bytes(with_ffmpeg("webm", "libopus", rate=48_000))
     (tmp_path / "recording.m4a").write_bytes(with_ffmpeg("ipod", "alac"))
     clip = read_clip(str(tmp_path / "recording.m4a"), LIMITS)
-    np.testing.assert_allclose(clip.samples, load_audio(STEREO, RATE), atol=2**-14)  # it keeps 16 bits
+    np.testing.assert_allclose(clip.samples, load_audio(STEREO, RATE), atol=2**-14)  # ALAC keeps 16 bits
     assert (
         abs(len(read_clip(str(tmp_path / "recording.webm"), LIMITS).samples) / SAMPLING_RATE - 2.0 * 44_100 / 48_000)
         < 0.1
@@ -152,7 +152,7 @@ def test_limits_check_themselves(limit):
         Limits(**limit)
 
 
-# --- what the model is given, and what it answers ---
+# --- the model's input and its answers ---
 
 
 def test_the_prompt_is_the_whole_conversation(assistant, clips):
@@ -167,7 +167,7 @@ def test_the_prompt_is_the_whole_conversation(assistant, clips):
     ]
     expected = tokenized(assistant.processor, chat, add_generation_prompt=True)
     assert torch.equal(prompt.inputs["input_ids"], expected["input_ids"])
-    # The files hold 16 bits.
+    # The files have 16 bits.
     torch.testing.assert_close(prompt.inputs["input_features"], expected["input_features"], atol=0.05, rtol=0)
     assert [clip.name for clip in prompt.clips] == ["high.wav"]
     assert [clip.name for clip in assistant.prepare([turns[0], Turn("Sure?")]).clips] == ["low.wav"]
@@ -185,13 +185,13 @@ def test_the_stream_is_what_generate_gives(assistant, clips):
     torch.manual_seed(0)
     sampled = {"".join(assistant.stream(inputs, 12, temperature=2.0)) for _ in range(3)}
     assert len(sampled) == 3
-    for temperature in (1e-4, 1e-40):  # below 1e-5 the likeliest token is taken: dividing by it would overflow
+    for temperature in (1e-4, 1e-40):  # below 1e-5 decoding is greedy: dividing by it would overflow
         assert "".join(assistant.stream(inputs, 12, temperature=temperature)) == whole
 
 
 @pytest.fixture
 def steps(assistant):
-    """One item per forward pass of the model; `gate` holds the passes up while it is cleared."""
+    """One item per forward pass of the model; `gate` blocks the passes while it is cleared."""
     passes, gate = [], threading.Event()
     gate.set()
 
@@ -207,7 +207,7 @@ def steps(assistant):
 
 
 def spaced(assistant, monkeypatch):
-    """Answers with a space after every letter, so that each comes alone, and that never end by themselves."""
+    """Answers with a space after every letter, so that each arrives separately, and that never stop by themselves."""
     vocabulary = assistant.processor.tokenizer.get_vocab()
     keep = {index for token, index in vocabulary.items() if re.fullmatch("Ġ[a-z]+", token)}
     suppressed = [index for index in range(300) if index not in keep]
@@ -229,7 +229,7 @@ def test_closing_the_stream_ends_the_generation(assistant, clips, steps, monkeyp
     gate.set()
     closing.join(10)
     assert not closing.is_alive()
-    assert len(passes) <= held + 2 < 40  # the pass that was held up, and one that had begun before
+    assert len(passes) <= held + 2 < 40  # the blocked pass, and one that had already started
 
 
 def test_answers_at_the_same_time_are_as_alone(assistant, clips):
@@ -355,7 +355,7 @@ def test_the_examples_are_sounds_within_the_limits(tmp_path):
     for path in paths:
         clip = read_clip(path, Limits())
         assert 0.2 < clip.seconds < 5 and 0.1 < np.abs(clip.samples).max() <= 0.5
-    # Three beeps: three stretches of sound.
+    # Three beeps: three loud stretches.
     loud = np.abs(load_audio(str(tmp_path / "beeps.wav"))).reshape(-1, 80).max(1) > 0.05
     assert (np.diff(loud.astype(int), prepend=0) == 1).sum() == 3
 
@@ -404,7 +404,7 @@ def test_the_page_has_the_limits(assistant):
 
 
 def test_the_file_runs_as_a_space_does(tmp_path):
-    """From a folder with the package beside it; `spaces` is imported before torch, and the model comes from the variable."""
+    """From a folder that has the package too; `spaces` is imported before torch, and the variable names the model."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     rooms = dict(line.split(" = ") for line in parser["options"]["package_dir"].strip().splitlines())

@@ -1,7 +1,7 @@
-"""The demo as its users see it: Chromium talks to the command's server, which answers slowly enough to be watched.
+"""The demo as its users see it: Chromium talks to the command's server, which answers slowly enough to be observed.
 
-Nothing may leave 127.0.0.1: the page's requests are recorded, and the server's proxy is a socket that remembers who came.
-Screenshots stay in pytest's temporary folder and, where FALCON3_AUDIO_ARTEFACTS names one, in that folder too.
+Nothing may leave 127.0.0.1: the page's requests are recorded, and the server's proxy is a socket that logs requests.
+Screenshots are saved in pytest's temporary folder and in the folder that FALCON3_AUDIO_ARTEFACTS names, if any.
 """
 
 import os
@@ -32,7 +32,7 @@ FLAGS = [
     *("--disable-sync", "--no-first-run", "--use-fake-device-for-media-stream"),
 ]
 PASS_SECONDS = 0.01
-# The command, with a model that takes its time and writes down every pass.
+# The command, with a slow model that records every forward pass.
 SERVER = f"""
 import sys, time
 from falcon3_audio.demo import app
@@ -51,7 +51,7 @@ def slow(*arguments):
 app.Assistant.load = slow
 sys.exit(app.main(sys.argv[1:]))
 """
-TIMEOUT = 60_000  # milliseconds that anything may take
+TIMEOUT = 60_000  # milliseconds, for everything
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def visitors():
-    """Whoever asks the proxy for a way out."""
+    """The requests that reached the proxy, and its address."""
     came: list[bytes] = []
 
     class Handler(socketserver.StreamRequestHandler):
@@ -133,7 +133,7 @@ def browser():
 
 
 class User:
-    """Somebody with a page of their own."""
+    """A user with their own page."""
 
     def __init__(self, browser, address: str, width: int = 1280, height: int = 900):
         size = {"width": width, "height": height}
@@ -167,7 +167,7 @@ class User:
         self.text.press("Enter")
 
     def read(self, count: int) -> str:
-        """The answer with that number, once it is whole: the page then takes questions again."""
+        """Answer number `count`, once it is complete: the page then accepts questions again."""
         answer = self.answers.nth(count - 1)
         answer.wait_for()
         self.page.locator("textarea:enabled[data-testid=textbox]").first.wait_for()
@@ -217,7 +217,7 @@ def passes(server) -> int:
 
 
 def is_idle(server) -> bool:
-    """Whether no pass has begun for the time of twenty."""
+    """Whether no pass has run for the duration of twenty."""
     before = passes(server)
     time.sleep(20 * PASS_SECONDS + 0.2)
     return passes(server) == before
@@ -237,14 +237,14 @@ def test_two_turns_about_a_clip_and_a_damaged_file_between(new_user, server, vis
     await_until(lambda: user.answers.count() == 1 and user.answers.first.text_content())
     begun = user.answers.first.text_content()
     first = user.read(1)
-    assert first.startswith(begun.rstrip()) and len(begun) < len(first)  # it came in pieces
+    assert first.startswith(begun.rstrip()) and len(begun) < len(first)  # it was streamed
     assert first.strip() == expected(pipe, ("user", "What do you hear?", low))
     picture = user.page.locator("img[src^='data:image/png']")
     assert picture.evaluate("image => image.naturalWidth") > 500
     user.ask("And this?", files / "broken.wav")
     refusal = user.read(2)
     assert "Not answered" in refusal and "broken.wav cannot be read here" in refusal
-    assert picture.count() == 0  # that of the older clip
+    assert picture.count() == 0  # the earlier clip's picture
     user.ask("Is it high?")
     assert "last clip was not heard" in user.read(3)
     user.ask("And this?", files / "high.wav")

@@ -1,4 +1,4 @@
-"""The picture of a clip: the features and tokens that the model is given, under a grid that is right."""
+"""The picture of a clip: the features and tokens that the model gets, under a correct grid."""
 
 import io
 
@@ -22,7 +22,7 @@ def test_the_picture_shows_what_the_model_hears(processor):
     assert axes.images[0].get_extent()[:2] == [0, 1.2] and axes.get_xlim() == (0, 1.2)
     np.testing.assert_allclose([line.get_xdata()[0] for line in axes.lines], np.arange(1, 30) * 0.04)
     assert "high.wav: 1.20 s, 30 tokens; a line every token (40 ms)" in axes.get_title()
-    # The tone of 2 kHz is brightest at the mark of 2 kHz.
+    # The 2 kHz tone is brightest at the 2 kHz mark.
     brightest = features.mean(1).argmax()
     marks = dict(zip((label.get_text() for label in axes.get_yticklabels()), axes.get_yticks()))
     assert abs(marks["2,000"] - brightest) <= 0.5

@@ -26,11 +26,12 @@ def values(rule, *rows):
 
 def test_cider_d_of_bigrams_worked_out_by_hand():
     """
-    Three clips with one reference each. "dog" is in two of three, all other words in one: their weights are log(3/2) and log 3.
+    Three clips with one reference each. "dog" is in two of the three references, every other word in
+    one, so their weights are log(3/2) and log 3.
 
-    Reply "a dog" to "a dog barks": the vectors of the reference for n = 1, 2, 3 have the entries (a, dog, barks), (a dog, dog
-    barks), (a dog barks), and of the reply the same without what has "barks"; there is none for n = 3 and 4. The lengths are
-    counted in bigrams, so they differ by 1: exp(-1/72). CIDEr-D is ten times the mean over n = 1 to 4.
+    Reply "a dog", reference "a dog barks": the reference's vectors for n = 1, 2, 3 have the entries (a, dog, barks),
+    (a dog, dog barks), (a dog barks). The reply's have the same without "barks", so there are none for n = 3 and 4.
+    Lengths are counted in bigrams, so they differ by 1: exp(-1/72). CIDEr-D is ten times the mean over n = 1 to 4.
     """
     common, rare = math.log(3 / 2), math.log(3)
     ones = (rare**2 + common**2) / (math.sqrt(rare**2 + common**2) * math.sqrt(2 * rare**2 + common**2))
@@ -45,14 +46,14 @@ def test_cider_d_of_bigrams_worked_out_by_hand():
 def test_cider_d_clips_what_is_said_too_often():
     rows = [row(str(number), said, said) for number, said in enumerate(("a b c d", "e f g h", "i j k l"))]
     assert values("cider-d", *rows) == pytest.approx([10, 10, 10])
-    # "a" eight times, where the reference has it once: min(8, 1) of the weight, over the length 8, and no bigram of it.
+    # "a" eight times, once in the reference: min(8, 1) of the weight, over the norm 8, and no matching bigram.
     often = values("cider-d", row("0", "a a a a a a a a", "a b c d"), *rows[1:])[0]
     assert often == pytest.approx(10 / 4 * (1 / (8 * 2)) * math.exp(-((7 - 3) ** 2) / 72))
 
 
 def test_rouge_l_takes_the_best_precision_and_recall_of_all_references():
     # "a dog barks loudly" and "a dog is heard": the longest common subsequence is 2 of 4 words, precision and recall 1/2.
-    # With "dog" the recall is 1, the precision 1/4 and not the best one.
+    # With "dog" the recall is 1; the precision is 1/4, which is not the best.
     precision, recall, square = 2 / 4, 1.0, 1.2**2
     expected = (1 + square) * precision * recall / (recall + square * precision)
     assert values("rouge-l", row("1", "A dog barks loudly!", "a dog is heard", "dog")) == pytest.approx([expected])
@@ -68,7 +69,7 @@ def test_bleu_4_is_of_the_corpus():
 
 
 def test_words_are_those_of_the_penn_treebank_without_punctuation():
-    """As Stanford's PTBTokenizer 3.4.1 with pycocoevalcap's list of punctuation has them, run by hand."""
+    """Expected: the output of Stanford's PTBTokenizer 3.4.1 with pycocoevalcap's punctuation list, run by hand."""
     tokens = metrics._tokenizer()
     said = {
         "A dog barks. Then, a bell (rings)!\nIt's loud": "a dog barks then a bell -lrb- rings -rrb- it 's loud",

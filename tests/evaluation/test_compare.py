@@ -1,4 +1,4 @@
-"""Two prediction files side by side: what is paired, counted, said, drawn and refused."""
+"""Comparing two prediction files: what is paired, counted, printed, drawn and rejected."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ RUN = {
 
 
 def row(number, right, **more):
-    """Question `number`, whose reply is right or wrong, as `evaluate` writes it."""
+    """Question `number` with a right or wrong reply, as `evaluate` writes it."""
     task = ("sound", "speech", "music")[number % 3]
     content = {
         "id": f"q{number}",
@@ -50,7 +50,7 @@ def write_run(folder, rows, **provenance):
 
 
 def table(both, only_a, only_b, neither):
-    """Which questions A has right, and B; spread over the groups."""
+    """For each question, whether A and B are right; spread over the groups."""
     a = [True] * (both + only_a) + [False] * (only_b + neither)
     b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
     order = np.random.default_rng(0).permutation(len(a))
@@ -59,7 +59,7 @@ def table(both, only_a, only_b, neither):
 
 @pytest.fixture
 def runs(tmp_path):
-    """100 questions: both right 50, only A 6, only B 20, both wrong 24. B's file has another order."""
+    """100 questions: both right 50, only A 6, only B 20, both wrong 24. B's file is in a different order."""
     a, b = table(50, 6, 20, 24)
     of_a = [row(number, right) for number, right in enumerate(a)]
     of_b = [row(number, right) for number, right in enumerate(b)]
@@ -73,7 +73,7 @@ def say(capsys, *arguments, code=0):
 
 
 def change(folder, change_row, **provenance):
-    """Rewrites a run: each row as `change_row` returns it, or left out where that is `None`."""
+    """Rewrites a run: `change_row` returns each row's replacement, or `None` to drop the row."""
     path = folder / "predictions.jsonl"
     rows = [change_row(json.loads(line)) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row is not None))
@@ -147,7 +147,7 @@ def test_a_question_without_the_group_is_not_lost(runs):
     change(runs[0], lambda row: row | {"groups": {}} if row["id"] in ("q0", "q1") else row)
     change(runs[1], lambda row: row | {"groups": {}} if row["id"] in ("q1", "q2") else row)
     change(runs[1], lambda row: row | {"groups": {"difficulty": "odd"}} if row["id"] == "q3" else row)
-    comparison = compare(*map(read_predictions, runs), by=["difficulty"])  # of q3, A's
+    comparison = compare(*map(read_predictions, runs), by=["difficulty"])  # q3 counts in A's group
     assert {value: result.n for value, result in comparison.groups["difficulty"].items()} == {
         "(none)": 1,
         "easy": 49,
@@ -164,7 +164,7 @@ def test_questions_about_one_clip_are_one_cluster(tmp_path, capsys):
     ]
     said = say(capsys, *folders)
     assert "600 questions about 60 clips" in said and "no difference can be shown at n = 600" in said
-    # 2 * (1 + 16 + 120 + 560 + 1820) / 2**16; as 40 against 120 questions it would look certain.
+    # 2 * (1 + 16 + 120 + 560 + 1820) / 2**16; counted as 40 against 120 questions, it would look certain.
     assert "p = 0.077" in said and "McNemar, as if questions about one clip were independent: p < 0.001" in said
     assert compare(*map(read_predictions, folders)).overall == compare_pairs(a, b, np.arange(600) // 10)
 
@@ -184,7 +184,7 @@ def test_clips_shared_in_any_way_belong_together():
         [0, 0, 0, 0, 0, 1, 0],
         [1, 0, 0, 0, 0, 0, 1],
     ]
-    # B's names where A has none.
+    # If A names no clips, B's names count.
     assert len({*clips_of([(about(), about("1")), (about("1"), about("2")), (about(), about())])}) == 2
 
 
@@ -231,7 +231,7 @@ def test_open_questions_alone_leave_nothing_to_compare(runs, capsys):
 
 
 def test_clips_that_all_differ_alike_say_nothing_of_smaller_differences(tmp_path, capsys):
-    """Ten clips with as many questions each, of which B has all and A none right."""
+    """Ten clips with three questions each: B has all right, A none."""
     a, b = (
         write_run(tmp_path / name, [row(n, right, audio=[f"{n // 3}.wav"]) for n in range(30)])
         for name, right in (("a", False), ("b", True))
@@ -335,7 +335,7 @@ def test_the_plot_shows_what_was_computed(runs):
     easy = comparison.groups["difficulty"]["easy"]
     low, high = map(points, easy.interval)
     assert f"{points(easy.difference)} [{low}, {high}]" in [text.get_text() for text in axis.texts]
-    # A group of which too little flipped: a hollow marker and no whisker.
+    # A group with too few flips has a hollow marker and no whisker.
     few = compare(*map(read_predictions, (runs[0], runs[0])), by=["task"])
     (axis,) = forest_plot(few).axes
     assert len(axis.lines) == 4 + 1 and {line.get_markerfacecolor() for line in axis.lines[:4]} == {"white"}
@@ -412,7 +412,7 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, capsys):
 
 
 def test_published_rows_are_read_as_loaders_read_them(runs, tmp_path, capsys):
-    """MMAR has empty options at the end, MMAU white space around some."""
+    """MMAR has empty options at the end, and MMAU has white space around some options."""
     rows = [
         {"id": f"q{n}", "audio_id": f"{n}.wav", "question": "What is heard?", "choices": [*CHOICES, ""], "answer": "a dog ",
          "model_output": "a dog"}

@@ -80,7 +80,7 @@ def test_shuffled_plays_each_clip_elsewhere_in_its_task():
     got = names(heard(MANY, "shuffled", seed=1))
     other = {}
     for row, (name,) in zip(MANY, got):
-        assert other.setdefault(row.audio[0].name, name) == name  # all questions about a clip hear the same
+        assert other.setdefault(row.audio[0].name, name) == name  # the same clip for all questions about a clip
         assert int(name[1:]) % 3 == int(row.audio[0].name[1:]) % 3
     assert all(own != new for own, new in other.items())
     assert sorted(other.values()) == sorted(other)  # a permutation

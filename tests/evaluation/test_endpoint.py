@@ -14,7 +14,7 @@ KEY = "sk-secret-0123456789"
 
 
 def in_turn(*answers):
-    """Replies with each answer once, then with the last for ever."""
+    """Returns each answer once, then repeats the last."""
     left = list(answers)
     return lambda body: left.pop(0) if len(left) > 1 else left[0]
 
@@ -105,7 +105,7 @@ def test_the_key_is_shown_to_the_server_and_to_nobody_else(monkeypatch):
         assert Endpoint(stub.url, "m", api_key_env="MY_KEY").ask(CHAT).text == "a dog"
     with StubEndpoint(lambda body: "a dog", key="another") as stub, pytest.raises(EndpointUnavailable) as caught:
         Endpoint(stub.url, "m", api_key_env="MY_KEY").ask(CHAT)
-    assert stub.requests[0].key == KEY  # which this server repeats in its message
+    assert stub.requests[0].key == KEY  # the server repeats the key in its error message
     assert KEY not in str(caught.value) and "Incorrect API key provided: ***." in str(caught.value)
     assert "environment variable MY_KEY?" in str(caught.value)
     assert KEY not in error_of(Answer(body=f'{{"seen": "{KEY}"}}'.encode()), api_key_env="MY_KEY")

@@ -30,7 +30,7 @@ def folder(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-    """MMAU's file with six questions about three clips; the answer is always "a dog"."""
+    """A file in MMAU's format with six questions about three clips; the answer is always "a dog"."""
     (tmp_path / "test-mini-audios").mkdir()
     rows = []
     for number in range(6):
@@ -53,7 +53,7 @@ def remote(stub, *more):
 
 
 def hears(body) -> Answer:
-    """Right but for question 5, with tokens that are counted."""
+    """Replies correctly except to question 5, and counts tokens."""
     content = body["messages"][0]["content"]
     usage = {"prompt_tokens": 10 * len(content), "completion_tokens": 1, "total_tokens": 1}
     return Answer("a bell" if ", 5?" in content[-1]["text"] else "a dog", usage=usage)
@@ -120,7 +120,7 @@ def test_a_prompt_of_your_own_is_part_of_the_run(data, tmp_path, capsys):
         assert main(command(data, tmp_path / "out", *remote(stub, *own))) == 1
         words.write_text("{queston}")
         assert main(command(data, tmp_path / "other", *remote(stub, *own))) == 1
-        assert len(stub.requests) == asked  # neither was begun
+        assert len(stub.requests) == asked  # neither run started
     said = capsys.readouterr().err
     assert "prompt_text: 'Listen." in said and "has the placeholder {queston}; known are {question}" in said
 
@@ -190,7 +190,7 @@ def test_open_questions_are_left_to_a_judge_and_secret_answers_unscored(data, tm
 
 
 def test_a_command_killed_while_it_waits_for_a_reply_goes_on(data, tmp_path):
-    """The real command in a process of its own; the server kills it when it is asked the fourth question."""
+    """The real command in its own process; the server kills it at the fourth question."""
     running = []
 
     def deadly(body):
@@ -209,7 +209,7 @@ def test_a_command_killed_while_it_waits_for_a_reply_goes_on(data, tmp_path):
         assert main(arguments) == 0
         after = [request.body["messages"][0]["content"][-1]["text"][:14] for request in stub.requests[before:]]
         assert main(command(data, tmp_path / "whole", *remote(stub))) == 0
-    # One clip after the other: 0, 3, 1, then 4.
+    # Questions are asked clip by clip: 0, 3, 1, then 4.
     assert sorted(after) == ["What is it, 2?", "What is it, 4?", "What is it, 5?"]
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
 
@@ -225,7 +225,7 @@ def test_a_run_that_the_user_stops_ends_with_one_line_and_goes_on(data, tmp_path
     with StubEndpoint(impatient) as stub:
         arguments = command(data, tmp_path / "out", *remote(stub, "--batch-size", "1"))
         process = [sys.executable, "-m", "falcon3_audio.evaluation.evaluate", *arguments]
-        # Shells start what is in the background with SIGINT ignored, which children inherit.
+        # Shells start background jobs with SIGINT ignored, and children inherit this.
         restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         running.append(subprocess.Popen(process, stderr=subprocess.PIPE, text=True, preexec_fn=restore))
         error = running[0].communicate(timeout=60)[1]

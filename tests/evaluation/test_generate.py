@@ -1,4 +1,4 @@
-"""Runs of questions: what they write, how they go on after a kill, and when they refuse to. The answerer is a fake."""
+"""Runs of questions: what they write, how they resume after a kill, and when they refuse. The answerer is a fake."""
 
 import fcntl
 import json
@@ -18,7 +18,7 @@ from falcon3_audio.evaluation.questions import QuestionSet
 
 
 class Fake:
-    """Replies with what it was asked, in batches of two, and writes the ids to `log` as it is asked."""
+    """Replies with the clips' names and the prompt, in batches of two, and writes the questions' ids to `log`."""
 
     packages = ("numpy",)
 
@@ -90,7 +90,7 @@ def test_what_is_written(questions, log, tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("lines", range(1, 7))
 def test_a_killed_run_goes_on_and_asks_nothing_that_was_finished(questions, log, tmp_path, workers, lines):
-    """Lines of the journal: settings, check of the audio, and four batches."""
+    """The journal's lines: settings, audio check, and four batches."""
     generate(questions, Fake(log), tmp_path / "whole")
     log.unlink()
     killed_while(lambda: generate(questions, Fake(log, workers), tmp_path / "out"), lines)
@@ -103,13 +103,13 @@ def test_a_killed_run_goes_on_and_asks_nothing_that_was_finished(questions, log,
     generate(questions, fake, tmp_path / "out")
     assert sorted(finished + log.read_text().split()) == [f"q{number}" for number in range(7)]
     assert fake.checked == (lines < 2)
-    generate(questions, fake, tmp_path / "out")  # the journal is whole again
+    generate(questions, fake, tmp_path / "out")  # the journal is complete again
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
 
 
 @pytest.mark.parametrize("files", [0, 1])
 def test_a_run_killed_while_it_writes_its_results_has_no_predictions_yet(questions, log, tmp_path, files):
-    """Files are written after the six lines of the journal, the predictions last."""
+    """Files are written after the journal's six lines, the predictions last."""
     generate(questions, Fake(log), tmp_path / "whole")
     killed_while(lambda: generate(questions, Fake(log), tmp_path / "out"), 7 + files)
     assert not (tmp_path / "out" / PREDICTIONS).exists() and (tmp_path / "out" / RUN).exists() == files
@@ -153,7 +153,7 @@ def test_nothing_new_is_begun_after_a_stop(log, tmp_path):
 
 
 def test_threads_work_at_once(questions, log, tmp_path):
-    met = threading.Barrier(4)  # all four batches, or an error
+    met = threading.Barrier(4)  # waits for all four batches, or fails
 
     class Meeting(Fake):
         def answer(self, items):
@@ -252,7 +252,7 @@ def test_several_processes_write_what_one_does(questions, log, tmp_path, process
     log.unlink()
     for process in reversed(range(processes)):
         found = generate(questions, Fake(log), tmp_path / "out", process=process, processes=processes)
-        # Whoever ends last writes the predictions; the others leave the folder to it.
+        # The process that finishes last writes the predictions; the others leave them to it.
         assert found == (None if process else {"answered": 7})
         assert (tmp_path / "out" / PREDICTIONS).exists() == (process == 0)
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "one" / PREDICTIONS).read_bytes()
@@ -270,7 +270,7 @@ def test_a_run_goes_on_with_another_number_of_processes(questions, log, tmp_path
         generate(questions, Fake(log, stops_at="q4"), tmp_path / "out", process=0, processes=2)
     assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
     assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "one" / PREDICTIONS).read_bytes()
-    assert sorted(log.read_text().split()) == [f"q{number}" for number in range(7)]  # none was asked twice
+    assert sorted(log.read_text().split()) == [f"q{number}" for number in range(7)]  # no question was asked twice
     assert generate(questions, Fake(log), tmp_path / "out", process=2, processes=3) == {"answered": 7}
 
 
@@ -279,7 +279,7 @@ def test_the_journal_of_another_process_is_checked_too(questions, log, tmp_path)
     with pytest.raises(ValueError, match="holds a run with other settings: model: 'fake' -> 'other'"):
         generate(questions, Fake(log, model="other"), tmp_path / "out", process=0, processes=2)
     path = tmp_path / "out" / "journal-1.jsonl"
-    path.write_bytes(path.read_bytes() + b'{"outcomes": [{"id": "q')  # it is writing just now
+    path.write_bytes(path.read_bytes() + b'{"outcomes": [{"id": "q')  # it is still writing
     assert generate(questions, Fake(log), tmp_path / "out", process=0, processes=2) == {"answered": 7}
     path.write_bytes(b"nonsense\n")
     with pytest.raises(ValueError, match="journal-1.jsonl, line 1, is damaged"):
@@ -289,5 +289,5 @@ def test_the_journal_of_another_process_is_checked_too(questions, log, tmp_path)
 def test_clips_of_the_next_batch_are_read_ahead(questions, log, tmp_path):
     fake = Fake(log)
     generate(questions, fake, tmp_path / "out")
-    # Batches play ab, ca, bc and a: what this one has and the next needs is not read anew.
+    # The batches have clips ab, ca, bc and a. A clip that the current batch shares with the next is not read again.
     assert fake.prepared == [["c"], ["b"], ["a"], []]

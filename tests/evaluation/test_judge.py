@@ -1,4 +1,4 @@
-"""Judging, against a stub server that can go wrong. Judges whose biases are known are in test_length_control.py."""
+"""Judging, against a stub server that can fail. Judges with known biases are in test_length_control.py."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def write(folder, *rows, run=None):
 
 
 def run(folder, stub, *options, judges=("m",)):
-    """Exit status and OUT."""
+    """Exit status and output folder."""
     out = folder / "out"
     status = main([str(folder), "--endpoint", stub.url, "--output-dir", str(out), *options, "--judge", *judges])
     return status, out
@@ -60,7 +60,7 @@ def asked(stub):
 def test_both_orders_count_and_the_sums_are_right(tmp_path, capsys):
     rows = [prediction(0, "yes"), prediction(1, "a dog barks once"), prediction(2, "")]
     folder = write(tmp_path / "run", *rows, run={"model": "falcon", "decoding": {"max_new_tokens": 9}})
-    # By clip: reference and model where the reference stands first, and where it stands second.
+    # By clip: scores of reference and model with the reference first, then with the reference second.
     scores = {0: ((8, 4), (6, 6)), 1: ((7, 9), (6, 9)), 2: ((9, 1), (9, 1))}
 
     def reply(body):
@@ -82,7 +82,7 @@ def test_both_orders_count_and_the_sums_are_right(tmp_path, capsys):
     assert result["all judges"] == block and (block["n"], block["judged"], block["coverage"]) == (3, 3, 1)
     assert block["score"] == {"value": pytest.approx((5 + 9 + 1) / 3), "interval": None}
     assert block["lead over the reference"]["value"] == pytest.approx((-2 + 2.5 - 8) / 3)
-    # Only of the first question is the verdict another where the answers change places.
+    # Swapping the answers changes only the first question's verdict.
     assert block["order"]["swap flips"] == pytest.approx(1 / 3)
     assert block["order"]["points for standing first"] == pytest.approx((2 + 0.5 + 0) / 3)
     assert block["length"] == {
@@ -135,7 +135,7 @@ def test_published_files_and_the_averages_that_air_bench_publishes(tmp_path):
     by_task = block["by task"]
     assert by_task["means"] == tasks and by_task["macro"] == 5
     assert by_task["AIR-Bench"] == {
-        "speech": 3.5,  # over questions: (3 * 3 + 5) / 4
+        "speech": 3.5,  # the mean over questions: (3 * 3 + 5) / 4
         "sound": 6,
         "music": 7,
         "speech_and_sound": 2,
@@ -143,7 +143,7 @@ def test_published_files_and_the_averages_that_air_bench_publishes(tmp_path):
         "mixed": 3,
         "average": (3.5 + 6 + 7 + 3) / 4,
     }
-    # "1.wav" is another clip in each task.
+    # "1.wav" is a different clip in each task.
     assert "answers about 8 clips" in block["score at equal length"]["reason"]
 
 
@@ -172,7 +172,7 @@ def test_the_correctness_rubric_counts_claims(tmp_path):
 
 
 def test_several_judges(tmp_path, capsys):
-    """Their mean is over answers that all of them rated; whatever one of them left out is named."""
+    """The mean is over answers that all judges rated; answers that one of them left out are named."""
     folder = write(tmp_path / "run", *map(prediction, range(3)))
     scores = {("a", 0): "2", ("a", 1): "4", ("a", 2): "9", ("b", 0): "4", ("b", 1): "8", ("b", 2): "?"}
 
@@ -222,7 +222,7 @@ def test_answers_without_a_score_are_counted_named_and_make_the_run_fail(tmp_pat
         reasons = [line.get("reason", "") for line in lines(out)]
         assert reasons[0] == "" and "'I like both.'" in reasons[1] and "too long" in reasons[2]
         assert "1024 tokens" in reasons[3] and reasons[4] == "out of memory"
-        # Asked again: what the endpoint did not answer, and nothing else. Told to accept it, the run succeeds.
+        # Only what the endpoint did not answer is asked again. With --allow-incomplete, the run succeeds.
         broken.pop(2)
         status, out = run(folder, stub, "--allow-incomplete")
         assert status == 0 and len(stub.requests) == first + 1
@@ -274,7 +274,7 @@ def test_replies_without_three_counts():
 
 
 def test_answers_cannot_change_the_form():
-    """Braces and field names in an answer stay what they are."""
+    """Braces and field names in an answer stay as they are."""
     row = prediction(0, "{question} {second} {0}")
     for rubric in RUBRICS.values():
         assert all("{question} {second} {0}" in prompt for prompt in rubric.prompts(row))
@@ -311,13 +311,13 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch):
         assert len(stub.requests) == 5 and not (folder / "out" / "judge.json").exists()
         assert run(folder, stub)[0] == 0
         assert len(asked(stub)) == 12 and set(asked(stub).values()) == {1}
-        # Another run of the same, and one with other answers: only what is new is asked.
+        # The same run again, and a run with another answer: only what is new is asked.
         assert run(folder, stub)[0] == 0 and len(stub.requests) == 12
         rows = [prediction(number) for number in range(5)] + [prediction(5, "another answer")]
         changed = write(tmp_path / "changed", *rows)
         (folder / "out").rename(changed / "out")
         assert run(changed, stub)[0] == 0 and len(stub.requests) == 14
-        assert run(changed, stub, judges=("other",))[0] == 0 and len(stub.requests) == 26  # who was not asked before
+        assert run(changed, stub, judges=("other",))[0] == 0 and len(stub.requests) == 26  # not asked before
 
 
 def test_the_same_question_is_asked_once(tmp_path):
@@ -371,7 +371,7 @@ def test_the_key_is_in_no_file_and_no_message(tmp_path, capsys, monkeypatch):
         status, out = run(folder, stub, "--api-key-env", "JUDGE_KEY", "--allow-incomplete")
         assert status == 0 and {request.key for request in stub.requests} == {KEY}
         assert "bad request with ***" in lines(out)[1]["reason"]
-    with StubEndpoint(reply, key="another") as stub:  # whose error repeats the key it was shown
+    with StubEndpoint(reply, key="another") as stub:  # its error message repeats the key
         assert run(folder, stub, "--api-key-env", "JUDGE_KEY")[0] == 1
     said = capsys.readouterr()
     assert "environment variable JUDGE_KEY" in said.err and KEY not in said.out + said.err
@@ -413,7 +413,7 @@ def test_questions_that_were_left_out_before_asking_are_not_covered(tmp_path, ca
 
 def test_another_endpoint_is_asked_for_itself(tmp_path):
     folder = write(tmp_path / "run", prediction(1))
-    for _ in range(2):  # two servers that offer a model under one name
+    for _ in range(2):  # two servers with the same model name
         with StubEndpoint(lambda body: "6 5") as stub:
             run(folder, stub)
             assert len(stub.requests) == 2

@@ -1,4 +1,4 @@
-"""The score at equal length, against scipy, numpy, and judges whose biases are known."""
+"""The score at equal length, against scipy, numpy, and judges with known biases."""
 
 import re
 import zlib
@@ -14,7 +14,7 @@ from falcon3_audio.evaluation.predictions import ANSWERED, Prediction, Predictio
 
 
 def sample(seed, n=120, effect=0.0, truth=6.0, noise=1.0):
-    """Scores of answers half as long as their references on average, raised by `effect` with each log word."""
+    """Scores of answers that are on average half as long as their references; each log word adds `effect`."""
     rng = np.random.default_rng(seed)
     reference_words = rng.integers(8, 60, n)
     words = np.round(reference_words * np.exp(rng.normal(-0.7, 0.6, n))).astype(int)
@@ -37,7 +37,7 @@ def test_an_effect_of_length_is_taken_out():
 
 
 def test_long_references_do_not_pass_for_an_effect_of_length():
-    """Questions with long references are harder here; the answers' own lengths do nothing."""
+    """Questions with long references are harder here; the answers' own lengths have no effect."""
     rng = np.random.default_rng(1)
     reference_words = rng.integers(8, 60, 200)
     words = np.round(reference_words ** rng.uniform(0.3, 1.1, 200)).astype(int)
@@ -57,7 +57,7 @@ def test_against_numpy_and_scipy():
     assert controlled.value == pytest.approx(constant + (slope + other) * reference.mean())
     assert controlled.per_doubling == pytest.approx(slope * np.log(2))
 
-    # References that are all as long: a simple regression, whose bootstrap scipy can do.
+    # If all references are equally long, this is a simple regression, which scipy can bootstrap.
     alike = np.full(120, 20)
     line = stats.linregress(own - np.log1p(20), scores)
     controlled = at_equal_length(scores, words, alike, np.arange(120))
@@ -87,10 +87,10 @@ def test_answers_about_one_clip_count_together():
     four = [np.repeat(column, 4) for column in (scores, words, reference_words)]
     once = at_equal_length(scores, words, reference_words, np.arange(40))
     together = at_equal_length(*four, np.repeat(np.arange(40), 4))
-    assert together.interval == pytest.approx(once.interval)  # nothing was learned by saying it four times
+    assert together.interval == pytest.approx(once.interval)  # copies add no information
     assert np.ptp(at_equal_length(*four, np.arange(160)).interval) < 0.6 * np.ptp(once.interval)
     assert mean(four[0], np.repeat(np.arange(40), 4)).interval == pytest.approx(mean(scores, np.arange(40)).interval)
-    # Any numbering does.
+    # Any numbering of the clips works.
     assert at_equal_length(*four, np.repeat(np.arange(40), 4) * 7 + 3).interval == pytest.approx(once.interval)
 
 
@@ -111,7 +111,7 @@ def test_few_answers_near_the_references_length_are_told():
 @pytest.mark.parametrize(
     "words",
     [
-        np.full(30, 5),  # what goes with the answers' length cannot be told from what goes with the references'
+        np.full(30, 5),  # the effect of the answers' length cannot be told from that of the references'
         np.arange(10, 40),  # as long as the references
     ],
 )
@@ -122,7 +122,7 @@ def test_without_answers_that_differ_in_length_there_is_no_value(words):
 
 
 def test_one_answer_that_differs_in_length_is_too_few():
-    """It alone would decide, and a third of the resamples lack it."""
+    """It would decide the result on its own, and a third of the resamples lack it."""
     words = np.array([40] + [20] * 29)
     controlled = at_equal_length(np.linspace(3, 7, 30), words, np.full(30, 20), np.arange(30))
     assert controlled.value is None and "too few answers differ" in controlled.reason
@@ -146,15 +146,15 @@ def test_rank_correlation():
     assert spearman(np.array([1.0]), np.array([3])) is None
 
 
-# The whole pipeline. Answers start with their quality, such as "q6.2", and go on with filler.
+# The whole pipeline. Answers start with their quality, such as "q6.2", followed by filler.
 REFERENCE = 7.0
-# Quality, and the shortest and longest answer. The better, the shorter.
+# Quality, and the lengths of the shortest and longest answer. Better systems are briefer.
 SYSTEMS = {"terse": (6.6, 3, 24), "plain": (5.8, 8, 40), "wordy": (5.0, 15, 90), "rambling": (4.2, 24, 160)}
 QUESTIONS = 150
 
 
 class BiasedJudge:
-    """Rates quality, plus points for standing first and for words, plus noise; whole points from 1 to 10."""
+    """Scores quality, plus points for the first position and for length, plus noise; whole points from 1 to 10."""
 
     base_url = "http://judge/v1"
 
@@ -217,13 +217,13 @@ def test_judges_with_biases_are_corrected_to_the_true_order(length, tmp_path):
         ]:
             raw = [block[plain]["value"] for block in blocks]
             assert raw[0] < min(raw[2:])  # the best system looks worse than the two worst
-            # In the right order, and clearly so: no two neighbours' intervals touch.
+            # The order is right, and clearly so: the intervals of neighbours do not overlap.
             intervals = [block[controlled]["interval"] for block in blocks]
             assert all(better[0] > worse[1] for better, worse in zip(intervals, intervals[1:]))
     for name, (quality, _, _) in SYSTEMS.items():
         assert results[name]["judges"]["a"]["order"]["points for standing first"] == pytest.approx(1.5, abs=0.2)
         assert results[name]["judges"]["b"]["order"]["points for standing first"] == pytest.approx(-1.0, abs=0.2)
-        if length is in_logs:  # the form that the regression has: then the values are right as well
+        if length is in_logs:  # the regression's form, so the values are right too
             lead = results[name]["all judges"]["lead at equal length"]
             assert lead["value"] == pytest.approx(quality - REFERENCE, abs=0.25)
             assert lead["per_doubling"] == pytest.approx(1.3 * np.log(2), abs=0.15)
@@ -240,7 +240,7 @@ def test_a_judge_without_biases_is_left_alone(tmp_path):
 
 
 def test_where_an_answer_stands_does_not_move_its_lead(tmp_path):
-    """Nor its lead at equal length, though position alone decides each single comparison."""
+    """Nor its lead at equal length, though each single comparison is decided by position."""
     fair, partial = (
         judge(system("terse"), "official", [BiasedJudge("x", first)], tmp_path / str(first))["judges"]["x"]
         for first in (0, 2)

@@ -1,4 +1,4 @@
-"""The plug-in for lmms-eval: rows, prompts, scores and chats without it; where it is installed, whole evaluations."""
+"""The lmms-eval plug-in: rows, prompts, scores and chats without lmms-eval; whole evaluations if it is installed."""
 
 import importlib.util
 import math
@@ -35,7 +35,7 @@ def folder(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def mmau(tmp_path, monkeypatch):
-    """MMAU's file with three questions, named by the environment."""
+    """A file in MMAU's format with three questions; an environment variable holds its path."""
     (tmp_path / "clips").mkdir()
     asked = []
     for number, task in enumerate(("sound", "music", "sound")):
@@ -69,7 +69,7 @@ def test_rows_are_those_of_the_file_in_the_environment(mmau, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("groups", "task"),
     [
-        ({"modality": "mix-sound-speech", "category": "Signal Layer"}, "mix-sound-speech"),  # as MMAR has them
+        ({"modality": "mix-sound-speech", "category": "Signal Layer"}, "mix-sound-speech"),  # as in MMAR
         ({"category": "sound"}, "sound"),
         ({"place": "city"}, ""),
     ],
@@ -111,7 +111,7 @@ def scores(results):
 
 
 def test_both_rules_side_by_side():
-    """ "the" and "correct" are no words of an option; the label is wrong by words and right by content."""
+    """ "the" and "correct" occur in no option; the label is wrong by the official rule and right by content."""
     keys = ("official", "official_sound")
     worded = scores(scoring.mmau_results(DOC, ["The correct one is a bell"]))
     label = scores(scoring.mmau_results(DOC, ["B"]))
@@ -147,7 +147,7 @@ def test_macro_averages_are_over_tasks():
 
 
 class Loader(yaml.SafeLoader):
-    """Reads `!function a.b.c` as the pair of module and name."""
+    """Reads `!function a.b.c` as a pair of module and name."""
 
 
 Loader.add_constructor("!function", lambda loader, node: tuple(loader.construct_scalar(node).rsplit(".", 1)))
@@ -237,7 +237,7 @@ def test_a_model_that_does_not_hear_ends_the_run(folder, monkeypatch):
 
 
 def evaluated(folder, **options):
-    """lmms-eval's results of the task, and its samples."""
+    """lmms-eval's results and samples for the task."""
     evaluator = importlib.import_module("lmms_eval.evaluator")
     manager = importlib.import_module("lmms_eval.tasks").TaskManager(
         include_path=str(TASKS), model_name="falcon3_audio"

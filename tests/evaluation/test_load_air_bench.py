@@ -1,4 +1,4 @@
-"""AIR-Bench's metadata and folders, made small."""
+"""Small files in the layout of AIR-Bench: metadata and folders."""
 
 import hashlib
 
@@ -78,7 +78,7 @@ def test_audio_grounding_is_flac_though_the_metadata_say_wav(tmp_path):
     names = [question.audio[0].name.split("/")[1] for question in questions]
     assert names == ["1.flac", "2.v.flac", "1.flac"]
     assert {question.audio[0].read()[:4] for question in questions} == {b"fLaC"}
-    # In other tasks, what the metadata say.
+    # Other tasks have the format that the metadata say.
     write_clip(tmp_path / clip_path("Foundation", CHOICE))
     assert foundation(tmp_path, CHOICE).questions[0].audio[0].read()[:4] == b"RIFF"
 
@@ -139,7 +139,7 @@ def test_metadata_may_lie_apart_from_the_audio(tmp_path, track, load, row):
         (CHOICE | {"path": "../../../1.wav"}, "path outside the audio folder"),
         (CHOICE | {"dataset_name": "/../../.."}, "path outside the audio folder"),
         (CHOICE | {"task_name": "Speaker_Emotion_Recognition"}, "field missing or malformed"),
-        (CHOICE | {"choice_c": None}, "field missing or malformed"),  # D would be taken for C
+        (CHOICE | {"choice_c": None}, "field missing or malformed"),  # D would be read as C
         (CHOICE | {"choice_c": ["angry"]}, "field missing or malformed"),
         *((without(CHOICE, key), "field missing or malformed") for key in CHOICE if key not in ("choice_d",)),
     ],

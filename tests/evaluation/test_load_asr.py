@@ -1,4 +1,4 @@
-"""Sets of transcripts in the forms in which they are published, made small; from there to error rates worked out by hand."""
+"""Small transcript sets in their published formats, and their error rates, worked out by hand."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from falcon3_audio.evaluation.predictions import read_predictions
 
 
 def write_librispeech(folder):
-    """Two splits of one chapter each, as openslr.org has them."""
+    """Two splits with one chapter each, as on openslr.org."""
     for split, chapter, lines in (
         ("test-clean", "61/70968", ["HE BEGAN A CONFUSED COMPLAINT", "MARK THAT"]),
         ("test-other", "116/288045", ["AS I APPROACHED THE CITY"]),
@@ -129,7 +129,7 @@ def test_what_holds_no_transcripts_is_an_error(tmp_path):
 
 def test_a_model_is_asked_and_both_rates_are_given_by_split(tmp_path):
     data, out = write_librispeech(tmp_path / "LibriSpeech"), tmp_path / "out"
-    # The first two are asked to find out whether the endpoint hears.
+    # The first two requests check whether the endpoint hears.
     said = iter(("Noise.", "Noise.", "He began a confused complain.", "mark that", "I approached the the city"))
     with StubEndpoint(lambda body: next(said)) as stub:
         model = ["--endpoint", stub.url, "--endpoint-model", "m", "--batch-size", "1"]
@@ -137,7 +137,7 @@ def test_a_model_is_asked_and_both_rates_are_given_by_split(tmp_path):
     result = json.loads((out / "score.json").read_text())
     assert (result["title"], list(result["rules"])) == ("Transcripts", ["wer", "cer"])
     wer, cer = result["rules"].values()
-    # One word is another; "AS" is left out and "the" put in. Of 5 + 2 + 5 words.
+    # One word is substituted, "AS" is deleted and "the" inserted, of 5 + 2 + 5 words.
     assert (wer["words"], wer["substitutions"], wer["deletions"], wer["insertions"]) == (12, 1, 1, 1)
     splits = wer["breakdowns"]["split"]
     assert {name: part["word_error_rate"] for name, part in splits["groups"].items()} == {
@@ -145,7 +145,7 @@ def test_a_model_is_asked_and_both_rates_are_given_by_split(tmp_path):
         "test-other": pytest.approx(2 / 5),
     }
     assert splits["macro"] == pytest.approx((1 / 7 + 2 / 5) / 2)
-    # Letters: 25 and 8 and 20 of the references; "t", "AS" and "the".
+    # Characters: the references have 25, 8 and 20; the errors are "t", "AS" and "the".
     assert (cer["characters"], cer["character_error_rate"]) == (53, pytest.approx(6 / 53))
     again = score.score(read_predictions(out), data=data, rules=["cer"])
     assert again["rules"]["cer"]["character_error_rate"] == pytest.approx(6 / 53)
@@ -158,7 +158,7 @@ def test_characters_of_scripts_without_spaces(tmp_path):
             "question": "q",
             "answer": "今天天气很好。",
             "reply": "今天 天汽，好",
-        },  # one other, one left out, of 6
+        },  # one of 6 substituted, one deleted
         {"id": "ja", "question": "q", "answer": "かぎ", "reply": "か\u304d\u3099"},  # the same in another spelling
     ]
     found = read_predictions(write_lines(tmp_path / "theirs.jsonl", rows))

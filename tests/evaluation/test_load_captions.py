@@ -1,4 +1,4 @@
-"""AudioCaps' and Clotho's files made small: a clip is one question, and its captions are the references."""
+"""Small files in the formats of AudioCaps and Clotho: a clip is one question, and its captions are the references."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""ESC-50's file made small: labels are options, in the order of their numbers."""
+"""A small file in ESC-50's format: labels are options, in the order of their numbers."""
 
 import hashlib
 

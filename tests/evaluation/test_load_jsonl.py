@@ -1,4 +1,4 @@
-"""One's own questions, the checks that all loaders share, and the table of benchmarks."""
+"""Custom questions, the checks that all loaders share, and the table of benchmarks."""
 
 import hashlib
 import json
@@ -79,7 +79,7 @@ def test_paths_start_at_the_audio_folder(folder):
 
 
 def test_links_of_the_user_are_followed(folder):
-    """Clips that the Hub's client downloads are links out of their folder."""
+    """Clips downloaded by the Hub's client are links to files outside their folder."""
     (folder / "set").mkdir()
     (folder / "set" / "dog.wav").symlink_to(folder / "dog.wav")
     assert load(folder, ROW, audio_root=folder / "set").questions[0].audio[0].read()[:4] == b"RIFF"
@@ -87,7 +87,7 @@ def test_links_of_the_user_are_followed(folder):
 
 @pytest.mark.parametrize("path", ["../dog.wav", "more/../../dog.wav", "/etc/hostname", "../more2/dog.wav"])
 def test_paths_do_not_lead_out_of_the_audio_folder(folder, path):
-    write_clip(folder / "more2" / "dog.wav")  # begins as the name of the folder does
+    write_clip(folder / "more2" / "dog.wav")  # starts with the name of the audio folder
     with pytest.raises(ValueError, match="path outside the audio folder in 1 "):
         load(folder, ROW | {"audio": path}, audio_root=folder / "more")
 
@@ -116,7 +116,7 @@ FAULTS = {
         {"answer": 3},
         {"answer": ""},
         {"description": ["a dog"]},
-        {"options": ["a dog", "a seal"]},  # a misspelt key would make an open question of it
+        {"options": ["a dog", "a seal"]},  # a misspelt key would turn it into an open question
         {"difficulty": 3},
     ],
 }

@@ -1,4 +1,4 @@
-"""MMAU's JSON and parquet files and MMAR's JSON lines, made small."""
+"""Small files in MMAU's JSON and parquet formats and in MMAR's JSON lines."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ def test_a_question_is_read(folder):
 
 
 def test_what_the_published_rows_hold(folder):
-    """A list of one category; options that are the same, or have spaces; more and fewer than four."""
+    """A list of one category; options that are identical or have spaces; more or fewer than four options."""
     rows = [
         ROW | {"id": "1", "category": ["Reasoning"]},
         ROW | {"id": "2", "choices": ["four", "nine", "fourteen", "fourteen"], "answer": "nine"},
@@ -114,7 +114,7 @@ def test_what_the_published_rows_hold(folder):
     questions = load(folder, *rows).questions
     assert questions[0].groups == GROUPS
     assert [question.choices for question in questions] == [tuple(row["choices"]) for row in rows]
-    # The answer is written as among the choices.
+    # The answer is spelled as in the choices.
     assert [question.answer for question in questions] == ["Woman", "nine", " Rain", "H", "Rain"]
 
 
@@ -172,7 +172,7 @@ def test_an_mmar_question_is_read(folder):
     assert first.audio[0].name == "./audio/BV1.wav" and first.audio[0].read()[:4] == b"RIFF"
     groups = {"modality": "mix-sound-speech", "category": "Semantic Layer", "sub-category": "Content Analysis"}
     assert first.groups == groups | {"language": "zh"} and second.groups == groups
-    assert second.choices == ("Chess", "Go")  # an empty option, as four of its rows have
+    assert second.choices == ("Chess", "Go")  # drops the empty option, which four published rows have
     assert loaded.benchmark == "mmar" and list(loaded.sha256) == ["MMAR-meta.jsonl"]
 
 
@@ -194,7 +194,7 @@ def test_parquet_holds_the_same_questions_as_the_json(folder):
             for name in ("id", "question", "choices", "answer", "groups"):
                 assert getattr(question, name) == getattr(expected, name)
         assert [question.audio[0].read() for question in loaded.questions] == contents
-        assert len({question.audio[0].name for question in loaded.questions}) == 2  # though `path` is one for both
+        assert len({question.audio[0].name for question in loaded.questions}) == 2  # though `path` is the same
         assert loaded.sha256 == {"test_mini.parquet": hashlib.sha256(path.read_bytes()).hexdigest()}
         assert loaded.benchmark == "mmau"
 
@@ -283,7 +283,7 @@ def test_every_shard_of_a_folder_is_read_and_named(folder):
 
 
 def test_a_file_that_took_the_place_of_another_is_read_anew(folder):
-    """Also with the same name, size and time, by which `datasets` tells files apart."""
+    """Even with the same name, size and time, by which `datasets` tells files apart."""
     for answer in ("Woman", "Robot"):
         path = write_parquet(folder / "test_mini.parquet", parquet_row(ROW | {"answer": answer}))
         os.utime(path, (0, 0))
@@ -296,14 +296,14 @@ def test_audio_of_parquet_files_stays_on_the_disk(folder):
     size = 2_000_000
     rows = [parquet_row(ROW | {"id": str(number)}, os.urandom(size)) for number in range(10)]
     path = write_parquet(folder / "test_mini.parquet", *rows)
-    load_mmau(path)  # converts
+    load_mmau(path)  # converts the file
     before = pa.total_allocated_bytes()
     tracemalloc.start()
     loaded = load_mmau(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < size and pa.total_allocated_bytes() - before < size
-    # One clip is one row, in another process too.
+    # Reading a clip reads one row, in another process too.
     clip = pickle.loads(pickle.dumps(loaded.questions[7])).audio[0]
     assert clip.read() == rows[7]["context"]["bytes"]
     assert pa.total_allocated_bytes() - before < 2 * size

@@ -1,4 +1,4 @@
-"""MMAU-Pro's parquet file made small: a question with options, an open one and an instruction; from there to the score."""
+"""From a small file in MMAU-Pro's format to the score: a question with options, an open one and an instruction."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from falcon3_audio.evaluation.load_mmau_pro import CATEGORIES, QUESTIONS, load_m
 from falcon3_audio.evaluation.predictions import read_predictions
 
 
-# As parquet has it: every parameter in every row's struct, null where the task has none.
+# As in parquet: every row's struct has every parameter, null if the task does not use it.
 NO_PARAMETERS = {"N": None, "N1": None, "N2": None, "keywords": None}
 CHOICE = {
     "id": "a1",
@@ -75,7 +75,7 @@ def test_three_kinds_of_questions_are_read(folder):
         "sub-cat": "compare",
         "perceptual_skills": "Source Characterization, Counting",
     }
-    # The options of an open question are not used, as published.
+    # As in the published script, the options of an open question are not used.
     assert (open_.choices, open_.answer, open_.check) == ((), "A dog at night.", None)
     assert (order.choices, order.answer) == ((), None)
     assert order.check == {"task": "Number Words (at most)", "N": 3}
@@ -126,7 +126,7 @@ def test_what_is_no_parquet_is_an_error(folder):
 
 
 def test_answers_that_are_no_option_count_as_wrong_as_published(folder):
-    """The published file has some; an answer that is an option in another spelling is that option."""
+    """The published file has some; an answer that is an option in another spelling counts as that option."""
     spelled = CHOICE | {"id": "d4", "answer": "the second."}
     none = CHOICE | {"id": "e5", "answer": "Neither"}
     loaded = load_mmau_pro(write(folder, CHOICE, spelled, none))
@@ -158,7 +158,7 @@ def test_the_name_is_for_its_own_questions():
 
 
 def predictions(folder, replies):
-    """As the published script takes them: the benchmark's file with a column more."""
+    """As the published script expects them: the benchmark's file with one more column."""
     rows = [row | {"model_output": reply} for row, reply in zip(ROWS, replies)]
     return write(folder, *rows, name="predicted.parquet")
 
@@ -258,7 +258,7 @@ def test_rules_and_judge_make_one_number_and_models_are_compared(folder, capsys)
     "said", ["correctness: 4, relevance: 5", "correctness: 6, relevance: 5, completeness: 3, clarity: 5", "OVERALL: 4"]
 )
 def test_an_unreadable_judgement_is_no_score(folder, said, capsys):
-    """The published script takes 3 for each score that is not there."""
+    """The published script uses 3 for each missing score."""
     path = predictions(folder, ("The second", "A dog, I think.", "A dog"))
     with StubEndpoint(lambda body: said) as stub:
         assert judge.main([str(path), "--endpoint", stub.url, "--judge", "m", "--rubric", "mmau-pro"]) == 1

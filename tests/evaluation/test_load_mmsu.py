@@ -1,4 +1,4 @@
-"""MMSU's parquet files and JSON lines made small, and its rule; verdicts worked out by hand from the published script."""
+"""Small files in MMSU's parquet and JSON formats, and its rule; verdicts by hand from the published script."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 
 def parquet(folder, *rows):
-    """As on the Hub: in `data/`, the audio in the rows."""
+    """As on the Hub: in `data/`, with the audio in the rows."""
     (folder / "data").mkdir(exist_ok=True)
     content = (folder / "audio" / "e1.wav").read_bytes()
     for number, row in enumerate(rows):

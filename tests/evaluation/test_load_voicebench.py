@@ -1,4 +1,4 @@
-"""VoiceBench's folders of parquet made small, asked by sound alone, and rated by a stub of a judge."""
+"""Small parquet folders in VoiceBench's layout: asked with audio only, and rated by a stub judge."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_from_sound_alone_to_a_judgement(folder, tmp_path, capsys):
         content = body["messages"][0]["content"]
         if len(content) == 1 and content[0]["type"] == "input_audio":
             return "It was Shakespeare."
-        tokens = 100 if any(part["type"] == "input_audio" for part in content) else 10  # the check that it hears
+        tokens = 100 if any(part["type"] == "input_audio" for part in content) else 10  # the audio check
         return Answer("yes", usage={"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1})
 
     with StubEndpoint(answers) as stub:

@@ -1,4 +1,4 @@
-"""Models on this machine: replies, audio tokens, failures, memory, kills; also with another family of models."""
+"""Local models: replies, audio tokens, failures, memory and kills; also a model of another family."""
 
 import io
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_replies_are_the_pipelines(folder, questions, by_hand, tmp_path):
         assert rows[question.id]["reply"] == expected
     assert len({row["reply"] for row in rows.values()}) == 7
     tokens = {row["audio"][0]: row["audio_tokens"] for row in rows.values()}
-    assert tokens == {"a": 9, "b": 10, "c": 11}  # 25 a second of 0.36, 0.4 and 0.44 s
+    assert tokens == {"a": 9, "b": 10, "c": 11}  # 25 a second for 0.36, 0.4 and 0.44 s
     run = run_of(tmp_path / "out")
     assert run["audio_tokens"] == {"min": 9, "max": 11, "mean": (3 * 9 + 2 * 10 + 2 * 11) / 7}
     assert run["audio_check"] == "audio tokens were counted in every prompt"
@@ -64,7 +64,7 @@ def test_replies_are_the_pipelines(folder, questions, by_hand, tmp_path):
 
 
 def test_the_model_is_identified_by_its_files(folder, tmp_path):
-    """As `sha256sum *.json ... | sha256sum` does it."""
+    """As computed by `sha256sum *.json ... | sha256sum`."""
     import hashlib
     import shutil
 
@@ -108,7 +108,7 @@ def sizes(letters, size, folder, tmp_path):
 def test_batches_keep_clips_together(folder, tmp_path):
     assert sizes("abcabcde", 4, folder, tmp_path) == ["aabb", "ccde"]
     assert sizes("abbbc", 3, folder, tmp_path) == ["a", "bbb", "c"]
-    # More questions than a batch has: no other clip in the batch where it is encoded, nor in the last.
+    # A clip with more questions than a batch: its first batch, which encodes it, and its last have no other clip.
     assert sizes("abbbbbcd", 3, folder, tmp_path) == ["a", "bbb", "bb", "cd"]
     assert sizes("abc", 1, folder, tmp_path) == ["a", "b", "c"]
 
@@ -131,7 +131,7 @@ def test_each_clip_is_read_and_encoded_once(folder, tmp_path, monkeypatch):
 
 
 def test_a_clip_is_encoded_anew_in_another_batch(folder, tmp_path, monkeypatch):
-    """What an earlier batch left would differ in its last digits from what a resumed run computes."""
+    """Audio features kept from an earlier batch would differ in their last digits from those of a resumed run."""
     made = make_questions(tmp_path / "clips", "ab")
     (tmp_path / "clips" / "b.wav").write_bytes((tmp_path / "clips" / "a.wav").read_bytes())
     encoded = []
@@ -253,7 +253,7 @@ def qwen(tmp_path_factory):
     config = Qwen2AudioConfig(audio_config=audio, text_config=text, **tokens)
     torch.manual_seed(0)
     model = Qwen2AudioForConditionalGeneration(config)
-    for weight in model.parameters():  # larger than they begin, for replies that depend on the clip
+    for weight in model.parameters():  # larger than initialised, so that replies depend on the clip
         weight.data.normal_(0, 0.5)
     model.save_pretrained(folder)
     return str(folder)
@@ -261,15 +261,15 @@ def qwen(tmp_path_factory):
 
 def test_another_family_of_models(qwen, tmp_path):
     clip = io.BytesIO()
-    soundfile.write(clip, tone(2.0, rate=44_100), 44_100, format="FLAC")  # resampled for a processor that cannot
+    soundfile.write(clip, tone(2.0, rate=44_100), 44_100, format="FLAC")  # its processor cannot resample
     made = make_questions(tmp_path / "clips", "ab")
     heard = replace(made.questions[0], audio=(Clip("flac", clip.getvalue),))
     both = replace(made, questions=(heard, made.questions[1]))
     assert generate(both, load(qwen), tmp_path / "out") == {"answered": 2}
     rows = rows_of(tmp_path / "out")
-    assert rows["q0"]["audio_tokens"] == 50 and rows["q1"]["audio_tokens"] == 10  # 25 a second of 2 and of 0.4 s
+    assert rows["q0"]["audio_tokens"] == 50 and rows["q1"]["audio_tokens"] == 10  # 25 a second for 2 and 0.4 s
     generate(both, load(qwen, batch_size=1), tmp_path / "one-by-one")
-    assert rows == rows_of(tmp_path / "one-by-one")  # prompts are padded on the left, where its tokenizer does not
+    assert rows == rows_of(tmp_path / "one-by-one")  # prompts are padded on the left, unlike its tokenizer's default
     assert rows["q0"]["reply"] != rows["q1"]["reply"]
 
 

@@ -1,4 +1,4 @@
-"""The `evaluate` metrics load from their folders without network and give what the rules give."""
+"""The `evaluate` metrics load from their folders without network and give the same results as the rules."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ REFERENCE = {"answer": "Man", "choices": ["Man", "Woman"]}
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """In a process of its own: `evaluate` copies modules to a cache that is fixed on import."""
+    """Runs in its own process: `evaluate` copies modules to a cache that is fixed on import."""
     replies = ["Man", "The answer is (A).", "(A) Woman", None]
     cases = [
         ("mmau", {"predictions": replies, "references": [REFERENCE] * 4}),

@@ -1,4 +1,4 @@
-"""Options in other orders: which are asked, and how far replies are the same, against numbers worked out by hand."""
+"""Options in other orders: which are asked, and how often replies agree, against numbers worked out by hand."""
 
 from itertools import permutations
 
@@ -63,11 +63,11 @@ def reply(identity, said, order="as published", status=ANSWERED):
 
 def test_the_rate_is_the_share_of_pairs_that_mean_the_same():
     rows = [
-        # dog, dog, cat: one pair of three. The option counts and not its label's place.
+        # dog, dog, cat: one of three pairs agrees. The option counts, not its position.
         *(reply("a", "dog"), reply("a#1", "The dog.", "1"), reply("a#2", "cat", "2")),
         # Always the same, though wrong.
         *(reply("b", "cow"), reply("b#1", "cow", "1"), reply("b#2", "cow", "2")),
-        # What means nothing agrees with nothing, nor do replies that are not there.
+        # Replies that name no option agree with nothing, and neither do missing replies.
         *(reply("c", "no idea"), reply("c#1", "no idea", "1"), reply("c#2", "", "2", FAILED)),
     ]
     found = consistency(rows, [0, 0, 0, 1, 1, 1, 2, 2, 2])
@@ -98,8 +98,8 @@ def test_a_model_that_takes_the_first_option_is_found_out(tmp_path, capsys, monk
     assert result["title"] == "Own questions in 3 orders of the options" and result["coverage"] == 1
     orders = result["rules"]["content"]["breakdowns"][ORDER]["groups"]
     assert list(orders) == ["1", "2", "as published"] and {part["n"] for part in orders.values()} == {6}
-    assert orders["as published"]["accuracy"] == 0  # it is always the last that is right
-    # By hand from the orders that were drawn: in how many pairs of them the first option is the same.
+    assert orders["as published"]["accuracy"] == 0  # the right option is always the last
+    # By hand from the orders that were drawn: the number of pairs of orders with the same first option.
     firsts = {name: [row.choices[0] for row in found.rows if row.id[0] == name] for name in "abcdef"}
     same = sum((a == b) + (a == c) + (b == c) for a, b, c in firsts.values())
     assert result["consistency"]["rate"] == pytest.approx(same / 18) and same < 12

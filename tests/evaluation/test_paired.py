@@ -14,7 +14,7 @@ from falcon3_audio.evaluation.paired import compare_pairs, mcnemar_p, swap_p
 
 
 def answers(both, only_a, only_b, neither):
-    """The right answers of A and B, and a clip for each."""
+    """Whether A and B are right, for each question, and the question's clip."""
     a = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
     b = np.repeat([True, False, True, False], [both, only_a, only_b, neither])
     return a, b, np.arange(len(a))
@@ -26,7 +26,7 @@ def test_mcnemar_is_the_binomial_added_up_by_hand(only_a, only_b):
     tail = sum(comb(flipped, k) for k in range(min(only_a, only_b) + 1))
     expected = min(Fraction(1), Fraction(2 * tail, 2**flipped))
     assert mcnemar_p(only_a, only_b) == pytest.approx(float(expected), rel=1e-9)
-    # The swap test is the same where each clip has one question.
+    # The swap test gives the same if each clip has one question.
     differences = np.repeat([-1, 0, 1], [only_a, 7, only_b])
     assert swap_p(differences) == pytest.approx(float(expected), rel=1e-9)
 
@@ -47,7 +47,7 @@ def test_a_table_by_hand():
     assert counts == (100, 100, 50, 6, 16, 28)
     assert (result.accuracy_a, result.accuracy_b, result.difference) == (0.56, 0.66, 0.1)
     assert result.p == pytest.approx(2 * 110056 / 2**22) == pytest.approx(result.mcnemar_p)
-    # Sum of squares 22 and mean 0.1 over 100: variance (22 - 100 * 0.01) / 99, of the mean a hundredth of that.
+    # Sum of squares 22 and mean 0.1 over 100: variance (22 - 100 * 0.01) / 99, a hundredth of it for the mean.
     assert result.standard_error == pytest.approx(sqrt(21 / 99 / 100))
     assert result.detectable == pytest.approx((1.959964 + 0.841621) * sqrt(21 / 9900), rel=1e-6)
     low, high = result.interval
@@ -63,7 +63,7 @@ def test_both_the_test_and_the_interval_must_show_a_difference():
     close = compare_pairs(*answers(50, 6, 16, 28))
     assert close.p > 0.05 and close.interval[0] > 0 and close.better is None
     assert replace(compare_pairs(*answers(500, 20, 60, 420)), interval=(-0.001, 0.08)).better is None
-    # Exchanging A and B changes the sign and nothing else.
+    # Exchanging A and B changes only the sign.
     mirrored = compare_pairs(*answers(500, 60, 20, 420))
     assert mirrored.difference == -0.04 and mirrored.p == compare_pairs(*answers(500, 20, 60, 420)).p
     assert mirrored.interval[1] < 0
@@ -86,7 +86,7 @@ def test_the_interval_is_that_of_all_possible_draws():
 
 
 def several_questions_a_clip(clips=60, seed=3):
-    """Clips with 1 to 9 questions, on which one of the models is better or both are alike."""
+    """Clips with 1 to 9 questions, on which one of the models is better or both are equal."""
     random = Random(seed)
     rows = []
     for clip in range(clips):
@@ -121,7 +121,7 @@ def test_the_numbering_of_clips_and_the_order_do_not_matter():
 
 
 def test_without_clips_the_interval_would_be_too_narrow():
-    """Ten questions a clip that all go one way are one piece of evidence: the interval is sqrt(10) times as wide."""
+    """Ten questions per clip that all agree are one piece of evidence: the interval is sqrt(10) times as wide."""
     a, b, clips = (np.repeat(column, 10) for column in answers(20, 4, 12, 24))
     clustered = compare_pairs(a, b, clips)
     single = compare_pairs(a, b, np.arange(len(a)))
@@ -132,13 +132,13 @@ def test_without_clips_the_interval_would_be_too_narrow():
 
     assert width(clustered) / width(single) == pytest.approx(sqrt(10), rel=0.1)
     assert clustered.standard_error / single.standard_error == pytest.approx(sqrt(10), rel=0.01)
-    # 4 against 12 clips: 2 * (1 + 16 + 120 + 560 + 1820) / 2**16; as 40 against 120 questions it would look certain.
+    # 4 against 12 clips: 2 * (1 + 16 + 120 + 560 + 1820) / 2**16; with 40 against 120 questions it would look certain.
     assert clustered.p == pytest.approx(2 * 2517 / 2**16) and clustered.mcnemar_p < 1e-9
     assert (clustered.better, single.better) == (None, "B")
 
 
 def test_alike_models_are_called_different_in_one_of_twenty_at_most():
-    """On clips with five questions that go one way; taking the questions for independent would fail."""
+    """On clips with five questions that agree; treating the questions as independent would fail."""
     random = np.random.default_rng(5)
     called, naive = 0, 0
     for _ in range(400):
@@ -193,9 +193,9 @@ def test_what_cannot_be_compared():
 
 
 def test_seeds_are_drawn_besides_clips():
-    """Clips that all say the same leave the seeds: of two one is drawn, of three two, so that the variance is right."""
+    """If all clips agree, only seeds vary: one of two is drawn, and two of three, so that the variance is right."""
     sizes = np.full(50, 2)
-    two = np.tile([2, 1], (50, 1))  # all and half of the questions of each clip
+    two = np.tile([2, 1], (50, 1))  # all and half of each clip's questions
     assert bootstrap_interval(two, sizes, 2000, seed=0) == (0.5, 1.0)
     three = np.tile([0, 1, 2], (50, 1))
     drawn = np.random.default_rng(1).choice([0, 0.5, 1], (100_000, 2)).mean(1)

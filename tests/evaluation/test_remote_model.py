@@ -39,7 +39,7 @@ def clips(body) -> list[bytes]:
 
 
 def hears(body) -> Answer:
-    """Replies with the words and the length of the clips, and counts a token per 100 bytes."""
+    """Replies with the request's text and the sizes of its clips, and counts a token per 100 bytes."""
     sizes = [len(clip) for clip in clips(body)]
     usage = {"prompt_tokens": 5 + sum(sizes) // 100, "completion_tokens": 3, "total_tokens": 8}
     return Answer(f"{words(body)} {sizes}", usage=usage)
@@ -97,7 +97,7 @@ def test_each_clip_is_read_once(questions, tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("lines", [2, 4, 6])
 def test_a_killed_run_goes_on_with_what_is_left(questions, tmp_path, workers, lines):
-    """Every question is a line of its own, also where a clip has two; before them are the settings and the check."""
+    """Every question has its own line, even if a clip has two; settings and check come first."""
     with StubEndpoint(hears) as stub:
         generate(questions, model_of(stub), tmp_path / "whole")
         killed_while(lambda: generate(questions, model_of(stub, workers), tmp_path / "out"), lines)
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_with_what_is_left(questions, tmp_path, workers, li
 
 
 def test_a_run_killed_in_the_middle_of_a_request(questions, tmp_path):
-    """The server kills the client while that waits for its fourth reply."""
+    """The server kills the client while it waits for its fourth reply."""
     pids: Queue[int] = Queue()
 
     def deadly(body):

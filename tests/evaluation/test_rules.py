@@ -64,7 +64,7 @@ def row(reply, choices, answer):
         ("", ("?", "!"), "?", WRONG),
         ("?!", VOICES, "Man", WRONG),
         (None, VOICES, "Man", LEFT_OUT),
-        # Sets of words know no order, and options with equal sets are one.
+        # Sets of words have no order, and options with equal sets are the same option.
         ("child and woman", ("woman and child", "man"), "woman and child", RIGHT),
         (ORDERS[1], ORDERS, ORDERS[0], RIGHT),
         ("both neutral", ORDERS, ORDERS[0], WRONG),
@@ -75,7 +75,7 @@ def row(reply, choices, answer):
         ("B:maj/1", CHORDS, "B:maj/1", RIGHT),
         ("B major", CHORDS, "B:maj/1", WRONG),
         ("B", NOTES, "B", RIGHT),
-        ("C#", ("C", "D"), "C", RIGHT),  # "#" is no word character
+        ("C#", ("C", "D"), "C", RIGHT),  # "#" is not a word character
     ],
 )
 def test_mmau_official(reply, choices, answer, verdict):
@@ -91,8 +91,8 @@ def test_mmau_official(reply, choices, answer, verdict):
         ("Dogs", "Robot", RIGHT),
         ("  \nC", "Child", RIGHT),
         ("The answer is C.", "Child", RIGHT),
-        ("The answer is\nC\n.", "Child", RIGHT),  # line ends go
-        ("The answer is C", "Child", LEFT_OUT),  # last, not last but one
+        ("The answer is\nC\n.", "Child", RIGHT),  # line breaks are removed
+        ("The answer is C", "Child", LEFT_OUT),  # last instead of second to last
         ("(C)", "Child", RIGHT),
         ("(C) Child", "Child", LEFT_OUT),
         ("B", "Man", WRONG),
@@ -138,7 +138,7 @@ def test_air_bench_official_with_fewer_options_and_an_option_twice():
         ("light rain", SOUNDS, "A light rain"),
         ("The dog", SOUNDS, "a dog"),
         ("B is the correct answer.", VOICES, "Woman"),
-        # Labels alone.
+        # Only labels.
         ("B", VOICES, "Woman"),
         ("(b)", VOICES, "Woman"),
         ("b.", VOICES, "Woman"),
@@ -153,7 +153,7 @@ def test_air_bench_official_with_fewer_options_and_an_option_twice():
         ("B. A lady", VOICES, "Woman"),
         ("B. I am not sure", VOICES, None),
         ("Option A: Man, option B: Woman", VOICES, None),
-        # Named in a sentence, but not in words and numbers that hold it.
+        # Named in a sentence, but not as part of other words and numbers.
         ("It is a woman's voice, I think", VOICES, "Woman"),
         ("Several women", VOICES, None),
         ("A mandolin", VOICES, None),
@@ -181,7 +181,7 @@ def test_air_bench_official_with_fewer_options_and_an_option_twice():
         ("I do not think the correct answer is: B", VOICES, None),
         ("No, there isn't any", YES_NO, "No"),
         ("Not sure", (*YES_NO, "Not sure"), "Not sure"),
-        # Words that hold a "no" and do not say it.
+        # Phrases with "no" that do not mean "no".
         ("No idea", YES_NO, None),
         ("I have no idea.", YES_NO, None),
         ("no answer", YES_NO, None),
@@ -276,7 +276,7 @@ def test_no_reply_and_an_empty_one_are_wrong_by_content():
     ],
 )
 def test_pages_of_repetition_come_to_an_end(part, option):
-    # In seconds; a pattern that tries every start would take hours.
+    # Takes seconds; a pattern that tries every start would take hours.
     repeated = part * (200_000 // len(part))
     assert resolve("x " + repeated, SOUNDS) == option
     assert resolve(f"x {repeated} y.", SOUNDS) == option
@@ -539,7 +539,7 @@ def test_options_that_carry_their_labels_are_read_by_their_texts(reply, choices)
     [
         ("B", ("(A) B:maj/1", "(B) A:maj/1"), "(B) A:maj/1"),
         ("A:maj/1", ("(A) B:maj/1", "(B) A:maj/1"), "(B) A:maj/1"),
-        # Not in the alphabet's order, one text twice, and a label without a text.
+        # Not in alphabetical order, one text twice, and a label without a text.
         ("Woman", ("(B) Man", "(A) Woman"), None),
         ("fourteen", ("(A) fourteen", "(B) fourteen"), None),
         ("", ("(A) ", "(B) Man"), None),
@@ -564,7 +564,7 @@ CHANGES = ("Increasing", "Decreasing", "Not changing")
         ("The speaker does not sound sad", MOODS, None),
         ("It is not increasing", CHANGES, None),
         ("It is hardly the dog", ("The dog", "Hardly any sound"), None),
-        # The option's own negation, also by its label, and where "no" is an option.
+        # A negation that is part of the option, also named by its label, and "no" as an option.
         ("It is none of the above.", RAIN, "None of the above"),
         ("(C): I hear nothing, not even wind", RAIN, None),
         ("(C), there is no such sound", RAIN, "None of the above"),

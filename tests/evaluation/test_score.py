@@ -57,7 +57,7 @@ def test_a_run_by_all_rules_of_its_benchmark(tmp_path):
     found = score(read_predictions(write_run(tmp_path / "run")))
     assert list(found["rules"]) == ["mmau-official", "content"]
     official, content = found["rules"].values()
-    # Official: 1 is right; in 2 "A" and in 3 "The answer is" are words: "a" is one of the last option's; 6 is left out.
+    # Official: 1 and 3 are right; in 2 the label "A" is a word of the last option; 6 is left out.
     assert (official["n"], official["right"]) == (7, 2)
     assert official["verdicts"] == {"right": 2, "wrong": 5, "unresolved": 0, "left out": 1}
     assert (content["n"], content["right"], content["accuracy"]) == (8, 4, 0.5)
@@ -68,7 +68,7 @@ def test_a_run_by_all_rules_of_its_benchmark(tmp_path):
     assert list(counts.items()) == [("music", (2, 1)), ("sound", (3, 0)), ("speech", (3, 3))]
     assert task["macro"] == pytest.approx((1 / 2 + 0 + 1) / 3)
     assert official["breakdowns"]["task"]["groups"]["sound"]["n"] == 2
-    assert list(content["breakdowns"]) == ["task", "difficulty"]  # the others of MMAU are not in the rows
+    assert list(content["breakdowns"]) == ["task", "difficulty"]  # the rows do not have MMAU's other groups
     assert found["counts"] == {
         **{"questions": 8, "empty": 1, "answered": 7, "failed": 1, "missing": 0},
         "left out before asking": {},
@@ -97,7 +97,7 @@ def test_baselines_without_listening(tmp_path):
     assert found == {
         "always option": [0.25, 0.5, 0.25, 0.25],
         "most frequent position": 0.5,
-        "longest option": 0.5,  # of "nine", "four", "four" the first
+        "longest option": 0.5,  # the first of "nine", "four", "four"
         "random option": pytest.approx((1 / 4 + 1 / 4 + 2 / 3 + 1 / 2) / 4),
     }
 
@@ -182,7 +182,7 @@ def test_hidden_answers_cannot_be_scored_but_submitted(tmp_path, capsys):
 
 
 def test_a_submission_takes_the_files_rows_as_they_are(tmp_path):
-    """With a mark of the byte order before them, an id that is null beside another, and one in two Unicode spellings."""
+    """With a byte order mark before them, a null id next to another id, and an id in two Unicode spellings."""
     run = write_run(tmp_path / "run", [answered(1, "Man") | {"id": identity} for identity in ("1", "caf\u00e9")])
     rows = [question(1) | {"id": None, "uniq_id": "1"}, question(1) | {"id": "cafe\u0301"}]
     data, target = tmp_path / "data.json", tmp_path / "submission.json"
@@ -291,7 +291,7 @@ def test_impossible_counts_are_refused(right, n):
 
 
 def group(right, n, first=0, each=1):
-    """`right` of `n` answers right, about clips of `each` questions, numbered from `first`."""
+    """`n` answers, the first `right` of them right, about clips of `each` questions, numbered from `first`."""
     return [number < right for number in range(n)], [first + number // each for number in range(n)]
 
 
@@ -303,17 +303,17 @@ def test_the_mean_of_shares_and_its_interval():
     assert mean_of_shares([group(1, 2), group(0, 200, 2)])[0] == 0.25
     low, high = mean_of_shares([group(5, 5), group(0, 5, 5)])[1]
     assert 0.2 < low < 0.5 < high < 0.8
-    # Eight questions a clip say as little as one where all are right or wrong together.
+    # Eight questions about a clip say as little as one if all are right or wrong together.
     assert mean_of_shares([group(80, 160, 0, 8), group(40, 160, 20, 8)])[1] == pytest.approx(
         mean_of_shares([group(10, 20), group(5, 20, 20)])[1], abs=0.03
     )
-    assert mean_of_shares([group(5, 10, 0, 5), group(10, 20, 2)]) == (0.5, None)  # two clips say too little
+    assert mean_of_shares([group(5, 10, 0, 5), group(10, 20, 2)]) == (0.5, None)  # two clips are too few
     with pytest.raises(ValueError, match="no groups"):
         mean_of_shares([])
 
 
 def test_groups_that_share_clips_are_no_independent_ones():
-    """Each clip has a question in either group, and both answers are alike: the mean of groups is the share of clips."""
+    """Each clip has a question in each group, with equal answers: the mean of the groups is the share of clips."""
     halves = [group(20, 40), group(20, 40)]
     mean, (low, high) = mean_of_shares(halves)
     assert mean == 0.5 and (low, high) == pytest.approx(wilson(20, 40), abs=0.02)
@@ -330,7 +330,7 @@ def clustered(clips, right, each=8):
 
 
 def test_questions_that_share_clips_are_not_independent(tmp_path):
-    """160 questions about 20 clips, each all right or all wrong, say what 20 questions say; `study` says the same."""
+    """160 questions about 20 clips, each all right or all wrong, count like 20 questions; `study` agrees."""
     run = write_run(tmp_path / "run", clustered(20, 11))
     found = score(read_predictions(run))
     assert found["clips"] == 20 and found["counts"]["questions"] == 160
@@ -338,7 +338,7 @@ def test_questions_that_share_clips_are_not_independent(tmp_path):
         assert rule["accuracy"] == 0.55 and rule["interval"] == pytest.approx((0.35, 0.75), abs=1e-9)
         assert rule["breakdowns"]["task"]["groups"]["sound"]["interval"] == rule["interval"]
         assert rule["breakdowns"]["task"]["interval"] == pytest.approx(rule["interval"])
-        # One question a clip: Wilson's again; the groups share all clips.
+        # One question per clip: Wilson's interval again; the groups share all clips.
         assert rule["breakdowns"]["difficulty"]["groups"]["0"]["interval"] == pytest.approx(wilson(11, 20))
         assert rule["breakdowns"]["difficulty"]["interval"] == pytest.approx((0.35, 0.75), abs=0.051)
     right = np.array([[row["reply"] == "Man" for row in clustered(20, 11)]]).astype(int)
@@ -397,7 +397,7 @@ def test_the_bootstrap_of_a_rate():
     assert (low, high) == pytest.approx(wilson(240, 400), abs=0.012)
     by_row, by_clip = bootstrap_rate([0, 2, 1, 0] * 6, [1, 2, 1, 1] * 6, [n // 2 for n in range(24)]), [2, 1] * 6
     assert by_row == bootstrap_rate(by_clip, [3, 2] * 6) is not None
-    # As of shares: of few clips, and where all draws are alike, nothing can be said of others.
+    # As for shares: there is no interval with few clips, or if all draws are equal.
     assert bootstrap_rate(errors[:5], sizes[:5]) is None and bootstrap_rate(errors[:6], sizes[:6]) is not None
     assert bootstrap_rate(errors[:6], sizes[:6], [0, 0, 1, 2, 3, 4]) is None
     assert bootstrap_rate([0] * 40, [1] * 40) is None and bootstrap_rate([2, 3] * 9, [4, 6] * 9) is None

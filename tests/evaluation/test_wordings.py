@@ -1,4 +1,4 @@
-"""Questions in other words: what is asked, and how far replies stay the same, against numbers worked out by hand."""
+"""Questions in other words: what is asked, and how often replies agree, against numbers worked out by hand."""
 
 import json
 from dataclasses import replace

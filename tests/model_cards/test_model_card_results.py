@@ -1,4 +1,4 @@
-"""Results of model cards: taken from score files with all their provenance, and shown as they are."""
+"""Results in model cards: taken from score files with all their provenance, and shown unchanged."""
 
 import json
 import re
@@ -43,7 +43,7 @@ PROVENANCE = {
 
 
 def write_score(folder, replies=("a bell", "a bell", "a bell", ""), **changed):
-    """The file that `falcon3-audio score` writes about four questions, of which the answer is always a bell."""
+    """The file that `falcon3-audio score` writes for four questions whose answer is always a bell."""
     folder.mkdir()
     rows = [
         {"id": str(n), "status": "missing" if reply is None else "answered", "reply": reply, "answer": "a bell"}
@@ -163,7 +163,7 @@ def test_only_the_benchmarks_own_questions_have_its_name(facts, results, tmp_pat
     (shown,) = parse_eval_result_entries(yaml.safe_load(content))
     assert (shown.dataset_id, shown.value) == ("gamma-lab-umd/MMAU-test-mini", 75.0)
     assert "rule mmau-official, prompt" in shown.notes and "n 4, 95 % interval" in shown.notes
-    # The benchmark's own rule, whatever else was scored; without an interval where there is none.
+    # The benchmark's own rule, even if others were scored too; no interval if the entry has none.
     entry["rules"] = dict(reversed(entry["rules"].items()))
     assert eval_result_files([entry]) == {".eval_results/mmau.yaml": content}
     entry["rules"]["mmau-official"]["interval"] = None

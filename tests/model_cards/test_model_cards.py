@@ -1,4 +1,4 @@
-"""Model cards: complete metadata, true numbers, and nothing that was not recorded or measured."""
+"""Model cards: complete metadata, correct numbers, and nothing that was not recorded or measured."""
 
 import ast
 import copy

@@ -1,4 +1,4 @@
-"""falcon3-audio-nano, as it lies in the repository: whole, small, described by what it is."""
+"""falcon3-audio-nano, as committed: complete, small and described correctly."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def test_it_is_small_and_finite_and_all_of_it_is_trained():
 
 
 def test_it_was_trained_with_the_recipe():
-    """Paths apart: whoever trains the recipe again trains the same, defaults included."""
+    """Except for paths: training the recipe again uses the same options, defaults included."""
     options = parse_options(OPTIONS, ["--config", str(RECIPE)], "falcon3-audio train")
     before, now = recorded(), describe_recipe(*options)
     before = with_defaults(before, now, options) | {"examples": None}
@@ -62,7 +62,7 @@ def test_the_card_says_what_was_recorded():
 
 
 def test_its_page_is_about_this_adapter():
-    """Scores are of one file: who replaces it measures again."""
+    """Scores are of one file: if it is replaced, they must be measured again."""
     page = (NANO / "README.md").read_text(encoding="utf-8")
     (digest,) = re.findall(r"sha256 of `adapter_model.safetensors`: `([0-9a-f]{64})`", page)
     assert hashlib.sha256(ADAPTER.read_bytes()).hexdigest() == digest

@@ -1,4 +1,4 @@
-"""A clip is encoded once for all questions about it, within a bound, and never again with other weights."""
+"""A clip is encoded once for all questions about it, within a bound, and encoded again when the weights change."""
 
 import copy
 import pickle
@@ -33,7 +33,7 @@ def features(processor):
 
 @pytest.fixture
 def encoded(model, monkeypatch):
-    """How many clips each call of the encoder got."""
+    """The number of clips in each call of the encoder."""
     counts = []
     get = model.get_audio_features
 
@@ -70,7 +70,7 @@ def test_clips_are_told_apart_by_what_is_encoded(features):
     louder[0, 0, 0] += 0.01
     assert digests(louder, mask)[0] != names[0]
     end = int(mask[0].sum())
-    for place in (end, end + 1):  # what the last positions look at, and silence that is encoded
+    for place in (end, end + 1):  # a frame the last positions attend to, and encoded silence
         behind = input_features.clone()
         behind[0, 0, place] += 0.01
         assert digests(behind, mask)[0] != names[0] and digests(behind, mask)[1:] == names[1:]
@@ -88,7 +88,7 @@ def test_the_clip_that_was_not_used_for_longest_goes_first(model, features, enco
         return cache.embed(keys[row : row + 1], features[0][row : row + 1], features[1][row : row + 1])
 
     with torch.no_grad():
-        for row in (0, 1, 0, 2):  # the last one pushes 1 out
+        for row in (0, 1, 0, 2):  # the last one evicts 1
             ask(row)
         encoded.clear()
         ask(0), ask(2)
@@ -96,13 +96,13 @@ def test_the_clip_that_was_not_used_for_longest_goes_first(model, features, enco
         ask(1)
         assert encoded == [1]
         small = AudioCache(model, max_tokens=1)
-        whole = small.embed(keys, *features)  # more than it may keep is still answered
+        whole = small.embed(keys, *features)  # returned even if it is more than the cache can keep
         assert len(whole) == sum(counts) and len(small._clips) == 0
 
 
 @pytest.fixture
 def check_fresh(model, features):
-    """Checks that a cache gives what its model, `check_fresh.model`, gives now, and returns that."""
+    """Checks that a cache returns what its model, `check_fresh.model`, gives now; returns it."""
     model = copy.deepcopy(model)
     cache, keys = AudioCache(model, max_tokens=1000), digests(*features)
 
@@ -139,7 +139,7 @@ def test_other_weights_are_other_embeddings(check_fresh):
 
 
 def test_weights_that_an_adapter_was_merged_into_are_other_embeddings(check_fresh, tmp_path):
-    """PEFT writes through `weight.data`, so that nothing counts the change."""
+    """PEFT writes through `weight.data`, so no version counter sees the change."""
     settings = LoraConfig(target_modules=LORA_TARGET_MODULES["audio_tower"], init_lora_weights=False)
     for name in ("first", "second"):
         get_peft_model(copy.deepcopy(check_fresh.model), settings).save_pretrained(tmp_path / name)
@@ -169,7 +169,7 @@ class Numbers(torch.nn.Module):
 
 
 def test_threads_share_a_cache(switch_often):
-    """2,000 calls, while clips are pushed out all the time and the cache is emptied now and then."""
+    """2,000 calls with constant evictions; the cache is cleared every 50 calls."""
     cache = AudioCache(Numbers(), max_tokens=7)
 
     def ask(call):
@@ -216,7 +216,7 @@ def test_the_pipeline_encodes_a_clip_once_for_all_questions_and_turns(checkpoint
     chat = pipe(CLIPS[0], text="What?", sampling_rate=RATE, return_full_text=True)[0]["generated_text"]
     turn = [*chat, {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
     assert pipe(turn)[0]["generated_text"] == without(turn)[0]["generated_text"]
-    assert windows == [2, 1]  # only the one without a cache
+    assert windows == [2, 1]  # only the pipeline without a cache encodes again
     assert pipe(text="Hello?")[0]["generated_text"] == without(text="Hello?")[0]["generated_text"]
     both = pipe([[CLIPS[2], CLIPS[0]]], text="Which?", sampling_rate=RATE)
     assert (

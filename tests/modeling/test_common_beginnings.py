@@ -1,4 +1,4 @@
-"""Prompts of a batch that begin alike: what they share is computed once, and the answers are those of each alone."""
+"""Prompts of a batch with a common prefix: it is computed once, and each gets the same answer as on its own."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def pipe(sensitive):
 
 @pytest.fixture
 def prefills(pipe, monkeypatch):
-    """(prompts, positions) of each forward of the language model that is no single token."""
+    """(prompts, positions) of each forward of the language model with more than one position."""
     shapes: list[tuple[int, int]] = []
     forward = pipe.model.model.language_model.forward
 
@@ -84,7 +84,7 @@ def test_a_clip_is_computed_once_for_all_questions(pipe, prefills):
     [
         ([question(CLIPS["a"]), question(CLIPS["b"])], {}),  # of equal length
         (about("a"), {"num_beams": 2}),
-        (about("a"), {"no_repeat_ngram_size": 2}),  # which looks at the order of the tokens
+        (about("a"), {"no_repeat_ngram_size": 2}),  # depends on the order of the tokens
         (about("a"), {"cache_implementation": "static"}),
         (about("a"), {"prefix_allowed_tokens_fn": lambda batch, ids: list(range(20, 200))}),
     ],
@@ -99,13 +99,13 @@ def test_where_nothing_is_shared(pipe, prefills, chats, options):
 
 def test_without_a_cache_of_clips_nobody_knows_which_are_equal(sensitive, pipe):
     without = pipeline("audio-text-to-text", model=sensitive, audio_cache_tokens=0, **ANSWER)
-    chats = [question(CLIPS[name]) for name in "ab"]  # the same words and as many tokens
+    chats = [question(CLIPS[name]) for name in "ab"]  # the same text and number of tokens
     answers = ask(pipe, chats, batch_size=1)
     assert ask(without, chats, batch_size=2) == answers and answers[0] != answers[1]
 
 
 def test_a_processor_that_does_not_fit_is_named(sensitive):
-    """By the model's own words, as for one prompt alone."""
+    """With the model's own error, as for a single prompt."""
     pipe = pipeline("audio-text-to-text", model=sensitive, **ANSWER)
     pipe.processor.pooling_window = 4
     with pytest.raises(ValueError, match="The prompts hold .* audio tokens .* but the audio gives"):
@@ -114,7 +114,7 @@ def test_a_processor_that_does_not_fit_is_named(sensitive):
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_a_prompt_that_was_learned_is_in_no_cache(sensitive, pipe, kind):
-    """PEFT puts it in front of what it is given, which a cache would hold already."""
+    """PEFT prepends the learned prompt to its input, but a cache would already contain it."""
     torch.manual_seed(0)
     settings = kind(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = get_peft_model(AutoModelForMultimodalLM.from_pretrained(sensitive), settings).eval()

@@ -1,6 +1,6 @@
-"""Batches of mixed lengths, static caches and compiled decoding give the tokens of one prompt at a time.
+"""Batches of mixed lengths, static caches and compiled decoding give the same tokens as one prompt at a time.
 
-Compiled with a backend that runs each graph as it is and counts them, so that no C++ compiler is needed.
+The compile backend runs each graph unchanged and counts them, so no C++ compiler is needed.
 """
 
 import pytest
@@ -25,11 +25,11 @@ def pipe(sensitive):
 def nothing_compiled(pipe):
     torch.compiler.reset()
     pipe.model.__dict__.pop("_compiled_call", None)
-    pipe.model._previous_max_cache_length = -1  # else a static cache is as long as the longest before it
+    pipe.model._previous_max_cache_length = -1  # otherwise a static cache is as long as the longest one before it
 
 
 class Graphs:
-    """A compiler that changes nothing, and how many graphs it was given."""
+    """A compiler that changes nothing, and counts the graphs it was given."""
 
     def __init__(self):
         self.count = 0
@@ -39,7 +39,7 @@ class Graphs:
             self.count += 1
             return graph.forward
 
-        return compile_graph  # no method: `generate` copies the config, and would count in a copy
+        return compile_graph  # not a method: `generate` copies the config, so a copy would do the counting
 
 
 def prompt(pipe, *chats):
@@ -47,14 +47,14 @@ def prompt(pipe, *chats):
 
 
 def answer(pipe, *chats, **options) -> list[list[int]]:
-    """The tokens said to each chat, asked as one batch."""
+    """The tokens generated for each chat, as one batch."""
     inputs = prompt(pipe, *chats)
     tokens = pipe.model.generate(**inputs, max_new_tokens=8, do_sample=False, **options)
     return tokens[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def compiled_on_any_device(graphs: Graphs, **options) -> CompileConfig:
-    """`generate` compiles decoding steps with a static cache where there is a GPU; this asks for it on a CPU."""
+    """`generate` compiles decoding steps with a static cache on a GPU; this requests it on a CPU too."""
     config = CompileConfig(backend=graphs.backend(), fullgraph=True, mode=None, **options)
     config._compile_all_devices = True
     return config
@@ -62,7 +62,7 @@ def compiled_on_any_device(graphs: Graphs, **options) -> CompileConfig:
 
 @pytest.fixture(scope="module")
 def alone(pipe):
-    """What is said to each chat of the batch when it is asked alone."""
+    """The answer to each chat of the batch, generated one at a time."""
     answers = [answer(pipe, chat)[0] for chat in MIXED]
     assert len({tuple(tokens) for tokens in answers}) == len(MIXED)
     return answers
@@ -76,7 +76,7 @@ def test_a_batch_of_mixed_lengths_answers_as_one_by_one(pipe, alone):
 
 
 def test_the_logits_of_a_batch_of_mixed_lengths(pipe):
-    """With the positions that `generate` gives to padded prompts: others would turn by angles that are rounded."""
+    """With the positions that `generate` gives padded prompts: other positions would rotate by rounded angles."""
     batch = prompt(pipe, *MIXED)
     mask = batch["attention_mask"]
     with torch.no_grad():
@@ -101,14 +101,14 @@ def test_a_static_cache_with_beams(pipe):
 
 @pytest.mark.parametrize("options", [{"max_cache_len": 1000}, {}], ids=["one size", "growing"])
 def test_decoding_steps_are_compiled_once_for_all_lengths(pipe, alone, options):
-    """Without breaks; for a cache of one size by default, for caches that grow with `dynamic=True`."""
+    """Without graph breaks; by default for a cache of fixed size, with `dynamic=True` for growing caches."""
     graphs = Graphs()
     config = compiled_on_any_device(graphs, dynamic=None if options else True)
     static = {"cache_implementation": "static", "compile_config": config, **options}
     for chat, wanted in zip(MIXED, alone):
         assert answer(pipe, chat, **static) == [wanted]
     assert graphs.count == 1
-    # Another number of prompts is compiled once more, for good.
+    # A different number of prompts is compiled once more, and only once.
     for _ in range(2):
         assert answer(pipe, *MIXED, **static) == alone
     answer(pipe, *MIXED[:3], **static)
@@ -116,7 +116,7 @@ def test_decoding_steps_are_compiled_once_for_all_lengths(pipe, alone, options):
 
 
 def test_a_compiled_model_with_a_dynamic_cache(pipe, alone, monkeypatch):
-    """Prompts as well as decoding steps: with dynamic shapes, nothing is compiled again for another length."""
+    """Prompts as well as decoding steps: with dynamic shapes, other lengths trigger no recompilation."""
     graphs = Graphs()
     monkeypatch.setattr(
         pipe.model, "forward", torch.compile(pipe.model.forward, backend=graphs.backend(), dynamic=True)
@@ -130,7 +130,7 @@ def test_a_compiled_model_with_a_dynamic_cache(pipe, alone, monkeypatch):
 
 
 def test_the_pipeline_with_a_static_cache(pipe, alone):
-    """As `pipe(..., cache_implementation="static")`; the prompt cache, a dynamic one, stays out of the way."""
+    """As `pipe(..., cache_implementation="static")`; the prompt cache, which is dynamic, is not used."""
     graphs = Graphs()
     config = compiled_on_any_device(graphs)
     made = pipeline(

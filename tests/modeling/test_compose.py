@@ -1,4 +1,4 @@
-"""`falcon3-audio compose`: backbones in, a checkpoint out, or one clear line."""
+"""`falcon3-audio compose`: backbones in, a checkpoint out, or a clear one-line error."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_a_chat_template_without_an_end_token_is_named(backbone_folders, tmp_pat
 
 
 def test_tokens_in_front_of_an_answer_do_not_end_it(backbone_folders, tmp_path):
-    """As templates with channels put them there."""
+    """As in chat templates with channels."""
     special = ["<|pad|>", "<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|return|>"]
     template = (
         "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}"

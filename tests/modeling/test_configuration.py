@@ -1,4 +1,4 @@
-"""The configuration: presets, sub-configs of any family, and errors that name the field and what is allowed."""
+"""The configuration: presets, sub-configs of any family, and errors that name the field and the allowed values."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_whispers_config_gives_the_encoders_part():
         assert type(audio) is Falcon3AudioEncoderConfig
         assert (audio.num_mel_bins, audio.hidden_size, audio.num_hidden_layers) == (128, 64, 3)
         assert (audio.num_attention_heads, audio.intermediate_size, audio.max_source_positions) == (4, 99, 1500)
-        assert audio.d_model == 64  # Whisper's own names can be read, too
+        assert audio.d_model == 64  # Whisper's own names work too
 
 
 @pytest.mark.parametrize("given", [Qwen2Config(vocab_size=5000), {"model_type": "qwen2", "vocab_size": 5000}])
@@ -134,7 +134,7 @@ def test_checkpoints_from_before_an_option_keep_what_they_were_trained_with(tmp_
 
 
 def test_the_saved_file_names_its_code_and_its_pipeline(tmp_path):
-    """Where the package is imported the pipeline is registered, so that loading asks for no trust in remote code."""
+    """Importing the package registers the pipeline, so loading does not require `trust_remote_code`."""
     config = Falcon3AudioConfig()
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())

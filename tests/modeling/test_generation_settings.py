@@ -1,4 +1,4 @@
-"""Every setting of `generate` that the installed transformers has, beside the pipeline's caches: the plain answers."""
+"""Every `generate` setting of the installed transformers: the pipeline's caches do not change the answers."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from falcon3_audio.releases_falcon3_audio import CACHE
 CLIP = tone(2.5, 300)
 CHATS = [question(CLIP, text=text) for text in ("What is it?", "Why?", "How long is the sound that is heard here?")]
 PLAIN = {"max_new_tokens": 6, "do_sample": False}
-# A value for each field of which `True` makes no sense; for those that only sample, with sampling.
+# A value for each field for which `True` makes no sense; fields in SAMPLES are tested with sampling.
 VALUES = {
     "max_length": 120,
     "max_new_tokens": 3,
@@ -84,7 +84,7 @@ def pipe(sensitive):
     generate = pipe.model.generate
 
     def seeded(**options):
-        torch.manual_seed(0)  # on its way here a pipeline draws random numbers
+        torch.manual_seed(0)  # a pipeline draws random numbers before it calls `generate`
         return generate(**options)
 
     pipe.model.generate = seeded
@@ -92,7 +92,7 @@ def pipe(sensitive):
 
 
 def outcome(call) -> list[str] | str:
-    """Answers, or what kind of error there was."""
+    """The answers, or the name of the exception."""
     try:
         return call()
     except Exception as error:
@@ -117,13 +117,13 @@ def by_pipeline(pipe, chats, **options) -> list[str]:
 def test_answers_are_those_of_generate(pipe, field):
     options = PLAIN | {"do_sample": field in SAMPLES} | {field: VALUES.get(field, True)}
     for chats in ([CHATS[0]], CHATS):
-        by_pipeline(pipe, CHATS[1:2])  # what the caches hold a part of
+        by_pipeline(pipe, CHATS[1:2])  # fills the caches with a part of the prompts
         expected = outcome(lambda chats=chats: by_generate(pipe, chats, **options))
         assert outcome(lambda chats=chats: by_pipeline(pipe, chats, **options)) == expected
 
 
 def test_values_change_answers(pipe):
-    """A value that changes nothing would show nothing."""
+    """A value without any effect would prove nothing."""
     plain = by_generate(pipe, CHATS, **PLAIN)
     for field in ("no_repeat_ngram_size", "suppress_tokens", "bad_words_ids", "sequence_bias", "repetition_penalty"):
         assert by_generate(pipe, CHATS, **PLAIN, **{field: VALUES[field]}) != plain

@@ -1,4 +1,4 @@
-"""Backbones laid out as the published ones: each composes, trains, is saved and loaded, answers, and reads text as before."""
+"""Backbones laid out like published ones: each composes, trains, saves, loads, answers and reads text as before."""
 
 import json
 
@@ -15,7 +15,7 @@ from falcon3_audio.training import sft
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def layout(request, backbone_folders, tmp_path_factory):
-    """(layout, folder of the language model, folder of what is composed of it)."""
+    """(layout, folder of the language model, folder of the composed checkpoint)."""
     layout = LAYOUTS[request.param]
     folder = tmp_path_factory.mktemp("layout")
     text = layout.save(folder / "text")
@@ -74,7 +74,7 @@ def test_the_token_that_ends_answers_in_training_ends_them(layout):
 
 
 def test_it_trains(layout, backbone_folders, tmp_path):
-    """A step of the training script, on chats of one and several turns and clips; the learned weights move."""
+    """One step of the training script on chats with one or several turns and clips; the trained weights change."""
     _, text, _ = layout
     recipe = SETTINGS | {"max_steps": 1, "save_steps": 1, "gradient_checkpointing": False, "global_batch_size": 10}
     recipe |= {"per_device_train_batch_size": 10, "max_length": 512, "questions_per_row": 4, "warmup_steps": 0}

@@ -100,7 +100,7 @@ def golden():
     ],
 )
 def test_backbones_keep_their_weights(num_mel_bins, family, options):
-    """Text alone gives the language model's own logits, sound the Whisper encoder's own states."""
+    """Text only gives the language model's own logits, audio the Whisper encoder's own states."""
     whisper, llm = make_whisper(num_mel_bins), make_llm(family, **options)
     model = Falcon3AudioForConditionalGeneration.from_backbones(whisper, llm, audio_token_id=1).eval()
     ids = torch.randint(4, 300, (2, 9))
@@ -169,7 +169,7 @@ def test_device_map_and_offloading_give_the_same_logits(backbone_folders, checkp
         expected = model(**inputs).logits
         placed = Falcon3AudioForConditionalGeneration.from_pretrained(checkpoint, device_map={"": "cpu"})
         assert torch.equal(placed(**inputs).logits, expected)
-        # "auto" with next to no memory: most parts live on disk and come in through hooks.
+        # "auto" with next to no memory: most parts are on disk and hooks load them.
         split = Falcon3AudioForConditionalGeneration.from_pretrained(
             checkpoint, device_map="auto", max_memory={"cpu": 150_000}, offload_folder=tmp_path
         )
@@ -182,7 +182,7 @@ def test_device_map_and_offloading_give_the_same_logits(backbone_folders, checkp
         )
         assert split.model.multi_modal_projector.layer_weights.weight.is_meta
         assert torch.equal(split(**inputs).logits, weighted(**inputs).logits)
-    # Composing hears the same map; it says so where it would need weights of a checkpoint that does not exist yet.
+    # Composing accepts the same map, but raises if it would need weights of a checkpoint that does not exist yet.
     composed = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, device_map="auto")
     assert composed.device.type == "cpu"
     with pytest.raises(ValueError, match="cannot be offloaded to disk"):
@@ -280,7 +280,7 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(model, processor):
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
 def test_beams_do_not_mix_the_audios_of_prompts(model, processor, options):
-    """Prompts with two audios, and with one of two windows, answer as they do alone."""
+    """A prompt with two clips and one with a clip of two windows get the same answers as on their own."""
     conversations = [question(tone(1, 300), tone(2, 900)), question(tone(31, 500))]
     together = answer(model, prompt(processor, *conversations), **options)
     alone = torch.cat([answer(model, prompt(processor, chat), **options) for chat in conversations])
@@ -310,7 +310,7 @@ def test_embeds_and_features_together(model, processor):
         torch.testing.assert_close(model(**embeds).logits, expected)
         encoded = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
         reused = model(ids, attention_mask=inputs["attention_mask"], audio_embeds=encoded).logits
-        rows = list(inputs["input_features_mask"])  # as an engine gives them
+        rows = list(inputs["input_features_mask"])  # as an engine passes them
         assert torch.equal(model.get_audio_features(inputs["input_features"], rows).pooler_output, encoded)
     assert torch.equal(reused, expected)
     tokens = model.generate(**embeds, max_new_tokens=8, min_new_tokens=8, do_sample=False)
@@ -318,7 +318,7 @@ def test_embeds_and_features_together(model, processor):
 
 
 def test_a_second_turn_goes_on_from_the_cache(model, processor):
-    """The prompt cache of a chat holds the first clip; only the new one is put in."""
+    """The prompt cache of a chat holds the first clip; only the new one is inserted."""
     chat = question(tone(1))
     first = prompt(processor, chat)
     cache = DynamicCache(config=model.config.text_config)
@@ -505,7 +505,7 @@ def test_decoding_compiles_without_a_graph_break(model, processor):
 
 
 def test_what_compiles_as_one_graph_and_what_does_not(model, processor):
-    """Windows without a mask do; where data decides shapes, or is checked, a graph breaks: so the class makes no claim."""
+    """Windows without a mask do; data-dependent shapes and checks break the graph, so the class does not claim it."""
     tower = model.model.audio_tower
     features = torch.randn(2, 80, 3000)
     torch.compiler.reset()
@@ -535,7 +535,7 @@ def test_the_tensor_parallel_plan_of_the_text_model_is_kept(model):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("skip", [None, ["model.audio_tower", "model.multi_modal_projector", "lm_head"]])
 def test_quantised_loading(tmp_path, bits, skip):
-    """All linear layers but the head by default; with the documented list, those of the language model only."""
+    """By default all linear layers except the head; with the documented list, only those of the language model."""
     llm = make_llm(hidden_size=64, intermediate_size=128, head_dim=16)
     model = Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(d_model=64), llm, audio_token_id=1).eval()
     model.save_pretrained(tmp_path)

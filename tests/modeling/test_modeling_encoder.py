@@ -37,7 +37,7 @@ def test_parameter_names_are_whispers(pair):
 
 
 def test_new_encoders_have_whispers_positions(model):
-    """Random positions would be learned around in silence; transformers does not initialise them for us."""
+    """Training would silently work around random positions; transformers does not initialise them for us."""
     whisper = make_whisper().get_encoder()
     composed = Falcon3AudioForConditionalGeneration(model.config).model.audio_tower
     for encoder in (composed, Falcon3AudioEncoder(model.config.audio_config)):
@@ -157,7 +157,7 @@ def test_processor_and_encoder_agree_on_every_length(model, processor):
         assert len(tokens) == placeholders == count >= 1, f"{length} samples"
 
 
-# Silence behind each clip.
+# Silence after each clip.
 
 
 def make_silent_pair(backbone_folders, **options):
@@ -308,7 +308,7 @@ def test_a_weighted_mean_over_whispers_layers(backbone_folders, tower_reference,
 
 
 def test_the_mean_is_learned_with_a_frozen_encoder(backbone_folders, processor):
-    """No layer is gone through backwards for it, also where embeddings require gradients, as for gradient checkpointing."""
+    """No backward pass runs through the layers, even if embeddings require grad, as for gradient checkpointing."""
     model = make_weighted(backbone_folders, [0.0, 0.0])
     tower = model.model.audio_tower
     tower.requires_grad_(False)
@@ -337,7 +337,7 @@ def test_the_mean_starts_with_all_layers_alike_and_is_saved(backbone_folders, pr
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_what_is_not_to_be_split_is_in_the_model(backbone_folders, weighted):
-    """FSDP makes a unit of each of these classes, and refuses a name that it does not find."""
+    """FSDP wraps each of these classes as a unit, and refuses a name that it does not find."""
     model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=weighted)
     classes = {type(module).__name__ for module in model.modules()}
     assert set(model._no_split_modules) <= classes

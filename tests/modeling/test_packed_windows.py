@@ -1,4 +1,4 @@
-"""Windows of different lengths in one sequence: the same numbers as one by one, few operations, and real positions alone."""
+"""Windows of different lengths in one sequence: same numbers as one by one, few operations, only real positions."""
 
 import importlib.util
 import shutil
@@ -16,7 +16,7 @@ from falcon3_audio.packed_windows_falcon3_audio import MAX_GROUPS, PackedWindows
 
 HAS_COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))
 HAS_FLASH = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-FRAMES = [3, 700, 64, 65, 1, 128, 300, 3000, 41, 900, 3650, 260]  # twelve windows and one more, all of other lengths
+FRAMES = [3, 700, 64, 65, 1, 128, 300, 3000, 41, 900, 3650, 260]  # 12 clips of different lengths, 13 windows
 
 
 def make_encoder(**sizes) -> Falcon3AudioEncoder:
@@ -27,7 +27,7 @@ def make_encoder(**sizes) -> Falcon3AudioEncoder:
 
 @pytest.fixture(scope="module")
 def batch():
-    """(features, mask), with frames behind each clip's end that must not be heard, but for the first."""
+    """(features, mask), with frames after each clip's end that must not be heard, except the first."""
     torch.manual_seed(1)
     features = torch.randn(len(FRAMES), 80, max(FRAMES) + 10)
     return features, (torch.arange(features.shape[-1]) < torch.tensor(FRAMES)[:, None]).long()
@@ -35,7 +35,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def alone(batch):
-    """What each clip gives without the others."""
+    """The states of each clip encoded without the others."""
     encoder = make_encoder()
     with torch.no_grad():
         return [encoder(row[None], mask[None]).last_hidden_state[0] for row, mask in zip(*batch)]
@@ -58,7 +58,7 @@ def test_a_batch_of_many_lengths_gives_what_each_clip_gives_alone(batch, alone, 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="flex attention on a CPU is compiled C++")
 def test_flex_attention_takes_all_windows_in_one_call(batch, alone):
-    # With the sizes of other tests behind it torch 2.13 compiles for any size, in C++ that its own compiler refuses.
+    # After the sizes of other tests, torch 2.13 compiles for dynamic sizes, and its own C++ compiler refuses the code.
     torch.compiler.reset()
     encoder = make_encoder()
     encoder.set_attn_implementation("flex_attention")
@@ -77,7 +77,7 @@ def test_flash_attention_on_a_gpu(batch, alone):
 
 
 def test_flash_attention_gets_cumulative_lengths_once_a_layer(batch, alone, monkeypatch):
-    """In place of the kernel, which needs a GPU: its contract, computed window by window."""
+    """A stand-in for the kernel, which needs a GPU: its contract, computed window by window."""
     calls = []
 
     def varlen(module, query, key, value, attention_mask, scaling, dropout=0.0, **lengths):
@@ -174,7 +174,7 @@ def test_groups_hold_all_windows_and_pad_little(count):
     bounds = group_lengths(lengths)
     assert len(bounds) == MAX_GROUPS and bounds[0][0] == 0 and bounds[-1][1] == count
     assert all(left[1] == right[0] for left, right in zip(bounds, bounds[1:]))
-    # Against the best division there is, by trying all of them.
+    # Compare with the optimal split, found by trying all of them.
     best = {0: {0: 0}}
     for groups in range(1, MAX_GROUPS + 1):
         best[groups] = {
@@ -203,7 +203,7 @@ def test_padding_and_back(batch):
             heard = part[row, :, 0] if mask is None else part[row, mask[row, 0, 0] == 0, 0]
             assert heard.tolist() == list(range(ends[number] - windows.lengths[number], ends[number]))
             number += 1
-    # The places in the batch: audio after audio.
+    # The places in the batch: clip after clip.
     flat = torch.full((len(FRAMES) * max(positions),), -1.0)
     flat[windows.places] = states[:, 0]
     assert [(row >= 0).sum().item() for row in flat.view(len(FRAMES), -1)] == positions
@@ -219,6 +219,6 @@ def test_the_block_mask_is_that_of_all_pairs(lengths):
     blocks = -(-len(owner) // 128)
     padded = torch.nn.functional.pad(same, (0, blocks * 128 - len(owner)) * 2)
     wanted = padded.view(blocks, 128, blocks, 128).any(3).any(1)
-    # Blocks between those that are needed may be looked at in vain, none that is needed may be left out.
+    # Unneeded blocks between needed ones can be included; no needed block can be left out.
     looked_at = mask.to_dense()[0, 0].bool()
     assert (looked_at | ~wanted).all() and looked_at.sum() <= 1.5 * wanted.sum()

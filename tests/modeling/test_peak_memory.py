@@ -1,4 +1,4 @@
-"""The memory that logs and reports name."""
+"""The peak memory that logs and reports show."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from falcon3_audio.peak_memory import peak_memory, peak_memory_gib
 
 
 def test_on_windows(monkeypatch):
-    """Where there is no `resource`."""
+    """Windows has no `resource` module."""
     monkeypatch.setattr(module.sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=3 << 30))
@@ -25,4 +25,4 @@ def test_it_is_that_of_the_process():
     if status.exists():
         (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         assert before == pytest.approx(int(peak.split()[1]) * 1024, rel=0.05)
-    assert peak_memory() >= before > 50 * 2**20  # torch alone
+    assert peak_memory() >= before > 50 * 2**20  # torch by itself takes more

@@ -65,7 +65,7 @@ def texts(results) -> list[str]:
 
 @pytest.fixture
 def calls(pipe, monkeypatch):
-    """What `generate` is called with."""
+    """The arguments of each `generate` call."""
     seen = []
     generate = pipe.model.generate
     monkeypatch.setattr(pipe.model, "generate", lambda **kwargs: seen.append(kwargs) or generate(**kwargs))
@@ -175,7 +175,7 @@ def test_chats(pipe):
 
 
 def test_chats_of_objects(pipe):
-    """As transformers' own pipelines wrap them, and as clients of APIs hand them out."""
+    """As transformers' own pipelines wrap them, and as API clients return them."""
 
     @dataclasses.dataclass
     class Message:
@@ -191,7 +191,7 @@ def test_chats_of_objects(pipe):
         assert pipe(given)[0]["input_text"] == chat
     assert texts(pipe([Chat(chat), objects], batch_size=2)) == [wanted, wanted]
     with pytest.raises(ValueError, match="Message 0 must be a dict, a dataclass or a pydantic model"):
-        pipe([SimpleNamespace(role="user", content="What?")])  # no such object
+        pipe([SimpleNamespace(role="user", content="What?")])  # an object of neither kind
 
 
 def test_a_processor_without_plain_messages_gets_the_list_that_an_object_holds(pipe, monkeypatch):
@@ -203,7 +203,7 @@ def test_a_processor_without_plain_messages_gets_the_list_that_an_object_holds(p
 
 
 def test_a_message_without_content_has_no_sampling_rate():
-    """A call of a tool, before a processor that does not resample."""
+    """A tool call, with a processor that does not resample."""
     whisper = SimpleNamespace(feature_extractor=SimpleNamespace(sampling_rate=16_000))
     call = {"role": "assistant", "content": None, "tool_calls": []}
     check = partial(AudioTextToTextPipeline._check_sampling_rates, SimpleNamespace(processor=whisper))
@@ -246,7 +246,7 @@ def test_several_clips_in_one_prompt(pipe, files):
 
 
 def test_clips_without_questions(pipe, files):
-    """Spoken instructions: paths are never taken for words."""
+    """Spoken instructions: paths are never mistaken for text."""
     wanted = []
     for name in "ab":
         audio = {"type": "audio", "audio": CLIPS[name], "sampling_rate": 16_000}
@@ -266,7 +266,7 @@ def test_dicts_and_datasets(pipe, files):
     assert texts(pipe(rows)) == texts(pipe(rows, batch_size=3)) == wanted
     samples = {"array": CLIPS["a"], "sampling_rate": 16_000, "path": None}
     assert pipe({"audio": samples, "text": "What?", "label": 3})[0]["generated_text"] == wanted[0]
-    # Common Voice and others have the path in a column of its own.
+    # Common Voice and others have a separate column for the path.
     assert pipe({"path": files["c"], "audio": files["a"], "text": "What?"})[0]["generated_text"] == wanted[0]
     assert texts(pipe(Dataset.from_list(rows[:2]))) == wanted[:2]
     assert texts(pipe(Dataset.from_list(rows[:2]), batch_size=2)) == wanted[:2]
@@ -374,7 +374,7 @@ def test_an_answer_without_words_is_not_continued(pipe, empty):
 
 
 def test_a_model_in_the_place_of_another(pipe, folder, files):
-    """Its answers are its own, not about what the other one heard."""
+    """The new model's answers do not use what the old model computed."""
     made = pipeline("audio-text-to-text", model=folder, max_new_tokens=8, do_sample=False, prompt_cache_tokens=1000)
     assert made(files["a"], text="What?")[0]["generated_text"] == about(pipe, "a")
     torch.manual_seed(1)
@@ -402,7 +402,7 @@ def test_length_of_answers(pipe, folder, files, calls):
 
 
 def test_a_generation_config_replaces_what_the_pipeline_was_made_with(pipe, files):
-    """And what is given by name comes before it, as in transformers' own pipelines."""
+    """Keyword arguments take precedence over it, as in transformers' own pipelines."""
     options = {"max_new_tokens": 8, "generation_config": GenerationConfig(do_sample=False)}
     made = pipeline("audio-text-to-text", model=pipe.model, processor=pipe.processor, **options)
 
@@ -464,7 +464,7 @@ def test_lists_of_unequal_length(pipe, files):
 
 
 def test_several_questions_about_one_clip(pipe, files):
-    """They are asked one by one or refused, but never run together."""
+    """They are asked one by one or refused, but never merged."""
     try:
         results = pipe(files["a"], text=["What?", "Why?"])
     except ValueError:
@@ -503,7 +503,7 @@ def test_bad_inputs_are_named(pipe):
 
 
 def test_a_row_whose_clip_or_question_is_under_another_name_is_refused(pipe, files):
-    """It would be asked without its clip, or without its question."""
+    """Otherwise the model would be asked without the clip, or without the question."""
     clip = {"array": CLIPS["a"], "sampling_rate": 16_000}
     for row in (
         clip | {"text": "What?"},
@@ -555,7 +555,7 @@ def test_a_model_without_ears(pipe):
 
 
 def test_saving_and_loading(pipe, files, tmp_path):
-    """The saved config names the pipeline's own code; where the package is imported nobody has to trust that."""
+    """The saved config names the pipeline's own code; with the package imported, no `trust_remote_code` is needed."""
     pipe.save_pretrained(tmp_path)
     custom = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]["audio-text-to-text"]
     assert (tmp_path / (custom["impl"].split(".")[0] + ".py")).exists()
@@ -586,9 +586,9 @@ def test_the_any_to_any_pipeline(folder, pipe):
 
 
 def test_batches_of_the_any_to_any_pipeline(folder):
-    """Clips of other lengths, two clips, none, the assistant's words to go on with: batches answer as single chats do."""
+    """Clips of different lengths, two clips, none, an answer to continue: batches answer as single chats do."""
     general = pipeline("any-to-any", model=folder, max_new_tokens=8)
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "A"}]}  # as items: 5.23 goes on with no others
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A"}]}  # as items: 5.23 continues only these
     begun = [*question(CLIPS["b"], text="What?"), answer]
     about_two, about_none = question(CLIPS["a"], CLIPS["c"], text="Which?"), question(text="What?")
     chats = [question(CLIPS["a"], text="What is it?"), about_two, about_none, begun, question(CLIPS["b"], text="Why?")]
@@ -622,14 +622,14 @@ def test_a_batch_size_that_is_none(folder, size):
 
 
 def test_a_column_of_a_dataset(pipe, files):
-    """transformers' KeyDataset, which has a length and an index but is no iterable."""
+    """transformers' KeyDataset, which has a length and an index but is not iterable."""
     rows = Dataset.from_list([{"clip": files["a"]}, {"clip": files["b"]}])
     wanted = [about(pipe, "a"), about(pipe, "b")]
     assert texts(pipe(KeyDataset(rows, "clip"), text="What?")) == wanted
     assert texts(pipe(KeyDataset(rows, "clip"), batch_size=2)) == texts(pipe([files["a"], files["b"]]))
 
 
-# Rows of other kinds.
+# Other kinds of rows.
 
 
 def test_streams_of_datasets(pipe, files):
@@ -669,7 +669,10 @@ def test_clips_beside_a_question_are_read_as_answers_are_asked_for(pipe, files):
         about(pipe, "a"),
         about(pipe, "b", "Why?"),
     ]
-    for texts_given, message in ((["What?"], "Got only 1 texts but more clips"), (["What?"] * 3, "more texts than clips")):
+    for texts_given, message in (
+        (["What?"], "Got only 1 texts but more clips"),
+        (["What?"] * 3, "more texts than clips"),
+    ):
         with pytest.raises(ValueError, match=message):
             list(pipe((files[name] for name in "ab"), text=texts_given))
     with pytest.raises(ValueError, match="A chat contains its own audio"):
@@ -699,7 +702,7 @@ def test_items_without_a_type(pipe, files):
         assert pipe(chat, sampling_rate=16_000)[0]["generated_text"] == about(pipe, "a")
 
 
-# What goes to the chat template.
+# Arguments for the chat template.
 
 
 def test_arguments_of_the_chat_template(folder, files):

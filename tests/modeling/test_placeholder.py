@@ -1,4 +1,4 @@
-"""A placeholder without a row of the embedding, against the same model with one row more, where the placeholder has one."""
+"""A placeholder without an embedding row, against the same model with one more row, which is the placeholder's."""
 
 import copy
 
@@ -34,12 +34,12 @@ def processor():
 
 @pytest.fixture(scope="module")
 def models():
-    """(the placeholder is beyond the vocabulary, it is the last row): the same weights, and answers that depend on clips."""
+    """(placeholder beyond the vocabulary, placeholder in the last row): same weights; answers depend on the clips."""
     ids = {"eos_token_id": END, "pad_token_id": 1}
     small, large = make_llm(vocab_size=ROWS, **ids), make_llm(vocab_size=ROWS + 1, **ids)
     weights = {name: weight.clone() for name, weight in small.state_dict().items()}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        # Would be heard, if it were left in the prompt.
+        # Large, so it would change the answer if it were left in the prompt.
         weights[name] = torch.cat([weights[name], 10 * torch.ones(1, 48)])
     large.load_state_dict(weights)
     whisper, made = make_whisper(), []
@@ -48,7 +48,7 @@ def models():
         made.append(Falcon3AudioForConditionalGeneration.from_backbones(whisper, llm, audio_token_id=ROWS).eval())
         with torch.no_grad():
             made[-1].model.multi_modal_projector.norm_out.weight.mul_(0.3)
-    # A logit takes part in the softmax; the placeholder's is to have no part in it.
+    # Each logit contributes to the softmax; the placeholder's must not.
     made[1].lm_head.register_forward_hook(lambda *call: call[2].index_fill(-1, torch.tensor([ROWS]), -1e9))
     assert [model.config.audio_token_is_embedded for model in made] == [False, True]
     return made
@@ -107,7 +107,7 @@ def test_every_way_to_generate_gives_the_same(models, processor, options):
 
 @pytest.mark.parametrize("chat", CHATS, ids=["a clip", "two clips", "none"])
 def test_drafts_do_not_hold_the_placeholder(models, processor, chat):
-    """Copied from the prompt, with whatever looks at the prompt; or by an assistant that hears."""
+    """Drafts copied from the prompt, with settings that look at the prompt, or made by an assistant that hears."""
     inputs = prompt(processor, chat)
     beyond, within = models
     for options in ({}, {"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 3}):
@@ -140,7 +140,7 @@ def test_embeddings_alone_cannot_show_where_audio_goes(models, processor):
     for call in (beyond, beyond.generate):
         with pytest.raises(ValueError, match="no embedding, so `inputs_embeds` cannot .* Pass `input_ids` instead"):
             call(inputs_embeds=embeds, **inputs)
-    # By hand, as the message says, it can.
+    # It works if the caller inserts the audio, as the message suggests.
     embeds = embeds.masked_scatter(places[..., None], heard)
     with torch.no_grad():
         expected = beyond(ids, audio_embeds=heard).logits
@@ -178,7 +178,7 @@ def test_a_second_turn_goes_on_from_the_cache(models, processor):
 
 
 def test_the_pipeline_shares_clips_and_turns(models, processor):
-    """Clips that are kept, prompts that begin alike, and earlier turns that are kept."""
+    """Cached clips, prompts with a common prefix, and cached earlier turns."""
     beyond, within = models
     chats = [question(tone(2), text=text) for text in ("what?", "what is it?", "a dog or a bell?")]
     turns = [*chats[0], {"role": "assistant", "content": "a dog"}, {"role": "user", "content": "what do you hear?"}]
@@ -250,7 +250,7 @@ def test_losses_and_gradients(models, processor, sharing):
 
 
 def test_labels_that_are_the_prompt_itself(models, processor):
-    """As many training scripts make them: the places of audio have no logit, and are not learned."""
+    """As in many training scripts: audio positions have no logit, and are not learned."""
     inputs = prompt(processor, CHATS[0])
     ids = inputs["input_ids"]
     with torch.no_grad():
@@ -285,7 +285,7 @@ def moved(trainer) -> bool:
 
 
 def test_grpo(models, processor, clip, tmp_path):
-    """Sampling with a penalty, which looks up the prompt's tokens, and a step on what was sampled."""
+    """Sampling with a penalty, which looks up the prompt's tokens, and a step on the samples."""
     options = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 5}
     trainer = AudioGRPOTrainer(
         copy.deepcopy(models[0]),
@@ -313,7 +313,7 @@ def test_dpo(models, processor, clip, tmp_path):
 
 
 def test_an_adapter_is_saved_without_the_embedding(models, tmp_path):
-    """PEFT saves embeddings of another size than the base model's; here the size is the same."""
+    """PEFT saves embeddings if their size differs from the base model's; here it is the same."""
     models[0].save_pretrained(tmp_path / "base")
     base = AutoModelForMultimodalLM.from_pretrained(tmp_path / "base")
     get_peft_model(base, lora()).save_pretrained(tmp_path / "adapter")

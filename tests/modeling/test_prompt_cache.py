@@ -1,4 +1,4 @@
-"""A turn of a chat computes only what is new, and answers as if all of it were computed."""
+"""A chat turn computes only its new part, and gets the same answer as without a cache."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +55,7 @@ class Spied:
 
     @property
     def kept_tokens(self) -> int:
-        """By the memory that is held: float32, 2 layers, 2 key-value heads of 12."""
+        """Counted from the memory held: float32, 2 layers, 2 key-value heads of 12."""
         layers = [layer for _, cache in self.pipe._prompt_cache._chats for layer in cache.layers]
         memory = sum(part.untyped_storage().nbytes() for layer in layers for part in (layer.keys, layer.values))
         return memory // (2 * 2 * 2 * 12 * 4)
@@ -77,7 +77,7 @@ def nothing_known(caching):
 
 
 def common(first: list, second: list) -> int:
-    """How long two prompts are the same."""
+    """The length of the common prefix of two prompts."""
     length = 0
     while length < min(len(first), len(second)) and first[length] == second[length]:
         length += 1
@@ -85,7 +85,7 @@ def common(first: list, second: list) -> int:
 
 
 def ask(caching, plain, chat, **options) -> list:
-    """The chat with the answer, which is the same with and without the cache."""
+    """The chat with the answer, which must be the same with and without the cache."""
     chats = caching(chat, return_full_text=True, **options)[0]["generated_text"]
     plain(chat, **options)
     assert caching.tokens == plain.tokens
@@ -102,14 +102,14 @@ def test_four_turns_with_clips(caching, plain):
         shared = common(known, caching.prompt)
         assert caching.positions == [len(caching.prompt) - shared, *[1] * 7]
         assert plain.positions == [len(caching.prompt), *[1] * 7]
-        assert (shared > 40) == (turn > 0)  # the two clips alone take 46 tokens
-        known = caching.tokens[0][:-1]  # the last token was said, not read
+        assert (shared > 40) == (turn > 0)  # the two clips take 46 tokens
+        known = caching.tokens[0][:-1]  # the last token was generated, but never an input
     ask(caching, plain, chat)
     assert caching.positions[0] == len(caching.prompt) - common(known, caching.prompt) < 40
 
 
 def test_clips_that_are_held_are_not_encoded_again(sensitive, plain):
-    """Also where nothing but the prompt cache keeps them."""
+    """Even if only the prompt cache keeps them."""
     caching = Spied(sensitive, prompt_cache_tokens=1000, audio_cache_tokens=0)
     chat = [*ask(caching, plain, question(CLIPS["a"])), *question(CLIPS["b"])]
     assert caching.windows == [1]
@@ -117,7 +117,7 @@ def test_clips_that_are_held_are_not_encoded_again(sensitive, plain):
     assert caching.windows == [1]
     ask(caching, plain, chat)
     assert caching.windows == []
-    # A beginning that ends within a clip: the rest of that clip is placed.
+    # A cached prefix that ends within a clip: the rest of that clip is inserted.
     small = Spied(sensitive, prompt_cache_tokens=30, audio_cache_tokens=0)
     for _ in range(2):
         ask(small, plain, question(CLIPS["a"], CLIPS["b"]))
@@ -161,13 +161,13 @@ def test_another_clip_of_equal_length(caching, plain, place):
 
 
 def test_two_clips_of_a_kind(caching, plain):
-    """The same clip once, twice, and once again."""
+    """The same clip once, twice, then once."""
     for times in (1, 2, 1):
         ask(caching, plain, question(*[CLIPS["a"]] * times))
 
 
 def test_chats_that_take_turns(caching, plain):
-    """They begin with the same words, and neither loses its own part to the other."""
+    """They share a prefix, and neither overwrites the other's own part."""
     system = {"role": "system", "content": "Say what you hear in the sounds."}
     chats = [[system, *question(CLIPS[name])] for name in "bc"]
     for turn in range(3):
@@ -246,7 +246,7 @@ def test_where_it_is_not_used(caching, plain, options):
         spied(chat, **options)
     assert CACHE not in caching.settings and caching.positions == plain.positions
     assert caching.tokens == plain.tokens
-    ask(caching, plain, chat)  # what is kept is as it was
+    ask(caching, plain, chat)  # the cache is unchanged
     assert caching.positions[0] < 40
 
 
@@ -286,9 +286,9 @@ def test_a_cache_or_an_assistant_of_ones_own(caching, plain):
 
 
 def test_the_bound(sensitive, plain):
-    """The chat that was not used for longest goes; of one that is too long the beginning stays."""
+    """The least recently used chat is evicted; only the beginning of a chat that is too long is kept."""
     caching = Spied(sensitive, prompt_cache_tokens=150)
-    chats = [question(CLIPS[name], text="What is it?") for name in "abc"]  # 40 to 70 tokens each with the answer
+    chats = [question(CLIPS[name], text="What is it?") for name in "abc"]  # 40 to 70 tokens each, including the answer
     for chat in chats:
         ask(caching, plain, chat)
         assert 0 < caching.kept_tokens <= 150
@@ -346,7 +346,7 @@ def test_a_language_model_with_a_sliding_window(monkeypatch):
 
 
 def test_positions_that_depend_on_the_length():
-    """What a short prompt left is not what a longer one would have."""
+    """The cached states of a short prompt differ from those of a longer one."""
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     for options, cropped in (({}, True), ({"rope_parameters": dynamic}, False)):
         llm = make_llm(**options)
@@ -362,7 +362,7 @@ def test_a_processor_that_does_not_fit_is_named(sensitive):
 
 
 def test_weights_that_an_adapter_was_merged_into(sensitive):
-    """PEFT writes through `weight.data`, so that nothing counts the change."""
+    """PEFT writes through `weight.data`, so no version counter sees the change."""
     pipe = pipeline("audio-text-to-text", model=sensitive, prompt_cache_tokens=1000, **ANSWER)
     before = pipe(question(CLIPS["a"]))
     settings = LoraConfig(target_modules=LORA_TARGET_MODULES["language_model"], lora_alpha=64, init_lora_weights=False)
@@ -371,11 +371,11 @@ def test_weights_that_an_adapter_was_merged_into(sensitive):
     assert pipe(question(CLIPS["a"])) == fresh(question(CLIPS["a"])) != before
 
 
-# The cache alone.
+# The cache by itself.
 
 
 def filled(model, length: int) -> DynamicCache:
-    """A cache of so many positions, in which each holds its own number."""
+    """A cache of `length` positions, each holding its own index."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     numbers = torch.arange(float(length))[None, None, :, None].expand(1, 2, length, 12)
     for layer in range(2):
@@ -390,7 +390,7 @@ def test_what_is_taken_is_the_longest_common_beginning(model):
     taken = cache.take([1, "x", "x", 2, 9, 9])
     for layer in taken.layers:
         assert layer.keys[0, 1, :, 0].tolist() == [0, 1, 2, 3] and layer.values[0, 0, :, 3].tolist() == [0, -1, -2, -3]
-    assert cache.take([1, "x", "x", 2, 3]).get_seq_length() == 3  # the longer one was given away
+    assert cache.take([1, "x", "x", 2, 3]).get_seq_length() == 3  # the longer one was taken out above
     assert cache.take([1, "x", "x", 2, 3]).get_seq_length() == 0
     assert cache.take([2]).get_seq_length() == 0
 
@@ -411,13 +411,13 @@ def test_content():
 
 
 def test_threads_share_a_cache(switch_often):
-    """2,000 chats that begin alike: what is taken is always the beginning of what was asked."""
+    """2,000 chats with a common prefix: a taken cache always matches the beginning of its prompt."""
     model = make_llm()
     prompts = PromptCache(model, max_tokens=60)
     layers = range(model.config.num_hidden_layers)
 
     def states(tokens: list) -> torch.Tensor:
-        """Keys that say which tokens they are of."""
+        """Keys that contain the ids of their tokens."""
         return torch.tensor(tokens, dtype=torch.float32)[None, None, :, None].expand(1, 1, -1, 4)
 
     def ask(call: int) -> bool:

@@ -1,4 +1,4 @@
-"""What differs between releases of transformers: each release's side is tried, whichever is installed."""
+"""Differences between transformers releases: both variants are tested, whichever release is installed."""
 
 import inspect
 

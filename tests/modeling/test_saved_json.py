@@ -1,4 +1,4 @@
-"""JSON of a checkpoint that is no configuration: one line from each program that loads one."""
+"""Checkpoint JSON that is not a configuration: a one-line error from each program that loads a checkpoint."""
 
 import json
 import shutil
@@ -29,12 +29,12 @@ def test_json_that_is_no_configuration(command, name, broken, tmp_path, capsys):
     words = [word.format(model=broken, out=tmp_path / "out") for word in COMMANDS[command]]
     for content in ("[]", '"a text"', "3", "{", '{"feature_extractor": [], "model": 1}'):
         if command == "card" and name == "generation_config.json" or content[1:2] == '"' and name not in FILES[2:]:
-            continue  # not read; settings that nobody knows
+            continue  # file not read, or unknown settings
         (broken / name).write_text(content)
         status = main(words)
         if content.startswith('{"') and (status == 0 or (tmp_path / "out").exists()):
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
-            continue  # transformers makes do with it
+            continue  # transformers accepts it
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert status == 1 and last.startswith(f"falcon3-audio {command}: ") and "broken" in last
         if not content.startswith('{"'):

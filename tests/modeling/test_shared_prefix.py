@@ -1,4 +1,4 @@
-"""Rows in which questions share their audio, against the same questions in rows of their own."""
+"""Rows in which questions share their audio, against the same questions in separate rows."""
 
 import copy
 
@@ -26,7 +26,7 @@ def clips(processor):
 
 
 def separate(model, clips):
-    """Per-token losses of each branch, from a row of its own."""
+    """Per-token losses of each branch, from a separate row."""
     losses = []
     for prefix, branches, features, mask in clips:
         for branch in branches:
@@ -37,7 +37,7 @@ def separate(model, clips):
 
 
 def shared(model, clips, padding=3):
-    """The same losses, with all clips and branches in one row that is padded on the right."""
+    """The same losses, with all clips and branches in one right-padded row."""
     ids, positions, segments, prefixes, spans = [], [], [], [], []
     segment = 0
     for prefix, branches, _, _ in clips:

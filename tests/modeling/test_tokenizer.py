@@ -21,7 +21,7 @@ SECOND = 16_000
 SOUND = tone(61.0)
 
 
-# Chat templates with what the families' lack.
+# Chat templates with features that the families' templates lack.
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' %}{%- generation -%}{{ m.content + '<|im_end|>' }}{%- endgeneration -%}"
@@ -49,7 +49,7 @@ FAMILIES = {
     "generation markers": (MARKED, "<|im_end|>"),
     "macros": (MACRO, "<|im_end|>"),
 }
-# Jinja treats white space at the edges of a file in its own way.
+# Jinja treats whitespace at the edges of a file specially.
 EDGES = {
     "newline in front": "\n" + PLAIN,
     "two newlines in front": "\n\n" + PLAIN,
@@ -73,7 +73,7 @@ SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end
 
 
 def chat_tokenizer(template):
-    """One that, as Llama's, writes <s> in front of everything it is not told to leave alone."""
+    """Like Llama's, it adds <s> before every text unless told not to."""
     names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "bos_token": "<s>"}
     tokenizer = make_tokenizer(SPECIAL, template, **names)
     first = [("<s>", tokenizer.convert_tokens_to_ids("<s>"))]
@@ -82,7 +82,7 @@ def chat_tokenizer(template):
 
 
 def conversations(token, clip):
-    """Chats for the processor, each with the same chat in which the placeholder was put by hand."""
+    """Chats for the processor, each with the same chat with the placeholder inserted by hand."""
     audio = {"type": "audio", "audio": clip, "sampling_rate": 16_000}
     text = {"type": "text", "text": "What do you hear?"}
     user = {"role": "user", "content": [audio, text]}
@@ -113,7 +113,7 @@ def test_prompts_are_those_of_the_language_model(family):
         for mode in modes:
             prompt = tokenizer.apply_chat_template(by_hand, tokenize=False, **mode)
             assert processor.apply_chat_template(chat, **mode) == prompt
-            # Clips of 640 samples are one token: the placeholder stands as it is.
+            # Clips of 640 samples are one token: the placeholder stays a single token.
             ids = tokenizer.apply_chat_template(by_hand, tokenize=True, **mode)["input_ids"]
             assert tokenized(processor, chat, **mode)["input_ids"].tolist() == [ids]
 
@@ -152,7 +152,7 @@ def test_a_tokenizer_without_a_template_gets_falcon3s():
 
 
 def test_falcon3s_format_begins_as_the_tokenizer_begins_texts(caplog):
-    """A base model that knows no <|user|>, and that saw <s> in front of every text."""
+    """A base model without <|user|>, trained with <s> before every text."""
     names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "bos_token": "<s>"}
     tokenizer = make_with(chat_tokenizer(None), name_or_path="some/base")
     processor = make_processor(tokenizer)
@@ -164,7 +164,7 @@ def test_falcon3s_format_begins_as_the_tokenizer_begins_texts(caplog):
     text = "<s><|user|>\n>>UNUSED_1<<Ein Bär 🐻?\n<|assistant|>\nA dog.<|endoftext|>\n<|user|>\n"
     assert processor.decode(ids).startswith(text) and ids.tolist().count(tokenizer.bos_token_id) == 1
     assert spans(processor, inputs["labels"][0]) == ["A dog.<|endoftext|>", "b<|endoftext|>"]
-    plain = make_processor(make_tokenizer(SPECIAL, None, **names))  # which puts nothing in front of texts
+    plain = make_processor(make_tokenizer(SPECIAL, None, **names))  # adds nothing before texts
     assert not plain.apply_chat_template(chat[:1]).startswith("<s>")
 
 
@@ -183,7 +183,7 @@ def test_the_default_of_several_named_templates_is_taken():
 
 
 def spans(processor, labels) -> list[str]:
-    """The stretches of text that are learned."""
+    """The spans of text that are learned."""
     found, last = [], -100
     for label in labels.tolist():
         if label != -100:
@@ -210,7 +210,7 @@ def test_labels_are_the_answers_and_their_end_tokens(family):
     assert torch.equal(labels[labels != -100], ids[labels != -100])
 
 
-# Words that stand in roles, in tokens, in other turns, or are missing.
+# Words that also appear in roles, tokens or other turns, or are empty.
 TRICKY = [
     ["a", "a", "a", "a"],
     ["yes", "yes", "assistant", "user"],
@@ -222,7 +222,7 @@ TRICKY = [
 @pytest.mark.parametrize("words", TRICKY, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_labels_of_answers_that_look_like_other_words(family, words):
-    """Against a chat that ends with the answer: it is what its prompt is longer by."""
+    """Each answer must start where its prompt ends: the prompt is tokenized separately to find its length."""
     template, end = FAMILIES[family]
     processor = make_processor(chat_tokenizer(template))
     chat = [{"role": ("user", "assistant")[index % 2], "content": word} for index, word in enumerate(words)]
@@ -236,9 +236,9 @@ def test_labels_of_answers_that_look_like_other_words(family, words):
 
 
 def test_what_a_prompt_costs_grows_with_its_turns():
-    """Counted in messages that the language model's template writes, where each turn once took all turns before it."""
+    """Counted in messages rendered by the language model's template; each turn once rendered all turns before it."""
     template = make_chat_template(PLAIN.replace("{% endfor", "{{ written() }}{% endfor", 1), "<|audio|>")
-    plain = re.sub(r"\{%-? (end)?generation %\}", "", template)  # transformers' own tag
+    plain = re.sub(r"\{%-? (end)?generation %\}", "", template)  # a tag that only transformers has
     rendered = Environment(trim_blocks=True, lstrip_blocks=True).from_string(plain)
     counts, written = [], []
     for turns in (10, 20, 40):
@@ -378,7 +378,7 @@ def test_a_slot_that_the_chat_template_uses_is_not_free():
 
 
 def test_tokens_without_a_row_are_refused():
-    """All but a single one that no prompt has, which becomes the placeholder: text must not contain that one either."""
+    """Except a single one that no prompt contains, which becomes the placeholder; texts must not contain it either."""
     message = r"2 token\(s\) that the language model, with 280 rows .*: '<new>', '<newer>'. Use the tokenizer .*resize"
     tokenizer = make_tokenizer(eos_token="<|endoftext|>", special_tokens=["<|endoftext|>"])
     tokenizer.add_tokens(["<new>"])
@@ -442,7 +442,7 @@ def test_names_and_objects_give_the_same_processor(tmp_path, backbone_folders):
 
 
 def test_answers_that_the_template_rewrites_are_not_lost_in_silence():
-    """As with templates that take the thinking out of earlier answers: only the last one can be learned."""
+    """Like templates that strip the thinking from earlier answers: only the last one can be learned."""
     rewriting = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
         "{{ m.content if m.role != 'assistant' or loop.last else '(said before)' }}{{ '<|im_end|>\n' }}{% endfor %}"
@@ -456,7 +456,7 @@ def test_answers_that_the_template_rewrites_are_not_lost_in_silence():
 
 
 def test_a_saved_tokenizer_pads_on_the_left(tmp_path):
-    """By itself, as in a pipeline that is not ours: a side that was set on it later is not saved."""
+    """The tokenizer itself, as for pipelines that are not ours: a side set on it later is not saved."""
     processor = make_processor()
     for _ in range(2):
         assert processor.tokenizer.padding_side == "left"
@@ -465,7 +465,7 @@ def test_a_saved_tokenizer_pads_on_the_left(tmp_path):
 
 
 def test_composing_from_a_checkpoints_own_code_names_the_package(tmp_path, monkeypatch):
-    """Beside it lies no frame of a template, only the template that was made with it."""
+    """A checkpoint has no template frame next to its code, only the finished template."""
     monkeypatch.setattr(tokenizer_falcon3_audio, "__file__", str(tmp_path / "tokenizer_falcon3_audio.py"))
     with pytest.raises(ImportError, match="needs the falcon3-audio package"):
         make_processor()

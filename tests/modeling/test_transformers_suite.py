@@ -1,6 +1,6 @@
-"""transformers' shared tests for models, configurations and processors, run on this one.
+"""transformers' shared tests for models, configurations and processors, run on this model.
 
-They come from transformers' source distribution (see transformers_suite.py) and are skipped where it cannot be had.
+They come from transformers' source distribution (see transformers_suite.py) and are skipped if it is not available.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ AUDIO_TOKEN, PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = 0, 96, 97, 98
 
 @pytest.fixture(autouse=True, scope="module")
 def surroundings():
-    """Class names in the tables where the shared tests look up what a model's inputs are."""
+    """Class names in the tables in which the shared tests look up a model's inputs."""
     heads = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MULTIMODAL_LM")
     tables = {f"MODEL_FOR_{head}_MAPPING_NAMES": Falcon3AudioForConditionalGeneration for head in heads}
     with contextlib.ExitStack() as stack:
@@ -49,7 +49,7 @@ def surroundings():
 
 
 def ids_tensor(shape, vocab_size, *args, **kwargs):
-    """Random text: a placeholder in it would lack its audio, which this model refuses."""
+    """Random text without the placeholder: this model refuses a placeholder without audio."""
     ids = random_ids(shape, vocab_size, *args, **kwargs)
     return ids.masked_fill(ids == AUDIO_TOKEN, AUDIO_TOKEN + 1)
 
@@ -61,7 +61,7 @@ class ModelTester:
     """A tiny model, and prompts with one clip each."""
 
     is_training = True
-    # What the comparison of eager and sdpa attention asks for; it would make up the rest of a smaller batch.
+    # The size that the eager/sdpa comparison needs; it would fill up a smaller batch itself.
     batch_size = 7
     seq_length = 9
     hidden_size = 32
@@ -105,7 +105,7 @@ class ModelTester:
     def prepare_config_and_inputs_for_common(self):
         input_ids = ids_tensor([self.batch_size, self.seq_length], PAD_TOKEN)
         input_ids[:, 1 : 1 + self.audio_tokens] = AUDIO_TOKEN
-        # One frame of right context stands behind the real ones, as the processor gives it.
+        # One frame of right context follows the real ones, as from the processor.
         mask = torch.ones(self.batch_size, self.frames + 1, dtype=torch.long, device=common.torch_device)
         mask[:, self.frames :] = 0
         return self.get_config(), {
@@ -154,7 +154,7 @@ class ProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        # transformers' own classes carry no code with what they save; saving marks those that do in `to_dict`.
+        # transformers' own classes save no code with them; classes that do are marked in `to_dict`.
         cls.enterClassContext(mock.patch.object(Falcon3AudioProcessor, "_auto_class", None))
         super().setUpClass()
 
@@ -172,17 +172,17 @@ class ProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
         return {"chat_template": make_chat_template(TOOL_TEMPLATE, "<|audio|>"), "pooling_window": 4}
 
     def test_subprocessor_defaults_3_audio(self):
-        # Features are those of the feature extractor alone where they are padded like them, to 30 s.
+        # Features equal those of the feature extractor only if they are also padded to 30 s.
         options = self.prepare_processor_dict() | {"pad_to_window": True}
         with mock.patch.object(self, "prepare_processor_dict", lambda: options):
             super().test_subprocessor_defaults_3_audio()
 
     @staticmethod
     def does_processor_return_mm_offsets(processor_class, method_name):
-        # The shared tests look for images and videos where audio would do.
+        # The shared tests look for images and videos, though audio would do.
         return "replace_audio_token" in vars(processor_class)
 
-    # Asks for librosa, which transformers decodes files with; this processor uses soundfile.
+    # Requires librosa, with which transformers decodes files; this processor uses soundfile.
     test_chat_template_audio_sampling_rate = (
         processing.ProcessorTesterMixin.test_chat_template_audio_sampling_rate.__wrapped__
     )

@@ -1,4 +1,4 @@
-"""How programs end."""
+"""How programs exit."""
 
 import pytest
 from safetensors import SafetensorError
@@ -7,7 +7,7 @@ from falcon3_audio.user_errors import user_errors
 
 
 def ended(error, *others, **options):
-    """The exit status of a program in which this is raised."""
+    """The exit status of a program that raises `error`."""
     with user_errors("falcon3-audio sing", *others, **options) as end:
         if error is not None:
             raise error

@@ -1,4 +1,4 @@
-"""Folders that appear whole: what is in them, and for whom."""
+"""Folders that appear only when complete: their contents and permissions."""
 
 import os
 
@@ -17,7 +17,7 @@ def umask():
 
 
 def test_weights_are_for_those_whom_the_umask_allows(umask, tmp_path):
-    """safetensors writes for the owner alone, so colleagues could not load a model from a shared disk."""
+    """safetensors makes files readable only by the owner; colleagues could not load a model from a shared disk."""
     with whole_folder(tmp_path / "deep" / "model") as folder:
         (folder / "config.json").write_text("{}")
         (folder / "part").mkdir()

@@ -1,4 +1,4 @@
-"""Whole files are heard whole, whatever their headers say of their length; what was cut off is an error."""
+"""Complete files are read completely, whatever length their headers claim; truncated files are an error."""
 
 import io
 import multiprocessing
@@ -32,12 +32,12 @@ def plain(data: bytes) -> np.ndarray:
 
 
 def flac_of_length(data: bytes, samples: int) -> bytes:
-    """With another number of samples in its header, 36 bits; 0 is for unknown."""
+    """The file with `samples` as the number of samples in its header, 36 bits; 0 means unknown."""
     return data[:21] + bytes([data[21] & 0xF0 | samples >> 32]) + struct.pack(">I", samples & 0xFFFFFFFF) + data[26:]
 
 
 def ogg_of_length(data: bytes, samples: int) -> bytes:
-    """With another position of the last page, which is what an Ogg file says of its length."""
+    """The file with `samples` as the position of its last page, from which an Ogg file's length is read."""
     start = data.rfind(b"OggS")
     page = bytearray(data[start:])
     page[6:14], page[22:26] = struct.pack("<q", samples), bytes(4)
@@ -51,7 +51,7 @@ def ogg_of_length(data: bytes, samples: int) -> bytes:
 
 
 def without_length(mp3: bytes) -> bytes:
-    """An mp3 file without its first frame, which says how many there are; its sound begins with the encoder's delay."""
+    """An mp3 file without its first frame, which has the frame count; its audio starts with the encoder's delay."""
     return mp3[mp3.find(mp3[:2], 4) :]
 
 
@@ -60,7 +60,7 @@ def seconds(data: bytes, **options) -> float:
     return len(samples) / rate
 
 
-ID3 = b"ID3\x04\0\0" + bytes((0, 0, 2, 5)) + bytes(2 * 128 + 5)  # its size in 7 bits a byte
+ID3 = b"ID3\x04\0\0" + bytes((0, 0, 2, 5)) + bytes(2 * 128 + 5)  # its size, 7 bits per byte
 TAG = b"TAG" + b"a title".ljust(125)
 
 
@@ -79,7 +79,7 @@ def test_an_mp3_that_does_not_say_how_long_it_is(rate, mode):
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "ULAW"])
 def test_sphere_files_are_whole_or_errors(subtype):
-    """As TIMIT and the LDC have them."""
+    """The format of TIMIT and other LDC corpora."""
     data = encode(NOISE[:RATE], "NIST", subtype=subtype)
     np.testing.assert_array_equal(decode_file(data, "clip 7")[0], plain(data))
     for end in (-3, len(data) // 2):
@@ -92,7 +92,7 @@ def test_sphere_files_are_whole_or_errors(subtype):
     [("SDS", "PCM_16"), ("AU", "G721_32"), ("SVX", "PCM_16"), ("MAT5", "FLOAT"), ("PVF", "PCM_16"), ("IRCAM", "ULAW")],
 )
 def test_files_of_which_nothing_tells_whether_they_are_whole(format, subtype):
-    """libsndfile goes by their size: a half was a whole, and those of the first two kinds were read without end."""
+    """libsndfile goes by file size: half a file passed as complete, and the first two formats were read endlessly."""
     data = encode(NOISE[:RATE], format, subtype=subtype)
     for end in (len(data), len(data) // 2):
         with pytest.raises(ValueError, match="clip 7 is .*whether such a file is complete"):
@@ -100,7 +100,7 @@ def test_files_of_which_nothing_tells_whether_they_are_whole(format, subtype):
 
 
 def test_no_file_is_read_for_ever():
-    """libsndfile looks for the end of such files while it opens them. In a process of its own: a thread could not be ended."""
+    """libsndfile looks for the end of such files on opening. In a separate process: a thread could not be killed."""
     files = [encode(NOISE[:count], "SVX", subtype="PCM_S8") for count in (1, 100, 101, 4001)]
     files += [ID3 + files[2], files[2][:-1], encode(NOISE[:101], "SDS", subtype="PCM_16")]
 
@@ -174,7 +174,7 @@ def test_a_stray_byte_behind_wav_is_no_sound(stray):
 
 @pytest.mark.parametrize("count", [RATE, RATE + 1])
 def test_a_chunk_behind_8_bit_wav_is_no_sound(count):
-    """Behind an odd number of bytes the chunk begins one byte further on."""
+    """After an odd number of bytes the chunk starts one byte later."""
     data = encode(tone(2.0, 300)[:count], "WAV", subtype="PCM_U8")
     whole = data + bytes(len(data) % 2) + b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + bytes(18)
     assert len(decode_file(whole, "clip 7")[0]) == count
@@ -228,7 +228,7 @@ def test_compressed_wav_that_was_cut_off(subtype):
 
 @pytest.mark.parametrize("format", ["W64", "CAF", "RF64"])
 def test_rarer_containers_are_whole_or_errors(format):
-    """Files of 64 bits: cut off, with other sound behind them, or with the padding that some programs leave."""
+    """64-bit containers: truncated, followed by other audio, or with the padding that some programs leave."""
     data = encode(NOISE[: RATE + 1], format, subtype="PCM_16")
     np.testing.assert_array_equal(decode_file(data, "clip 7")[0], plain(data))
     for cut in (2, 500):
@@ -237,7 +237,7 @@ def test_rarer_containers_are_whole_or_errors(format):
     with pytest.raises(ValueError, match="clip 7 (continues for|holds several)"):
         decode_file(data + data, "clip 7")
     np.testing.assert_array_equal(decode_file(data + bytes(64), "clip 7")[0], plain(data))
-    if format == "W64":  # written to a pipe: its size is not known
+    if format == "W64":  # written to a pipe: its size is unknown
         streamed = data[:16] + b"\xff" * 8 + data[24:]
         np.testing.assert_array_equal(decode_file(streamed, "clip 7")[0], plain(data))
 
@@ -254,7 +254,7 @@ def test_no_more_is_decoded_than_allowed(format):
         load_audio(unknown, name="clip 7", max_seconds=20)
 
 
-# Formats that soundfile does not know.
+# Formats that soundfile does not support.
 
 
 def test_m4a_is_heard_from_paths_bytes_and_dicts_alike(tmp_path):
@@ -263,7 +263,7 @@ def test_m4a_is_heard_from_paths_bytes_and_dicts_alike(tmp_path):
     wanted = load_audio(STEREO, RATE_OF_M4A)
     sources = [path, str(path), M4A, io.BytesIO(M4A), {"bytes": M4A, "path": "clip.m4a"}, {"path": str(path)}]
     for source in [*sources, np.frombuffer(M4A, np.uint8)]:
-        np.testing.assert_allclose(load_audio(source), wanted, atol=2**-14)  # it keeps 16 bits
+        np.testing.assert_allclose(load_audio(source), wanted, atol=2**-14)  # decoded as 16 bits
     np.testing.assert_allclose(load_audio(M4A, RATE_OF_M4A), wanted, atol=2**-14)  # its own rate
     with pytest.raises(ValueError, match="clip 7 is longer than 0.5 s"):
         load_audio(M4A, name="clip 7", max_seconds=0.5)

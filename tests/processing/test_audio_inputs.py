@@ -1,4 +1,4 @@
-"""Sound from any source becomes the samples that transformers reads from it; what cannot be right is an error."""
+"""Audio from any source becomes the samples that transformers reads from it; invalid input is an error."""
 
 import base64
 import http.server
@@ -36,7 +36,7 @@ def data_url(data: bytes) -> str:
 
 
 def expected(data: bytes) -> np.ndarray:
-    """What transformers makes of an encoded file."""
+    """The samples that transformers reads from an encoded file."""
     return transformers_load_audio(data_url(data), sampling_rate=16_000, backend="soundfile")
 
 
@@ -87,7 +87,7 @@ def test_files_give_the_samples_of_transformers(tmp_path, format, rate):
     samples = load_audio(str(path))
     reference = transformers_load_audio(str(path), sampling_rate=16_000, backend="soundfile")
     assert samples.dtype == np.float32 and samples.shape == reference.shape
-    # Where a buffer lies in memory changes how libmpg123 rounds.
+    # The memory address of a buffer changes how libmpg123 rounds.
     np.testing.assert_allclose(samples, reference, rtol=0, atol=1e-6 if format == "mp3" else 0)
     assert np.abs(samples).max() > 0.1
 
@@ -122,7 +122,7 @@ def test_every_way_to_hand_over_a_file(tmp_path, kind):
 def test_http_url(server):
     server.files["/clip.flac"] = encode(STEREO, 44_100, "flac")
     np.testing.assert_array_equal(load_audio(server.address + "/clip.flac"), expected(encode(STEREO, 44_100, "flac")))
-    assert server.agents == ["falcon3-audio"]  # many servers refuse urllib's
+    assert server.agents == ["falcon3-audio"]  # many servers refuse urllib's user agent
 
 
 def test_url_that_is_not_there(server, monkeypatch):
@@ -211,7 +211,7 @@ def test_dicts_of_datasets_and_pipelines(key):
 
 
 def test_samples_with_their_rate():
-    """As gradio and scipy, and as torchaudio and soundfile have them."""
+    """In the order of gradio and scipy, and in that of torchaudio and soundfile."""
     whole = (STEREO * 32_767).astype(np.int16)
     wanted = load_audio(whole, 44_100)
     for source in ((44_100, whole), (whole, 44_100), (torch.from_numpy(whole), np.int64(44_100)), [44_100, whole]):
@@ -256,7 +256,7 @@ def test_the_scheme_of_a_url_is_in_either_case(server):
 
 
 def test_samples_in_the_other_order_of_bytes():
-    """As scipy and memory maps have them from RIFX and AU files."""
+    """As scipy and memory maps read them from RIFX and AU files."""
     for kind in ("int16", "int32", "float32"):
         samples = (MONO * (32_767 if kind == "int16" else 2**31 - 1000 if kind == "int32" else 1)).astype(kind)
         swapped = samples.astype(samples.dtype.newbyteorder())

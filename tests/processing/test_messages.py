@@ -1,4 +1,4 @@
-"""Messages as dicts, dataclasses and pydantic models: one prompt."""
+"""Messages as dicts, dataclasses and pydantic models give the same prompt."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -73,7 +73,7 @@ def test_a_dict_keeps_its_none_and_an_object_does_not():
 
 
 def test_a_template_sees_of_dicts_what_this_release_shows_it(processor):
-    """Whether `None` is dropped is for transformers, which does from 5.24 on; the tokenizer's prompt says what it does."""
+    """transformers decides whether to drop `None`, which it does from 5.24 on; the tokenizer's prompt shows it."""
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "name": None}]
     template = "{% for m in messages %}{{ m.role }}:{{ 'content' in m }}:{{ 'name' in m }} {% endfor %}"
     expected = processor.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)

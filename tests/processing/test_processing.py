@@ -1,5 +1,5 @@
-"""The processor against Whisper's feature extractor (clips padded to 30 s), the language model's own chat template, and
-token counts by hand."""
+"""The processor against Whisper's feature extractor (clips padded to 30 s), the language model's own chat template,
+and token counts by hand."""
 
 import copy
 import logging
@@ -24,7 +24,7 @@ def features_of(processor, clip) -> np.ndarray:
 
 
 def stock_features(clip, mels=80) -> np.ndarray:
-    """What Whisper is given for a window: the features of the clip padded to 30 s."""
+    """Whisper's input for a window: the features of the clip padded to 30 s."""
     extractor = WhisperFeatureExtractor(feature_size=mels)
     return extractor(clip, sampling_rate=16_000, return_tensors="np")["input_features"][0]
 
@@ -91,7 +91,7 @@ def test_pad_to_window_gives_stock_features(seconds):
 @pytest.mark.parametrize("silence", [0.01, 0.5, 1.23, 30])
 @pytest.mark.parametrize("samples", [1, 16_000, 16_161, 480_000 - 321, 480_000, 500_000])
 def test_silence_is_that_of_the_clip_padded_to_30_seconds(samples, silence):
-    """And the mask marks the clip's own frames alone."""
+    """And the mask marks only the clip's own frames."""
     clip = SOUND[:samples]
     inputs = make_processor(trailing_silence=silence)(audio=clip, sampling_rate=16_000)
     windows = [stock_features(clip[start : start + 480_000]) for start in range(0, len(clip), 480_000)]
@@ -262,7 +262,7 @@ def test_calls_without_sense(processor):
         ({"text": "a", "images": [np.zeros((3, 8, 8))]}, "got images or videos"),
         ({"text": "a", "return_labels": True}, "use `apply_chat_template`"),
         ({"text": "a", "text_kwargs": {"return_labels": True}}, "use `apply_chat_template`"),
-        ({"text": "a", "audios": [SOUND[:SECOND]]}, "audio"),  # the old name, which is easily passed over
+        ({"text": "a", "audios": [SOUND[:SECOND]]}, "audio"),  # the old name, easily ignored by mistake
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             processor(**arguments)
@@ -295,7 +295,7 @@ def test_numpy_tensors(processor):
 
 
 def rate_arguments(rate):
-    """Every place at which a user may say how fast an array was sampled."""
+    """Every place where a user can give an array's sampling rate."""
     return {
         "of the item": ({"sampling_rate": rate}, {}),
         "of the call": ({}, {"sampling_rate": rate}),
@@ -351,7 +351,7 @@ def test_padding_is_on_the_left(processor):
 
 
 def test_a_tokenizer_object_is_made_ready_as_one_by_name_is(tmp_path):
-    """It pads, and on the left, also after saving."""
+    """It pads on the left, also after saving."""
     tokenizer = make_tokenizer([">>UNUSED_0<<", "<|endoftext|>"], eos_token="<|endoftext|>", padding_side="right")
     processor = make_processor(tokenizer)
     processor.save_pretrained(tmp_path)
@@ -457,7 +457,7 @@ def test_bad_messages_are_named(processor, case):
 
 
 def test_what_arrow_fills_up_is_nothing(processor):
-    """Items of one list have the same keys there, with None or a dict of None in those they lack."""
+    """In Arrow, all items of a list have the same keys; missing values are None or a dict of None."""
     chat = question(SOUND[:SECOND], text="What?")
     filled = [{"role": "user", "audio": None, "content": [
         {"type": "audio", "text": None, "audio": SOUND[:SECOND]},
@@ -468,7 +468,7 @@ def test_what_arrow_fills_up_is_nothing(processor):
 
 @pytest.mark.parametrize("as_items", [True, False])
 def test_the_template_alone_refuses_the_placeholder_in_texts(as_items):
-    """Engines that render the chat themselves would take it for the place of a clip."""
+    """Engines that render the chat themselves would mistake it for the place of a clip."""
     processor = make_processor()
     text = f"Is {processor.audio_token} heard?"
     chat = [{"role": "user", "content": [{"type": "text", "text": text}] if as_items else text}]
@@ -477,7 +477,7 @@ def test_the_template_alone_refuses_the_placeholder_in_texts(as_items):
 
 
 def test_items_stay_in_the_order_in_which_they_are_written(processor):
-    """With a line break between two texts and nothing around a sound."""
+    """With a line break between two texts and nothing around audio."""
     sounds = [{"type": "audio", "audio": SOUND[: SECOND * seconds]} for seconds in (1, 2)]
     texts = [{"type": "text", "text": text} for text in ("This", "or that", "?")]
     chat = [{"role": "user", "content": [texts[0], sounds[1], texts[1], texts[2], sounds[0], sounds[1]]}]
@@ -510,7 +510,7 @@ def test_labels_are_arrays_where_the_inputs_are(processor):
 
 
 def test_threads_with_settings_of_their_own_share_a_processor(processor):
-    """A tokenizer holds padding and truncation of the call before, which another thread may have made."""
+    """A tokenizer keeps padding and truncation from the previous call, which can come from another thread."""
     texts = ["a b c", "What do you hear?", "a long question " * 20]
     calls = [
         lambda: processor(text=texts)["input_ids"].tolist(),
@@ -531,7 +531,7 @@ def test_threads_with_settings_of_their_own_share_a_processor(processor):
 
 @pytest.mark.parametrize("what", ["load_audio", "features"])
 def test_threads_do_not_wait_for_each_others_sound(processor, monkeypatch, what):
-    """While a clip of one is fetched, or its features are made, another's question is read."""
+    """While one thread fetches a clip or computes features, another can process its question."""
     begun, let = threading.Event(), threading.Event()
     expected = processor(text=processor.audio_token, audio=SOUND[:SECOND], sampling_rate=16_000)
     place, name = (processing_falcon3_audio, what) if what == "load_audio" else (processor, "_features")
@@ -556,7 +556,7 @@ def test_threads_do_not_wait_for_each_others_sound(processor, monkeypatch, what)
 
 
 def test_labels_of_a_long_chat_do_not_walk_tensors(processor, monkeypatch):
-    """transformers looks at every token for every answer, which is slow where each is a tensor of its own."""
+    """transformers looks at every token for every answer, which is slow if each token is a separate tensor."""
     walks = []
     walk = torch.Tensor.__iter__
     monkeypatch.setattr(torch.Tensor, "__iter__", lambda tensor: (walks.append(1), walk(tensor))[1])

@@ -1,4 +1,4 @@
-"""The API over a socket, with an engine that repeats what it is told: OpenAI's client, browsers, and bad clients."""
+"""The API over a socket, with an engine that echoes its input: OpenAI's client, browsers, and bad clients."""
 
 import http.client
 import io
@@ -30,7 +30,7 @@ CHAT_FIELDS = {"model": "echo", "messages": [{"role": "user", "content": " ".joi
 
 
 class Echo:
-    """Readers and queue in one: the answer is the last message, word by word, and does not begin before `let` is set."""
+    """Readers and queue in one: the answer is the last message, word by word, and starts only once `let` is set."""
 
     def __init__(self):
         self.let, self.broken, self.stopped = threading.Event(), threading.Event(), threading.Event()
@@ -49,7 +49,7 @@ class Echo:
         return ChatRequest(fields["messages"], Sampling(99), 5, 0.5, stream=bool(fields.get("stream")))
 
     def read(self, body, content_type):
-        """Of a transcription: how many zeros its form has, and "more" as a second window."""
+        """The transcript is the number of zero bytes in the form, then a second window with "and more"."""
         assert content_type.startswith("multipart/form-data")
         said = (f"{body.count(0)} bytes", "and more")
         chats = [ChatRequest([{"role": "user", "content": text}], Sampling(99), 5, 0.5) for text in said]
@@ -168,7 +168,7 @@ def test_keys(server):
             with pytest.raises(openai.AuthenticationError, match="API key") as error:
                 ask()
             assert (error.value.type, error.value.code) == ("authentication_error", "invalid_api_key")
-        # A large body of somebody without the key is read, so that the reason is.
+        # A large body sent without the key is read, so that the client can read the reason.
         assert guarded.ask("POST", CHAT, b"a" * 30_000_000, Connection="close").status == 401
 
 
@@ -233,11 +233,11 @@ def test_other_sites_may_ask_where_they_are_named(server):
         assert answer.status == 200 and answer.headers[allow] == page
         assert "x-stainless-os" in answer.headers["Access-Control-Allow-Headers"]
         answer = opened.ask("POST", CHAT, b"{}", Origin=page)
-        assert answer.status == 401 and answer.headers[allow] == page  # the page may read the reason
+        assert answer.status == 401 and answer.headers[allow] == page  # the page can read the reason
         assert opened.ask(Origin=page).headers[allow] == page
         for ask in (preflight(opened, "https://b.example"), opened.ask(Origin="https://b.example")):
             assert ask.status in (400, 403) and ask.headers[allow] is None
-    for ask in (preflight(server, page), server.ask(Origin=page)):  # nobody is, unless told
+    for ask in (preflight(server, page), server.ask(Origin=page)):  # no origin is allowed by default
         assert ask.status in (405, 403) and ask.headers[allow] is None
 
 
@@ -305,12 +305,12 @@ def test_a_client_that_reads_nothing_is_cut(monkeypatch):
         while ("falcon3_audio_requests_total", "200") not in served.metrics():
             time.sleep(0.05)
         assert served.text() == " ".join(WORDS)
-        while len(served.server.server_state.connections) > 1:  # those of OpenAI's client stay a while
+        while len(served.server.server_state.connections) > 1:  # OpenAI's client keeps its connection for a while
             time.sleep(0.05)
 
 
 def test_an_answer_that_is_still_on_its_way_is_not_cut(monkeypatch):
-    """It has ended between two looks, and the client reads it in its own time."""
+    """The request finishes between two idle checks, and the client reads the answer slowly."""
     monkeypatch.setattr(http_server, "IDLE", 0.5)
     answer = bytes(2**24)
 
@@ -344,7 +344,7 @@ def test_connections_without_requests_are_cut(monkeypatch):
                         pass
                 except ConnectionResetError:
                     pass
-        with served.connect() as connection:  # one that waits for its answer is not idle
+        with served.connect() as connection:  # a connection that waits for its answer is not idle
             served.engine.let.clear()
             body = json.dumps(CHAT_FIELDS).encode()
             connection.sendall(post_head(f"Content-Length: {len(body)}") + body)
@@ -367,7 +367,7 @@ def test_the_end_answers_what_is_running_and_not_what_has_not_arrived(monkeypatc
         ended = pool.submit(served.server.__exit__)
         while not served.app.limits.draining:
             time.sleep(0.01)
-        assert served.ask().status == served.ask("POST", CHAT, b"{}").status == 503  # by new connections
+        assert served.ask().status == served.ask("POST", CHAT, b"{}").status == 503  # over new connections
         assert served.ask(path="/metrics").status == 200
         kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert answer_of(kept).status == 503 and not ended.done()
@@ -380,15 +380,15 @@ def test_the_end_answers_what_is_running_and_not_what_has_not_arrived(monkeypatc
 
 
 HOSTILE = [
-    post_head("Content-Length: 5") + b'{"a":1}{"b":2}',  # more than it says
-    post_head("Content-Length: 500") + b"{}",  # less, and then gone
+    post_head("Content-Length: 5") + b'{"a":1}{"b":2}',  # longer than announced
+    post_head("Content-Length: 500") + b"{}",  # shorter than announced, then disconnects
     post_head("Content-Length: 2", "Content-Length: 30") + b"{}" + b"GET /health HTTP/1.1\r\n\r\n",
     post_head("Content-Length: 2", "A: " + "a" * 100_000) + b"{}",
     post_head("Content-Length: 2", "Transfer-Encoding: chunked") + b"0\r\n\r\n{}",
     post_head("Transfer-Encoding: chunked") + b"ZZ\r\n{}\r\n",
     post_head("Content-Length: 12") + b"[" * 12,
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),  # TLS
-    b"GET / HTTP/1.1\r\n\r\n",  # without a host
+    b"GET / HTTP/1.1\r\n\r\n",  # without a Host header
     b"\r\n" * 5000,
 ]
 
@@ -404,7 +404,7 @@ def test_bad_clients_among_many_change_no_answer(server):
     def bad(number):
         with server.connect() as connection:
             connection.sendall(HOSTILE[number % len(HOSTILE)])
-            if number % 3:  # others go at once
+            if number % 3:  # others disconnect immediately
                 connection.settimeout(0.3)
                 with suppress(OSError):
                     connection.recv(10)
@@ -416,5 +416,5 @@ def test_bad_clients_among_many_change_no_answer(server):
             pool.map(lambda number: asked[number](number // 20 if asked[number] is bad else number), range(400))
         )
     assert server.text() == " ".join(WORDS)
-    while server.app.limits.running:  # a place is free a moment after its answer
+    while server.app.limits.running:  # a place becomes free shortly after its answer
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Requests as OpenAI's clients send them: what is read, and what is refused with which reason."""
+"""Requests as OpenAI's clients send them: what is read, and what is refused for which reason."""
 
 import base64
 import io
@@ -77,7 +77,7 @@ def test_long_texts_are_refused_before_a_prompt_is_made(reader, monkeypatch):
 
 
 def test_bytes_of_tokens(reader, processor):
-    """Three tokens of one byte each make one character; what each of them is, its text does not say."""
+    """Three one-byte tokens form one character; the text of each does not show its byte."""
     tokens = processor.tokenizer.encode("a世", add_special_tokens=False)
     steps = [Step(token, -1.0, [(token, -1.0)]) for token in tokens]
     answer = ChatAnswer("tiny", reader, read(reader, say("a", logprobs=True, top_logprobs=1)))
@@ -209,7 +209,7 @@ def flac(samples: np.ndarray, rate: int) -> bytearray:
 def test_what_only_ffmpeg_reads_is_limited_as_well():
     data = encoded(M4A).encode()
     samples = AudioReader(30, (), 2**20).read_all([data], "messages")[0]
-    np.testing.assert_allclose(samples, load_audio(STEREO, RATE), atol=2**-14)  # it keeps 16 bits
+    np.testing.assert_allclose(samples, load_audio(STEREO, RATE), atol=2**-14)  # decoded as 16 bits
     lines = b"\r\n".join(data[start : start + 76] for start in range(0, len(data), 76))
     np.testing.assert_array_equal(AudioReader(30, (), 2**20).read_all([lines], "messages")[0], samples)
     with pytest.raises(RefusedRequest, match="Audio 1 of 1 is longer than 1 s"):
@@ -223,7 +223,7 @@ def test_small_files_that_hold_much():
     silence = flac(np.zeros(31 * 8000, np.int16), 8000)
     with pytest.raises(RefusedRequest, match="is 31.0 s long; a clip can have 30 s"):
         reader.read_all([encoded(silence).encode()], "messages")
-    # STREAMINFO's number of samples: 0 is "unknown".
+    # STREAMINFO's number of samples: 0 means unknown.
     silence[21] &= 0xF0
     silence[22:26] = bytes(4)
     with pytest.raises(RefusedRequest, match="Audio 1 of 1 is longer than 30 s"):

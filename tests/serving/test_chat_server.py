@@ -1,4 +1,4 @@
-"""The transformers engine: answers equal to the pipeline's, batches, streams, limits, and whatever may hit a server."""
+"""The transformers engine: answers equal to the pipeline's, batches, streams, limits, and bad clients."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def folder(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    """By `pipeline()`, one at a time: `{name: (text, tokens, prompt tokens)}`."""
+    """From `pipeline()`, one at a time: `{name: (text, tokens, prompt tokens)}`."""
     pipe = pipeline("audio-text-to-text", model=folder)
     answers = {}
     for name, chat in CHATS.items():
@@ -112,7 +112,7 @@ def test_log_probabilities_are_the_models(server, folder):
 
 
 def test_requests_that_wait_together_are_generated_together(server, folder, expected):
-    """Streams and whole answers, greedy and drawn ones, of different lengths: each as if it were alone."""
+    """Streams and whole answers, greedy and sampled, of different lengths: each the same as on its own."""
     drawn = {"temperature": 1.5, "seed": 7}
     alone = server.text(CHATS["none"], **drawn)
     names = ["two", "turns", "over a window"]
@@ -154,7 +154,7 @@ def test_a_stream_is_the_answer_in_parts(server, expected):
     assert [len(part.choices[0].logprobs.content) for part in parts] == [1] * STEPS
     assert usage.choices == [] and usage.usage.total_tokens == expected["two"][2] + STEPS
     assert usage.usage == server.chat(CHATS["two"]).usage and all(part.usage is None for part in parts)
-    assert usage.usage.prompt_tokens_details.audio_tokens == 43 + 10  # of 1.7 and 0.4 s, 25 a second
+    assert usage.usage.prompt_tokens_details.audio_tokens == 43 + 10  # for 1.7 and 0.4 s, 25 per second
 
 
 def test_stop_strings_end_answers_before_them(server, expected):
@@ -177,7 +177,7 @@ def test_transcriptions_are_answers_to_a_request_for_one(server):
     heard = ask(model="tiny", file=("a.wav", clip))
     assert heard.text == asked("Transcribe the speech.") != ""
     assert heard.usage.output_tokens == DEFAULT_STEPS
-    assert heard.usage.input_tokens - heard.usage.input_token_details.text_tokens == 33  # of 65 encoded frames
+    assert heard.usage.input_tokens - heard.usage.input_token_details.text_tokens == 33  # from 65 encoded frames
     got = ask(model="tiny", file=("a.wav", clip), prompt="About dogs.", language="fr", response_format="text")
     assert got == asked("Transcribe the speech. It is in French. About dogs.")
     *deltas, done = ask(model="tiny", file=("a.wav", clip), stream=True)
@@ -295,7 +295,7 @@ def test_requests_that_take_too_long(folder):
         server.let.set()
         server.wait("requests_waiting 0")
         server.wait("requests_running 0")
-    assert server.batches == server.made == [1]  # what nobody waits for is not generated, or no further
+    assert server.batches == server.made == [1]  # abandoned requests are not generated, or stop early
 
 
 def test_what_a_checkpoint_says_of_ends_is_passed_over(server, expected, monkeypatch):
@@ -342,7 +342,7 @@ def test_the_end_answers_what_is_running(folder, expected):
         first, kept = server.hold(pool, CHATS["turns"]), server.connection()
         assert server.post({}, connection=kept)[0] == 400
         ended = pool.submit(server.__exit__)
-        while (answer := server.post({}, connection=kept))[0] == 400:  # until it has begun to end
+        while (answer := server.post({}, connection=kept))[0] == 400:  # until the shutdown has started
             pass
         assert answer[0] == 503 and "shutting down" in answer[1]["error"]["message"] and not ended.done()
         assert server.post({})[0] == 503 and "shutting down" in server.get("/health")  # new connections too
@@ -369,7 +369,7 @@ def test_evaluation_gets_the_same_predictions_from_the_server(server, folder, tm
 
 @contextmanager
 def started(folder):
-    """The command in a process of its own, its client, and what to ask it."""
+    """The command in a separate process, its client, and what to ask it."""
     command = [sys.executable, "-m", "falcon3_audio.serving.serve", folder, "--port", "0"]
     command += ["--engine", "transformers", "--served-model-name", "tiny", "--api-key-env", "SERVER_KEY"]
     with subprocess.Popen(command, env=os.environ | {"SERVER_KEY": "k"}, stderr=subprocess.PIPE, text=True) as process:

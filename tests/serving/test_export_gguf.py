@@ -1,7 +1,7 @@
-"""`falcon3-audio export-gguf`: what llama.cpp would compute from the written file is what this package computes.
+"""`falcon3-audio export-gguf`: llama.cpp would compute the same from the exported file as this package does.
 
-`LLAMA_CPP=FOLDER pytest tests/serving/test_export_gguf.py` asks llama.cpp itself too: FOLDER has its sources with the patch, and the
-server built from them in build/bin.
+`LLAMA_CPP=FOLDER pytest tests/serving/test_export_gguf.py` also runs llama.cpp itself: FOLDER has its patched sources,
+and the server built from them in build/bin.
 """
 
 import base64
@@ -34,7 +34,7 @@ from falcon3_audio.serving import export_gguf
 
 gguf = pytest.importorskip("gguf", reason="the package gguf writes the files")
 
-# Stands in for llama.cpp's converter: says how it was called, and what it was given.
+# Replaces llama.cpp's converter: writes how it was called and which files it was given.
 FAKE_CONVERTER = """
 import json, pathlib, sys
 folder, options = pathlib.Path(sys.argv[1]), dict(zip(sys.argv[2::2], sys.argv[3::2]))
@@ -44,7 +44,7 @@ pathlib.Path(options["--outfile"]).write_text(json.dumps({"type": options["--out
 
 BACKBONES = Path(__file__).resolve().parents[2] / "training" / "tiny_backbones"
 LLAMA_CPP = os.environ.get("LLAMA_CPP")
-# The real converter, for a tokenizer that it has no name for: it knows published ones, and the tiny one is split as GPT-2's.
+# The real converter, patched because it knows only published tokenizers; the tiny one splits text as GPT-2's does.
 REAL_CONVERTER = f"""
 import runpy, sys
 sys.argv[0] = {str(Path(LLAMA_CPP or "") / export_gguf.CONVERTER)!r}
@@ -53,7 +53,7 @@ from conversion.base import TextModel
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-STEPS, TOP = 6, 5  # compared tokens of each answer, and log-probabilities of each
+STEPS, TOP = 6, 5  # tokens compared per answer, and log-probabilities per token
 
 
 def read(path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -65,8 +65,8 @@ def read(path) -> tuple[dict, dict[str, torch.Tensor]]:
 
 def llama_cpp_audio(keys: dict, tensors: dict[str, torch.Tensor], mel: torch.Tensor) -> torch.Tensor:
     """
-    What the patched llama.cpp's audio graph gives for one window, `(mel bands, frames)`: its operations on the file's
-    tensors, as its sources have them.
+    The output of the patched llama.cpp's audio graph for one window, `(mel bands, frames)`: the operations of its
+    sources on the file's tensors.
     """
     eps, heads = keys["clip.audio.attention.layer_norm_epsilon"], keys["clip.audio.attention.head_count"]
 
@@ -115,9 +115,9 @@ def make_model(backbone_folders):
     [
         ({"pad_to_window": True}, 30),
         ({"pad_to_window": True}, 1),
-        ({}, 0.73),  # 37 positions: the last mean is over one
+        ({}, 0.73),  # 37 positions: the last mean is over one position
         ({"pooling_window": 4}, 1.01),
-        ({"pooling_window": 4}, 0.03),  # fewer positions than a mean has
+        ({"pooling_window": 4}, 0.03),  # fewer positions than one mean covers
         ({"pooling_window": 1, "projector_type": "linear"}, 0.5),
         ({"trailing_silence": 0.5}, 0.73),
     ],
@@ -185,7 +185,7 @@ def test_the_patch_reads_what_is_written():
 
 @pytest.fixture(scope="module")
 def frames_of_the_patch(tmp_path_factory):
-    """Compiles the patch's function alone: (frames of silence, whether padded, samples) -> frames of each window."""
+    """Compiles only the patch's function: (frames of silence, whether padded, samples) -> frames of each window."""
     added = "\n".join(line[1:] for line in export_gguf.PATCH.read_text().splitlines() if line.startswith("+"))
     function = re.search(r"^bool mtmd_audio_preprocessor_falcon3_audio::preprocess.*?^}$", added, re.M | re.S)[0]
     around = Path(__file__).with_name("around_the_patch.cpp").read_text()
@@ -211,7 +211,7 @@ def test_the_patch_encodes_as_many_frames_as_the_processor(frames_of_the_patch, 
     ids = tokenized(processor, question(samples))["input_ids"][0]
     silence = round(options.get("trailing_silence", 0) * 100)
     windows = frames_of_the_patch(silence, int("pad_to_window" in options), len(samples))
-    # Its encoder makes a position of every two frames, and its projector a token of every two positions.
+    # Its encoder turns two frames into a position, and its projector two positions into a token.
     tokens = sum(-(-(frames // 2) // POOLING_WINDOW) for frames in windows)
     assert tokens == (ids == processor.audio_token_id).sum()
 
@@ -275,7 +275,7 @@ def test_a_failing_converter_is_quoted_and_nothing_is_left(checkpoint, tmp_path,
         tmp_path, "import sys; print('Loading'); sys.exit('Model SingForCausalLM is not supported')"
     )
     assert export_gguf.main([checkpoint, str(tmp_path / "out"), "--converter", converter]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]  # behind the progress of loading
+    error = capsys.readouterr().err.strip().splitlines()[-1]  # after the loading progress
     assert error.startswith("falcon3-audio export-gguf: ")
     assert "failed with code 1" in error and "Model SingForCausalLM is not supported" in error
     assert [entry.name for entry in tmp_path.iterdir()] == [export_gguf.CONVERTER]
@@ -354,7 +354,7 @@ def test_without_gguf(checkpoint, tmp_path, capsys, monkeypatch):
 
 @contextmanager
 def llama_server(output: Path, log: Path):
-    """Its URL. One thread, and nothing in less than float32 that can be in float32."""
+    """Runs the server and yields its URL. One thread, and float32 for everything that can be float32."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -380,7 +380,7 @@ def llama_server(output: Path, log: Path):
 
 
 def ask_llama_server(url: str, clips: list, text: str) -> list[dict[int, float]]:
-    """The most likely tokens of each step of the answer, the best first, with their log-probabilities."""
+    """The most likely tokens at each step of the answer, best first, with their log-probabilities."""
     content = []
     for clip in clips:
         file = io.BytesIO()

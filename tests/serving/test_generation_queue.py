@@ -1,4 +1,4 @@
-"""Generation for many requests at once, with a model that says what it is told to."""
+"""Generation for many concurrent requests, with a scripted model."""
 
 import gc
 import logging
@@ -24,7 +24,7 @@ VOCABULARY = 300
 
 
 class ScriptedPipe:
-    """Answers each chat with the words of its message, then the end token; `generate`'s loop and nothing else of it."""
+    """Answers each chat with the text of its message, then the end token; has only the loop of `generate`."""
 
     def __init__(self, most: int = 9, error: Exception | None = None):
         self.tokenizer = make_tokenizer()
@@ -63,7 +63,7 @@ def ask(text: str, stream: bool = False, max_tokens: int = 200, **sampling) -> G
 
 
 def answers(pipe, *generations, max_batch: int = 9) -> GenerationQueue:
-    """All of them are answered when it returns."""
+    """Returns once all generations are answered."""
     pipe.begin.clear()
     queue = GenerationQueue(pipe, max_batch)
     for generation in generations:
@@ -100,7 +100,7 @@ def test_streams_come_in_whole_characters(pipe):
     found = parts(stream)
     assert "".join(part.text for part in found) == WORDS and len(found) > 10
     assert not any("\ufffd" in part.text for part in found)
-    # What is no character stays what the tokenizer makes of it.
+    # An incomplete character stays as the tokenizer decodes it.
     cut = ask("世", stream=True, max_tokens=2)
     answers(pipe, cut)
     assert [part.text for part in parts(cut)] == [pipe.tokenizer.decode(pipe.tokenizer.encode("世")[:2])]
@@ -130,7 +130,7 @@ def test_log_probabilities_of_every_token_but_the_end(pipe):
 
 
 def test_draws_follow_the_temperature(pipe):
-    """At temperature 20 the likeliest token has the probability e / (e + 299): a run of them would be no draw."""
+    """At temperature 20 the likeliest token has probability e / (e + 299): a run of them would not be sampling."""
     cold, hot = (
         ask("a dog", temperature=0.5, seed=1),
         ask("a dog", temperature=20, seed=1, max_tokens=20, top_logprobs=0),
@@ -142,7 +142,7 @@ def test_draws_follow_the_temperature(pipe):
 
 def test_batches_are_no_larger_than_asked_for(pipe):
     answers(pipe, *(ask(str(number)) for number in range(5)), max_batch=2)
-    # The first may have begun before the others came.
+    # The first can start before the others arrive.
     assert pipe.batches in ([["0", "1"], ["2", "3"], ["4"]], [["0"], ["1", "2"], ["3", "4"]])
 
 
@@ -170,12 +170,12 @@ def test_whole_answers_begin_again_after_a_batch_that_failed_midway(stop):
     whole, seeded, streamed = ask("zero", stop=stop), ask("one", seed=1, **drawn), ask("two", stream=True)
     begin_together(pipe, whole, seeded, streamed)
     assert parts(whole)[0].text == "zero" and parts(seeded)[0].text == parts(alone)[0].text
-    assert isinstance(parts(streamed)[-1], GenerationFailed)  # some of it was handed out
+    assert isinstance(parts(streamed)[-1], GenerationFailed)  # part of it was already sent
     assert pipe.batches[1:] == [["zero", "one", "two"], ["zero"], ["one"]]
 
 
 def begin_together(pipe, *generations):
-    """As one batch, after another one."""
+    """Runs them as one batch, after another batch."""
     pipe.begin.clear()
     queue = GenerationQueue(pipe, 9)
     queue.submit(ask("first"))
@@ -188,7 +188,7 @@ def begin_together(pipe, *generations):
 
 
 def test_what_a_failed_batch_took_is_free_when_its_requests_begin_again(monkeypatch):
-    # Whoever records what is logged keeps the error.
+    # Log capture would keep a reference to the error.
     monkeypatch.setattr(logging.getLogger("falcon3_audio.serving.generation_queue"), "propagate", False)
     taken = []
 
@@ -228,7 +228,7 @@ def test_a_long_stop_string_is_compared_no_further_than_the_text(pipe):
 
 
 class Long(str):
-    """Notes how much of it was asked for."""
+    """Records the longest slice that was taken."""
 
     longest = 0
 

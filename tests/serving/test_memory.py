@@ -1,4 +1,4 @@
-"""Memory that is computed from shapes: against the published counts, against models that were loaded, and in the README."""
+"""Memory computed from shapes: against the published counts, against loaded models, and in the README."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from falcon3_audio.releases_falcon3_audio import CACHE
 from falcon3_audio.serving import memory
 
 
-# Benchmarks are run from a clone; they are no part of the package.
+# Benchmarks are run from a clone; they are not part of the package.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.quantised import load, weight_bytes
@@ -34,12 +34,12 @@ def test_7b_by_the_published_counts():
     facts = yaml.safe_load((ROOT / "model_cards" / "facts" / "falcon3-audio-7b.yaml").read_text())
     parts = ("audio_tower", "multi_modal_projector", "language_model")
     weights, quantised = sum(facts["parameters"][part] for part in parts), facts["parameters"]["quantizable"]
-    # 28 layers of q, k, v, o, gate, up and down, a scale for each row of each.
+    # 28 layers of q, k, v, o, gate, up and down, each with one scale per row.
     rows = 28 * (3072 + 1024 + 1024 + 3072 + 23040 + 23040 + 3072)
     found = memory.compute_memory(Falcon3AudioConfig.from_preset("falcon3-audio-7b"))
     assert found.weights["bfloat16"] == 2 * weights
     assert found.weights["8 bits"] == 2 * weights - quantised + 4 * rows
-    # A byte holds two; a byte of scale for 64, four for 256 scales.
+    # A byte holds two weights; one scale byte per 64 weights, and four bytes per 256 scales.
     expected = 2 * (weights - quantised) + quantised * (1 / 2 + 1 / 64 + 4 / (64 * 256))
     assert found.weights["4 bits (NF4)"] == pytest.approx(expected, rel=1e-9)
     assert found.cache == 2 * facts["cache_values_per_token"]
@@ -53,7 +53,7 @@ def test_pooling_changes_the_tokens_of_a_request():
 
 @pytest.fixture(scope="module", params=[False, True], ids=["two matrices", "tied"])
 def folder(request, tmp_path_factory):
-    """A checkpoint whose output head is its embedding, and one with both."""
+    """A checkpoint with tied embeddings, and one with a separate output head."""
     folder = tmp_path_factory.mktemp("checkpoint")
     llm = make_llm(hidden_size=64, intermediate_size=128, head_dim=16, tie_word_embeddings=request.param)
     whisper = make_whisper(d_model=64)
@@ -66,7 +66,7 @@ def test_it_is_what_loaded_models_take(folder):
     computed = memory.compute_memory(AutoConfig.from_pretrained(folder)).weights
     model = load(folder, "bfloat16")
     assert sum(weight_bytes(model).values()) == computed["bfloat16"] == 2 * model.num_parameters()
-    # Each of the 14 layers says besides how its weights lie: in a byte, or in code books and a few lines of JSON.
+    # Each of the 14 layers also stores its weight format: in a byte, or in code books and a few lines of JSON.
     assert sum(weight_bytes(load(folder, "bitsandbytes 8 bit")).values()) == computed["8 bits"] + 14
     model = load(folder, "bitsandbytes 4 bit (NF4)")
     books = sum(
@@ -74,13 +74,13 @@ def test_it_is_what_loaded_models_take(folder):
         for name, tensor in model.state_dict().items()
         if name.endswith(("quant_map", "quant_state.bitsandbytes__nf4"))
     )
-    # Of a layer that has fewer than 256 scales they take four bytes nevertheless.
+    # A layer with fewer than 256 scales still needs four bytes for them.
     assert 0 <= sum(weight_bytes(model).values()) - books - computed["4 bits (NF4)"] <= 14 * 4
 
 
 def test_torchaos_eight_bits_have_a_zero_point_besides(folder):
     pytest.importorskip("torchao")
-    rows = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)  # of q, k, v, o, gate, up and down; a byte each
+    rows = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)  # of q, k, v, o, gate, up and down; one byte each
     found = weight_bytes(load(folder, "torchao int8"))
     assert sum(found.values()) == memory.compute_memory(AutoConfig.from_pretrained(folder)).weights["8 bits"] + rows
 

@@ -1,4 +1,4 @@
-"""Checkpoints in 8 and 4 bits: what is quantised and what is not, saved and loaded again, and what the README shows."""
+"""Checkpoints in 8 and 4 bits: what is and is not quantised, saving and loading, and what the README shows."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from falcon3_audio.serving.chat_server import load as load_to_serve
 from falcon3_audio.training.world.audio_world import build_prompt, generate_world
 
 
-# Benchmarks are run from a clone; they are no part of the package.
+# Benchmarks are run from a clone; they are not part of the package.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import quantised
@@ -60,7 +60,7 @@ def tower(name: str) -> str:
 def test_all_layers_of_the_language_model_are_quantised_and_nothing_else(folder, precision):
     whole, model = load(folder, "bfloat16"), load(folder, precision)
     layers = {name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    # Quantised weights are parameters of a class of their own.
+    # Quantised weights are parameters of their own class.
     rough = {name for name in layers if type(model.get_submodule(name).weight) is not nn.Parameter}
     assert Counter(map(tower, layers)) == {
         "audio_tower": 2 * 6,
@@ -98,7 +98,7 @@ def logits(model, folder):
 
 @pytest.mark.parametrize("precision", SAVED)
 def test_what_is_saved_loads_as_it_was(folder, precision, tmp_path):
-    """By the Auto classes, by `pipeline` and by the server; saved before it is used (see the README)."""
+    """With the Auto classes, `pipeline` and the server; saved before first use (see the README)."""
     model = load(folder, precision)
     model.save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path)
@@ -147,7 +147,7 @@ def test_the_benchmark_counts_answers_and_bytes(folder, world, tmp_path, capsys,
 
 
 class Scripted:
-    """A pipeline that gives these replies, in order."""
+    """A pipeline that returns the given replies, in order."""
 
     def __init__(self, replies):
         self.replies = iter(replies)
@@ -157,7 +157,7 @@ class Scripted:
 
 
 def loss_one_by_one(model, folder, world, rows) -> float:
-    """The mean of the negative log-probabilities of the answers' tokens, without batches and padding."""
+    """The mean negative log-probability of the answers' tokens, without batches or padding."""
     processor = AutoProcessor.from_pretrained(folder)
     losses: list[float] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Limits of requests: driven message by message as a server would, once by a real server; and what no request is."""
+"""Limits of requests, driven message by message as by a server, and once by a real server; invalid requests."""
 
 import asyncio
 import http.client
@@ -16,7 +16,7 @@ from falcon3_audio.serving.request_limits import MIB, Limits, RequestLimits
 
 
 class Echo:
-    """Answers with the body it was given, after `wait` is set; what it heard is in `bodies`."""
+    """Answers with the body it was given, after `wait` is set; received bodies are in `bodies`."""
 
     def __init__(self, begin_first: bool = False):
         self.bodies: list[bytes] = []
@@ -48,7 +48,7 @@ class Echo:
 
 
 class Client:
-    """One request: `parts` are its body's, `None` is where the client goes away; after them it waits."""
+    """One request: `parts` are the parts of its body, `None` means the client disconnects; then it waits."""
 
     def __init__(self, *parts, length=None, method="POST", kind="http", path="/v1/chat/completions", key=None):
         headers = [] if length is None else [(b"content-length", str(length).encode())]
@@ -129,7 +129,7 @@ def test_too_many_at_once_are_told_to_come_again():
         assert third.status == 429 and "2 requests at a time" in third.error["message"]
         assert (b"retry-after", b"1") in third.sent[0]["headers"] and third.messages == []
         assert len(echo.bodies) == 2
-        health = asyncio.create_task(Client(b"", method="GET").ask(app))  # has no limits
+        health = asyncio.create_task(Client(b"", method="GET").ask(app))  # not limited
         while len(echo.bodies) < 3:
             await asyncio.sleep(0)
         echo.wait.set()
@@ -183,7 +183,7 @@ def test_vllm_gives_key_host_and_limits_by_the_environment(monkeypatch):
 
 
 def test_bodies_that_arrive_take_no_place_and_share_a_limit():
-    """As many as come may be slow, and what they hold together has a limit; what is refused is held no longer."""
+    """Any number can be slow, but their total size is limited; a refused body is released."""
 
     async def check():
         echo = Echo()
@@ -191,7 +191,7 @@ def test_bodies_that_arrive_take_no_place_and_share_a_limit():
         part = b"a" * (MIB // 2)
         slow = [Client(part, b"b") for _ in range(5)]
         for client in slow:
-            client.messages.pop()  # what is left never comes
+            client.messages.pop()  # the rest never arrives
         tasks = [asyncio.create_task(client.ask(app)) for client in slow]
         while any(client.messages for client in slow):
             await asyncio.sleep(0)
@@ -343,7 +343,7 @@ def test_time_limits(monkeypatch):
         echo.wait.set()
         assert (await Client(b"a").ask(app)).status == 200
 
-        # In the middle of an answer: nothing more is sent, and the server hears of it and cuts the connection.
+        # In the middle of an answer: nothing more is sent; the error reaches the server, which cuts the connection.
         echo = Echo(begin_first=True)
         echo.wait.clear()
         client = Client(b"a")
@@ -400,7 +400,7 @@ def test_a_refused_body_without_an_end_is_taken_for_a_while(monkeypatch):
 
     async def check():
         client = Client(b"a" * MIB, b"b", b"never the last")
-        client.messages[-1]["more_body"] = True  # and then nothing comes
+        client.messages[-1]["more_body"] = True  # and then nothing arrives
         await client.ask(RequestLimits(Echo(), Limits(max_body_mib=1)))
         assert client.status == 413 and client.messages == []
         assert [message.get("more_body", False) for message in client.sent[1:]] == [True, False]
@@ -410,7 +410,7 @@ def test_a_refused_body_without_an_end_is_taken_for_a_while(monkeypatch):
 
 @pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["kept", "closed"])
 def test_a_client_that_sends_too_much_is_told_so_over_a_socket(headers):
-    """http.client sends all it has before it reads: were the connection cut, it would see a broken pipe."""
+    """http.client sends everything before it reads: if the connection were cut, it would get a broken pipe."""
     config = uvicorn.Config(
         RequestLimits(Echo(), Limits(max_body_mib=1)), port=0, log_level="critical", lifespan="off"
     )
@@ -449,7 +449,7 @@ def server(checkpoint):
     ],
 )
 def test_what_is_no_request(server, head):
-    """uvicorn says so by itself. What follows is not taken for the next request."""
+    """uvicorn refuses it by itself. The bytes after it are not treated as the next request."""
     with server.connect() as connection:
         connection.sendall(post_head(*head) + SMUGGLED)
         answer = answer_of(connection)
@@ -461,7 +461,7 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def assert_ended(connection):
-    with suppress(ConnectionResetError):  # because of what was not read
+    with suppress(ConnectionResetError):  # because of unread data
         assert connection.recv(4096) == b""
 
 
@@ -476,7 +476,7 @@ def test_a_body_of_a_get_is_no_request(server, head, body):
         connection.sendall(f"GET /health HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode() + body)
         answer = answer_of(connection)
         assert answer.status == 200 and json.load(answer) == {"status": "ok"}
-        # What comes next is the answer to the next request, and not to what the body held.
+        # The next answer is for the next request, not for the one in the body.
         connection.sendall(post_head("Content-Length: 1", "Connection: close") + b"{")
         assert answer_of(connection).status == 400
 
@@ -500,12 +500,12 @@ def test_web_pages_of_others_are_refused(checkpoint, key):
             for path in (CHAT, "/v1/audio/transcriptions"):
                 status, answer = server.post({}, path, Origin=origin, **shown)
                 assert status == 403 and "other sites" in answer["error"]["message"]
-        assert server.post({}, Origin=server.url, **shown)[0] == 400  # read, and found to be no chat
+        assert server.post({}, Origin=server.url, **shown)[0] == 400  # read, but not a valid chat
         for kind in ("text/plain", ""):
             status, answer = server.post({}, **{"Content-Type": kind}, **shown)
             assert status == 415 and "application/json" in answer["error"]["message"]
         assert server.post({}, **{"Content-Type": "application/json; charset=utf-8"}, **shown)[0] == 400
-        # A page's own name for this machine.
+        # A page's own host name that points to this machine.
         for name in ("evil.example:8000", "localhost.evil.example", "[::1"):
             wanted = 403 if key is None else 400
             assert server.post({}, Host=name, Origin=f"http://{name}", **shown)[0] == wanted

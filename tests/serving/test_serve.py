@@ -1,4 +1,4 @@
-"""`falcon3-audio serve`: what it starts, and what it refuses; the plug-in. The servers themselves: test_vllm.py."""
+"""`falcon3-audio serve`: what it starts and refuses; the plug-in. test_vllm.py tests the servers themselves."""
 
 import ast
 import importlib.util
@@ -61,15 +61,15 @@ def test_options_reach_the_server(started, checkpoint, tmp_path, monkeypatch):
     assert command[command.index("--served-model-name") + 1] == "ears"
     assert command[command.index("--limit-mm-per-prompt") + 1] == '{"audio": 2}'
     assert shlex.join(command).count("--allowed-media-domains a.org b.org --allowed-origins") == 1
-    assert command[-4:] == ["--max-model-len", "100", "--port", "10"]  # last, and so those that count
+    assert command[-4:] == ["--max-model-len", "100", "--port", "10"]  # last, so they take effect
     assert environment["VLLM_API_KEY"] == "a secret" and "a secret" not in command
     assert environment["VLLM_MAX_AUDIO_DECODE_DURATION_S"] == "91"
     assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "8"
-    assert environment["VLLM_NO_USAGE_STATS"] == "0"  # what is set stays
+    assert environment["VLLM_NO_USAGE_STATS"] == "0"  # a value that is already set stays
     assert limits.as_environment().items() <= environment.items()
     assert json.loads(command[command.index("--allowed-origins") + 1]) == list(limits.allowed_origins)
     serve.main([str(copy), "--engine", "vllm", "--", "--host", "0.0.0.0"])
-    assert "FALCON3_AUDIO_HOST" not in started[1][1]  # others reach it, by whatever name
+    assert "FALCON3_AUDIO_HOST" not in started[1][1]  # others can reach it under any name
 
 
 def test_an_open_door_is_announced(started, checkpoint, capsys, monkeypatch):
@@ -125,7 +125,7 @@ def test_without_the_extra(checkpoint, capsys, monkeypatch, name):
 
 
 class Missing:
-    """Of `sys.meta_path`: a package that is not installed."""
+    """An entry of `sys.meta_path` that makes a package look not installed."""
 
     def __init__(self, name):
         self.name = name

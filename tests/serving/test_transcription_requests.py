@@ -1,4 +1,4 @@
-"""Forms as OpenAI's clients send them: what is read, where sound is cut, and what is refused by which name."""
+"""Forms as OpenAI's clients send them: what is read, where audio is cut, and which field a refusal names."""
 
 import httpx
 import numpy as np
@@ -146,7 +146,7 @@ def test_broken_forms(reader):
 
 
 def test_fields_are_those_of_openais_client(reader):
-    """As its library encodes them: lists as `name[]`, flags in lower case."""
+    """As OpenAI's library encodes them: lists as `name[]`, booleans in lower case."""
     sent = []
 
     def answer(request):

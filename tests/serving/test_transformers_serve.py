@@ -1,4 +1,4 @@
-"""`transformers serve` with a saved folder and its own code, as somebody without this project runs it."""
+"""`transformers serve` with a saved folder and its own code, as a user without this package runs it."""
 
 import os
 import socket

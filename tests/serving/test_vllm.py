@@ -1,7 +1,8 @@
-"""A checkpoint served by vLLM: the same numbers as in transformers, every way to ask, and whatever may hit a server.
+"""A checkpoint served by vLLM: the same numbers as in transformers, every way to ask, and bad clients.
 
-`make test-serving`, or `TEST_SERVING=1 pytest tests/serving/test_vllm.py`: builds vLLM's environment once (1 to 5 minutes, 4 GB in
-.cache/vllm), and starts two servers: one by `falcon3-audio serve`, one with the checkpoint's own code.
+`make test-serving`, or `TEST_SERVING=1 pytest tests/serving/test_vllm.py`: builds vLLM's environment once (1 to 5
+minutes, 4 GB in .cache/vllm), and starts two servers: one with `falcon3-audio serve`, one with the
+checkpoint's own code.
 """
 
 import base64
@@ -41,7 +42,7 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONES = ROOT / "training" / "tiny_backbones"
-STEPS = 6  # tokens of each compared answer
+STEPS = 6  # tokens compared per answer
 TOP = 5  # log-probabilities compared at each step
 TOLERANCE = 1e-4
 QUESTION = {"type": "text", "text": "What do you hear?"}
@@ -49,7 +50,7 @@ ENGINE = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
 
 
 def wav(seconds: float, pitch: float = 440.0, rate: int = 16_000, channels: int = 1, last=None, **form) -> bytes:
-    """A wav file of tones, of which `last` takes the place of the last sample."""
+    """A wav file of tones; `last` replaces the last sample."""
     samples = np.stack([tone(seconds, pitch + channel, rate) for channel in range(channels)], axis=1)
     if last is not None:
         samples[-1] = last
@@ -83,7 +84,7 @@ SEVERAL = {
     ],
     "none": [{"role": "user", "content": "Which animal is it?"}],
 }
-# Whole windows and parts of them, more than the engine takes in one step (2,048 tokens), and the limit of 300 s.
+# Whole and partial windows, more than the engine's step size (2,048 tokens), and the limit of 300 s.
 LONG = {f"{seconds} s": ask(audio(seconds, 440 + seconds)) for seconds in (30, 45.3, 75, 120, 300)}
 LONG["160 s and 161 s"] = ask(audio(160, 610), audio(161, 620))
 CHATS = SHORT | RATES | SEVERAL | LONG
@@ -91,7 +92,7 @@ CHATS = SHORT | RATES | SEVERAL | LONG
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)  # of the projector
+    torch.manual_seed(0)  # for the projector
     folder = tmp_path_factory.mktemp("served") / "checkpoint"
     return compose(str(BACKBONES / "whisper"), str(BACKBONES / "llm"), folder)
 
@@ -103,7 +104,7 @@ def transformers_model(checkpoint):
 
 def load(checkpoint):
     model = AutoModelForMultimodalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    # As the servers are asked: what the model says after the end, and whatever token is the likeliest.
+    # Like the requests to the servers: generation continues after the end token, and no token is suppressed.
     model.generation_config.eos_token_id = None
     model.generation_config.suppress_tokens = None
     return model
@@ -127,7 +128,7 @@ def reference(model, checkpoint, chat):
 
 @pytest.fixture(scope="module")
 def adapter(transformers_model, checkpoint, tmp_path_factory):
-    """(folder, expected): an adapter on the language model, as a run leaves it, and what it makes of "1.3 s"."""
+    """(folder, expected): an adapter on the language model, as saved by a run, and its answer to "1.3 s"."""
     torch.manual_seed(1)
     config = LoraConfig(r=8, target_modules=LORA_TARGET_MODULES["language_model"], init_lora_weights=False)
     adapted = get_peft_model(load(checkpoint), config).eval()
@@ -143,7 +144,7 @@ def environment():
 
 @pytest.fixture(scope="module")
 def server(environment, checkpoint, adapter, tmp_path_factory):
-    """By `falcon3-audio serve`, with the plug-in and without remote code."""
+    """Started by `falcon3-audio serve`, with the plug-in and without remote code."""
     command = ["-m", "falcon3_audio.serving.serve", str(checkpoint), "--engine", "vllm", "--served-model-name", MODEL]
     command += ["--api-key-env", "TEST_KEY", "--", *ENGINE, "--enable-lora", "--max-lora-rank", "8"]
     command += ["--lora-modules", f"adapted={adapter[0]}"]
@@ -153,16 +154,16 @@ def server(environment, checkpoint, adapter, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def remote_code_server(environment, checkpoint, tmp_path_factory):
-    """vLLM alone: no plug-in, the code that lies in the checkpoint."""
+    """Plain vLLM: no plug-in, only the code in the checkpoint."""
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--trust-remote-code"]
-    # The backend takes a window for the longest clip, so the steps have to hold what is longer.
+    # The backend assumes that no clip is longer than a window, so the steps must be large enough for longer ones.
     command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--max-num-batched-tokens", "8192", *ENGINE]
     with Server(command, tmp_path_factory.mktemp("remote-code") / "log", {"VLLM_PLUGINS": "none"}) as running:
         yield running
 
 
 def answer(server, chat, **fields):
-    """What `reference` gives, by the server."""
+    """The same as `reference`, from the server."""
     settings = {"max_tokens": STEPS, "ignore_eos": True, "logprobs": True, "top_logprobs": TOP}
     status, body = server.chat(chat, **settings, return_tokens_as_token_ids=True, **fields)
     assert status == 200, body
@@ -211,7 +212,7 @@ def test_the_checkpoints_own_code_gives_the_same(server, remote_code_server, exp
 
 
 def test_a_placeholder_beyond_the_vocabulary(environment, tmp_path):
-    """Not looked up, neither in the embedding nor by what penalises the tokens of a prompt."""
+    """It is looked up neither in the embedding nor by penalties on prompt tokens."""
     torch.manual_seed(0)
     folder = compose(str(BACKBONES / "whisper"), str(BACKBONES / "llm"), tmp_path / "model", audio_token="<sound>")
     model = load(folder)

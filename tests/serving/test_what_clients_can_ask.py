@@ -1,4 +1,4 @@
-"""The table in serving/README.md: each call of OpenAI's client, and each curl line, is answered; each test is there."""
+"""The table in serving/README.md: each OpenAI client call and curl line is answered; each named test exists."""
 
 import json
 import re

@@ -13,7 +13,7 @@ NEEDED = {"model": "some/model", "train_data": ["some.jsonl"], "bf16": False}
 
 @pytest.fixture
 def read(tmp_path):
-    """Options of a recipe with what is needed and `options`, under a command line."""
+    """Parses a command line over a recipe with the required options and `options`."""
 
     def read(*line, **options):
         path = write_recipe(tmp_path / "recipe.yaml", output_dir=str(tmp_path / "run"), **(NEEDED | options))
@@ -40,12 +40,12 @@ def test_the_command_line_overrides_the_recipe(read):
     )
     assert (lora.lora_r, lora.lora_dropout, training.learning_rate) == (16, 0.25, 0.5)
     assert data.train_data == [DataSource("a.jsonl"), DataSource("b")]
-    # YAML takes 1e-3 for a word.
+    # YAML reads 1e-3 as a string.
     assert read(learning_rate="1e-3")[3].learning_rate == 1e-3
 
 
 def test_one_way_to_name_the_model_overrides_the_other(read, tmp_path):
-    """On the command line over the recipe, and in a recipe over the one that it extends."""
+    """The command line over the recipe, and a recipe over the one that it extends."""
     backbones = {"model": None, "audio_model": "a", "text_model": "b"}
     names = ("model", "audio_model", "text_model")
 

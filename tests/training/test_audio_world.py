@@ -1,6 +1,6 @@
-"""The audio world: formats, balance, held-out settings, reproducible bytes, and that the clips sound as answered.
+"""The audio world: formats, balance, held-out settings, reproducible bytes, and clips that match their answers.
 
-What is heard is measured here with FFTs and energy envelopes, apart from the code that made it.
+The audio is measured here with FFTs and energy envelopes, independently of the code that made it.
 """
 
 import json
@@ -70,14 +70,14 @@ def files_of(folder):
 
 
 def envelope(waveform, seconds=0.01):
-    """RMS of frames of that length."""
+    """RMS of frames of this length."""
     size = int(seconds * RATE)
     frames = waveform[: len(waveform) // size * size].reshape(-1, size)
     return np.sqrt(np.mean(frames**2, axis=1))
 
 
 def stretches(waveform, silence):
-    """(start, end) in samples of what is heard between silences of that many seconds."""
+    """(start, end) in samples of the sounds between silences of more than `silence` seconds."""
     loud = np.flatnonzero(envelope(waveform) > 0.03 * np.abs(waveform).max())
     cuts = np.flatnonzero(np.diff(loud) * 0.01 > silence)
     starts, ends = [loud[0], *loud[cuts + 1]], [*loud[cuts], loud[-1]]
@@ -284,7 +284,7 @@ def test_pitch_of_a_note(instrument):
     waveform = note(instrument, 554.37, 0.8)
     assert waveform.dtype == np.float32 and len(waveform) == 0.8 * RATE
     assert np.abs(waveform).max() == pytest.approx(1)
-    # A vibrato of 1.2 % may put its highest side band as far from the note.
+    # A vibrato of 1.2 % can put the highest side band this far from the note.
     assert strongest(waveform) == pytest.approx(554.37, rel=0.013)
 
 

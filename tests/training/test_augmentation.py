@@ -1,4 +1,4 @@
-"""Augmented clips: what is done to them, that it follows seed, epoch and row alone, and that evaluation never hears them."""
+"""Augmented clips: what changes, that it depends only on seed, epoch and row, and that evaluation never hears them."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_noise_comes_from_files(sound, tmp_path):
     augmenter = Augmenter(Augmentation(prob=1.0, noise_snr_db=[0, 0], noise=str(tmp_path)), 0)
     added = augmenter.of_samples(sound * 0.1, draw()) - sound * 0.1
     levels = np.unique(np.round(added, 4))
-    assert len(levels) <= 3 and levels[0] == pytest.approx(-levels[-1], abs=1e-4)  # a square wave, over and over
+    assert len(levels) <= 3 and levels[0] == pytest.approx(-levels[-1], abs=1e-4)  # a repeated square wave
 
 
 def test_a_room_keeps_length_and_loudness_and_delays_nothing(sound):
@@ -96,13 +96,13 @@ def test_masks_hide_a_share_of_frames_and_bands(sound):
     features, mask = torch.ones(1, 80, 500), torch.ones(1, 500)
     mask[:, 400:] = 0
     hidden = augmenter.of_features({"origin": "row"}, features, mask)[0] == 0
-    assert features.all()  # what was given stays
+    assert features.all()  # the input is unchanged
     assert 0 < hidden.all(0).sum() <= 50 and not hidden.all(0)[400:].any()
     assert 0 < hidden.all(1).sum() <= 30
 
 
 def test_it_follows_seed_epoch_and_row_alone(processor, examples):
-    """Not the batch, nor workers, of which some live on from epoch to epoch."""
+    """Not the batch or the workers, even workers that persist across epochs."""
 
     def features(collate, rows):
         return [collate([examples[row]])["input_features"] for row in rows]
@@ -149,7 +149,7 @@ def test_chats_without_sound_stay(processor):
 
 
 def test_a_run_augments_what_it_trains_on_and_nothing_else(recipe, finished_run, tmp_path, capsys):
-    """Evaluated questions are those of a run without; the recipe has it; a run that goes on says if it is another."""
+    """A run trains differently with it; the recipe records it, and a run resumes only with the same augmentation."""
     options = ("--config", recipe, "--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps")
     options += ("--eval_steps", "6", "--output_dir", str(tmp_path / "run"), "--save_total_limit", "9")
     wanted = {"prob": 1, "noise_snr_db": [0, 10], "speed": [0.9, 1.1]}
@@ -213,7 +213,7 @@ def test_a_clip_that_cannot_be_read_is_named(processor, tmp_path):
 
 @pytest.mark.parametrize("option", ["noise", "impulse_responses"])
 def test_a_file_of_ours_that_cannot_be_read_is_no_bad_clip(processor, examples, tmp_path, option):
-    """It is named, and ends the run also where clips that cannot be read are left out."""
+    """The error names it and stops the run, even if unreadable clips are skipped."""
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "broken.wav").write_bytes(b"no sound")
     (tmp_path / "files" / "._hidden.wav").write_bytes(b"")

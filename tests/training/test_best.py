@@ -1,4 +1,4 @@
-"""The best step of a run: what it is chosen by, that it is what the run leaves, and when a run ends early."""
+"""The best step of a run: how it is chosen, that its weights are the final ones, and early stopping."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from falcon3_audio.training.trainer import AudioSFTTrainer
 
 @pytest.fixture
 def launch(recipe, tmp_path):
-    """Trains with two sets to evaluate on, every second step, where the highest loss is the best: no step after the first is."""
+    """Trains with evaluation on two sets every second step. The highest loss counts as best, so the first one wins."""
     held_out = [str(write_chats(tmp_path / name, 3)) for name in ("some", "others")]
     options = (
         "--eval_data",
@@ -41,7 +41,7 @@ def values(run, name):
 
 
 def test_the_best_step_is_what_a_run_leaves(launch, tmp_path, monkeypatch, capsys):
-    """Also where its evaluation failed after it was saved, and where the run was moved before it went on."""
+    """Also if an evaluation failed after its step was saved, and if the run was moved before it resumed."""
     evaluation_loop = AudioSFTTrainer.evaluation_loop
 
     def broken(self, *args, **kwargs):
@@ -56,7 +56,7 @@ def test_the_best_step_is_what_a_run_leaves(launch, tmp_path, monkeypatch, capsy
     run, moved = tmp_path / "run", tmp_path / "moved"
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     run.rename(moved)
-    moved.joinpath("base").rename(run)  # adapters name it
+    moved.joinpath("base").rename(run)  # adapters refer to it
     run.rename(moved / "base")
     capsys.readouterr()
     assert launch(*options, "--output_dir", str(moved)) == 0
@@ -73,7 +73,7 @@ def test_the_best_step_is_what_a_run_leaves(launch, tmp_path, monkeypatch, capsy
     outcome = describe_outcome(state)
     assert outcome[0].startswith("6 steps") and outcome[1].startswith("The weights are those of step 2, the best")
     assert all("After 6 steps" not in line for line in outcome)
-    # Started again, it stays; without its best step, it says so.
+    # Started again, the run does not change; without its best step, it reports an error.
     assert launch(*options, "--output_dir", str(moved)) == 0
     assert farthest(weights_of(moved), weights_of(moved / "checkpoint-2")) == 0
     (moved / "checkpoint-2").rename(tmp_path / "gone")
@@ -90,7 +90,7 @@ def test_a_run_ends_early_and_goes_on_with_more_patience(launch, tmp_path, capsy
         return json.loads((run / "trainer_state.json").read_text())["global_step"]
 
     assert steps_after(1) == 4
-    assert (run / "checkpoint-4").is_dir()  # that it ended at
+    assert (run / "checkpoint-4").is_dir()  # where it stopped
     weights = weights_of(run)
     assert steps_after(1) == 4 and farthest(weights_of(run), weights) == 0
     assert steps_after(2) == 6
@@ -98,12 +98,12 @@ def test_a_run_ends_early_and_goes_on_with_more_patience(launch, tmp_path, capsy
 
 
 def test_several_sets_have_losses_of_their_own(launch, tmp_path):
-    """Together they are the loss of all: each answer token counts as much."""
+    """Together they give the loss over all sets: every answer token has the same weight."""
     assert launch("--max_steps", "2", "--save_strategy", "no", "--seed", "3") == 0
     (entry,) = [entry for entry in history_of(tmp_path / "run") if "eval_loss" in entry]
     parts = [entry["eval_chats_1_loss"], entry["eval_chats_2_loss"]]
     assert min(parts) - 1e-6 <= entry["eval_loss"] <= max(parts) + 1e-6
-    assert entry["eval_loss"] == pytest.approx(sum(parts) / 2, abs=1e-5)  # of equal sets
+    assert entry["eval_loss"] == pytest.approx(sum(parts) / 2, abs=1e-5)  # the sets have equal size
     assert {"eval_hearing", "eval_chats_1_hearing", "eval_chats_2_num_dropped"} <= entry.keys()
 
 

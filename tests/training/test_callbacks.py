@@ -1,4 +1,4 @@
-"""What a run says between its steps: how long it will take. The other callbacks are tested where they act (test_sft.py)."""
+"""A run prints between steps how long it will take. The other callbacks are tested where they act (test_sft.py)."""
 
 from itertools import count
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 
 def test_the_time_to_go_is_that_of_the_pace_so_far(clock, capsys):
-    """On a run that goes on at step 100, whose first step takes long, and whose evaluations count as well."""
+    """For a run resumed at step 100: its slow first step does not count, evaluations do."""
     timer, state = callbacks.TimeToGo(), TrainerState(global_step=100, max_steps=1000, is_world_process_zero=True)
     for step in range(101, 126):
         state.global_step = step

@@ -1,4 +1,4 @@
-"""Cards of runs, and the command: what was recorded, nothing else."""
+"""Model cards of runs, and the command: only what was recorded."""
 
 import ast
 import json
@@ -43,7 +43,7 @@ STATE = {"global_step": 20, "epoch": 0.5, "log_history": [*LOG, *HEARD, {"step":
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's records; the second of its sets is a folder beside it, though its name would do for a Hub id."""
+    """A run's records; its second set is a folder next to it, though its name could be a Hub id."""
     folder = tmp_path / "work" / "runs" / "one"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
@@ -59,7 +59,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def adapter(checkpoint, tmp_path):
-    """What `save_model` leaves of an adapter, as far as a card reads it."""
+    """The files that `save_model` writes for an adapter, as far as a card reads them."""
     folder = tmp_path / "adapter"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))

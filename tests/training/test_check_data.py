@@ -1,4 +1,4 @@
-"""A training set that is listened to before a run: what is counted, and what is listed."""
+"""Checking a training set before a run: what is counted, and what is listed."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_rows_that_would_end_a_run_are_listed(tmp_path, capsys):
     assert main([str(path), "--workers", "1", "--sound", "some"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip().split(": ")[0] for line in lines[-3:]] == [f"{path}, row {number}" for number in (1, 3, 4)]
-    assert lines[-5] == "    > assistant  'ho'"  # the chat without sound is shown, and not listed
+    assert lines[-5] == "    > assistant  'ho'"  # the chat without audio is shown, but not listed
 
 
 def test_a_set_of_texts_is_checked_where_it_is_said_to_be_one(tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_several_sets_and_bad_input(tmp_path, capsys):
 
 
 def test_what_was_understood_is_printed(tmp_path, capsys):
-    """Before anything is trained: the format, what is passed over and left out, and examples as a model is asked."""
+    """Before any training: the format, what is ignored and left out, and examples as a model gets them."""
     for name, seconds in (("a", 0.25), ("b", 301), ("c", 0.5)):
         soundfile.write(tmp_path / f"{name}.wav", tone(seconds), SAMPLING_RATE)
     table = tmp_path / "set.csv"
@@ -174,7 +174,7 @@ def test_of_many_bad_rows_the_first_are_listed(tmp_path, capsys):
 
 
 def test_the_first_rows_alone(tmp_path, capsys):
-    """Later ones are not read, and nothing of the set is converted."""
+    """Later rows are not read, and nothing in the set is converted."""
     (clip,) = write_clips(tmp_path, 1)
     rows = [{"messages": [user(heard(clip), TEXT), assistant("a bell")]}] * 3
     path = write_jsonl(tmp_path / "set.jsonl", rows)

@@ -1,4 +1,4 @@
-"""The collator: chats with sounds become a batch whose labels are the answers."""
+"""The collator: chats with audio become a batch whose labels are the answers."""
 
 import copy
 
@@ -41,7 +41,7 @@ def long_clip(tmp_path):
 
 
 def learned(processor, row):
-    """The text under each unbroken stretch of labels."""
+    """The text of each contiguous span of labels."""
     ids, spans = [token for token in row.tolist()], [[]]
     for token in ids:
         if token != -100:
@@ -54,7 +54,7 @@ def learned(processor, row):
 
 
 def inputs_of(batch):
-    """What the model gets."""
+    """The inputs of the model."""
     return {name: batch[name] for name in TENSORS}
 
 
@@ -68,11 +68,11 @@ def test_the_loss_is_on_answers_and_their_ends(processor, clip):
     assert learned(processor, batch["labels"][0]) == ["a dog<|endoftext|>"]
     assert learned(processor, batch["labels"][1]) == ["a bell<|endoftext|>", "yes<|endoftext|>"]
     assert learned(processor, batch["labels"][2]) == ["ho<|endoftext|>"]
-    assert batch["input_features"].shape[0] == 2  # the third has no sound
+    assert batch["input_features"].shape[0] == 2  # the third has no audio
 
 
 def test_rows_of_a_dataset_are_the_same_batch(processor, clip):
-    """Arrow gives every item every key, empty where it had none."""
+    """Arrow gives every item every key, with empty values for missing ones."""
     rows = [chat(clip, ("What?", "a dog")), chat(clip, ("What?", "a bell"), ("Sure?", "yes"))]
     plain = AudioChatCollator(processor)(rows)
     stored = AudioChatCollator(processor)(list(Dataset.from_list(rows)))
@@ -99,7 +99,7 @@ def test_a_row_without_an_answer_is_an_error(processor, clip):
 
 
 def test_several_clips_and_turns_are_masked_alike(processor, clip, long_clip):
-    """The spans that are learned, and that what lies around them is everything else."""
+    """Checks the spans that are learned, and that they are surrounded by all other tokens."""
     messages = [
         {"role": "system", "content": "Be brief."},
         user(heard(clip), heard(long_clip), {"type": "text", "text": "Compare."}),
@@ -136,7 +136,7 @@ def test_padding_is_on_the_right_and_not_learned(processor, clip, long_clip):
 
 
 def test_a_batch_has_the_losses_of_its_rows(model, processor, clip, long_clip):
-    """Whatever else is in the batch: with and without sound, short and long."""
+    """Whatever else is in the batch: rows with and without audio, short and long."""
     rows = [
         chat(clip, ("What?", "a dog")),
         chat(long_clip, ("What?", "a bell"), ("Sure?", "yes")),
@@ -171,13 +171,13 @@ def test_silence_beside_text_alone_changes_nothing(model, processor):
         if expected[name] is not None:
             torch.testing.assert_close(weight.grad, expected[name], atol=1e-7, rtol=1e-5)
         elif weight.requires_grad:
-            # Every trained weight gets a gradient, as distributed training needs, of nothing.
+            # Every trained weight gets a zero gradient, as distributed training needs.
             assert weight.grad is not None and not weight.grad.any(), name
 
 
 @pytest.mark.parametrize("seconds, tokens", [(0.0, 1), (1.0, 26)])
 def test_silence_makes_no_row_longer(backbone_folders, seconds, tokens):
-    """It goes behind the shortest row where there is room, otherwise into a row of its own."""
+    """It goes after the shortest row if there is room, otherwise into its own row."""
     processor = Falcon3AudioProcessor.from_backbones(*backbone_folders, trailing_silence=seconds)
     collator = AudioChatCollator(processor)
     short, long = chat(None, ("Hi", "ho")), chat(None, ("What?", "a dog " * 20))
@@ -224,7 +224,7 @@ def test_what_would_be_cut_through_audio_or_before_the_answer_is_dropped_and_cou
         batch = AudioChatCollator(processor, max_length)([*rows, fits])
         assert (batch["num_shortened"], batch["num_dropped"]) == (0, 1), name
         assert learned(processor, batch["labels"][0]) == ["ho<|endoftext|>"], name
-        # Nothing of its audio is left over either: tokens and features match.
+        # None of its audio is left either: tokens and features match.
         assert torch.isfinite(model(**inputs_of(batch)).loss), name
 
 
@@ -275,7 +275,7 @@ def test_sound_in_an_answer_is_heard_and_not_learned(processor, clip):
 
 
 def test_items_stay_in_order(processor, clip, long_clip):
-    """Clips and words, also where the questions about them share a row."""
+    """Clips and text, even if the questions about them share a row."""
     first, second = ({"type": "text", "text": text} for text in ("This", "is louder than"))
     rows = [
         {"messages": [user(first, heard(clip), second, heard(long_clip), *more), assistant("yes")], "clip": "a"}
@@ -295,7 +295,7 @@ def test_items_stay_in_order(processor, clip, long_clip):
 
 
 def test_sounds_at_other_places_are_not_shared(processor, clip, long_clip):
-    """Nor with other words before them; those that are alike up to the sound share it."""
+    """Nor with different text before them; questions that are equal up to the audio share it."""
     text, other = {"type": "text", "text": "and"}, {"type": "text", "text": "or"}
     one, two = heard(clip), heard(long_clip)
     asked = [
@@ -319,7 +319,7 @@ def test_sounds_at_other_places_are_not_shared(processor, clip, long_clip):
 
 
 def test_clips_that_cannot_be_read_are_skipped_where_that_is_asked_for(processor, tmp_path, caplog):
-    """With all of their questions; the others make the batch that they make alone."""
+    """With all of their questions; the others give the same batch as on their own."""
     good, cut = tmp_path / "good.wav", tmp_path / "cut.wav"
     for path in (good, cut):
         soundfile.write(path, tone(0.5), 16_000)

@@ -1,4 +1,4 @@
-"""Digests of sets: what they notice, and what they leave alone."""
+"""Digests of sets: what they notice, and what they ignore."""
 
 import shutil
 
@@ -22,10 +22,10 @@ def test_an_edit_is_noticed_and_a_move_is_not(tmp_path):
     assert digest(shutil.copytree(tmp_path / "chats", tmp_path / "moved") / path.name) == before
     assert digest(tmp_path / "chats") == digest(tmp_path / "moved")
     folder = digest(tmp_path / "chats")
-    (tmp_path / "chats" / "0.wav").write_bytes(b"other")  # sound is not looked at, nor what lies beside
+    (tmp_path / "chats" / "0.wav").write_bytes(b"other")  # audio and unrelated files are ignored
     (tmp_path / "chats" / "notes.txt").write_text("other")
     assert (digest(path), digest(tmp_path / "chats")) == (before, folder)
-    path.write_text(path.read_text().replace("a bell", "a door"))  # as many rows and bytes
+    path.write_text(path.read_text().replace("a bell", "a door"))  # the same number of rows and bytes
     assert digest(path) != before and digest(tmp_path / "chats") != folder
 
 

@@ -1,4 +1,4 @@
-"""`make demo` in small: it trains, saves, loads through the Auto classes and answers."""
+"""`make demo` at a small scale: it trains, saves, loads through the Auto classes and answers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which checkpoints a run goes on from under each strategy; runs in several processes are in test_multi_process.py."""
+"""Which checkpoints a run resumes from under each strategy; runs in several processes are in test_multi_process.py."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from falcon3_audio.training.distributed import check_same_strategy
 
 
 ALONE, FSDP, DEEPSPEED = ("one process or DDP", "FSDP", "DeepSpeed")
-# As transformers and accelerate write them.
+# The file names of transformers and accelerate.
 FILES = {
     ALONE: ["optimizer.pt", "scheduler.pt", "rng_state.pth"],
     FSDP: ["pytorch_model_fsdp_0", "optimizer_0", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"],
@@ -18,7 +18,7 @@ FILES = {
 
 @pytest.fixture
 def check(tmp_path):
-    """Of a checkpoint of these files, in a run of a strategy."""
+    """Checks a checkpoint with these files in a run with this strategy."""
 
     def check(files, strategy):
         checkpoint = tmp_path / "checkpoint-2"

@@ -16,7 +16,7 @@ from falcon3_audio.training.dpo import AudioPreferenceCollator
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two clips of other lengths and pitches."""
+    """Two clips of different lengths and pitches."""
     folder = tmp_path_factory.mktemp("clips")
     for number, (seconds, pitch) in enumerate(((0.5, 300), (1.3, 500))):
         soundfile.write(folder / f"{number}.wav", tone(seconds, pitch), SAMPLING_RATE)
@@ -42,7 +42,7 @@ def rows(clips):
 
 @pytest.fixture
 def make(model, processor, rows, tmp_path):
-    """Makes TRL's trainer of a copy of the model with LoRA."""
+    """Creates TRL's trainer for a copy of the model with LoRA."""
 
     def make(policy=None, **options):
         settings = {"per_device_train_batch_size": 3, "max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
@@ -65,7 +65,7 @@ def make(model, processor, rows, tmp_path):
 
 
 def log_probability(model, processor, row, answer):
-    """Of one answer and its end token, from a plain forward of the prompt alone and the answer's own tokens."""
+    """Of one answer and its end token, from a plain forward of only the prompt and the answer's tokens."""
     inputs = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True)
     reply = processor.tokenizer(row[answer][0]["content"][-1]["text"] + "<|endoftext|>")["input_ids"]
     reply = torch.tensor([reply])
@@ -120,7 +120,7 @@ def test_replies_have_text_alone(processor, rows, content, message):
 
 
 def test_losses_are_those_computed_by_hand(make, model, processor, rows):
-    """Before training, where policy and reference agree, and after it, where they do not."""
+    """Before training, when policy and reference agree, and after it, when they differ."""
     trainer = make(max_steps=2, beta=0.3)
     batch = AudioPreferenceCollator(processor)(rows)
     losses = []

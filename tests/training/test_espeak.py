@@ -52,7 +52,7 @@ def test_pitch_and_gender():
     assert 80 < middle < 130 < 165 < fundamental(*speak(text, "en-us+f3")) < 260
 
 
-# f3 and whisper breathe noise, en-gb is the voice that espeak-ng itself calls "en".
+# f3 and whisper contain noise, en-gb is the voice that espeak-ng itself calls "en".
 @pytest.mark.parametrize("voice", ["en-us", "en-us+f3", "en-us+whisper", "en-gb+klatt"])
 def test_same_samples_whatever_was_spoken_before(voice):
     first = digest(voice=voice)

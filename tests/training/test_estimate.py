@@ -1,4 +1,4 @@
-"""What a recipe is said to cost: counted by hand for one size, and in every recipe's first line."""
+"""The estimated cost of a recipe: computed by hand for one size, and as stated in every recipe's first line."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ BUDGET = {"per_device_train_batch_size": 256, "global_batch_size": 256, "tokens_
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Shapes that the recipes name and the package does not know, as their config.json files give them."""
+    """Shapes of models that the recipes use and the package does not know, from their config.json files."""
     whisper = WhisperConfig(d_model=1024, encoder_layers=24, encoder_attention_heads=16, encoder_ffn_dim=4096)
     qwen = Qwen2Config(
         hidden_size=3584,
@@ -58,7 +58,7 @@ def recipe_7b(composed=None, **training):
     ],
 )
 def test_time_is_that_of_the_matrix_products(composed, positions, heard):
-    """440 K questions of 5 s: encoder positions, and audio tokens beside 60 of text, by the published parameter counts."""
+    """440 K questions of 5 s: encoder positions, audio tokens and 60 of text, by the published parameter counts."""
     cost = estimate.estimate(*recipe_7b(composed), devices=1, card="h100")
     tokens = heard + 60
     llm = 3 * tokens * 2 * (7.456e9 - 131072 * 3072)  # forward, backward, forward again; the embedding is a look-up
@@ -67,7 +67,7 @@ def test_time_is_that_of_the_matrix_products(composed, positions, heard):
     assert cost.questions == 440_000
     assert cost.minutes == pytest.approx(
         by_hand, rel=0.03
-    )  # the language model's scores and the adapters are not in it
+    )  # without the language model's attention scores and the adapters
 
 
 def test_questions_about_one_clip_pay_for_its_sound_once():
@@ -86,11 +86,11 @@ def test_questions_about_one_clip_pay_for_its_sound_once():
     llm, encoder = 2 * (7.456e9 - 131072 * 3072), 2 * 307.2e6
     by_hand = ((230 + 60) * llm + 460 * encoder) / ((230 / 9.48 + 60) * llm + 460 / 9.48 * encoder)
     assert apart / shared == pytest.approx(by_hand, rel=0.03)
-    # No more than a batch holds can share a row.
+    # A row shares at most as many questions as a batch has.
     assert shared < minutes("data/open_asqa", per_device_train_batch_size=4) < apart
     assert minutes("data/open_asqa", questions_per_row=4) == minutes("data/open_asqa", per_device_train_batch_size=4)
     assert minutes("data/voice_instructions", questions_per_row=1) == minutes("data/voice_instructions")
-    # With a budget of tokens a device packs its part of the step.
+    # With a token budget, a device packs its part of the step.
     assert minutes("data/open_asqa", per_device_train_batch_size=32) == minutes("data/open_asqa", **BUDGET)
 
 
@@ -100,7 +100,7 @@ def test_memory_is_at_least_the_weights_and_grows_with_what_is_kept():
     kept = estimate.estimate(*recipe_7b(activation_checkpointing=False), devices=1, card="h100").gib
     assert frozen + 2 < checkpointed < frozen + 6
     assert kept > checkpointed + 8
-    # 256 questions of 185 tokens on one device are 47,360 tokens, of which 8,192 go through it at once.
+    # 256 questions of 185 tokens on one device are 47,360 tokens, of which 8,192 go through it at a time.
     whole = estimate.estimate(*recipe_7b(per_device_train_batch_size=256), devices=1, card="h100").gib
     packed = estimate.estimate(*recipe_7b(**BUDGET), devices=1, card="h100").gib
     half = estimate.estimate(*recipe_7b(per_device_train_batch_size=128), devices=1, card="h100").gib

@@ -54,7 +54,7 @@ def test_halves(run, tmp_path):
 
 
 def test_put_on_its_backbones_it_is_the_model_that_was_trained(run, exported, backbones, tmp_path, capsys):
-    """The base is composed anew, with another projector: all of it comes from the adapter."""
+    """The base is composed again with another projector: the whole projector comes from the adapter."""
     options = ["--audio-model", backbones[0], "--text-model", backbones[1]]
     assert merge_main([str(exported), str(tmp_path / "model"), *options]) == 0
     assert "NOTE" not in capsys.readouterr().err
@@ -119,7 +119,7 @@ def test_bad_input(run, exported, backbones, tmp_path, capsys):
     assert "holds no adapter" in capsys.readouterr().err
     assert main([str(run), str(exported)]) == 1
     assert "is not an empty folder" in capsys.readouterr().err
-    loaded = tmp_path / "loaded"  # of a run that was given a composed model
+    loaded = tmp_path / "loaded"  # of a run that started from a composed model
     shutil.copytree(run, loaded, ignore=shutil.ignore_patterns("checkpoint-*"))
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     (loaded / "recipe.yaml").write_text(

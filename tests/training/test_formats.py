@@ -1,5 +1,5 @@
-"""Each format of training sets: the examples of docs/formats.md, and rows as others publish them, as the chats that
-somebody who reads them would write down.
+"""Each format of training sets: the examples of docs/formats.md, and rows as others publish them, become the chats
+that a reader expects.
 """
 
 import csv
@@ -32,7 +32,7 @@ ENTRIES = {
     entry["path"]: entry for entry in map(yaml.safe_load, re.findall(r"```yaml\n(\{path.*?)```", PAGE, re.DOTALL))
 }
 WHAT = "user: (dog)What is it?"
-# What each example of the page says: its format, and its chats, with the name of each clip where it is heard.
+# For each example of the page: its format, and its chats with the name of each clip in its place.
 SAID = {
     "chats.jsonl": (
         "chats",
@@ -123,7 +123,7 @@ def folder(tmp_path):
 
 
 def clip_name(item):
-    """What a clip is called; every source must be one that can be heard."""
+    """The name of a clip; every source must be loadable."""
     source = next(item[key] for key in ("audio", "path", "url") if item.get(key) is not None)
     assert len(load_audio(source))
     if isinstance(source, dict):
@@ -132,7 +132,7 @@ def clip_name(item):
 
 
 def said(path, **entry):
-    """Each example of a set as lines, with the name of each clip where it is heard; the same where the set is streamed."""
+    """Each example of a set as lines with the name of each clip in its place; the same if the set is streamed."""
     source = DataSource(**{"path": str(path)} | entry)
     loaded = lines(load_training_data([source])[0])
     if "[" not in source.split:
@@ -152,7 +152,7 @@ def lines(examples):
 
 
 def first_pass(source):
-    """The examples of a stream in the order of the set."""
+    """The first pass of a stream, in the order of the set."""
     (streamed,), _ = open_streams([source])
     return list(takewhile(lambda example: example["pass"] == 0, TrainingStream([streamed], questions_per_row=None)))
 
@@ -202,7 +202,7 @@ def test_the_default_prompt_is_that_of_transcriptions():
     assert formats.TRANSCRIBE == TRANSCRIBE
 
 
-# Chats of others.
+# Chats as others publish them.
 
 
 def test_speakers_and_systems_of_conversations(folder):
@@ -301,11 +301,11 @@ def test_rows_that_are_wrong_are_named(folder, row, message):
         said(path)
 
 
-# Answers alone.
+# Only answers.
 
 
 def write_parquet(path, rows, features):
-    """As the Hub has sets with sound. (`datasets` itself would need torchcodec to write them.)"""
+    """Audio sets as on the Hub. (`datasets` itself would need torchcodec to write them.)"""
     table = pa.Table.from_pylist(rows, schema=Features(features).arrow_schema)
     table = table.replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": Features(features).to_dict()}})}
@@ -406,7 +406,7 @@ def test_of_several_prompts_each_row_has_one(folder):
     asked = [chat[0].removeprefix("user: ") for chat in first]
     counts = {text: asked.count(text) for text in ("(dog)A?", "(dog) B?", "C (dog)")}
     assert sum(counts.values()) == 60 and min(counts.values()) >= 10
-    assert [asked.index(text) for text in counts] != [0, 1, 2]  # not in turn, as rows of other kinds may be
+    assert [asked.index(text) for text in counts] != [0, 1, 2]  # not in turn, as kinds of rows can be
     (line,) = describe_sets(load_training_data([DataSource(str(path), prompt=prompts)])[0])
     assert line.endswith("asked one of 3 prompts, such as 'A?'")
 
@@ -483,7 +483,7 @@ def test_tars_of_webdataset(folder):
         ],
     )
     assert said(path) == [["user: (bytes)Transcribe the speech.", f"assistant: {text}"] for text in ("007", "hello")]
-    # What comes late is there, and each value is what it is.
+    # A late key is kept, and each value stays as written.
     told = [{"query": "?", "response": "2024-01-31"}] * 6 + [{"query": "?", "response": "b", "system": "Be brief."}]
     members = [
         (f"{n}.{end}", data)
@@ -528,7 +528,7 @@ def test_tars_that_cannot_be_read_are_named(folder, members, message):
 
 
 def test_hidden_files_of_a_tar_are_no_rows(folder):
-    """As macOS puts them beside each file."""
+    """macOS puts one next to each file."""
     dog = (folder / "dog.wav").read_bytes()
     members = [("._1.wav", b"\0\5"), ("./1.wav", dog), ("._1.txt", b"\0\5"), ("./1.txt", b"a"), (".git/1.txt", b"b")]
     assert said(write_tar(folder / "0.tar", members)) == [["user: (bytes)Transcribe the speech.", "assistant: a"]]
@@ -582,7 +582,7 @@ def test_a_duration_of_minus_one_goes_to_the_end(folder, duration):
 
 
 def test_a_duration_is_only_heard_where_it_is_meant(folder):
-    """LibriSpeech's relatives have a `duration` for whom it may concern."""
+    """Sets like LibriSpeech have a `duration` for information only."""
     for columns, seconds in ((None, 0.5), ({"duration": "duration"}, 0.2)):
         path = write_jsonl(folder / "set.jsonl", [{"audio": "dog.wav", "duration": 0.2, "text": "a"}])
         (example,) = load_training_data([DataSource(str(path), columns=columns)])[0]

@@ -1,4 +1,4 @@
-"""Answers during training: the same as a pipeline's, scored as evaluation scores them, whatever the batch and the processes."""
+"""Answers during training: the same as a pipeline's, scored as in evaluation, for any batch size and processes."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def draw(path, count):
 
 @pytest.fixture
 def examination(sensitive, tmp_path):
-    """Of ten chats, one of them with two clips and one of several turns, by a model whose answers depend on the clips."""
+    """On ten chats, one with two clips and one with several turns, for a model whose answers depend on the clips."""
     questions = draw(write_chats(tmp_path / "chats"), 64)
     return Examination(questions, AutoProcessor.from_pretrained(sensitive), 4, False)
 
@@ -89,7 +89,7 @@ def test_rates_are_those_of_evaluation():
 @pytest.mark.parametrize(
     ("reference", "reply", "name", "rate"),
     [
-        ("Wir treffen uns um acht.", "wir treffen uns acht", "wer", 1 / 5),  # "um" is no filler here
+        ("Wir treffen uns um acht.", "wir treffen uns acht", "wer", 1 / 5),  # "um" is not a filler here
         ("um dois três", "dois três", "wer", 1 / 3),
         ("मेरी किताब", "मेरा कताब", "wer", 2 / 2),
         ("caf\u00e9 noir", "Cafe\u0301 noir!", "wer", 0),
@@ -154,7 +154,7 @@ def test_rows_without_options_are_open(options):
 
 
 def test_questions_are_drawn_of_each_of_several_sets(tmp_path):
-    """The same ones as of each set alone, with the options of their own rows."""
+    """The same questions as from each set on its own, with the options of their own rows."""
     (clip,) = write_clips(tmp_path, 1)
     paths = []
     for name in ("one", "two"):
@@ -172,7 +172,7 @@ def test_questions_are_drawn_of_each_of_several_sets(tmp_path):
 
 
 def test_questions_that_cannot_be_asked(examination, answering, tmp_path):
-    """A clip that is too long leaves its question out; one that cannot be read is an error unless such are skipped."""
+    """A clip that is too long drops its question; an unreadable one is an error unless bad clips are skipped."""
     examination.processor.max_audio_seconds = 0.4
     assert examination.hold(answering)["num_generated"] < 10
     examination.processor.max_audio_seconds = 30

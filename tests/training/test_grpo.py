@@ -32,13 +32,13 @@ def lora():
 
 
 def length_reward(completions, **_):
-    """Differs between the replies of a prompt, as long as they are not all of one length."""
+    """Differs between the replies to a prompt unless they all have the same length."""
     return [len(completion[0]["content"]) / 10 for completion in completions]
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Three clips of other lengths and pitches."""
+    """Three clips of different lengths and pitches."""
     folder = tmp_path_factory.mktemp("clips")
     paths = []
     for number, (seconds, pitch) in enumerate(((0.5, 300), (1.3, 500), (0.9, 700))):
@@ -54,13 +54,13 @@ def asked(text, *paths):
 
 @pytest.fixture
 def questions(clips):
-    """One clip, several, none, and another length."""
+    """One clip, several, none, and a different length."""
     return [asked("One?", clips[0]), asked("Two of them?", clips[1], clips[2]), asked("Hi"), asked("?", clips[2])]
 
 
 @pytest.fixture
 def make(model, processor, questions, tmp_path):
-    """Makes a trainer of a copy of the model; by default 2 replies to each of 4 questions, scored in two batches."""
+    """Creates a trainer of a copy of the model; by default 2 replies to each of 4 questions, scored in two batches."""
 
     def make(
         policy=None, peft_config=None, rows=questions, trainer=AudioGRPOTrainer, rewards=length_reward, **options
@@ -92,14 +92,14 @@ def make(model, processor, questions, tmp_path):
 
 
 def alone(processor, rows, ids):
-    """The processor's output for one prompt, which is found by its words."""
+    """The processor's output for one prompt, which is found by its text."""
     words = processor.decode(ids)
     prompt = next(row["prompt"] for row in rows if row["prompt"][0]["content"][-1]["text"] in words)
     return processor.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
 
 
 class Recorder(AudioGRPOTrainer):
-    """Keeps what every log-probability pass was asked and said, beside the same computed by hand."""
+    """Records the result of every log-probability pass, and the same computed by hand."""
 
     def __init__(self, *args, **kwargs):
         self.passes = []
@@ -116,7 +116,7 @@ class Recorder(AudioGRPOTrainer):
         return result
 
     def by_hand(self, model, row, logits_to_keep):
-        """Log-probabilities of one reply from a plain forward of its prompt alone, with the clips that it names."""
+        """Log-probabilities of one reply from a plain forward of only its prompt with its clips."""
         ids, mask = row
         inputs = alone(self.processing_class, self.train_dataset, ids)
         reply = ids[-logits_to_keep:][mask[-logits_to_keep:].bool()]
@@ -128,7 +128,7 @@ class Recorder(AudioGRPOTrainer):
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """Every forward over more than one token a row: its prompts, and what audio it was given."""
+    """Every forward over more than one token per row: its prompts, and the audio it was given."""
     seen = []
     original = Falcon3AudioModel.forward
 
@@ -144,7 +144,7 @@ def forwards(monkeypatch):
 
 def test_audio_arrives_in_generation_and_in_every_scoring_pass(make, forwards, processor, model, questions):
     make(peft_config=lora(), beta=0.1).train()
-    # All 8 replies are generated at once, scored 4 by 4 by the old policy and the reference, then learned from 4 by 4.
+    # All 8 replies are generated together; old policy and reference score 4 at a time, and training uses 4 at a time.
     assert [len(ids) for ids, _, _ in forwards] == [8, 4, 4, 4, 4, 4, 4]
     assert [name for _, name, _ in forwards] == ["audio_embeds", *["input_features"] * 6]
     (ids, _, embeds), *scored = forwards
@@ -183,7 +183,7 @@ def test_log_probabilities_are_those_of_each_prompt_with_its_own_audio(make, at_
 
 
 def test_other_audio_gives_other_log_probabilities(make, clips, tmp_path):
-    """Two prompts of the same words and lengths, so that nothing but the sound tells them apart."""
+    """Two prompts with the same text and lengths, so that only the audio differs."""
     soundfile.write(tmp_path / "other.wav", tone(0.5, 900), SAMPLING_RATE)
     trainer = make()
     prompts = [trainer._encode(asked("?", path)) for path in (clips[0], str(tmp_path / "other.wav"))]
@@ -197,7 +197,7 @@ def test_other_audio_gives_other_log_probabilities(make, clips, tmp_path):
 
 
 def test_micro_batches_take_the_step_of_the_whole_batch(make, model):
-    """The same replies, learned 8 at once and 2 by 2 with their own audio: the same weights."""
+    """Training on the same replies 8 at a time or 2 at a time, with their own audio, gives the same weights."""
     weights = {}
     for at_once, times in ((8, 1), (2, 4)):
         trainer = make(
@@ -302,7 +302,7 @@ def test_rewards_get_the_columns_and_prompts_without_audio(make, clips):
 
 
 def test_the_stock_trainer_scores_without_audio(make, questions):
-    """Why there is a subclass: it does not start, and once it does, the model refuses what it is asked."""
+    """Why there is a subclass: the stock trainer does not start, and if it did, the model would refuse its inputs."""
     with pytest.raises(AttributeError, match="image_token_id"):
         make(trainer=GRPOTrainer)
 
@@ -372,7 +372,7 @@ def recipe(checkpoint, clips, tmp_path):
 
 def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, checkpoint, capsys, monkeypatch):
     arguments, folder = recipe
-    # An untrained model never says what is right.
+    # An untrained model never answers correctly.
     monkeypatch.setitem(rewards.REWARDS, "exact", length_reward)
     assert grpo.main([*arguments, "--answer_tags", "true"]) == 0
     said = capsys.readouterr().out
@@ -446,7 +446,7 @@ def test_an_adapter_without_its_base_is_no_model_to_begin_with(recipe, tmp_path,
 
 
 def test_an_answer_that_is_not_text_alone_is_an_error(tmp_path):
-    """Its sound would not be compared, and nobody would know."""
+    """Its audio would silently not be compared."""
     answer = [{"type": "text", "text": "A dog."}, {"type": "audio", "path": "dog.wav"}]
     chat = [{"role": "user", "content": "What barks?"}, {"role": "assistant", "content": answer}]
     path = tmp_path / "chats.jsonl"

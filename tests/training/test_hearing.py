@@ -1,4 +1,4 @@
-"""Hearing: against direct forward passes on files of silence, for any batch, in runs that hear and in runs that do not."""
+"""Hearing: against direct forward passes on files of silence, for any batch, in runs that hear and in deaf runs."""
 
 import io
 import logging
@@ -69,8 +69,8 @@ class Records(logging.Handler):
 @pytest.fixture(scope="module")
 def hearing_run(recipe, tmp_path_factory):
     """
-    The trainer of a run that comes to hear, and what it logged: low clips are bells, high ones dogs. With random backbones
-    that would take much longer. The held-out clips have other lengths.
+    The trainer of a run that learns to hear, and its log records: low clips are bells, high ones dogs. With random
+    backbones it would take much longer. The held-out clips have other lengths.
     """
     folder = tmp_path_factory.mktemp("hearing")
 
@@ -108,7 +108,7 @@ def hearing_run(recipe, tmp_path_factory):
 
 @pytest.fixture
 def deaf(monkeypatch):
-    """Models whose projector makes the same of every sound."""
+    """Models whose projector gives the same output for every clip."""
     monkeypatch.setattr(
         Falcon3AudioMultiModalProjector,
         "forward",
@@ -118,7 +118,7 @@ def deaf(monkeypatch):
 
 @pytest.fixture
 def sets(tmp_path):
-    """Chats about clips, of two clips and of none, with answers of every length; and clips with several questions."""
+    """Chats with one, two or no clips, and answers of every length; and clips with several questions."""
     clips = write_clips(tmp_path / "clips", 8)
     rows = [[user(heard(clip), TEXT), assistant(ANSWERS[n % 4])] for n, clip in enumerate(clips)]
     rows.append([user(heard(clips[0]), heard(clips[1]), TEXT), assistant("a dog, then a bell")])
@@ -133,7 +133,7 @@ def load(paths):
 
 
 def with_silence(messages, folder):
-    """The chat with files of silence in place of its clips."""
+    """The chat with its clips replaced by files of silence."""
     folder.mkdir(exist_ok=True)
     silent = []
     for message in messages:
@@ -150,7 +150,7 @@ def with_silence(messages, folder):
 
 
 def loss_of(trainer, messages):
-    """Sum over the answer tokens of a chat, and their number, by the model's own loss in a plain forward."""
+    """The loss summed over the answer tokens of a chat, and their number, from the model's own loss."""
     row = AudioChatCollator(trainer.processing_class)([{"messages": messages}])
     tokens = int((row["labels"][:, 1:] != -100).sum())
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_against_direct_forward_passes(hearing_run, sets, tmp_path):
 
 
 def test_for_any_evaluation_batch(hearing_run, sets, monkeypatch):
-    """Answers are of one to forty tokens, so means of batches would differ by the batch."""
+    """Answers have one to forty tokens, so means over batches would depend on the batch."""
     trainer, _ = hearing_run
     examples = load(sets)
     found = []
@@ -237,13 +237,13 @@ def test_a_run_that_hears(hearing_run):
     assert 0 < entries[-1]["eval_hearing_low"] < entries[-1]["eval_hearing"] < entries[-1]["eval_hearing_high"]
     assert not said(records)
     (folder,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
-    # Evaluations that other tests ask for come later.
+    # Evaluations by other tests come later.
     scalars = EventAccumulator(str(folder)).Reload().Scalars("eval/hearing")[: len(entries)]
     assert [event.value for event in scalars] == pytest.approx([entry["eval_hearing"] for entry in entries])
 
 
 def test_chats_about_a_clip_are_one_clip(processor, tmp_path):
-    """By path or by bytes; chats of several clips or of none are clips of their own."""
+    """By path or by bytes; chats with several clips or none count as separate clips."""
     dog, bell = write_clips(tmp_path, 2)
     stored = {"type": "audio", "audio": {"bytes": dog.read_bytes(), "path": "dog.wav"}}
     users = [[heard(dog)], [heard(bell)], [heard(dog)], [stored], [stored], [heard(dog), heard(dog)], [heard(dog)] * 2]
@@ -259,7 +259,7 @@ def test_chats_about_a_clip_are_one_clip(processor, tmp_path):
 
 
 def test_a_deaf_run_says_so_once(start, deaf, sets, tmp_path, monkeypatch, caplog, capsys):
-    """The second evaluation judges first, the third one repeats it, and so does a run that goes on from there."""
+    """The second evaluation is the first to judge; the third one agrees, and so does a run that resumes from there."""
     monkeypatch.setattr(hearing, "PATIENCE", 1)
     options = ("--eval_strategy", "steps", "--eval_steps", "1", "--max_length", "200")
     options += (
@@ -298,7 +298,7 @@ def test_a_run_without_eval_data_asks_training_questions(start, deaf, tmp_path, 
 
 
 def test_text_alone(recipe, tmp_path, caplog):
-    """Nothing is said about hearing, and nothing is computed for it."""
+    """Hearing is neither reported nor computed."""
     rows = [{"messages": [user(f"Say {n}"), assistant(ANSWERS[n % 4])]} for n in range(12)]
     data = [{"path": str(write_jsonl(tmp_path / "text.jsonl", rows)), "sound": False}]
     options = {"max_steps": 2, "save_strategy": "no", "max_length": 200, "output_dir": str(tmp_path / "run")}
@@ -309,12 +309,12 @@ def test_text_alone(recipe, tmp_path, caplog):
         hook = trainer.model.register_forward_hook(lambda *given: passes.append(1))
         metrics = trainer.evaluate()
         hook.remove()
-    assert len(passes) == 2 and metrics["eval_train_loss"] > 0  # 12 questions, 8 at once
+    assert len(passes) == 2 and metrics["eval_train_loss"] > 0  # 12 questions, 8 at a time
     assert not evaluations(tmp_path / "run") and not said(caplog.records)
 
 
 def test_evaluation_leaves_training_as_it_is(finished_run, start, sets, tmp_path):
-    """Not even dropout draws other numbers."""
+    """Even dropout draws the same numbers."""
     start("--eval_strategy", "steps", "--eval_steps", "1", eval_data=sets)
     expected = Path(finished_run.args.output_dir)
     assert farthest(weights_of(tmp_path / "run"), weights_of(expected)) <= 1e-6
@@ -327,7 +327,7 @@ def test_questions_that_do_not_fit_are_counted(start, tmp_path):
     (short,) = write_clips(tmp_path / "short", 1)
     rows = [{"messages": [user(heard(clip), TEXT), assistant("a dog")]} for clip in (long, short)]
     examples = load([str(write_jsonl(tmp_path / "rows.jsonl", rows))])
-    trainer.args.per_device_eval_batch_size = 1  # a batch has none that fits
+    trainer.args.per_device_eval_batch_size = 1  # one batch has no question that fits
     metrics = trainer.evaluate(eval_dataset=examples)
     assert metrics["eval_num_dropped"] == 1
     expected, tokens = loss_of(trainer, rows[1]["messages"])
@@ -336,7 +336,7 @@ def test_questions_that_do_not_fit_are_counted(start, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_that_of_an_evaluation(hearing_run, sets, monkeypatch, caplog):
-    """Of silence it leaves only hearing unknown, and is said once; of the clips it ends the evaluation by name."""
+    """With silence, only hearing becomes unknown, with one warning; with the clips, the evaluation fails by name."""
     trainer, _ = hearing_run
     examples = {"odd": load(sets[:1])}
     kept = trainer.evaluate(eval_dataset=examples)
@@ -364,7 +364,7 @@ def scored(differences, tokens=2):
 
 
 def test_the_interval_is_students(monkeypatch):
-    """Of clips with equally many tokens the ratio is a mean, whose interval scipy knows."""
+    """For clips with equally many tokens the ratio is a mean, whose interval scipy computes."""
     differences = np.random.default_rng(0).normal(0.3, 1, 40)
     metrics = summarise(scored(differences))
     low, high = stats.ttest_1samp(differences / 2, 0).confidence_interval(0.95)
@@ -395,6 +395,6 @@ def test_what_is_said_of_a_log():
     assert line.startswith("After 60 steps") and "a 95 % interval from -0.1000 to 0.1000 that" in line
     assert not new_deafness(log, 54) and "After 70 steps" in last_deafness(log, 54)[0]
     assert not last_deafness([*log, entry(80, "hearing", 0.001)], 54)
-    # Sets are judged one by one.
+    # Each set is judged separately.
     (line,) = new_deafness([*log, entry(80, "music_hearing", -0.1)], 54)
     assert "eval_music_hearing is 0.0100" in line

@@ -1,4 +1,4 @@
-"""What learns: full towers, last layers, LoRA by name and rank, a rate for each part; and that what a run leaves has it."""
+"""What is trained: full towers, last layers, LoRA by name and rank, learning rates by part; and that runs save it."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_what_learns_is_what_a_merged_run_has(launch, tmp_path, capsys, options,
     after = weights_of(merge(run, tmp_path / "merged"))
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    # A bias of keys never matters to attention, whose softmax takes it away; an embedding that no text has stays.
+    # A key bias never changes attention, because softmax cancels it; the embedding of an unused token stays.
     expected = {name for name in before if learns(name)}
     assert moved <= expected and all(name.endswith("k_proj.bias") for name in expected - moved)
     batch = trainer.data_collator([trainer.train_dataset[0]])
@@ -155,7 +155,7 @@ def test_what_learns_in_full_is_float32(load):
 
 
 def test_in_bfloat16(launch, tmp_path):
-    """The rest in bfloat16 beside a full encoder in float32, and DoRA's magnitudes."""
+    """A full encoder and DoRA's magnitudes are trained in float32; everything is merged to bfloat16."""
     options = ("--dtype", "bfloat16", "--bf16", "true", "--lora_audio_tower", "full", "--use_dora", "true")
     trainer = launch(*options)
     assert all(weight.dtype == torch.float32 for weight in trainer.model.parameters() if weight.requires_grad)
@@ -169,7 +169,7 @@ def test_each_part_has_its_rate(launch):
     groups = trainer.optimizer.param_groups
     rates = {part_of(names[id(weight)]): group["initial_lr"] for group in groups for weight in group["params"]}
     assert rates == {"audio_tower": 0, "multi_modal_projector": 1e-3, "language_model": 1e-2}
-    assert groups[0]["initial_lr"] == 1e-2  # the one in the log
+    assert groups[0]["initial_lr"] == 1e-2  # the rate in the log
     decays = {names[id(weight)]: group["weight_decay"] for group in groups for weight in group["params"]}
     assert len(decays) == sum(weight.requires_grad for weight in trainer.model.parameters())
     without = {name for name, decay in decays.items() if decay == 0}
@@ -180,7 +180,7 @@ def test_each_part_has_its_rate(launch):
 
 
 def test_a_former_run_is_a_model_to_begin_with(finished_run, recipe, tmp_path, capsys):
-    """Its adapter is merged into the base of the new run, which is then like any other; and it goes on like any other."""
+    """Its adapter is merged into the new run's base, which is then like any other; the run resumes like any other."""
     former, run = Path(finished_run.args.output_dir), tmp_path / "run"
     options = (
         "--config",

@@ -46,7 +46,7 @@ def test_disks_without_locks_stop_nothing(tmp_path, monkeypatch, number, goes_on
 
 
 def test_nor_do_systems_without_them(tmp_path, monkeypatch):
-    """As Windows, where the module is not there."""
+    """Such as Windows, which lacks the module."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     spec = importlib.util.spec_from_file_location("locks_elsewhere", locks.__file__)
     elsewhere = importlib.util.module_from_spec(spec)

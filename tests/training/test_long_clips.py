@@ -26,7 +26,7 @@ def made(tmp_path_factory):
 
 
 def spectrum(waveform):
-    """Log power in 64 bands, of each quarter of what is not silent."""
+    """Log power in 64 bands, for each quarter of the part that is not silent."""
     loud = np.flatnonzero(np.abs(waveform) > 0.05 * np.abs(waveform).max())
     quarters = np.array_split(waveform[loud[0] : loud[-1] + 1], 4)
     power = [np.abs(np.fft.rfft(quarter, 2048)[:1024]).reshape(64, 16) ** 2 for quarter in quarters]
@@ -35,7 +35,7 @@ def spectrum(waveform):
 
 @pytest.fixture(scope="module")
 def heard():
-    """Which of some sounds a waveform is, by its spectrum."""
+    """Which of the given sounds a waveform is, by its spectrum."""
     rng = np.random.default_rng(9)
     known = [
         (sound, spectrum(sound_event(sound, pitch, seconds, rng)))
@@ -89,7 +89,7 @@ def test_one_seed_gives_the_same_bytes_and_what_was_begun_is_completed(made, tmp
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     record = json.loads((copy / "long_clips.json").read_text())
-    write_json(copy / "long_clips.json", record | {"finished": False})  # as it is left when it is stopped
+    write_json(copy / "long_clips.json", record | {"finished": False})  # as an interrupted run leaves it
     for name in ("train.json", "test-12.jsonl", "test-audios/012s-00001.wav"):
         (copy / name).unlink()
     generate_long_clips(copy, **options, seed=0)

@@ -48,7 +48,7 @@ def test_logits_are_those_of_the_trained_model(finished_run, run, merged, inputs
     trained = logits(finished_run.model, inputs)
     torch.testing.assert_close(logits(load_adapted(run), inputs), trained, atol=1e-5, rtol=0)
     torch.testing.assert_close(logits(plain, inputs), trained, atol=1e-5, rtol=0)
-    # And not those of the model before training.
+    # And they differ from those before training.
     base = logits(AutoModelForMultimodalLM.from_pretrained(run / "base"), inputs)
     assert (base - trained).abs().max() > 1e-2
 
@@ -81,7 +81,7 @@ def test_the_folder_loads_with_the_auto_classes_and_answers(merged):
     names = {path.name for path in merged.iterdir()}
     assert {"modeling_falcon3_audio.py", "processing_falcon3_audio.py", "chat_template.jinja"} <= names
     assert not any("adapter" in name for name in names)
-    assert str(merged.parent.parent) not in (merged / "config.json").read_text()  # where this machine keeps things
+    assert str(merged.parent.parent) not in (merged / "config.json").read_text()  # no path of this machine
     config = json.loads((merged / "config.json").read_text())
     assert config["auto_map"]["AutoModelForMultimodalLM"].startswith("modeling_falcon3_audio.")
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_merges_as_well(run, tmp_path):
 
 
 def test_a_run_that_was_moved_takes_its_own_base(run, merged, tmp_path):
-    """Also where another run took its old place, with another base."""
+    """Even if another run with another base is now in its old place."""
     old, new = tmp_path / "old", tmp_path / "elsewhere" / "new"
     for folder in (old, new):
         shutil.copytree(run, folder)

@@ -18,7 +18,7 @@ from falcon3_audio.training.learning import choose_trained_weights, count_parame
 from falcon3_audio.training.model import load_model
 
 
-# Written out by hand: the linear layers of a layer of each tower, by choice.
+# Listed by hand: the linear layers in a layer of each tower, by choice.
 ENCODER = {
     "all": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"},
     "attention": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"},
@@ -66,7 +66,7 @@ def test_lora_is_on_exactly_the_chosen_layers(load, encoder, language_model):
     trained = {name.removeprefix("base_model.model.") for name, p in model.named_parameters() if p.requires_grad}
     adapted = {name.partition(".lora_")[0] for name in trained if ".lora_" in name}
     assert adapted == expected
-    # The rest of what is trained is the projector, all of it.
+    # Everything else that is trained is the whole projector.
     rest = {name.replace("modules_to_save.default.", "") for name in trained if ".lora_" not in name}
     projector = [
         f"{part}.{kind}" for part in ("norm_in", "linear_1", "linear_2", "norm_out") for kind in ("weight", "bias")
@@ -111,7 +111,7 @@ def test_the_projector_is_float32_beside_frozen_bfloat16(load):
 def test_no_backward_of_a_frozen_encoder_even_with_activation_checkpointing(
     load, batch, monkeypatch, choice, expected
 ):
-    """Checkpointed layers that are learned through are computed twice; that shows that the spy would notice."""
+    """Checkpointed layers in the backward pass are computed twice, which shows that the spy would notice."""
     passes, original = [], Falcon3AudioAttention.forward
 
     def spy(self, *args, **kwargs):
@@ -190,7 +190,7 @@ def test_a_composed_base_is_kept_and_its_projector_follows_the_seed(backbone_fol
     first = projector("a", seed=1)
     assert torch.equal(projector("b", seed=1), first)
     assert not torch.equal(projector("c", seed=2), first)
-    assert torch.equal(projector("c", seed=1), projector("c", seed=3))  # what is there is not composed again
+    assert torch.equal(projector("c", seed=1), projector("c", seed=3))  # an existing base is not composed again
     config = json.loads((tmp_path / "a" / "base" / "config.json").read_text())
     assert config["pooling_window"] == 1
 

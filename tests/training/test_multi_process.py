@@ -46,7 +46,7 @@ from falcon3_audio.training.data.shards import write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "training" / "accelerate"
-SECONDS = [0.3, 0.7, None, 1.1, 0.5, 2.0, None, 0.9, 1.6, 0.4, None, 1.3]  # None: a chat without sound
+SECONDS = [0.3, 0.7, None, 1.1, 0.5, 2.0, None, 0.9, 1.6, 0.4, None, 1.3]  # None: a chat without audio
 BATCH, STEPS, STEPS_PER_EPOCH = 4, 6, 3
 # bfloat16 has 8 significant bits, and FSDP computes norms and LoRA in it, which autocast leaves in float32.
 TOLERANCE = {"whole": 1e-5, "packed": 1e-5, "half": 2**-7}
@@ -56,7 +56,7 @@ PACKED = ["--train_data", "FOLDER/clips.parquet", "--per_device_train_batch_size
 PACKED += ["--tokens_per_device", "70", "--max_steps", "3", "--activation_checkpointing", "true"]
 PACKED += ["--use_weighted_layer_sum", "true"]
 QUESTIONS = [5, 1, 4, 2, 1, 3]
-# The worst step is what this one leaves, and an encoder in full is part of it.
+# This run keeps its worst step, and trains the encoder in full.
 BEST = ["--eval_data", "FOLDER/clips.parquet", "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4"]
 BEST += ["--load_best_model_at_end", "true", "--greater_is_better", "true", "--lora_audio_tower", "full"]
 BEST += ["--max_length", "400"]
@@ -108,7 +108,7 @@ def recipe(backbone_folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory):
-    """The runs `whole`, `half` and `packed` in one process."""
+    """The runs `whole`, `half`, `packed` and `best` in one process."""
     folder = tmp_path_factory.mktemp("alone")
     runs = {"whole": [], "half": HALF, "packed": of(recipe, PACKED), "best": of(recipe, BEST + ANSWERS)}
     for name, options in runs.items():
@@ -142,11 +142,11 @@ def launched(request, recipe, tmp_path_factory):
             else {}
         ),
         "ended": ["SIGTERM"],
-        "on-RANK": [],  # for the first process the folder `whole`, for the second none
+        "on-RANK": [],  # the folder `whole` for the first process, none for the second
     }
     (folder / "on-0").symlink_to(folder / "whole")
     if strategy == "deepspeed_zero3":
-        # With use_cpu accelerate would take DDP in silence.
+        # With use_cpu, accelerate would silently use DDP.
         runs = {name: [*options, "--use_cpu", "false", "--ddp_backend", "gloo"] for name, options in runs.items()}
     commands = [["--config", recipe, "--output_dir", f"{folder}/{name}", *runs[name]] for name in runs]
     (folder / "runs.json").write_text(json.dumps(commands))
@@ -211,7 +211,7 @@ def test_losses_and_weights_are_those_of_one_process(launched, alone):
 
 
 def test_evaluations_are_those_of_one_process(launched, alone):
-    """Twelve questions in batches of eight: to two processes four of them are dealt twice."""
+    """Twelve questions in batches of eight: two processes get four of them twice."""
     for name in ("whole", "packed"):
         (ours,), (theirs,) = (
             [entry for entry in history_of(folder / name) if "eval_train_loss" in entry]
@@ -225,7 +225,7 @@ def test_evaluations_are_those_of_one_process(launched, alone):
 
 
 def test_the_best_step_is_that_of_one_process(launched, alone):
-    """With an encoder that learns in full; and, where each process has the whole model, by what it answers."""
+    """With a fully trained encoder; and, if each process has the whole model, with the same scores of its answers."""
     ours, theirs = (history_of(folder / "best") for folder in (launched.folder, alone))
     assert ours[-1]["loaded_step"] == theirs[-1]["loaded_step"] == 2
     assert ours[-1]["loaded_metric"] == pytest.approx(theirs[-1]["loaded_metric"], abs=1e-5)
@@ -238,7 +238,7 @@ def test_the_best_step_is_that_of_one_process(launched, alone):
 
 
 def test_the_runs_compared_do_learn(alone):
-    # Otherwise equal weights would say little.
+    # Otherwise equal weights would prove little.
     log = log_of(alone / "whole")
     assert log[-1]["loss"] < log[0]["loss"] - 0.1
     assert farthest(weights_of(alone / "whole"), weights_of(alone / "whole" / "checkpoint-2")) > 1e-3
@@ -247,7 +247,7 @@ def test_the_runs_compared_do_learn(alone):
 def test_the_model_ran_under_the_strategy(launched):
     wrappers = {
         "ddp": {"DistributedDataParallel"},
-        # Every layer of both towers, and the projector, is a unit of its own.
+        # Every layer of both towers is its own unit, and so is the projector.
         "fsdp2": {"FSDPFalcon3AudioEncoderLayer", "FSDPLlamaDecoderLayer", "FSDPFalcon3AudioMultiModalProjector"},
         "deepspeed_zero3": {"DeepSpeedEngine"},
     }
@@ -263,7 +263,7 @@ def test_resumed_in_the_second_epoch(launched):
 
 
 def test_a_stream_is_parted_and_gone_on_with(launched):
-    """Four steps of four rows, two on each of two processes; then the last two of them again."""
+    """Four steps of four rows, two on each of two processes; then the last two steps again."""
     if launched.strategy != "ddp":
         pytest.skip("streams are read alike under all strategies")
     parts = [report["streamed"] for report in launched.reports]
@@ -283,12 +283,12 @@ def test_the_batch_is_the_recipes_whatever_the_devices(launched):
 
 
 def test_devices_without_sound_beside_devices_with_sound(launched, recipe):
-    """DDP waits for gradients of the encoder from both, and does not look for weights that are not used."""
+    """DDP waits for the encoder's gradients from both, and does not look for unused weights."""
     sampler = MixtureSampler([len(SECONDS)], [1.0], seed=42)
     order = list(sampler)
     sampler.set_epoch(1)
     order += list(sampler)
-    # The last two micro-batches of a step, one on each device, are those after which gradients are exchanged.
+    # Gradients are exchanged after the last two micro-batches of a step, one on each device.
     exchanged = [order[end - 2 : end] for end in range(BATCH, len(order) + 1, BATCH)]
     assert any(sum(SECONDS[number] is None for number in pair) == 1 for pair in exchanged)
     arguments = torch.load(launched.folder / "whole" / "training_args.bin", weights_only=False)
@@ -296,7 +296,7 @@ def test_devices_without_sound_beside_devices_with_sound(launched, recipe):
 
 
 def test_a_signal_to_one_process_ends_all_at_the_same_step(launched):
-    """The last process got it in its first step; what is saved is the first step of the whole run."""
+    """The last process got the signal in its first step; the saved step is the first one of the run `whole`."""
     assert launched.output.count("stopped by SIGTERM after step 1, which is saved") == 2
     (saved,) = launched.folder.glob("ended/checkpoint-*")
     assert saved.name == "checkpoint-1"
@@ -310,7 +310,7 @@ def test_folders_that_are_not_shared(launched):
 
 
 def test_going_on_in_one_process(launched, recipe, alone, tmp_path, capsys):
-    """DDP's checkpoints are those of one process; the others' are refused, not half read."""
+    """DDP's checkpoints can be resumed in one process; those of other strategies are refused, not half read."""
     checkpoint = launched.folder / "whole" / "checkpoint-4"
     run = tmp_path / "run"
     code = sft.main(["--config", recipe, "--output_dir", str(run), "--resume_from_checkpoint", str(checkpoint)])

@@ -1,4 +1,4 @@
-"""Open-ASQA's preparation: what the shards hold, what is lost and said, and that neither kills nor workers change a byte.
+"""Open-ASQA's preparation: what the shards hold, what is reported lost, and that kills and workers change no byte.
 
 Expected clips are grouped here from `json.load`, audio is read with soundfile; kills and full disks are real.
 """
@@ -35,9 +35,9 @@ KEYS = {"instruction", "input", "audio_id", "dataset", "task", "output"}
 
 def write_source(folder, clips=CLIPS):
     """
-    A JSON in the published layout, rows of a clip far apart, and the user's own folders of audio.
+    A JSON in the published layout with the rows of a clip far apart, and the user's own audio folders.
 
-    Half a clip's rows bear a transcript; AudioSet's flac files are wav here, LibriTTS keeps its folders of speakers.
+    Two of a clip's three rows have a transcript; AudioSet's flac files are wav here, LibriTTS has speaker folders.
     """
     rows = []
     for number in range(clips):
@@ -164,7 +164,7 @@ def test_the_same_audio_in_two_sub_datasets_is_two_clips(source, tmp_path):
 
 
 def test_two_clips_with_one_file_are_an_error(source, tmp_path, small_buckets, capsys):
-    """A folder without the speakers' folders: the names of LibriTTS are then the same for both."""
+    """A LibriTTS folder without speaker folders: both clips then have the same file name."""
     flat = tmp_path / "flat"
     flat.mkdir()
     soundfile.write(flat / "5.flac", tone(0.2), 16_000)
@@ -182,7 +182,7 @@ def test_two_clips_with_one_file_are_an_error(source, tmp_path, small_buckets, c
     assert f"1 audio files are found for more than one clip, such as {flat / '5.flac'} for {LIBRITTS}/" in said
     assert all(f"{LIBRITTS}/{speaker}/5.flac" in said for speaker in (0, 1))
     assert not list(out.glob("*.arrow")) and not json.loads((out / "report.json").read_text())["finished"]
-    for speaker in (0, 1):  # with the folders of the JSON
+    for speaker in (0, 1):  # with the speaker folders of the JSON
         (flat / str(speaker)).mkdir()
         soundfile.write(flat / str(speaker) / "5.flac", tone(0.2 + speaker), 16_000)
     assert main(["prepare", str(source / "rows.json"), str(out), *roots]) == 0
@@ -206,17 +206,17 @@ def test_other_rates_and_channels(source, tmp_path):
         (["a/x.wav"], "as_2m", "/data/sls/audio/x.flac", "a/x.wav"),  # another suffix
         (["a/x.wav"], "fsd50k", "/data/sls/audio/x.wav", None),  # no root for it
         (["a/x.wav"], "AS_2m", "/data/sls/audio/x.wav", None),
-        (["a/x.wav", "a/audio/x.wav"], "as_2m", "/data/sls/audio/x.wav", "a/audio/x.wav"),  # the longest end
-        (["a/x.flac", "a/audio/x.wav"], "as_2m", "/data/sls/audio/x.flac", "a/x.flac"),  # the very name first
+        (["a/x.wav", "a/audio/x.wav"], "as_2m", "/data/sls/audio/x.wav", "a/audio/x.wav"),  # the longest matching end
+        (["a/x.flac", "a/audio/x.wav"], "as_2m", "/data/sls/audio/x.flac", "a/x.flac"),  # the exact name first
         (["a/2/1.wav"], "as_2m", "/data/1/1.wav", None),  # another folder's file
         (["b/x.wav"], "as_2m", "/data/x.wav", "b/x.wav"),  # the second folder
         (["a/x.wav", "b/x.wav"], "as_2m", "/data/x.wav", "a/x.wav"),
         (["a/x.wav"], "as_2m", "../../audio/x.wav", "a/x.wav"),  # as in LTU's toy set
-        (["a/clip.flac"], "as_2m", "/data/clip.0001", None),  # .0001 is no suffix of audio
+        (["a/clip.flac"], "as_2m", "/data/clip.0001", None),  # .0001 is not an audio suffix
         (["a/clip.0001.flac"], "as_2m", "/data/clip.0001", "a/clip.0001.flac"),
         (["home/train/x.wav"], "world", "train/x.wav", "home/train/x.wav"),  # relative to the JSON
         (["home/x.wav"], "world", "train/x.wav", None),
-        (["a/x.wav/y"], "as_2m", "/data/x.wav", None),  # a folder is no file
+        (["a/x.wav/y"], "as_2m", "/data/x.wav", None),  # a folder is not a file
         ([], "as_2m", "/", None),
         ([], "as_2m", "x\0.wav", None),
     ],
@@ -284,7 +284,7 @@ def test_too_much_missing_fails_before_decoding_and_continues(source, tmp_path, 
 
 
 def files_and_times(folder):
-    """Name -> which file it is, of every shard. A number is used again once its file is gone; the time tells those apart."""
+    """Shard name -> (inode, time). The inode of a deleted file can be reused; the time tells those apart."""
     stats = {path.name: path.stat() for path in folder.glob("*.arrow")}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
@@ -299,7 +299,7 @@ def test_broken_audio_that_was_mended_is_taken(source, tmp_path, small_buckets):
     run(source, tmp_path / "out")
     now = files_and_times(tmp_path / "out")
     redone = {name.split("-")[0] for name in now if kept.get(name) != now[name]}
-    assert len(redone) == 1 and len(now) > 4  # the one bucket
+    assert len(redone) == 1 and len(now) > 4  # only the affected bucket
     run(source, tmp_path / "fresh")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
 
@@ -401,11 +401,11 @@ def test_a_download_that_was_cut_off_anywhere(source, tmp_path):
         with pytest.raises(ValueError, match="is cut off or not JSON"):
             run(source, tmp_path / "out")
     (source / "rows.json").write_bytes(whole)
-    assert run(source, tmp_path / "out")["total"]["clips"] == CLIPS  # nothing of the others is left
+    assert run(source, tmp_path / "out")["total"]["clips"] == CLIPS  # nothing is left of the other runs
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    """Peaks of the resident memory, of a process that looks for the audio of 1,000 clips, and then of 12,000."""
+    """Peak resident memory of a process that looks for the audio of 1,000 clips, and then of 12,000."""
     monkeypatch.setattr(open_asqa_rows, "BUFFER_BYTES", 1_000_000)
     for name, clips in (("small", 1_000), ("large", 12_000)):
         with open(tmp_path / f"{name}.json", "w") as file:
@@ -415,7 +415,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
                 file.write(json.dumps(row, indent=1) + ("]" if number == 5 * clips - 1 else ",\n"))
 
     def peak(function):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         function()
         [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024
@@ -435,7 +435,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     size = (tmp_path / "large.json").stat().st_size
     assert size > 35_000_000
     assert large - small < 8_000_000
-    assert loaded - small > size  # what reading it at once would cost, so that the measure is seen to work
+    assert loaded - small > size  # the cost of reading it whole, which shows that the measurement works
 
 
 def test_killed_at_every_step(source, tmp_path, monkeypatch, small_buckets):
@@ -444,7 +444,7 @@ def test_killed_at_every_step(source, tmp_path, monkeypatch, small_buckets):
     replace, steps = os.replace, 0
 
     def killed_run(out, step):
-        """In a child: killed when its `step`-th file is complete, but has not got its name."""
+        """In a child process: killed when its `step`-th file is complete but not renamed yet."""
         done = 0
 
         def counted(*paths):
@@ -469,7 +469,7 @@ def test_killed_at_every_step(source, tmp_path, monkeypatch, small_buckets):
     assert len(shards) > len(buckets) > 2
     assert steps == len(shards) + len(buckets) + 4  # a record per bucket; the report twice, the rows and their summary
 
-    # The same folder, killed again and again, gets there: each run adds a step.
+    # Killed again and again in the same folder, it still finishes: each run adds a step.
     for _ in range(99):
         if in_child(lambda: killed_run(tmp_path / "often", 4)) == 0:
             break

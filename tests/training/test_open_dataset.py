@@ -1,4 +1,4 @@
-"""Sets from wherever they are, and exactly the split that was asked for."""
+"""Sets from any location, and exactly the requested split."""
 
 from itertools import chain
 
@@ -13,7 +13,7 @@ from falcon3_audio.training.data.shards import begin_set, finish_set, write_shar
 
 @pytest.fixture
 def folder(tmp_path):
-    """Files as in a copy of a set on the Hub, between sounds whose names say nothing about them."""
+    """Files as in a copy of a Hub set, among audio files whose names do not matter."""
     folder = tmp_path / "testing ground" / "set"
     (folder / "data").mkdir(parents=True)
     for name in ("train-00000", "train-00001", "test-00000", "my_dev", "contest"):
@@ -28,13 +28,13 @@ def texts(*arguments):
 
 
 def test_files_that_are_named_after_a_split_are_in_no_other(folder):
-    """What does not say is training data: `contest` is no test, nor is all that lies in the folder `testing ground`."""
+    """Other files are training data: `contest` is not a test set, and neither is the folder `testing ground`."""
     assert texts(folder) == 2 * ["contest"] + 2 * ["train-00000"] + 2 * ["train-00001"]
     assert [row["text"] for row in open_dataset(str(folder), split="test")] == 2 * ["test-00000"]
     assert [row["text"] for row in open_dataset(str(folder), split="validation[:1]")] == ["my_dev"]
     with pytest.raises(ValueError, match="set' cannot be read: .*dev"):
         open_dataset(str(folder), split="dev")
-    # A file that is named is meant.
+    # A file given by path is read, whatever its name.
     assert texts(folder / "data" / "test-00000.jsonl") == 2 * ["test-00000"]
 
 
@@ -45,7 +45,7 @@ def test_saved_sets_have_the_splits_they_were_saved_with(tmp_path):
     with pytest.raises(ValueError, match="got the split 'dev'; expected one of train, test"):
         open_dataset(str(tmp_path / "splits"), split="dev")
     Dataset.from_list([{"text": "b"}], split="test").save_to_disk(tmp_path / "one")
-    for split in ("test", "train"):  # there is but one
+    for split in ("test", "train"):  # there is only one
         assert [row["text"] for row in open_dataset(str(tmp_path / "one"), split=split)] == ["b"]
     with pytest.raises(ValueError, match="got the split 'dev'; expected one of test, train"):
         open_dataset(str(tmp_path / "one"), split="dev")
@@ -85,7 +85,7 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(path, monkeypatch
 
 
 def test_json_on_the_hub_says_what_it_says(folder, monkeypatch):
-    """`datasets` finds the files; what is in them is read here."""
+    """`datasets` finds the files; their contents are read here."""
     rows = [{"text": text, "same": ["a"] if text == "b" else text} for text in ("0", "null", "2024-01-31", "b")]
     file = str(write_jsonl(folder / "rows.jsonl", rows))
 
@@ -99,7 +99,7 @@ def test_json_on_the_hub_says_what_it_says(folder, monkeypatch):
 
 
 def test_tables_and_tars_beside_a_set_are_no_part_of_it(tmp_path):
-    """Sets on the Hub come with the recordings in a tar, and with statistics."""
+    """Sets on the Hub come with a tar of the recordings, and with statistics."""
     (tmp_path / "counts.csv").write_text("text,count\na,1\n")
     (tmp_path / "sounds.tar").write_bytes(b"no tar")
     assert texts(tmp_path) == ["a"]
@@ -113,7 +113,7 @@ def test_tables_and_tars_beside_a_set_are_no_part_of_it(tmp_path):
 
 
 def test_tables_on_the_hub_say_what_they_say(tmp_path, monkeypatch):
-    """`datasets` finds the files and knows the delimiter; pandas would take the texts for numbers and for nothing."""
+    """`datasets` finds the files and knows the delimiter; pandas would read the texts as numbers and NaN."""
     (tmp_path / "rows.tsv").write_text("text;n\n007;1\nNA;2\n")
     files = {"test": [str(tmp_path / "rows.tsv")]}
     monkeypatch.setattr(
@@ -134,7 +134,7 @@ def write_parquet(path, rows):
 @pytest.mark.parametrize("name", ["set[12]", "set [v2]", "set*", "set?", "set#1", "set%201", "{set}"])
 @pytest.mark.parametrize("ending, write", [(".jsonl", write_jsonl), (".parquet", write_parquet)])
 def test_a_name_is_no_pattern(tmp_path, name, ending, write):
-    """Neither a file's nor a folder's, beside others that would fit it."""
+    """Neither a file's nor a folder's name, next to others that would match it."""
     for other in ("set1", "set v", "sets", name):
         (tmp_path / other).mkdir()
         for path in (tmp_path / f"{other}{ending}", tmp_path / other / f"rows{ending}"):
@@ -149,7 +149,7 @@ def test_a_name_that_datasets_cannot_open(tmp_path):
 
 
 def test_hidden_files_are_no_part_of_a_folder(tmp_path):
-    """Which itself may be hidden, or lie in such a one."""
+    """The folder itself can be hidden, or be in a hidden folder."""
     folder = tmp_path / ".cache" / "set"
     (folder / ".ipynb_checkpoints").mkdir(parents=True)
     write_jsonl(folder / "train.jsonl", [{"text": "a"}])

@@ -1,4 +1,4 @@
-"""Where streams come from: files that URLs name are read where they are, as those of a loaded set."""
+"""The files of streams: those at URLs are read in place, with the same rows as in a loaded set."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ ROWS = [{"text": "007", "n": 1}, {"text": "null", "n": [2]}, {"text": "c", "n": 
 
 @pytest.fixture
 def far():
-    """Puts a file where only a URL leads to, and returns that."""
+    """Stores a file that can only be reached by URL, and returns the URL."""
     files = fsspec.filesystem("memory")
 
     def put(name, data):
@@ -44,7 +44,7 @@ def as_on_the_hub(monkeypatch, name, files, **config):
 
 
 def test_json_of_the_hub(far, monkeypatch):
-    """Also packed; files are read from a row on."""
+    """Also compressed; files can be read from a given row on."""
     data = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     urls = [far("0.jsonl", data), far("1.jsonl.gz", gzip.compress(data)), far("2.json", json.dumps(ROWS).encode())]
     as_on_the_hub(monkeypatch, "json", {"train": urls, "test": urls[:1]})
@@ -71,7 +71,7 @@ def test_tables_and_tars_of_the_hub(far, monkeypatch, tmp_path):
 
 
 def test_an_audiofolder_of_the_hub(far, monkeypatch, tmp_path):
-    """`datasets` streams it, with torchcodec alone; it leaves sounds where they are."""
+    """`datasets` streams it only with torchcodec, and leaves the audio files in place."""
     clips = write_clips(tmp_path / "set", 3)
     (tmp_path / "set" / "metadata.jsonl").write_text('{"file_name": "0.wav", "text": "0"}\n')
     builder = load_dataset_builder("audiofolder", data_dir=str(tmp_path / "set"))

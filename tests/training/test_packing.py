@@ -25,7 +25,7 @@ def asked(clip, name, *pairs):
 
 @pytest.fixture
 def examples():
-    """Eight questions about three clips, not in order; one question is asked twice with other answers."""
+    """Eight questions about three clips, not in order; one question is asked twice with different answers."""
     dog = asked(
         tone(0.9, 300), "dog", ("What is it?", "a dog"), ("What is it?", "a bell"), ("What?", "a dog, I think")
     )
@@ -36,7 +36,7 @@ def examples():
 
 
 def answer_losses(model, batch):
-    """The loss of each answer token, by the answer tokens before it and itself: sorted, since rows are not in order."""
+    """The loss of each answer token, sorted because rows are not in order."""
     inputs = {name: value for name, value in batch.items() if not name.startswith("num_")}
     labels = inputs.pop("labels")[:, 1:]
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_what_is_learned_is_each_answer_with_its_end(processor, examples):
 
 
 def test_examples_that_do_not_fit_leave_the_others_their_audio(processor, examples):
-    """The first question about a clip brings its audio; it must be there when that question is too long."""
+    """The first question about a clip brings its audio, which must not be lost if that question is too long."""
     long = asked(tone(0.9, 300), "dog", ("What is it? " * 40, "a dog"))
     whole = AudioChatCollator(processor, 300, questions_per_row=None)(examples)
     batch = AudioChatCollator(processor, 300, questions_per_row=None)(long + examples)
@@ -121,20 +121,20 @@ def units_of(*sizes):
 
 
 def test_micro_batches_by_hand():
-    """Rows as long as the longest unit would hold 5 + 2, 4 + 3 of 7 places; at most 14 fit into a micro-batch."""
+    """Rows as long as the longest unit hold 7, 5 + 2 and 4 + 3 of 7 positions; a batch has at most 14, then 7."""
     assert lengths(pack_units(units_of(4, 2, 7, 5, 3), 14)) == [[[7], [5, 2]], [[4, 3]]]
     assert lengths(pack_units(units_of(4, 2, 7, 5, 3), 7)) == [[[7]], [[5, 2]], [[4, 3]]]
-    # What is longer than allowed is alone. Nothing makes one empty batch.
+    # A unit over the limit is alone. No units give one empty batch.
     assert lengths(pack_units(units_of(2, 9), 4)) == [[[9]], [[2]]]
     assert pack_units([]) == [[]] == split_rows([], len, 5)
-    # Rows of 6 would be 6 + 6 + 4 places in three rows; of 8, two full ones.
+    # Rows of 6 would be three, with 6, 6 and 4 positions used; rows of 8 are two full ones.
     assert lengths(pack_units(units_of(6, 5, 3, 2))) == [[[6, 2], [5, 3]]]
     assert split_rows(["aa", "b", "cccc", "dd", "e"], len, 8) == [["cccc", "aa"], ["dd", "b", "e"]]
     assert split_rows(["a", "bbbbbb", "c", "d"], len, 6) == [["bbbbbb"], ["a", "c", "d"]]
 
 
 def test_packing_leaves_few_places_empty():
-    """Clips of up to 30 s with up to nine questions: 256 questions are packed to 90 % and more in 8192 places."""
+    """50 clips of up to 30 s with up to nine questions fill more than 90 % of batches of 8192 positions."""
     rng = np.random.default_rng(0)
     units = units_of(*(int(25 * rng.uniform(1, 30)) + 60 * int(rng.integers(1, 10)) for _ in range(50)))
     packing = pack_units(units, 8192)
@@ -155,17 +155,17 @@ def test_micro_batches_have_the_same_losses(model, processor, examples, limit):
     for tokens in (60, 150, 10_000):
         batches = collator.micro_batches(examples, tokens)
         for batch in batches:
-            # Silence in a batch without sound may be a row more.
+            # A batch without audio can have one more row, of silence.
             rows, width = batch["input_ids"].shape
             assert rows * width <= tokens + width or rows == 1
-        # Each brings sound, or DDP would wait for the encoder's gradients.
+        # Each has audio; otherwise DDP would wait for the encoder's gradients.
         assert all(batch["input_features_mask"].any() for batch in batches)
         assert [int(batch.get("num_questions", 0)) for batch in batches] == [8] + [0] * (len(batches) - 1)
         torch.testing.assert_close(losses_of_all(model, batches), apart, rtol=0, atol=1e-5)
     assert len(batches) == 1
-    # Six of the questions are about three clips, of which three, two and one share one.
+    # Six of the questions are about three clips: three, two and one per clip.
     assert sum(len(batch["input_features"]) for batch in batches) == {None: 3, 2: 4, 1: 6}[limit]
-    if limit is None:  # all about one clip do not fit: two units, which both bring it
+    if limit is None:  # all about one clip do not fit: two units, both with its audio
         dog = collator.micro_batches([examples[0], examples[3], examples[6]], 60)
         assert sum(len(batch["input_features"]) for batch in dog) > 1
 
@@ -188,7 +188,7 @@ def test_questions_about_a_clip_come_in_one_batch():
     clips = np.random.default_rng(0).integers(1, 10, 300)
     order, found = batches_of(clips, None, 32)
     spread = [clip for clip, places in found.items() if len({batch for batch, _ in places}) > 1]
-    assert len(spread) <= 6  # where nothing else filled a batch
+    assert len(spread) <= 6  # when nothing else filled a batch
     in_order = [clip for clip, places in found.items() if [i for _, i in places] == sorted(i for _, i in places)]
     assert len(in_order) < len(clips) / 2
     assert order == batches_of(clips, None, 32)[0] != batches_of(clips, None, 32, epoch=1)[0]
@@ -204,7 +204,7 @@ def test_a_step_has_the_same_questions_whatever_the_devices():
 
 
 def test_devices_have_about_as_many_clips():
-    """Half of the clips have one question, half have many: in the order in which they come, a device has much more sound."""
+    """Half of the clips have one question, half have many: in plain order, one device would get much more audio."""
     rng = np.random.default_rng(0)
     clips = np.where(rng.random(400) < 0.5, 1, rng.integers(6, 14, 400))
     _, found = batches_of(clips, None, 32)

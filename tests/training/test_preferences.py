@@ -1,4 +1,4 @@
-"""Preference sets with sound, as they are stored and as DPO has them; and the verb from beginning to end."""
+"""Preference sets with audio, as stored and as DPO gets them; and the verb end to end."""
 
 import json
 import shutil
@@ -135,19 +135,19 @@ def test_a_run_learns_to_prefer_and_goes_on(launch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 pairs of answers; beta 0.1" in said and "LoRA of rank 8 on: all" in said
     history = [entry for entry in history_of(run) if "loss" in entry]
-    assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # policy and reference are one yet
+    assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # policy and reference are still the same
     assert history[-1]["rewards/margins"] > history[0]["rewards/margins"]
     assert (run / "loss_curve.png").exists() and (run / "recipe.yaml").exists()
     weights = weights_of(run)
     assert any("multi_modal_projector" in name for name in weights) and any("audio_tower" in name for name in weights)
-    assert launch() == 0  # it has ended
+    assert launch() == 0  # it is finished
     assert farthest(weights_of(run), weights) == 0
     assert launch("--resume_from_checkpoint", str(run / "checkpoint-2")) == 0
     assert farthest(weights_of(run), weights) <= 1e-5
     assert launch("--beta", "0.3") == 1
     assert "started with other options (beta: 0.1 -> 0.3)" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists() and weights_of(merge(run, tmp_path / "merged"))
-    for checkpoint in run.glob("checkpoint-*"):  # to have room
+    for checkpoint in run.glob("checkpoint-*"):  # to free disk space
         shutil.rmtree(checkpoint)
     assert launch() == 1
     assert (

@@ -42,7 +42,7 @@ def test_tokens_have_the_moments_of_the_embeddings(backbone_folders, clips, proj
 
 
 def test_clips_are_less_alike(backbone_folders, clips):
-    """Which is what it is for: the mean cosine between clips, each by its mean token."""
+    """The purpose of the fit: a lower mean correlation between clips, each represented by its mean token."""
 
     def likeness(model):
         means = torch.stack([tokens_of(model, [clip]).mean(0) for clip in clips])
@@ -68,7 +68,7 @@ def test_without_clips(model):
 
 
 def test_a_run_starts_from_it(recipe, tmp_path):
-    """The base that a run saves has it, the same for the same seed, and differs from a random one in the norms alone."""
+    """The base that a run saves has it, the same for the same seed, and only its norms differ from a random one."""
 
     def base(name, **options):
         path = write_recipe(tmp_path / f"{name}.yaml", extends=recipe, max_steps=1, save_steps=1, **options)

@@ -28,7 +28,7 @@ from falcon3_audio.training.publishing import push
 from falcon3_audio.training.publishing.merge import load_adapted, merge
 
 
-# Runs the commands that it reads, one per line, and prints their exit codes and what they said.
+# Runs the commands that it reads, one per line, and prints their exit codes and output.
 WORKER = """
 import contextlib, io, json, os, sys
 from huggingface_hub import constants
@@ -41,7 +41,7 @@ for line in sys.stdin:
         code = {"push": push.main, "train": sft.main}[call["verb"]](call["arguments"])
     print(json.dumps([code, said.getvalue(), error.getvalue()]), flush=True)
 """
-# Asks an adapter's repository, as transformers and as PEFT load it, and its processor.
+# Runs an adapter's repository, as loaded by transformers and by PEFT, with its processor.
 ASK_ADAPTERS = """
 import json, sys
 sys.modules["falcon3_audio"] = None
@@ -71,7 +71,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def environment(hub):
-    """Makes the environment of a process that has its Hub here and nothing in its cache."""
+    """Creates the environment of a process with this Hub and an empty cache."""
 
     def make(home: Path, **more: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -138,7 +138,7 @@ def here(monkeypatch, capsys):
 
 
 def answer_of(run: Path, clip: Path) -> list[int]:
-    """Eight tokens about a clip, of a run's model as it is here."""
+    """Eight tokens about a clip from a run's local model."""
     chat = question(np.load(clip))
     processor = AutoProcessor.from_pretrained(run)
     inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
@@ -173,7 +173,7 @@ def test_a_push_is_one_commit_that_loads_anywhere(run, hub, send, environment, c
         "train_data": [source | {"path": Path(source["path"]).name} for source in recorded["train_data"]],
     }
     assert ModelCard(files["README.md"].decode()).data.pipeline_tag == "audio-text-to-text"
-    # Nobody has to read where this was made.
+    # No file contains local paths.
     assert not [name for name, content in files.items() if str(tmp_path.parent).encode() in content]
     # Auto classes, processor and pipeline, by the Hub id; anonymous.
     script = Path(__file__).parents[1] / "load_remote_code.py"
@@ -181,7 +181,7 @@ def test_a_push_is_one_commit_that_loads_anywhere(run, hub, send, environment, c
     loaded = subprocess.run(command, env=environment(tmp_path / "home"), capture_output=True, text=True)
     expected = answer_of(run, clip)
     assert [result["tokens"] for result in results(loaded)] == [expected, expected]
-    # The same again is no commit, and sends no weights.
+    # Pushing the same again makes no commit and sends no weights.
     uploads = list(hub.uploads)
     assert send(run, "org/model")[0] == 0
     assert len(hub.repos["org/model"].titles) == 2 and hub.uploads == uploads
@@ -208,7 +208,7 @@ def test_scores_of_other_weights_go(run, hub, send, tmp_path):
 
 
 def scored(model: Path, place: Path, repo_id: str) -> Path:
-    """A file of results with one that was measured with the files in `model`."""
+    """A results file with one result, measured with the files in `model`."""
     digest = model_digest(model)
     run = {name: "x" for name in NEEDED_OF_RUN} | {"control": "none", "decoding": {}, "versions": {"torch": "2"}}
     run |= {"model_commit": digest, "model_commit_is": "sha256", "decoding": {"do_sample": False}}
@@ -220,7 +220,7 @@ def scored(model: Path, place: Path, repo_id: str) -> Path:
 
 
 def test_a_run_goes_with_the_score_of_its_merged_model(run, here, tmp_path):
-    """That of the run's own folder is refused, with what to measure: what is pushed are other files."""
+    """A score of the run's own folder is refused, because other files are pushed; the error says what to measure."""
     options = ("org/model", "--dry-run", "--results")
     code, said, error = here(run, *options, scored(run, tmp_path / "run.json", "org/model"))
     assert code == 1 and "dry run" not in said
@@ -233,7 +233,7 @@ def test_a_run_goes_with_the_score_of_its_merged_model(run, here, tmp_path):
 
 
 def test_what_is_merged_is_in_the_files_that_are_pushed(run, tmp_path, monkeypatch):
-    """Also where there are several: a score is of files, by their digest."""
+    """Also with several files: a score belongs to files, by their digest."""
     for module in (merging, push):
         monkeypatch.setattr(module, "SHARD_SIZE", "100KB")
     merged = merge(run, tmp_path / "merged")
@@ -258,7 +258,7 @@ def test_what_is_merged_is_in_the_files_that_are_pushed(run, tmp_path, monkeypat
         ("/home/me/a:/home/me/b", "a:b"),
         ("/home/me/My Files/x y.wav", "x y.wav"),
         ("see '/home/me/x' for more", "see 'x' for more"),
-        # What says nothing of this machine.
+        # Texts that reveal nothing about this machine.
         *((text, text) for text in ("org/name", "data/open_asqa", "https://host/home/me", "hf://datasets/org/x")),
         *((text, text) for text in ("yes/no, 3/4 and a / b", "<answer>a</answer>", "say /think", "..", "")),
     ],
@@ -285,7 +285,7 @@ def test_private_repositories(run, hub, send):
     assert send(run, "ada/private", "--private")[0] == 0
     assert hub.repos["ada/private"].private
     assert send(run, "ada/public")[0] == 0
-    assert send(run, "ada/private")[0] == 0 and hub.repos["ada/private"].private  # it stays so
+    assert send(run, "ada/private")[0] == 0 and hub.repos["ada/private"].private  # it stays private
     code, _, error = send(run / "checkpoint-2", "ada/public", "--private")
     assert code == 1 and "ada/public already exists and is public: nothing was sent" in error
     assert len(hub.repos["ada/public"].titles) == 2
@@ -301,7 +301,7 @@ def test_branches_and_pull_requests(run, hub, send):
     expected = weights_of(run / "checkpoint-2")["base_model.model.model.multi_modal_projector.linear_1.weight"]
     assert torch.equal(early["model.multi_modal_projector.linear_1.weight"], expected)
     assert json.loads(hub.files("org/branches", "early")["trainer_state.json"])["global_step"] == 2
-    # From somebody who may not write there.
+    # From a user without write access.
     code, said, _ = send(run / "checkpoint-4", "org/branches", "--create-pr", token="hf_bob")
     assert code == 0 and f"pushed: {hub.endpoint}/org/branches/discussions/1" in said
     assert json.loads(hub.files("org/branches", "refs/pr/1")["trainer_state.json"])["global_step"] == 4
@@ -344,7 +344,7 @@ def test_after_a_cut_connection_the_same_command_finishes(run, hub, send):
     assert code == 1 and len(error.strip().splitlines()) == 1
     assert "Error while uploading 'model-0" in error and "large files that arrived are not sent again" in error
     assert hub.repos["org/cut"].titles == ["initial commit"]
-    # Now one is cut off in the middle, which is tried again at once; then the connection, before the commit is whole.
+    # Now an upload is cut off and retried immediately; then the connection is cut before the commit is complete.
     code, error, second = uploads_of(("PUT", "/objects/", CUT), ("POST", "/commit/", CUT))
     assert code == 1 and f"{hub.endpoint} cannot be reached, or the connection was cut" in error
     assert hub.repos["org/cut"].titles == ["initial commit"] and second
@@ -355,7 +355,7 @@ def test_after_a_cut_connection_the_same_command_finishes(run, hub, send):
 
 
 def test_adapters_load_without_the_package(run, recipe, hub, send, base, environment, clip, tmp_path):
-    """Those that the command pushed, and those that training pushed by itself."""
+    """Those pushed by the command, and those pushed by training itself."""
     assert send(run, "org/adapter", "--adapter-only", "--base-model", base)[0] == 0
     files = hub.files("org/adapter")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == base
@@ -369,7 +369,7 @@ def test_adapters_load_without_the_package(run, recipe, hub, send, base, environ
     assert set(hub.files("org/trained")) == set(files)
     card = ModelCard(hub.files("org/trained")["README.md"].decode())
     assert card.data.pipeline_tag == "audio-text-to-text" and card.data.base_model == [base]
-    # Nobody has to name the base of such a run.
+    # The base of such a run need not be given.
     assert send(tmp_path / "run", "org/again", "--adapter-only")[0] == 0
     names = ("org/adapter", "org/trained", "org/again")
     command = [sys.executable, "-I", "-c", ASK_ADAPTERS, clip, base, *names]
@@ -382,7 +382,7 @@ def test_adapters_load_without_the_package(run, recipe, hub, send, base, environ
 
 
 def test_a_run_that_composed_its_model_pushes_it_merged(recipe, hub, send, tmp_path):
-    """The name gets the user's before it; nothing that names the machine goes along."""
+    """The user name is put before the repository name; nothing that identifies the machine is pushed."""
     options = ("--config", recipe, "--output_dir", tmp_path / "run", "--max_steps", "1", "--report_to", "tensorboard")
     code, out, error = send(*options, "--push_to_hub", "--hub_model_id", "whole", verb="train")
     assert code == 0 and "pushed: " in out, error
@@ -410,7 +410,7 @@ def test_an_adapter_on_another_base_is_refused(run, hub, send, tmp_path):
 
 
 def test_another_answer_from_the_hub_is_an_error(run, here, monkeypatch):
-    """As where an adapter's base has other weights."""
+    """For example if an adapter's base has other weights."""
     commit = CommitInfo("https://huggingface.co/org/model/commit/abc", "Upload model", "", "abc")
     asked, answers = [], ["a bell", "a dog"]
     monkeypatch.setattr(push, "check_token", lambda: None)
@@ -425,7 +425,7 @@ def test_another_answer_from_the_hub_is_an_error(run, here, monkeypatch):
 
 
 def test_what_does_not_load_is_not_sent(run, here, monkeypatch, tmp_path):
-    """`ask` for real, of a model without its code; nothing is asked of the Hub afterwards."""
+    """The real `ask`, on a model without its code; the Hub is not contacted afterwards."""
     monkeypatch.setattr(push, "check_token", lambda: None)
     monkeypatch.setattr(push, "stage", lambda run, folder, *options: shutil.copy(run / "base" / "config.json", folder))
     code, said, error = here(run, "org/model", "--verify")
@@ -459,7 +459,7 @@ def test_tokens_names_and_connections_that_are_refused(run, hub, send, here, mon
     error = said("org/new", endpoint="http://127.0.0.1:9")
     assert "push: http://127.0.0.1:9 cannot be reached, or the connection was cut: " in error and "refused" in error
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(push, "get_token", lambda: None)  # whatever this machine is logged in to
+    monkeypatch.setattr(push, "get_token", lambda: None)  # whatever this machine's login
     code, _, error = here(run, "org/new")
     assert code == 1 and "There is no token for the Hub. Log in with `hf auth login`, or set HF_TOKEN" in error
 

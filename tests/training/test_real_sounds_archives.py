@@ -1,4 +1,4 @@
-"""Archives of recordings, written here by their formats: Quake's pk3, Qt's rcc, OpenTTD's cat."""
+"""Archives of recordings, written here in their formats: Quake's pk3, Qt's rcc, OpenTTD's cat."""
 
 import struct
 
@@ -9,7 +9,7 @@ from falcon3_audio.training.prepare.real_sounds.archives import read_cat, read_p
 
 
 def make_rcc(files, compressed=(), version=1):
-    """A resource of one folder `a` with the files: names, data and a tree whose nodes lie breadth first."""
+    """A resource of one folder `a` with the files: names, data and a tree with its nodes in breadth-first order."""
     names, blobs = b"", b""
     entries = {}
     for name in ("a", *files):
@@ -29,7 +29,7 @@ def make_rcc(files, compressed=(), version=1):
 def make_cat(sounds):
     offset, table, body = 8 * len(sounds), b"", b""
     for title, data in sounds:
-        # The first offset has the mark that OpenTTD's newer files have.
+        # The first offset has the flag of OpenTTD's newer files.
         at = offset + len(body) | (0x80000000 if not table else 0)
         table += struct.pack("<2I", at, len(data))
         text = title.encode("latin-1") + b"\0"
@@ -58,7 +58,7 @@ def test_cat():
 def test_all_archives_of_a_folder(tmp_path):
     (tmp_path / "share").mkdir()
     (tmp_path / "share" / "pak0.pk3").write_bytes(zipped({"sound/a.wav": b"first", "sound/b.wav": b"b"}))
-    (tmp_path / "share" / "pak1.pk3").write_bytes(zipped({"sound/a.wav": b"second"}))  # as games do, the later counts
+    (tmp_path / "share" / "pak1.pk3").write_bytes(zipped({"sound/a.wav": b"second"}))  # as in games, the later wins
     (tmp_path / "share" / "all.rcc").write_bytes(make_rcc({"c.wav": b"c"}))
     target = tmp_path / "unpacked"
     unpack_archives(tmp_path / "share", target)

@@ -1,4 +1,4 @@
-"""What is put together: that it holds what its labels and answers say, heard by correlation with its parts."""
+"""Composites contain what their labels and answers say, measured by correlation with their parts."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ RATE = 16_000
 
 
 def recording(folder, name, split=TRAIN, seconds=0.7):
-    """A noise of its own, between silences."""
+    """A distinct noise between silences."""
     samples = np.random.default_rng(len(list(folder.iterdir()))).normal(0, 0.1, int(seconds * RATE))
     path = folder / f"{name}.wav"
     soundfile.write(path, np.pad(samples, 1600), RATE)
@@ -48,7 +48,7 @@ def kind(made, name):
 
 
 def places(made, part):
-    """Where a part is heard in a composite: seconds, of correlations near one."""
+    """Where a part occurs in a composite, in seconds: correlations near one."""
     heard, _ = soundfile.read(made.file)
     own = level(soundfile.read(part.file)[0])[300:4000]
     scores = np.correlate(heard, own)
@@ -128,7 +128,7 @@ def test_splits_are_not_mixed(folder, tmp_path):
         assert clip.split == (TRAIN if is_pure else MIXED) and clip.file.exists() == is_pure
         assert not set(clip.made_of) & own[TEST]
     assert {clip.split for clip in made} == {TRAIN, MIXED}
-    # Where validation's clips are for training, the same are made, and all of them written.
+    # If the validation clips are for training, the same composites are made, and all of them are written.
     for clip in clips:
         clip.split = TRAIN if clip.split == VALIDATION else clip.split
     assert [clip.made_of for clip in compose(clips, tmp_path / "all", times=20)] == [clip.made_of for clip in made]

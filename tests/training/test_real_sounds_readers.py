@@ -1,4 +1,4 @@
-"""What readers make of packages: texts, languages, speakers, labels and groups; and the tables they read."""
+"""What readers extract from packages: texts, languages, speakers, labels and groups; and the tables they read."""
 
 import re
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_number_names(number, name):
 
 def test_fillets(read):
     clips = read("fillets-ng-data-cs")
-    assert len(clips) == 6 * 8  # a line with a place to be filled in is left out
+    assert len(clips) == 6 * 8  # a line with a placeholder is left out
     clip = ends(clips, "level0-1.ogg")
     assert clip.labels == {
         "language": "Czech",
@@ -190,7 +190,7 @@ def test_tables():
 
 
 def test_words_of_the_tables_are_labels():
-    """A label that is misspelt in one table would be silently without a category or a twin."""
+    """A label misspelt in one table would silently lack a category or a twin."""
     labels = {rule.label for rule in label_rules()} | {row["label"] for row in read_table("programs.tsv")}
     labels |= {"laughter", "coughing"}  # of hedgewars
     validated = [row["group"] for row in read_table("held_out.tsv") if row["split"] == "validation"]

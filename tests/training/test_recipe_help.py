@@ -1,4 +1,4 @@
-"""What `--help` of the verbs that read recipes says."""
+"""The `--help` of the verbs that read recipes."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ VERBS = [
     (grpo, [*BOTH, grpo.RewardArguments, grpo.AudioGRPOConfig], GRPOConfig),
     (dpo, [*BOTH, dpo.AudioDPOConfig], DPOConfig),
 ]
-# Of this project's options, those that a verb does nothing with, or that must stay as they are.
+# This project's options that a verb does not use, or that must keep their defaults.
 NOT_TO_BE_SET = {
     sft: {"remove_unused_columns", "ddp_find_unused_parameters", "gradient_checkpointing"},
     grpo: {"shuffle_buffer_size"},
@@ -37,7 +37,7 @@ def listed(text):
 
 @pytest.mark.parametrize(("module", "groups", "trainer"), VERBS)
 def test_help_has_this_projects_options_first_and_few_others(module, groups, trainer, capsys):
-    names = listed(said(module, capsys, "--help"))[1:]  # behind --config
+    names = listed(said(module, capsys, "--help"))[1:]  # after --config
     own = {name for group in groups for name in group.__annotations__} - NOT_TO_BE_SET[module]
     assert set(names[: len(own)]) == own and len(names) == len(set(names))
     others = names[len(own) :]

@@ -49,7 +49,7 @@ def test_rewards(reply, right, well_formed):
         ("C", "C++", False),
         ("-5 dB", "5 dB", False),
         ("\N{MINUS SIGN}5 dB", "(-5) dB.", True),
-        ("1990-2000", "1990\N{EN DASH}2000", True),  # a dash, no minus
+        ("1990-2000", "1990\N{EN DASH}2000", True),  # a dash, not a minus
         ("- 5 dogs", "5 dogs", True),
         ("caf\u00e9", "cafe\u0301", True),
         ("café", "cafe", False),

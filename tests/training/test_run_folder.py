@@ -1,4 +1,4 @@
-"""A run's folder: which checkpoint to go on from, recipes that changed, files that are damaged or cannot be written."""
+"""A run's folder: which checkpoint to resume from, changed recipes, files that are damaged or cannot be written."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ def test_a_recipe_is_what_decides_the_result(options, recipe):
     assert options["lr_scheduler_type"] == "cosine" and options["global_batch_size"] == 4
     assert options["train_data"][1]["weight"] == 0.5
     assert yaml.safe_load(yaml.safe_dump(options)) == options
-    # The same result, cut and run in another way.
+    # The same result, with other batching, saving and logging.
     other = ("--per_device_train_batch_size", "4", "--save_steps", "3", "--logging_steps", "7", "--report_to", "none")
     assert describe_recipe(*parse("--config", recipe, "--output_dir", "elsewhere", *other)) == options
     for changed in (
@@ -90,7 +90,7 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(trained_with, run, capsys)
 def test_another_recipe_in_the_folder_of_a_run_names_what_changed(trained_with, run):
     changed = trained_with | {"learning_rate": 0.5, "lora_r": 4}
     for gone in ("nothing", "checkpoint-2", "checkpoint-4", "checkpoint-6"):
-        shutil.rmtree(run / gone, ignore_errors=True)  # in the end, only the results are there
+        shutil.rmtree(run / gone, ignore_errors=True)  # in the end, only the results are left
         with pytest.raises(ValueError) as error:
             start_or_go_on(run, changed)
         assert str(error.value) == (
@@ -105,7 +105,7 @@ def test_another_recipe_in_the_folder_of_a_run_names_what_changed(trained_with, 
 
 
 def test_other_data_in_files_of_the_same_name_are_not_gone_on_with(trained_with, run):
-    """A run from before there were digests goes on; from then on it has them."""
+    """A run from before digests existed resumes, and records them from then on."""
     without = {name: value for name, value in trained_with.items() if name != DATA_SHA256}
     (run / RECIPE).write_text(yaml.safe_dump(without))
     assert start_or_go_on(run, trained_with) == run / "checkpoint-6"
@@ -120,11 +120,11 @@ def test_other_data_in_files_of_the_same_name_are_not_gone_on_with(trained_with,
     assert "Restore the original data; or start over: give another output_dir" in str(error.value)
     for path in (*run.glob("checkpoint-*"), run / "trainer_state.json"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert start_or_go_on(run, edited) is None  # nothing is trained
+    assert start_or_go_on(run, edited) is None  # nothing has been trained yet
 
 
 def test_fields_of_a_set_that_are_new_had_their_defaults(trained_with, run, recipe):
-    """A run from before there was `sound`."""
+    """A run from before `sound` existed."""
     before = [
         {name: source[name] for name in source if (name, source[name]) != ("sound", True)}
         for source in trained_with["train_data"]
@@ -148,7 +148,7 @@ def test_before_the_first_checkpoint_everything_may_change(options, tmp_path):
 
 
 def test_a_base_model_takes_the_place_of_that_of_a_former_attempt_alone(options, tmp_path):
-    """Not of a model of the user's, which may be the one to train, or just lie there."""
+    """It does not replace a user's model, whether it is the one to train or unrelated."""
     (tmp_path / "base").mkdir()
     with pytest.raises(
         ValueError, match=f"{tmp_path}/base is where .* may not be from a run. Move or remove it, or give"
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_an_error_and_another_can_be_named(trained_with,
     message = str(error.value)
     assert message.startswith(f"{run}/checkpoint-6/{name} cannot be read: ")
     assert f"Remove {run}/checkpoint-6" in message and "--resume_from_checkpoint" in message
-    # Both ways out that the message offers.
+    # Both fixes that the message offers.
     assert start_or_go_on(run, trained_with, resume=str(run / "checkpoint-4")) == run / "checkpoint-4"
     shutil.rmtree(run / "checkpoint-6")
     assert start_or_go_on(run, trained_with) == run / "checkpoint-4"
@@ -193,7 +193,7 @@ def test_a_named_checkpoint_must_be_one(trained_with, run):
 
 
 def test_failed_writes_are_told_from_other_errors(tmp_path):
-    """The errors that torch, safetensors and Python really raise where a file cannot grow."""
+    """The errors that torch, safetensors and Python really raise when a file cannot grow."""
     tensor = torch.zeros(100_000)
     ways = {
         "torch": lambda path: torch.save(tensor, path),

@@ -1,4 +1,4 @@
-"""The order of training: decided by seed and epoch alone."""
+"""The order of training depends only on seed and epoch."""
 
 import subprocess
 import sys
@@ -33,13 +33,13 @@ def test_seeds_and_epochs_differ_and_repeat():
     sampler.set_epoch(4)
     first = list(sampler)
     assert list(sampler) == first == order([50, 20], [1, 1], 3, 4)
-    # One set's order is not another's of the same size.
+    # Two sets of the same size have different orders.
     mixed = order([40, 40], [1, 1])
     assert [index for index in mixed if index < 40] != [index - 40 for index in mixed if index >= 40]
 
 
 def test_another_process_has_the_same_order():
-    """Nothing but the arguments counts: not the interpreter's hash seed, not the global generators."""
+    """Only the arguments count: not the interpreter's hash seed, not the global generators."""
     code = """
 import importlib.util, sys, torch
 spec = importlib.util.spec_from_file_location("sampler", sys.argv[1])
@@ -59,11 +59,11 @@ def test_half_weights_see_the_other_half_in_the_next_epoch():
     halves = [[index for index in order([10, 20], [1, 0.5], epoch=epoch) if index >= 10] for epoch in range(4)]
     assert [len(half) for half in halves] == [10] * 4
     assert set(halves[0]) | set(halves[1]) == set(halves[2]) | set(halves[3]) == set(range(10, 30))
-    assert set(halves[0]) != set(halves[2])  # every pass is shuffled anew
+    assert set(halves[0]) != set(halves[2])  # every pass is shuffled again
 
 
 def test_weights_that_do_not_divide_the_set_lose_nothing():
-    """0.3 of 10: after ten epochs, three whole passes."""
+    """0.3 of 10 rows: ten epochs are three whole passes."""
     seen = Counter(index for epoch in range(10) for index in order([10], [0.3], epoch=epoch))
     assert seen == dict.fromkeys(range(10), 3)
 
@@ -78,7 +78,7 @@ def test_weights_above_one_repeat():
 def test_sets_are_spread_over_the_epoch():
     indices = order([1000, 1000], [1, 1])
     assert 400 < sum(index < 1000 for index in indices[:1000]) < 600
-    # In other places every epoch.
+    # Their places change every epoch.
     places = [tuple(index < 1000 for index in order([1000, 1000], [1, 1], epoch=epoch)) for epoch in range(4)]
     assert len(set(places)) == 4
 

@@ -72,7 +72,7 @@ def test_what_is_no_source_is_an_error(source):
 
 
 def test_a_number_is_no_file_that_is_open(samples, tmp_path):
-    """To soundfile it is one, which it then closes."""
+    """soundfile treats it as one, and then closes it."""
     (tmp_path / "talk.wav").write_bytes(encoded(samples, "WAV"))
     with open(tmp_path / "talk.wav", "rb") as file:
         with pytest.raises(TypeError, match="is a int; expected a path"):

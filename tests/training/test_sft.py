@@ -1,4 +1,4 @@
-"""Training from end to end, on tiny backbones: what it leaves, that it goes on exactly, and how it fails."""
+"""Training end to end on tiny backbones: what it saves, that it resumes exactly, and how it fails."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ def launch(recipe, tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The origins of all examples that are read to train on, and None where training begins."""
+    """The origins of all examples that are read for training, and None when training starts."""
     origins: list[str | None] = []
     read, train, evaluate = data._Reader._read, AudioSFTTrainer.train, AudioSFTTrainer.evaluate
 
@@ -80,7 +80,7 @@ def reads(monkeypatch):
 
 
 def planned(trainer, first, last):
-    """The origins of the examples of some steps of the run in the recipe: an epoch is 15 questions, in 4 steps."""
+    """The origins of the examples in some steps of the recipe's run: an epoch is 15 questions, in 4 steps."""
     sampler = copy.copy(trainer.sampler)
     steps = []
     for epoch in range(2):
@@ -91,7 +91,7 @@ def planned(trainer, first, last):
 
 
 def check_same_result(run, finished_run):
-    """The weights of the uninterrupted run, and its log from the first step to the last."""
+    """Both have the same weights, and the same log from the first step to the last."""
     finished = Path(finished_run.args.output_dir)
     assert farthest(weights_of(run), weights_of(finished)) <= 1e-6
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 6
@@ -142,7 +142,7 @@ def test_only_projector_and_lora_move(finished_run):
 
 
 def test_killed_and_started_again_is_as_never_killed(launch, finished_run, reads, tmp_path, capsys, monkeypatch):
-    """Killed when the fourth step is being saved: the files of that checkpoint are cut off, the last is missing."""
+    """Killed while saving the fourth step: the files of that checkpoint are cut off, and the last one is missing."""
     run, save = tmp_path / "run", TrainerState.save_to_json
 
     def save_or_die(self, path):
@@ -172,7 +172,7 @@ def test_killed_and_started_again_is_as_never_killed(launch, finished_run, reads
 def test_ended_by_sigterm_and_started_again_is_as_never_ended(
     recipe, launch, finished_run, tmp_path, capsys, monkeypatch
 ):
-    """The step under way is finished and saved, though none was due; a handler from before is back afterwards."""
+    """The current step is finished and saved, though no checkpoint was due; the old signal handler is restored."""
     run, compute_loss = tmp_path / "run", SFTTrainer.compute_loss
 
     def told(self, *args, **kwargs):
@@ -208,7 +208,7 @@ def test_sigterm_in_the_last_step_ends_nothing(launch, tmp_path, monkeypatch):
 
 
 def test_an_evaluation_that_fails_costs_no_step(recipe, launch, finished_run, tmp_path, monkeypatch, capsys):
-    """It comes after saving; and what the evaluations before it found is in the checkpoint."""
+    """It comes after saving, and the checkpoint has the results of the earlier evaluations."""
     options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps", "--eval_steps", "2")
     evaluation_loop = AudioSFTTrainer.evaluation_loop
 
@@ -254,7 +254,7 @@ def test_at_the_end_of_an_epoch_too_saving_comes_before_evaluating(launch, tmp_p
 
 
 def test_a_signal_in_the_last_step_of_an_epoch_leaves_its_evaluation_out(launch, tmp_path, monkeypatch):
-    """There may be no time."""
+    """There may be no time for it."""
     compute_loss, evaluated = SFTTrainer.compute_loss, []
 
     def told(self, *args, **kwargs):
@@ -293,7 +293,7 @@ def test_a_projector_is_fitted_without_the_clips_that_are_skipped(launch, tmp_pa
 
 
 def test_an_attempt_that_failed_leaves_no_model_to_the_next_one(launch, finished_run, tmp_path):
-    """Neither where another run is named then, nor where the one that was named is another by then."""
+    """Neither if another run is given then, nor if the given run has changed by then."""
     run, former = tmp_path / "run", tmp_path / "former"
     lost = write_jsonl(tmp_path / "lost.jsonl", [{"messages": [user(heard("gone.wav")), assistant("a dog")]}] * 8)
     backbones = write_recipe(tmp_path / "on.yaml", model=str(former), **SETTINGS)
@@ -310,7 +310,7 @@ def test_an_attempt_that_failed_leaves_no_model_to_the_next_one(launch, finished
 
 
 def test_one_process_at_a_time_trains_in_a_folder(launch, tmp_path, capsys):
-    """As long as it trains: a notebook that has trained may stay open."""
+    """Only while it trains: a notebook can stay open after training."""
     options, run = ("--train_data", str(write_chats(tmp_path / "chats", 3)), "--max_steps", "1"), tmp_path / "run"
     run.mkdir()
     with open(run / "run.lock", "ab") as file:
@@ -319,7 +319,7 @@ def test_one_process_at_a_time_trains_in_a_folder(launch, tmp_path, capsys):
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith(f"falcon3-audio train: Another process is training in {run}. Wait until it finishes")
         assert [path.name for path in run.iterdir()] == ["run.lock"]
-    assert launch(*options, "--dtype", "bfloat16") == 1  # which is no precision to train in
+    assert launch(*options, "--dtype", "bfloat16") == 1  # which is not a precision to train in
     assert launch(*options) == 0
     with open(run / "run.lock", "ab") as file:
         assert lock(file)
@@ -345,7 +345,7 @@ def test_a_checkpoint_without_one_of_its_files_is_refused(launch, finished_run, 
 
 
 def test_data_that_was_edited_is_another_run(launch, tmp_path, capsys):
-    """Also with as many rows and as many bytes; sets to evaluate on too."""
+    """Even with the same number of rows and bytes; evaluation sets too."""
     data, held_out = write_chats(tmp_path / "chats", 3), write_chats(tmp_path / "held_out", 3)
     options = ("--train_data", str(data), "--max_steps", "1", "--eval_strategy", "epoch", "--eval_data", str(held_out))
     assert launch(*options) == 0
@@ -386,7 +386,7 @@ def test_a_run_that_has_not_ended_is_no_model(launch, finished_run, tmp_path, ca
 
 
 def test_a_loss_that_is_no_number_leaves_what_was_saved(launch, finished_run, reads, monkeypatch, tmp_path, capsys):
-    """And the run goes on from there, in the middle of its second epoch, once the cause is gone."""
+    """And the run resumes from there, in the middle of its second epoch, once the cause is gone."""
     run, compute_loss = tmp_path / "run", SFTTrainer.compute_loss
 
     def broken(self, *args, **kwargs):
@@ -427,7 +427,7 @@ def test_a_full_disk_leaves_what_was_saved(launch, finished_run, monkeypatch, tm
 
 
 def test_a_finished_run_stays_as_it_is(launch, finished_run, reads, tmp_path, capsys):
-    """It ended in the middle of an epoch; started again, it takes no further step."""
+    """It finished in the middle of an epoch; started again, it takes no further step."""
     assert launch() == 0
     first, saved = weights_of(tmp_path / "run"), (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     reads.clear()
@@ -435,11 +435,11 @@ def test_a_finished_run_stays_as_it_is(launch, finished_run, reads, tmp_path, ca
     assert "0 to go of 6" in capsys.readouterr().out
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == saved
     check_same_result(tmp_path / "run", finished_run)
-    assert farthest(first, weights_of(Path(finished_run.args.output_dir))) == 0  # two runs are one
+    assert farthest(first, weights_of(Path(finished_run.args.output_dir))) == 0  # two runs are identical
     assert launch("--learning_rate", "0.5") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "was started with other options (learning_rate: 0.01 -> 0.5)" in error
-    # Damaged, it names the file, and another checkpoint can be named.
+    # If it is damaged, the error names the file, and another checkpoint can be given.
     path = tmp_path / "run" / "checkpoint-6" / "adapter_model.safetensors"
     os.truncate(path, 1000)
     assert launch() == 1
@@ -467,7 +467,7 @@ def test_epochs_and_held_out_losses(launch, recipe, tmp_path, capsys):
 
 
 def ablation(tmp_path, launch, *options):
-    """Two steps; the adapter that they leave."""
+    """Trains two steps; returns the weights of the adapter."""
     assert launch("--max_steps", "2", "--max_length", "200", "--save_strategy", "no", *options) == 0
     assert all(math.isfinite(entry["loss"]) for entry in log_of(tmp_path / "run"))
     return weights_of(tmp_path / "run")
@@ -492,7 +492,7 @@ def test_ablation_projector(launch, tmp_path, option, value):
 
 
 def test_ablation_mean_over_layers(launch, tmp_path):
-    """The layers' weights are trained and saved with the projector, and are in the merged model."""
+    """The layer weights are trained and saved with the projector, and are in the merged model."""
     adapter = ablation(tmp_path, launch, "--use_weighted_layer_sum", "true", "--lora_audio_tower", "none")
     (learned,) = [tensor for name, tensor in adapter.items() if name.endswith("projector.layer_weights.weight")]
     assert learned.shape == (2,) and learned.abs().min() > 0
@@ -516,7 +516,7 @@ def test_ablation_one_tower(launch, tmp_path, frozen, other):
 
 
 def test_ablation_qwen(launch, tmp_path):
-    """Another family, with a head that is its embedding."""
+    """Another model family, with tied embeddings."""
     make_llm("qwen2", tie_word_embeddings=True).save_pretrained(tmp_path / "qwen")
     make_tokenizer().save_pretrained(tmp_path / "qwen")
     adapter = ablation(tmp_path, launch, "--text_model", str(tmp_path / "qwen"))
@@ -526,7 +526,7 @@ def test_ablation_qwen(launch, tmp_path):
 
 
 def test_a_curriculum_of_two_stages(launch, recipe, tmp_path):
-    """First the projector alone, which leaves a plain checkpoint; from that, LoRA."""
+    """First only the projector, which gives a plain checkpoint; from that, LoRA."""
     first = ("--lora_audio_tower", "none", "--lora_language_model", "none", "--max_steps", "3", "--save_steps", "1")
     assert launch(*first) == 0
     run = tmp_path / "run"
@@ -541,7 +541,7 @@ def test_a_curriculum_of_two_stages(launch, recipe, tmp_path):
     assert not (tmp_path / "plain" / "trainer_state.json").exists()
     with pytest.raises(ValueError, match="holds a whole model and no adapter"):
         merge(run, tmp_path / "other", "whisper", "llm")
-    # It goes on like any other run.
+    # It resumes like any other run.
     for path in (*(run / "checkpoint-3").iterdir(), run / "model.safetensors"):
         path.unlink()
     assert launch(*first) == 0
@@ -566,7 +566,7 @@ def test_mistakes_end_in_one_line(launch, tmp_path, capsys):
     assert said("--train_data", str(tmp_path / "gone.jsonl")).startswith(
         f"The set '{tmp_path}/gone.jsonl' cannot be read"
     )
-    assert not (tmp_path / "run" / "base").exists()  # data first: a mistake there costs no model
+    assert not (tmp_path / "run" / "base").exists()  # data is checked first: a mistake there builds no model
     assert "nowhere" in said("--audio_model", str(tmp_path / "nowhere"))
     assert said("--eval_data", str(tmp_path / "some.jsonl")).startswith(
         "`eval_data` would never be scored: set eval_st"
@@ -625,7 +625,7 @@ def test_errors_that_nobody_expected_are_not_swallowed(launch, monkeypatch):
 
 
 def test_a_table_of_transcripts_trains_as_it_is(backbone_folders, tmp_path, capsys):
-    """A CSV with column names of its own, and a manifest whose segments are parts of one recording."""
+    """A CSV with custom column names, and a manifest whose segments are parts of one recording."""
     write_clips(tmp_path / "sounds", 4)
     (tmp_path / "set.csv").write_text("path,words\n" + "".join(f"sounds\\{n}.wav,word {n}\n" for n in range(4)))
     segments = [
@@ -661,6 +661,6 @@ def test_a_table_of_transcripts_trains_as_it_is(backbone_folders, tmp_path, caps
     assert len(entries) == 3 and all(math.isfinite(entry["loss"]) and entry["num_dropped"] == 0 for entry in entries)
     recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train_data"]
     assert recorded[0] | table == recorded[0] and recorded[1]["prompt"] is None
-    # Another question makes another run.
+    # With another prompt it is another run.
     assert train(train_data=[table | {"prompt": "Other?"}, str(tmp_path / "manifest.json")]) == 1
     assert "started with other options (train_data" in capsys.readouterr().err

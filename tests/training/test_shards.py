@@ -1,6 +1,6 @@
-"""Shards: audio that comes back, files that are whole or not there, sets that are read back or refused, and workers.
+"""Shards: audio that comes back, files that are complete or absent, sets that are read back or refused, and workers.
 
-Files are read with pyarrow, soundfile and datasets, apart from the code under test; kills and full disks are real.
+Files are read with pyarrow, soundfile and datasets, not with the code under test; kills and full disks are real.
 """
 
 import io
@@ -188,7 +188,7 @@ def test_a_folder_of_others_keeps_its_files(tmp_path):
     with pytest.raises(ValueError, match="holds files but no report.json"):
         begin_set(tmp_path, {"seed": 1})
     assert (tmp_path / "notes.tmp").read_text() == "mine"
-    (tmp_path / "notes.tmp").rename(tmp_path / f"{REPORT}.7.tmp")  # of a run that was killed at once
+    (tmp_path / "notes.tmp").rename(tmp_path / f"{REPORT}.7.tmp")  # of a run that was killed immediately
     begin_set(tmp_path, {"seed": 1})
     assert [path.name for path in tmp_path.iterdir()] == [REPORT]
 
@@ -205,7 +205,7 @@ def test_an_older_file_survives_a_failed_write(tmp_path):
 def test_reading_back(arrow_set, tmp_path, monkeypatch, suffix):
     folder = arrow_set
     if suffix == ".parquet":
-        folder = tmp_path / "set [1]"  # no pattern
+        folder = tmp_path / "set [1]"  # not a pattern
         make_set(folder, suffix)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     dataset = read_shards(folder)
@@ -237,7 +237,7 @@ def test_sets_that_cannot_be_read(tmp_path):
     (tmp_path / REPORT).write_text("[]")
     with pytest.raises(ValueError, match="holds a list"):
         read_shards(tmp_path)
-    write_json(tmp_path / REPORT, {"format": 1, "study": "encodings"})  # of a study, which gives it the same name
+    write_json(tmp_path / REPORT, {"format": 1, "study": "encodings"})  # a study's report, which has the same name
     for use in (read_shards, lambda folder: begin_set(folder, {"seed": 1})):
         with pytest.raises(ValueError, match="is not a report of a prepared set: it has no `parameters`"):
             use(tmp_path)
@@ -257,7 +257,7 @@ def test_shards_that_cannot_be_read(arrow_set, tmp_path):
     shard = tmp_path / "a.arrow"
     with pytest.raises(ValueError, match=r"a\.arrow is missing"):
         read_shards(tmp_path)
-    # The second record batch begins where a file with only the first one ends, but for the 8 bytes of the end mark.
+    # The second record batch begins where a file with only the first one ends, except for the 8 bytes of the end mark.
     write_shard(tmp_path / "first.arrow", make_rows(0, 100), FEATURES)
     boundary = (tmp_path / "first.arrow").stat().st_size - 8
     assert whole["a.arrow"][:boundary] == (tmp_path / "first.arrow").read_bytes()[:boundary]

@@ -1,4 +1,4 @@
-"""Which instructions can be spoken: texts as published sets have them, each with the reason a reader would give."""
+"""Which instructions can be spoken: texts as in published sets, each with the reason that a reader would give."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Speech: that a row decides how it sounds, that voices vary, that padding is no speech, and what cannot be spoken.
+"""Speech: that a row decides how it sounds, that voices vary, that padding is not speech, and what cannot be spoken.
 
 espeak-ng's samples are compared with its own output resampled by scipy; a model's with the model called directly.
 """
@@ -37,7 +37,7 @@ def samples(speech):
 
 @pytest.fixture(scope="module")
 def vits(tmp_path_factory):
-    """A folder with a model of three speakers without noise: its samples follow from text, speaker and pace alone."""
+    """A folder with a model of three speakers without noise: its samples depend only on text, speaker and pace."""
     return make_vits(tmp_path_factory.mktemp("vits"), noise_scale=0.0, noise_scale_duration=0.0)
 
 
@@ -71,7 +71,7 @@ def test_a_row_sounds_the_same_in_any_company():
 
 
 def test_every_voice_is_reproducible():
-    """Some of espeak-ng's variants draw their noise where it cannot be seeded; those must not be among ours."""
+    """Some of espeak-ng's variants draw noise that cannot be seeded; those must not be among the voices used."""
     tags, women, men = speech_synthesis.espeak_voices("en")
     text = "sh"
     first = {name: speak(text, f"en-us+{name}")[0].tobytes() for name in women + men}
@@ -83,7 +83,7 @@ def test_every_voice_is_reproducible():
 
 
 def test_voices_vary(monkeypatch):
-    # What is drawn is of interest here, not the sound of it.
+    # Only what is drawn matters here, not the audio.
     monkeypatch.setattr(speech_synthesis, "speak", lambda *_: (np.full(2205, 0.1, np.float32), 22_050))
     manners = [speech.manner for speech in spoken(make_tts("espeak-ng", workers=1), *((n, "a") for n in range(2000)))]
     tags = [manner.voice.partition("+")[0] for manner in manners]
@@ -144,7 +144,7 @@ def test_padding_of_a_batch_is_no_speech(vits):
     for speech, text in ((short, TEXT), (long, LONGER)):
         expected = directly(vits, text, speech.manner)
         assert len(samples(speech)) == len(expected)
-        # The vocoder looks ahead a little: next to padding the last frames come out otherwise.
+        # The vocoder looks ahead a little: next to padding, the last frames differ.
         own = len(expected) - 10 * SAMPLES_PER_FRAME
         np.testing.assert_allclose(samples(speech)[:own], expected[:own], atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""The order of streams: every row once in a pass, parted among readers, by weight, and the same after a stop."""
+"""The order of streams: every row once in a pass, split among readers, by weight, and the same after a stop."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ ROWS = [7, 5, 6]  # of the files of `texts`
 
 @pytest.fixture
 def texts(tmp_path):
-    """A folder of three files of chats without sound, each of which has its number in it."""
+    """A folder of three files of chats without audio; each chat contains its number."""
     numbers = iter(range(100))
     for file, count in enumerate(ROWS):
         rows = [{"messages": [user(f"{next(numbers)}"), assistant("yes")]} for _ in range(count)]
@@ -33,7 +33,7 @@ def texts(tmp_path):
 
 @pytest.fixture
 def clips(tmp_path):
-    """Parquet with 0 to 4 questions to a clip."""
+    """Parquet with 0 to 4 questions per clip."""
     rows = [clip_row(path, number % 5) for number, path in enumerate(write_clips(tmp_path / "clips", 9, 0.05))]
     write_shard(tmp_path / "clips.parquet", rows, CLIP_FEATURES)
     return DataSource(str(tmp_path / "clips.parquet"), streaming=True)
@@ -70,7 +70,7 @@ def test_each_pass_has_every_row_once_in_an_order_of_its_own(texts, buffer_size)
 
 @pytest.mark.parametrize("processes, workers", [(2, 0), (3, 1), (2, 2), (4, 3)])
 def test_readers_part_each_pass(texts, processes, workers):
-    """Also where there are more of them than files; together they have every row once."""
+    """Also with more readers than files; together they read every row once."""
     parts = []
     for process in range(processes):
         stream = open_stream(texts, buffer_size=3, process=process, processes=processes, workers=workers)
@@ -98,14 +98,14 @@ def test_questions_of_a_clip_stay_together(clips, limit, longest):
     for before, after in pairwise(examples):
         runs = [*runs[:-1], runs[-1] + 1] if after["clip"] == before["clip"] else [*runs, 1]
     if limit is None:
-        assert sorted(runs) == [1, 1, 2, 2, 3, 3, 4]  # of nine rows two have none
+        assert sorted(runs) == [1, 1, 2, 2, 3, 3, 4]  # two of nine rows have none
     else:
         assert max(runs) >= longest and len(runs) > 7
 
 
 @pytest.mark.parametrize("questions_per_row, buffer_size", [(None, 1), (None, 4), (2, 5), (1, 100)])
 def test_after_any_question_a_stream_goes_on(texts, clips, questions_per_row, buffer_size):
-    """Two sets, some passes over both, and a stop also between the questions of a clip."""
+    """Two sets, several passes over both, and also a stop between the questions of a clip."""
     options = {"questions_per_row": questions_per_row, "buffer_size": buffer_size, "seed": 5}
     whole = list(islice(open_stream(texts, clips, **options), 120))
     assert min(example[PASS] for example in whole[-10:]) > 0
@@ -123,7 +123,7 @@ def test_after_any_question_a_stream_goes_on(texts, clips, questions_per_row, bu
 
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_loader_of_several_workers_goes_on(texts, stop):
-    """Its workers have read ahead of what was handed out; after an odd number of batches it is the second one's turn."""
+    """Its workers have read ahead of the batches it gave out; after an odd number, the second worker is next."""
 
     def loader(stream):
         collate = _numbers_and_position
@@ -160,7 +160,7 @@ def test_a_reader_without_rows(texts, tmp_path):
 
 
 def test_a_set_whose_later_rows_have_no_questions(tmp_path, clips):
-    """The first rows are all that is looked at before; a reader that finds nothing but rows without questions says so."""
+    """Only the first rows are checked in advance; a reader that finds only rows without questions raises an error."""
     (clip,) = write_clips(tmp_path / "one", 1, 0.05)
     write_shard(tmp_path / "odd.parquet", [clip_row(clip, 1), clip_row(clip, 0)], CLIP_FEATURES)
     stream = open_stream(DataSource(str(tmp_path / "odd.parquet"), streaming=True), process=1, processes=2)
@@ -169,7 +169,7 @@ def test_a_set_whose_later_rows_have_no_questions(tmp_path, clips):
 
 
 def test_rows_are_named(tmp_path, texts):
-    """By file and number; what is no JSON by its line."""
+    """By file and row number; invalid JSON by its line."""
     (tmp_path / "texts" / "1.jsonl").write_text(json.dumps({"messages": [user("1"), assistant("")]}) + "\n")
     with pytest.raises(ValueError, match=r"texts, 1.jsonl, row 0: message 1, an answer, has no text"):
         first_pass(open_stream(texts))
@@ -183,7 +183,7 @@ def test_rows_are_named(tmp_path, texts):
 
 
 def test_sets_that_are_on_the_disk_are_streamed_as_they_are(tmp_path):
-    """Prepared shards, and what `datasets` saved: with the row numbers, and so the prompts, of the loaded set."""
+    """Prepared shards, and sets saved by `datasets`: with the row numbers, and so the prompts, of the loaded set."""
     wavs = write_clips(tmp_path / "wavs", 3, 0.05)
     report = begin_set(tmp_path / "shards", {})
     for number in range(2):
@@ -210,7 +210,7 @@ def test_what_the_first_rows_say_of_a_set(texts, clips):
 
 
 def test_columns_that_come_later_and_numbers_without_names(tmp_path):
-    """Every row has the columns of the first ones, also where they are not there; a label's name must be in the features."""
+    """Columns that are not in the first rows are noticed; the name of a label must be in the features."""
     (clip,) = write_clips(tmp_path, 1, 0.05)
     rows = [{"audio": str(clip), "label": 1}, {"audio": str(clip), "label": 2}]
     source = DataSource(str(write_jsonl(tmp_path / "labels.jsonl", rows)), prompt="Which?", streaming=True)

@@ -1,4 +1,4 @@
-"""Training from streams, from end to end on tiny backbones: what it says, where it goes on, and what it refuses."""
+"""Training from streams, end to end on tiny backbones: what it prints, where it resumes, and what it refuses."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ STEPS, QUESTIONS = 6, 4
 
 @pytest.fixture(scope="module")
 def streams(backbone_folders, tmp_path_factory):
-    """A recipe of two sets, of which one ends within the run."""
+    """A recipe with two sets, one of which ends during the run."""
     folder = tmp_path_factory.mktemp("streams")
     clips = [clip_row(path, 1 + number % 3) for number, path in enumerate(write_clips(folder / "clips", 6))]
     write_shard(folder / "clips.parquet", clips, CLIP_FEATURES)
@@ -48,7 +48,7 @@ def streams(backbone_folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(streams, tmp_path_factory):
-    """A run in one go, with what it printed, and its rows."""
+    """An uninterrupted run: its folder, the origins of its rows, and its trainer."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         rows = spy(patch)
@@ -85,7 +85,7 @@ def test_a_run_that_goes_on_sees_the_same_rows(streams, whole, tmp_path, monkeyp
 
 
 def test_packed_steps_with_workers_go_on_too(streams, tmp_path):
-    """What the workers have read ahead is read again."""
+    """Rows that the workers had read ahead are read again."""
     options = ["--tokens_per_device", "100", "--per_device_train_batch_size", "0", "--dataloader_num_workers", "2"]
 
     def run(name, *more):
@@ -99,7 +99,7 @@ def test_packed_steps_with_workers_go_on_too(streams, tmp_path):
 
 
 def test_what_a_run_says(streams, whole, tmp_path, capsys):
-    """A finished run that is started again says the same, and trains no more."""
+    """A finished run that is started again prints the plan, and trains no further."""
     run, _, _ = whole
     assert sft.main(["--config", streams, "--output_dir", str(run)]) == 0
     plan = capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_a_model_that_is_fitted_to_a_stream(streams, tmp_path):
 
 
 def test_clips_that_cannot_be_read_are_left_out(streams, tmp_path):
-    """Up to a share of what the steps ask."""
+    """Up to a share of the run's questions."""
     clips = [path.name for path in write_clips(tmp_path, 8)]
     (tmp_path / clips[3]).write_bytes(b"no sound")
     rows = [{"messages": [user(heard(clip), {"type": "text", "text": "What?"}), assistant("a")]} for clip in clips]

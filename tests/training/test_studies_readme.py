@@ -1,4 +1,4 @@
-"""training/studies/README.md says what the reports beside it say."""
+"""training/studies/README.md agrees with the reports next to it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A study from end to end on tiny backbones: what it does once, goes on with, refuses and reports."""
+"""A study end to end on tiny backbones: what it does once, resumes, refuses and reports."""
 
 import json
 import os
@@ -30,7 +30,7 @@ NO_LORA = {"lora_audio_tower": "none", "lora_language_model": "none"}
 
 @pytest.fixture
 def here(monkeypatch):
-    """The steps of runs are done in this process; returns what was done, by module and folder."""
+    """Runs the steps in this process; returns those that ran, by module and folder."""
     done: list[str] = []
 
     def run(command, log, *others):
@@ -107,7 +107,7 @@ def test_killed_and_started_again_nothing_is_done_twice(write, here, tmp_path, m
     here.clear()
     assert main([path, str(output)]) == 0
     assert not here
-    # Another value in the file: refused by name, and before anything is done. Other arms go on.
+    # A changed value in the file is refused by name before anything runs. Other arms continue.
     path = write(arms={"as-is": None, "high": {"learning_rate": 0.2}}, seeds=[0, 1])
     assert main([path, str(output)]) == 1 and not here
     assert main([path, str(output), "--only", "as-is"]) == 0 and not here
@@ -124,7 +124,7 @@ def test_an_arm_that_fails_does_not_stop_the_others(write, here, tmp_path, capsy
     assert missing["said"] in (output / "broken" / "seed-0" / "failed.json").read_text()
     assert "nowhere.jsonl" in missing["said"] and "nowhere.jsonl" in (output / "report.md").read_text()
     assert list(report_of(output)["benchmarks"]["mmau"]["arms"]) == ["whole"]
-    # Mended, it goes on; nothing was trained with the other setting.
+    # Once fixed, it continues; nothing was trained with the other setting.
     here.clear()
     assert main([write(arms={"broken": None, "whole": None}), str(output)]) == 0
     assert [line.split()[0] for line in here] == ["sft", "merge", "evaluate", "evaluate"]
@@ -133,7 +133,7 @@ def test_an_arm_that_fails_does_not_stop_the_others(write, here, tmp_path, capsy
 
 @pytest.mark.parametrize("first", [NO_LORA, {"lora_language_model": "none"}], ids=["model", "adapter"])
 def test_stages_follow_each_other(write, here, tmp_path, first):
-    """The second stage starts from what the first left, with or without LoRA, and is what is evaluated."""
+    """The second stage starts from the result of the first, with or without LoRA, and is the one evaluated."""
     output = tmp_path / "out"
     path = write(arms={"two": [first, {"lora_audio_tower": "none"}]}, evaluate=[])
     assert main([path, str(output)]) == 0
@@ -191,7 +191,7 @@ def test_mistakes_are_found_before_anything_is_done(write, here, tmp_path, capsy
 
 
 def test_two_runs_side_by_side_in_processes_of_their_own(write, tmp_path, monkeypatch):
-    """Each with one thread of two cores."""
+    """With two cores, each gets one thread."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     output = tmp_path / "out"
@@ -228,14 +228,14 @@ SLEEP = ["timeit", "-n1", "-r1", "import os, time; print(os.getpid(), flush=True
 
 
 def sleeper(log: Path) -> int:
-    """The process that has written its number into the log."""
+    """The id of the process, which has written it to the log."""
     while not (said := log.read_text().splitlines()[1:] if log.exists() else []):
         time.sleep(0.05)
     return int(said[0])
 
 
 def test_a_run_whose_study_was_killed_is_left_to_its_process(tmp_path, capsys):
-    """The process goes on without the study, and holds the lock until it ends; the next study waits for that."""
+    """The process continues without the study, and holds the lock until it exits; the next study waits for it."""
     log, lock = tmp_path / "log", tmp_path / "lock"
 
     class Kill(threading.Event):

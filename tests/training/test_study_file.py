@@ -1,4 +1,4 @@
-"""What a study file says, as the options that its runs get: nothing is trained here."""
+"""Study files, as the options that their runs get: nothing is trained here."""
 
 import pytest
 import yaml
@@ -11,7 +11,7 @@ from falcon3_audio.training.studies.study_runs import runs_of, steps_of
 
 @pytest.fixture
 def study(tmp_path):
-    """A study of a recipe that composes its model of two."""
+    """A study of a recipe that composes its model from two backbones."""
     given = {"audio_model": "a/whisper", "text_model": "an/llm", "train_data": ["some.jsonl"], "bf16": False}
     recipe = write_recipe(tmp_path / "recipe.yaml", **given)
     return lambda **content: make_study("mine", recipe, content, "mine.yaml")
@@ -48,7 +48,7 @@ def test_several_gpus_do_not_hide_what_would_silently_not_happen(study, monkeypa
 
 
 def test_a_study_that_extends_another(tmp_path):
-    """Its arms are added to the other's or take their places; `false` leaves one out."""
+    """Its arms are added to the other's or replace them; `false` leaves one out."""
     given = {"audio_model": "a/whisper", "text_model": "an/llm", "train_data": ["some.jsonl"], "bf16": False}
     write_recipe(tmp_path / "large.yaml", **given)
     write_recipe(tmp_path / "small.yaml", **(given | {"text_model": "a/small-llm"}))
@@ -80,7 +80,7 @@ def test_a_study_that_extends_another(tmp_path):
 
 
 def test_a_stage_that_goes_on_with_grpo(study, tmp_path):
-    """It has the options of its own recipe and of the stage, none of those of the study's; the path starts at the study."""
+    """It has the options of its recipe and of the stage, none of the study's; its path is relative to the study."""
     write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)
     grpo = {"grpo": "grpo.yaml", "num_generations": 2, "per_device_train_batch_size": 4}
     given = {"evaluate": [], "overrides": {"lora_r": 4, "max_steps": 7}, "arms": {"a": [{}, grpo]}, "seeds": [3]}

@@ -1,4 +1,4 @@
-"""The numbers of a study's report, from replies that are known, against what is counted and redrawn by hand here."""
+"""The numbers of a study's report on known replies, against numbers counted and redrawn by hand here."""
 
 import json
 import os
@@ -36,7 +36,7 @@ EVALUATED = {"eval_loss": 3.5, "eval_hearing": 0.456, "eval_hearing_low": -0.1, 
 
 
 def redrawn(matrix, clip_of, resamples=4000):
-    """The ends of the middle 95 % of the means of `matrix` (seeds, questions) with two of three seeds and all clips redrawn."""
+    """The 95 % interval of the mean of `matrix` (seeds, questions), with two of three seeds and all clips redrawn."""
     draw = random.Random(7)
     members = {clip: [n for n, other in enumerate(clip_of) if other == clip] for clip in set(clip_of)}
     means = []
@@ -53,7 +53,7 @@ def mean(matrix):
 
 
 def make_right():
-    """Whether the reply to each question is right, by (arm, seed, control): b is better than a in sound, and only there."""
+    """Whether the reply to each question is right, by (arm, seed, control): b is better than a only in sound."""
     draw, right = random.Random(0), {}
     for seed in SEEDS:
         clips = [draw.random() for _ in range(CLIPS)]
@@ -66,7 +66,7 @@ def make_right():
 
 @pytest.fixture
 def world(recipe, tmp_path, monkeypatch):
-    """A study whose processes write what is known; returns its path, and the replies."""
+    """A study whose processes write known results; returns its path, and the replies."""
     right = make_right()
     for clip in range(CLIPS):
         soundfile.write(tmp_path / f"{clip}.wav", tone(0.1), SAMPLING_RATE)
@@ -98,7 +98,7 @@ def world(recipe, tmp_path, monkeypatch):
 
 
 def write_run(options):
-    """A log of two lines, what was evaluated, and the end."""
+    """Writes a log of two lines, the evaluation and the final entry."""
     folder = Path(options["output_dir"])
     folder.mkdir()
     lines = [
@@ -125,7 +125,7 @@ def write_replies(options, right):
     run = {"benchmark": "mmau", "prompt": "plain", "control": options.control, "data_sha256": asked.sha256}
     run |= {
         "peak_memory_gib": 3.0 + 0.25 * (options.control == "none")
-    }  # what is shown is of the questions with sound
+    }  # the report shows that of the questions with audio
     write_json(options.output_dir / "run.json", run | {"decoding": {}, "left_out": {}, "model": "/home/me/model"})
     assert score.main([str(options.output_dir)]) == 0
 
@@ -171,7 +171,7 @@ def test_every_number_is_what_is_counted_by_hand(world, tmp_path):
 
 
 def check_tables(output, report):
-    """The tables say what the numbers say; nothing has a path of this machine; the figure shows something."""
+    """The tables match the numbers, nothing contains a path of this machine, and the figure is not empty."""
     text = (output / "report.md").read_text()
     assert text == as_markdown(report)
     arms = report["benchmarks"]["mmau"]["arms"]
@@ -188,12 +188,12 @@ def check_tables(output, report):
 
 
 def test_the_report_of_a_study_that_is_not_finished(world, tmp_path, monkeypatch, capsys):
-    """Stopped in its fourth run: the first seed of both arms and one more are there, and are compared as far as they go."""
+    """Stopped in its fourth run: the first seed of both arms and one more are done; only the first is compared."""
     path, right = world
     run, count = module._run_process, iter(range(100))
 
     def stopped(command, log, environment, lock, stop, echo):
-        if next(count) == 13:  # of four processes each, three runs are done
+        if next(count) == 13:  # three runs of four processes each are done
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.wait(60)
             raise module.Stopped
@@ -214,7 +214,7 @@ def test_the_report_of_a_study_that_is_not_finished(world, tmp_path, monkeypatch
 
 
 def test_replies_that_are_missing_are_told(world, tmp_path, monkeypatch, capsys):
-    """With the sound and with a control; the folder that is named is the one to remove."""
+    """With audio and with a control; the folder that is named is the one to remove."""
     path, right = world
     output = tmp_path / "out"
     assert main([str(path), str(output)]) == 0
@@ -239,7 +239,7 @@ def test_replies_that_are_missing_are_told(world, tmp_path, monkeypatch, capsys)
 
 
 def test_a_stage_of_grpo_has_no_loss_in_nats(world, tmp_path, capsys):
-    """What it logs as its loss is neither in the table nor in the curve."""
+    """Its logged loss is neither in the table nor in the curve."""
     path, right = world
     right["c", 0, "none"] = right["c", 0, "silence"] = right["a", 0, "none"]
     write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)
@@ -253,12 +253,12 @@ def test_a_stage_of_grpo_has_no_loss_in_nats(world, tmp_path, capsys):
 
 
 def test_results_that_were_packed_go_on_elsewhere(world, tmp_path, monkeypatch, capsys):
-    """The first seeds have ended and travel without weights: unpacked, nothing of them is done again and the report is the same."""
+    """Finished seeds are packed without weights: unpacked, nothing is repeated and the report is the same."""
     path, _ = world
     here, there, archive = tmp_path / "out", tmp_path / "there", tmp_path / "results.tar.xz"
     assert main([str(path), str(here), "--only", "a"]) == 0
     (here / "a/seed-0/model/model.safetensors").write_bytes(bytes(1000))
-    (here / "a/seed-2/scores/mmau/silence/score.json").unlink()  # not ended
+    (here / "a/seed-2/scores/mmau/silence/score.json").unlink()  # not finished
     assert main([str(path), str(here), "--report", "--pack", str(archive)]) == 0
     assert f"2 runs are packed in {archive}" in capsys.readouterr().out
     first = archive.read_bytes()
@@ -279,7 +279,7 @@ def test_results_that_were_packed_go_on_elsewhere(world, tmp_path, monkeypatch, 
     run = module._run_process
     monkeypatch.setattr(module, "_run_process", lambda *given: done.append(given[0]) or run(*given))
     shutil.rmtree(here)
-    there.rename(here)  # the replies that are known are those of this folder
+    there.rename(here)  # the known replies are those of this folder
     assert main([str(path), str(here), "--only", "a"]) == 0
     assert len(done) == 4 and all("seed-2" in " ".join(command) for command in done)
 
@@ -316,7 +316,7 @@ def test_one_seed_and_one_question_a_clip_have_the_interval_of_the_score():
 
 
 def test_where_there_is_nothing_to_redraw_clips_are_counted():
-    """The same share of each clip's questions: a bootstrap's interval would be empty. Ten clips say less than 20 questions."""
+    """If all clips have equal accuracy, a bootstrap's interval would be empty. 10 clips say less than 20 questions."""
     clips = np.arange(20) // 2
     assert accuracy(np.ones((2, 20), int), clips)["interval"] == wilson(10, 10)
     assert accuracy(np.arange(20)[None] % 2, clips)["interval"] == wilson(5, 10)

@@ -1,4 +1,4 @@
-"""What is compared when a study goes on, and what it says to remove, on folders that are filled by hand."""
+"""What is compared when a study resumes, and what it says to remove, on folders filled by hand."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ from falcon3_audio.whole_files import write_json
 
 @pytest.fixture
 def data(tmp_path):
-    """A set whose questions, clips and report lie in one folder, with a benchmark."""
+    """A set with its questions, clips and report in one folder, and a benchmark."""
     folder = tmp_path / "data"
     folder.mkdir()
     write_json(folder / "report.json", {"finished": True, "parameters": {"seed": 0}})
@@ -39,7 +39,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def runs(data, tmp_path):
-    """The runs of a study with these options, as they are on this disk."""
+    """The runs of a study with these options and the data now on disk."""
     recipe = write_recipe(tmp_path / "recipe.yaml", model="a/base", train_data=[str(data / "train.jsonl")], bf16=False)
 
     def runs(name="mmau", **content):
@@ -52,7 +52,7 @@ def runs(data, tmp_path):
 
 
 def end(run):
-    """All steps have ended."""
+    """Writes the files of a run whose steps have all finished."""
     for step in steps_of(run):
         step.folder.mkdir(parents=True, exist_ok=True)
         step.log.write_text("said")
@@ -62,7 +62,7 @@ def end(run):
 
 
 def test_an_evaluation_may_have_any_name(runs, data):
-    """One that is named as the training is has digests of its own."""
+    """An evaluation with the name of the training has its own digests."""
     for name in ("train", "mmau"):
         (run,) = runs(name, arms={"a": None})
         training, _, asking, _ = steps_of(run)
@@ -84,7 +84,7 @@ def test_what_describes_a_set_is_part_of_it(runs, data, file, steps):
 
 
 def test_a_report_beside_a_file_that_is_not_a_sets_says_nothing_about_it(runs, data):
-    """A study's own, say, which changes."""
+    """For example a study's own report, which changes."""
     write_json(data / "report.json", {"format": 1, "study": "mine"})
     (run,) = runs(arms={"a": None})
     assert [list(step.data) for step in steps_of(run) if step.trains] == [[str(data / "train.jsonl")]]
@@ -102,7 +102,7 @@ def test_the_report_of_a_set_is_not_replaced(data, tmp_path, capsys):
 
 
 def test_what_steps_made_is_to_be_removed_and_nothing_of_the_users(runs, tmp_path):
-    """As in the demo, whose run is in a folder with other things."""
+    """As in the demo, whose run shares its folder with other files."""
     (run,) = runs(arms={"a": None})
     home = tmp_path / "runs" / "my demo"
     end(replace(run, folder=home))
@@ -116,7 +116,7 @@ def test_what_steps_made_is_to_be_removed_and_nothing_of_the_users(runs, tmp_pat
         perform(run, {}, threading.Event())
     assert f"a, seed 0: lora_r: 8 -> 4\n    rm -r '{home}/run' '{home}/train.log' '{home}/model'" in str(error.value)
     assert "--only" not in str(error.value)
-    # With another question, the model stays.
+    # If only the prompt changes, the model stays.
     (run,) = runs(arms={"a": None}, evaluate=[])
     asked = {"benchmark": "mmau", "data": str(tmp_path / "data" / "test.json"), "prompt": "audio-world"}
     (run,) = runs(arms={"a": None}, evaluate=[asked])
@@ -148,7 +148,7 @@ def test_an_option_that_is_new_had_its_default(runs, tmp_path, monkeypatch):
     (run,) = runs(arms={"a": None})
     end(run)
     record = json.loads((run.folder / "train.json").read_text())
-    for option in ("lora_alpha", "questions_per_row", "pad_to_window"):  # as before there were these
+    for option in ("lora_alpha", "questions_per_row", "pad_to_window"):  # as before these options existed
         del record["settings"][option]
     write_json(run.folder / "train.json", record)
     assert changes(run) == ([], [])

@@ -1,4 +1,4 @@
-"""CSV and TSV as texts, by what they hold and where they are wrong."""
+"""CSV and TSV as text: their fields, and errors that name the line."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from falcon3_audio.training.data.tables import read_table
 
 @pytest.fixture
 def rows(tmp_path):
-    """The rows of a table that is written so."""
+    """The rows of a table with this text."""
 
     def rows(text, delimiter=",", encoding="utf-8"):
         path = tmp_path / "table"
@@ -70,7 +70,7 @@ def test_other_encodings_are_named(rows):
 
 
 class Counted:
-    """Lines that count how many of them were read."""
+    """Lines that count how many were read."""
 
     def __init__(self, lines):
         self.lines, self.read = iter(lines), 0
@@ -92,7 +92,7 @@ class Counted:
 
 @pytest.mark.parametrize("quoted", [True, False])
 def test_a_table_with_tabs_is_read_once_and_not_far_ahead(monkeypatch, quoted):
-    """As streams need it: nothing ahead up to the first quote, and some lines from there on."""
+    """As streams need it: no lines are read ahead before the first quote, and some after it."""
     monkeypatch.setattr(tables, "LOOKED_AT", 5)
     said = '"a ""b"" c"' if quoted else '"a" b c'
     fields = ["plain"] * 10 + ['"Hm."', "plain", said, *["plain"] * 85]

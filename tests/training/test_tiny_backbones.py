@@ -77,7 +77,7 @@ def _has_choices(rows):
 
 
 def test_types_of_question_may_be_left_out(monkeypatch):
-    """Of the rows, and of nothing else: what is left of a clip is asked, and a clip of which nothing is left is not."""
+    """Only those: a clip's other questions are still asked, and a clip without other questions is left out."""
     monkeypatch.setattr(make_llm, "CHUNK", 60)
     tokenizer = AutoTokenizer.from_pretrained(LLM)
 

@@ -55,7 +55,7 @@ def start(recipe, tmp_path):
 
 
 def test_a_log_line_says_what_a_step_took(start, tmp_path, monkeypatch):
-    """All of one step, by a clock that ticks 2 s between two looks, of which it is looked at four: 2 s are for reading."""
+    """One step by a clock that advances 2 s between calls and is called four times: 2 of 6 s are spent reading."""
     clips = write_clips(tmp_path, 2, seconds=1.0)  # 1 s and 1.02 s
     (long,) = write_clips(tmp_path / "long", 1, seconds=5.0)
     rows = [
@@ -74,12 +74,12 @@ def test_a_log_line_says_what_a_step_took(start, tmp_path, monkeypatch):
     assert entry["samples_per_second"] == 3 / 6
     assert entry["tokens_per_second"] == pytest.approx(tokens / 6, abs=0.01)
     assert entry["data_wait_share"] == pytest.approx(2 / 6, abs=0.001)
-    # If the two without sound came together, there was a hundredth of a second of silence.
+    # If the two without audio share a batch, it has a hundredth of a second of silence.
     assert entry["audio_seconds_per_second"] in (round(2.02 / 6, 2), round(2.03 / 6, 2))
     assert (entry["num_dropped"], entry["num_shortened"]) == (1, 0)
     for name in ("loss", "grad_norm", "learning_rate", "peak_memory_gib"):
         assert math.isfinite(entry[name])
-    # The loss is the mean over all answer tokens of the step: of the base model, since this is the first.
+    # The loss is the mean over all answer tokens of the step, for the base model because this is the first.
     model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "run" / "base")
     batch = AudioChatCollator(processor, 64)(list(trainer.train_dataset))
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_a_log_line_says_what_a_step_took(start, tmp_path, monkeypatch):
 
 
 def test_totals_count_on_over_the_run(finished_run):
-    """One set in four is a clip that is too long, one row in eleven is shortened."""
+    """One of the sets has a clip that is too long, and one row in eleven is shortened."""
     entries = log_of(Path(finished_run.args.output_dir))
     assert [entry["step"] for entry in entries] == list(range(1, 7))
     dataset, collator = finished_run.train_dataset, finished_run.data_collator
@@ -109,7 +109,7 @@ def test_totals_count_on_over_the_run(finished_run):
 
 
 def test_the_head_sees_nothing_but_what_is_learned(finished_run):
-    """The vocabulary of Falcon3 is 40 to 60 times as wide as its states; logits of a prompt would be for nothing."""
+    """The vocabulary of Falcon3 is 40 to 60 times as wide as its states; logits of a prompt would be wasted."""
     trainer = finished_run
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(3)])
     labels = batch["labels"]
@@ -129,7 +129,7 @@ def test_the_head_sees_nothing_but_what_is_learned(finished_run):
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_packed_steps_are_those_of_whole_batches(recipe, tmp_path, accumulated):
-    """Without dropout: the same losses and weights, whatever goes through the model at once. A packed run also goes on."""
+    """Without dropout: the same losses and weights for any micro-batches. A packed run also resumes."""
     options = {"gradient_accumulation_steps": accumulated, "per_device_train_batch_size": 8 // accumulated}
     options |= {"extends": recipe, "global_batch_size": None, "lora_dropout": 0.0, "max_steps": 3, "save_steps": 1}
 
@@ -150,9 +150,9 @@ def test_packed_steps_are_those_of_whole_batches(recipe, tmp_path, accumulated):
 
 def test_compiled_layers_learn_the_same(recipe, tmp_path, monkeypatch):
     """
-    All of the language model's layers are compiled, and nothing else. Micro-batches are of one row, as in recipes/nano.yaml,
-    and those of the evaluation of more. The graphs, forward and backward, are captured as ever, but run by torch's own kernels:
-    inductor's take a minute to build, need a C++ compiler, and are torch's to test.
+    Only the layers of the language model are compiled, and all of them. Micro-batches have one row, as in
+    recipes/nano.yaml; those of the evaluation have more. The forward and backward graphs are captured as usual, but
+    run with torch's own kernels: inductor's take a minute to build, need a C++ compiler, and are torch's to test.
     """
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     options = {"lora_dropout": 0.0, "max_steps": 2, "per_device_train_batch_size": 0, "tokens_per_device": 100}
@@ -193,14 +193,14 @@ def test_the_evaluation_loss_is_that_of_the_held_out_answers(start, tmp_path):
     with torch.no_grad():
         loss = trainer.model.eval()(**{name: batch[name] for name in batch if not name.startswith("num_")}).loss
     assert metrics["eval_loss"] == pytest.approx(float(loss), abs=1e-5)
-    assert not trainer._seen  # rates are those of training
+    assert not trainer._seen  # rates are only of training
     too_long = load_training_data([DataSource(str(write_chats(tmp_path / "long", 1, seconds=4.0)))])[0].select([0])
     with pytest.raises(ValueError, match="No example of the set to evaluate on fits into max_length"):
         trainer.evaluate(eval_dataset=too_long)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, monkeypatch):
-    """Without help: this learning rate overflows float32."""
+    """Without a mock: this learning rate overflows float32."""
     with pytest.raises(FloatingPointError, match="The loss is nan in step [23]. Nothing of this step is saved"):
         start("--learning_rate", "1e38", "--warmup_steps", "0", "--save_strategy", "no")
     assert (
@@ -222,7 +222,7 @@ def test_weights_that_are_no_numbers_are_not_saved(finished_run, tmp_path):
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_every_device_goes_on_in_the_order_of_its_epoch(process):
-    """Resuming in the middle of the second epoch on two devices, as transformers and accelerate do it."""
+    """Resuming in the middle of the second epoch on two devices, as transformers and accelerate do."""
 
     def loader_of(sampler):
         loader = DataLoader(range(24), batch_size=2, sampler=sampler)
@@ -271,7 +271,7 @@ def test_the_plan_is_what_will_happen(finished_run, monkeypatch):
 
 
 def test_the_estimate_of_an_example_is_the_mean_of_what_comes_first(finished_run):
-    """Here of a whole epoch: 15 questions, of which the two about one clip of the second set share it."""
+    """Here over a whole epoch: 15 questions, two of which share a clip of the second set."""
     dataset, collator = finished_run.train_dataset, finished_run.data_collator
     order = list(finished_run.sampler)
     batches = [collator([dataset[index] for index in order[start : start + 2]]) for start in range(0, 15, 2)]
@@ -288,7 +288,7 @@ def test_four_bits_leave_what_is_trained_in_float32(start, tmp_path):
     trainer = start("--load_in_4bit", "true", "--dtype", "bfloat16", "--bf16", "true", "--max_steps", "2")
     trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
-    # B begins at zero.
+    # B starts at zero.
     assert all(weight.any() for name, weight in trained.items() if "lora_B" in name)
     assert all(math.isfinite(entry["loss"]) for entry in log_of(tmp_path / "run"))
 
@@ -323,7 +323,7 @@ def test_the_loss_curve_takes_no_other_file_and_leaves_none(tmp_path, monkeypatc
 
 
 class Memory(TrainerCallback):
-    """Live tensors, and the memory of the process, after each of some steps."""
+    """Records the size of live tensors and the memory of the process after certain steps."""
 
     def __init__(self, *steps):
         self.steps, self.tensors, self.resident = steps, [], []
@@ -341,8 +341,8 @@ class Memory(TrainerCallback):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of the process")
 def test_memory_does_not_grow_over_200_steps(start, tmp_path, monkeypatch):
     """
-    A batch is two clips of 3 s, 190 KB of features alone. Were one kept per step, the tensors would grow by 38 MB from
-    step 20 to step 220, and with them the process; allowed are 1 MB of tensors and 16 MB of the process.
+    A batch is two clips of 3 s: 190 KB for the features. If one were kept per step, the tensors and the process would
+    grow by 38 MB from step 20 to step 220; 1 MB is allowed for the tensors and 16 MB for the process.
     """
     clips = write_clips(tmp_path / "clips", 4, seconds=3.0)
     rows = [{"messages": [user(heard(clip), TEXT), assistant("a dog")]} for clip in clips]

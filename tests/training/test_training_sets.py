@@ -40,7 +40,7 @@ CHAT = List({"role": Value("string"), "content": Value("string")})
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """What `datasets` converts is left in the test's folder."""
+    """The cache of `datasets` is in the test's folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -100,7 +100,7 @@ def test_clips_of_the_row_fill_audio_items_in_order(read, folder):
     first, second, third = (f"{folder}/{number}.wav" for number in range(3))
     assert [clips for _, clips in sources(several)] == [[first], [], [second], []]
     assert [clips for _, clips in sources(alone)] == [[third], []]
-    # Without a place for them, they open the first question.
+    # Clips without a place go before the first question.
     assert [clips for _, clips in sources(without)] == [[first, second], [], [], []]
     assert without["messages"][0]["content"][-1] == {"type": "text", "text": "Compare."}
     assert [clips for _, clips in sources(quiet)] == [[], []]
@@ -161,7 +161,7 @@ def test_prepared_shards_and_mixed_sets_lie_end_to_end(folder):
 
 
 def test_splits_of_a_set_keep_their_own_clips_in_a_batch(folder, processor):
-    """One path in two entries, whose first rows are different clips; the same part twice is the same clip."""
+    """Different splits of one path start with different clips; the same split twice has the same clip."""
     write_shard(folder / "clips.parquet", [clip_row(folder / f"{n}.wav", 2) for n in range(3)], CLIP_FEATURES)
     parts = [
         DataSource(str(folder / "clips.parquet"), split=split) for split in ("train[:1]", "train[1:]", "train[:1]")
@@ -178,7 +178,7 @@ def test_splits_of_a_set_keep_their_own_clips_in_a_batch(folder, processor):
 
 @pytest.mark.parametrize("columns", [{"audio": "noisy"}, {"audio": "clean", "duration": "length"}])
 def test_a_row_with_other_columns_keeps_its_own_clip_in_a_batch(folder, processor, columns):
-    """Of one file in two entries, which ask about other sounds."""
+    """One file in two entries that ask about different clips."""
     path = str(
         write_jsonl(
             folder / "set.jsonl", [{"clean": "0.wav", "noisy": "2.wav", "length": 0.1, "captions": ["a", "b"]}]
@@ -209,7 +209,7 @@ def test_an_error_names_the_part_of_a_set(folder, tmp_path):
 
 
 def with_audio_columns(folder):
-    """Chats whose audio is columns of datasets' Audio, one and several, and inside of the messages."""
+    """Chats with audio in one column, in several, and inside the messages, as the `Audio` feature of `datasets`."""
     messages = List(
         {
             "role": Value("string"),
@@ -292,17 +292,17 @@ def test_sets_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_the_index_is_small_integers(folder):
-    """10 M questions are 140 MB, whatever they say."""
+    """10 M questions take 140 MB, whatever their text."""
     path = write_jsonl(folder / "set.jsonl", [{"messages": [user("long " * 1000), assistant("a")]}] * 300)
     examples = load_training_data([DataSource(str(path), sound=False)])[0]
     assert examples.data.nbytes == 300 * (2 + 8 + 4)
-    # Rows are looked up where they lie, one at a time.
+    # Rows are read from disk, one at a time.
     (_, rows, _), *_ = examples.format["format_kwargs"]["transform"].sets
     assert rows.cache_files
 
 
 def test_workers_give_the_same_batches(folder, processor):
-    """Read and decoded elsewhere: pickled for spawned workers, and in forked ones."""
+    """Read and decoded in other processes: pickled for spawned workers, and in forked ones."""
     examples = load_training_data([DataSource(str(write_chats(folder / "chats")))])[0]
     copy = pickle.loads(pickle.dumps(examples))
     assert list(copy) == list(examples)
@@ -325,7 +325,7 @@ def test_an_example_is_read_only_when_it_is_asked_for(folder, monkeypatch):
 
 
 def test_open_asqa_rows_as_json_read_the_same(folder):
-    """The clip row of a JSON file with paths gives the same sound as the prepared one with bytes."""
+    """The clip row of a JSON file with paths gives the same audio as the prepared one with bytes."""
     soundfile.write(folder / "long.wav", tone(1.5), SAMPLING_RATE)
     row = clip_row(folder / "long.wav", 1)
     write_jsonl(folder / "set.jsonl", [{"audio": "long.wav", "questions": row["questions"]}])
@@ -354,7 +354,7 @@ def test_roles_of_other_formats_are_refused(tmp_path):
         list(load_training_data([DataSource(str(path))])[0])
 
 
-# What a file says is what is learned.
+# Answers are learned exactly as they are in the file.
 
 ANY_TEXT = (
     *(
@@ -403,7 +403,7 @@ def as_hub_folder(rows, path):
 
 
 def as_audiofolder(rows, path):
-    """As `datasets` has it: sounds beside a list of them."""
+    """The layout of `datasets`: audio files next to a list of them."""
     path.mkdir()
     write_clips(path, 1)
     as_jsonl(
@@ -417,7 +417,7 @@ def as_audiofolder(rows, path):
 
 
 def as_parquet(rows, path):
-    """Which cannot hold strings and lists in one column: all content is lists."""
+    """Parquet cannot hold strings and lists in one column, so all content is lists."""
     rows = json.loads(json.dumps(rows))
     for message in (message for row in rows for message in row.get("messages", [])):
         if isinstance(message["content"], str):
@@ -434,7 +434,7 @@ def answers(source):
 @pytest.mark.parametrize("write", [as_jsonl, as_json, as_hub_folder, as_audiofolder, as_parquet])
 @pytest.mark.parametrize("texts", [ANY_TEXT, ("2024-01-31", "2024-02-01"), ("0", "1"), ("null",)], ids=len)
 def test_answers_are_learned_as_they_are_written(folder, write, texts):
-    """`texts` of one kind are what readers of JSON guess a type from."""
+    """JSON readers guess a type if all `texts` are of one kind."""
     chats = [{"messages": [user(ITEM, TEXT), assistant(text)], "audio": "0.wav"} for text in texts]
     assert answers(DataSource(str(write(chats, folder / "chats")))) == list(texts)
     asked = [{"questions": [{"instruction": text, "output": text}], "audio": "0.wav"} for text in texts]
@@ -482,7 +482,7 @@ def test_a_blank_output_is_an_error(read):
 
 
 def places(example):
-    """The text of each message, with a clip's number where it is."""
+    """The text of each message, with a clip's number in its place."""
     return [
         "".join(
             f"[{Path(item['audio'] or item['path']).stem}]" if item["type"] == "audio" else item["text"]
@@ -493,7 +493,7 @@ def places(example):
 
 
 def test_items_without_a_type_are_what_they_hold(read, folder, processor):
-    """As to the processor: in JSON, and as Arrow fills them up."""
+    """As for the processor: in JSON, and with the empty keys that Arrow adds."""
     asked = {
         "role": "user",
         "content": [{"audio": "0.wav"}, {"text": "What <audio>?"}, {"path": "1.wav", "text": None}],
@@ -547,7 +547,7 @@ def test_an_item_with_an_empty_source_has_none(read):
 
 
 def test_a_path_that_fits_two_folders_of_a_set_is_an_error(folder):
-    """In a folder paths start there; of a file in a folder inside of it, somebody may mean that one."""
+    """Paths start at the set's folder; a file in a subfolder could also mean that subfolder."""
     rows = [{"messages": [user(heard(path), TEXT), assistant("a")]} for path in ("0.wav", "more/0.wav", "1.wav")]
     (folder / "more").mkdir()
     write_jsonl(folder / "more" / "rows.jsonl", rows)
@@ -609,7 +609,7 @@ def test_the_tag_of_a_question_is_the_place_of_its_clip(read):
             "1 audio items .* 0 clips",
         ),
         ({"messages": [user("<audio>"), assistant("a")], "audio": "0.wav", "audios": ["1.wav"]}, "both `audio` and"),
-        # Tags of others.
+        # Tags of other tools.
         *(
             ({"messages": [user(f"{tag} What?"), assistant("a")], "audios": ["0.wav"]}, re.escape(f"the tag {seen} "))
             for tag, seen in (
@@ -617,7 +617,7 @@ def test_the_tag_of_a_question_is_the_place_of_its_clip(read):
                 ("<audio>0.wav</audio>", "</audio>"),
             )
         ),
-        # Sound under names that are not read.
+        # Audio under names that are not read.
         (
             {"messages": [user(TEXT), assistant("a")], "audio_path": "0.wav"},
             "the key 'audio_path' .* not read.*`audios`",
@@ -635,7 +635,7 @@ def test_clips_without_a_place_or_under_other_names_are_errors(read, row, messag
     with pytest.raises(ValueError, match=f"set.jsonl, row 0.*: .*{message}"):
         read(row)
     good = {name: [user(heard("0.wav")), assistant("a")] for name in row if name == "messages"}
-    if good:  # also where other rows are as they should be
+    if good:  # also if other rows are correct
         with pytest.raises(ValueError, match=f"set.jsonl, row 1.*: .*{message}"):
             read(good, row)
 
@@ -673,7 +673,7 @@ def test_a_set_without_sound_says_so_or_is_an_error(folder):
     ],
 )
 def test_a_row_without_sound_is_an_error_unless_some_are_meant(folder, row):
-    """A clip that was lost when the set was made: the model would learn to answer about what it does not hear."""
+    """If a clip was lost when the set was built, the model would learn to answer about audio that it does not hear."""
     good = {"messages": [user(TEXT), assistant("a")], "audio": "0.wav"}
     path = write_jsonl(folder / "set.jsonl", [good, row])
     with pytest.raises(ValueError, match="set.jsonl, row 1: the row has no audio.*`sound: some`"):
@@ -713,7 +713,7 @@ def test_what_other_trainers_read_is_not_passed_over(folder, row, message):
 
 
 def test_an_audiofolder_has_its_sounds(folder, tmp_path):
-    """Its metadata as JSONL, beside the sounds of each part, and as parquet."""
+    """Its metadata as JSONL next to the audio of each split, and as parquet."""
     rows = [{"file_name": f"{n}.wav", "messages": [user("What?"), assistant("a")]} for n in (2, 0)]
     for part in ("train", "test"):
         write_clips(tmp_path / "parts" / part, 3)

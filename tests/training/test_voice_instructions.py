@@ -1,6 +1,6 @@
 """Voice-instruction sets: what is read, what is written, and that neither kills nor workers change a byte of it.
 
-Shards are read with `datasets` and soundfile, and what is heard is held against espeak-ng called directly.
+Shards are read with `datasets` and soundfile, and the audio is compared with espeak-ng called directly.
 """
 
 import hashlib
@@ -115,7 +115,7 @@ def test_workers_make_no_difference(source, tmp_path):
 
 @pytest.mark.parametrize("written", [0, 1])
 def test_killed_and_started_again(source, tmp_path, monkeypatch, written):
-    """Killed before (0) and after (1) the second shard is written, and not in the report yet."""
+    """Killed before (0) or after (1) the second shard is written, which is not in the report yet."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     write_shard, calls = voice_instructions.write_shard, count(1)
 
@@ -162,7 +162,7 @@ def test_a_folder_of_something_else(source, tmp_path, capsys):
 
 
 def test_rows_that_fail(tmp_path, capsys):
-    """Two of 14: one in the first shard of five, one in the last."""
+    """Two of 14 rows fail: one in the first shard of five, one in the last."""
     out = tmp_path / "out"
     source = write_jsonl(tmp_path / "rows.jsonl", [ROWS[0], TOO_LONG, *ROWS[1:12], TOO_LONG])
     assert run(source, out, "--max-failed", "0.19") == 1
@@ -170,7 +170,7 @@ def test_rows_that_fail(tmp_path, capsys):
     assert "1 of the first 5 rows could not be spoken (longer than 30 s 1), more than the 19.00%" in said
     assert "row 1: " in said and " s. Fix the cause" in said
     assert not list(out.glob("*.parquet"))
-    assert run(source, out, "--max-failed", "0.2") == 0  # another share is no other set
+    assert run(source, out, "--max-failed", "0.2") == 0  # a different limit is still the same set
     told = summary(out)
     assert told["samples"] == 12 and told["failed"] == {"longer than 30 s": 2}
     assert [example["row"] for example in told["failure_examples"]] == [1, 13]
@@ -192,7 +192,7 @@ def test_limit_draws(source, tmp_path, capsys):
 
 
 def test_a_model_speaks(tmp_path):
-    """Killed and started again in the middle, as above: batches begin anew with every shard."""
+    """Killed and started again in the middle, as above: batches start over with every shard."""
     folder = make_vits(tmp_path / "vits")
     source = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, ROWS[0] | {"instruction": "What do 3 dogs eat?"}])
     options = ("--tts", folder, "--batch-size", "2", "--limit", "7")
@@ -251,7 +251,7 @@ EXCHANGES = [
     "form", ["jsonl", "json", "parquet", "arrow", "folder", "saved", "splits", "folder of parquet"]
 )
 def test_sources(tmp_path, form):
-    """The same chats in every form, with a column that is not theirs."""
+    """The same chats in every form, with an extra column."""
     rows = Dataset.from_dict({"messages": CHATS, "id": list(range(5))})
     path = tmp_path / "data"
     if form in ("saved", "splits"):
@@ -284,7 +284,7 @@ def test_columns(tmp_path):
         ValueError, match=r"has the columns \['prompt', .*expected 'messages' \(chats\), or \['instruc"
     ):
         open_text(TextSource(source))
-    with pytest.raises(ValueError, match="contxt"):  # a misspelt column is not one that is missing
+    with pytest.raises(ValueError, match="contxt"):  # a misspelt column is not treated as absent
         open_text(TextSource(source, input_column="contxt", **names))
     source = write_jsonl(tmp_path / "none.jsonl", 2 * [{"instruction": "What is rain?", "output": "Water."}])
     opened, read = open_text(TextSource(source))
