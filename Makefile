@@ -46,9 +46,10 @@ paper-world: setup
 LONG := runs/long_clips
 long-clips: setup
 	$(BIN)/python -m falcon3_audio.training.world.audio_world $(LONG)/world --train-clips 900 --test-clips 12 --seed 0 --workers 2
-	$(BIN)/python -m falcon3_audio.training.world.long_clips $(LONG)/clips --train-clips 300 --test-clips 40 --seed 0
+	$(BIN)/python -m falcon3_audio.training.world.long_clips $(LONG)/clips --train-clips 300 --test-clips 60 --seed 0
 	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/world/train.json $(LONG)/short
-	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/clips/train.json $(LONG)/long
+	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/clips/train-10.json $(LONG)/to-10
+	$(BIN)/falcon3-audio open-asqa prepare $(LONG)/clips/train-30.json $(LONG)/to-30
 	$(BIN)/falcon3-audio study training/studies/long_clips.yaml $(LONG)/study --jobs 2
 
 # Builds the documentation in site/; `.venv/bin/mkdocs serve` shows it while you edit.

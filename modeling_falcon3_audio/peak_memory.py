@@ -1,8 +1,12 @@
 """Peak memory of this process."""
 
 import sys
+from pathlib import Path
 
 import torch
+
+
+STATUS = Path("/proc/self/status")  # only on Linux
 
 
 def peak_memory() -> int:
@@ -13,10 +17,20 @@ def peak_memory() -> int:
         import psutil  # from the extra `train`; other systems use the standard library
 
         return psutil.Process().memory_info().peak_wset
+    if (peak := _linux_peak()) is not None:
+        return peak
     import resource  # not available on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _linux_peak() -> int | None:
+    """`VmHWM`. `getrusage` would report at least the memory of the process that started this one: it survives exec."""
+    if not STATUS.exists():
+        return None
+    lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def peak_memory_gib() -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import LoraArguments, ModelArguments
@@ -19,11 +20,14 @@ from .model import check_precision, load_model
 from .run_folder import STATE
 
 
-class EndsWhereItEnded:
-    """For trainers: a finished run that is started again takes no further step; transformers would take one first."""
+class AfterSFT:
+    """For trainers: each log has the peak memory, and a finished run that is started again takes no further step."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        super().log(logs | {"peak_memory_gib": peak_memory_gib()}, start_time)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps:  # transformers would take one step first
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .after_sft import EndsWhereItEnded, begin_with_model, print_plan, run_and_save
+from .after_sft import AfterSFT, begin_with_model, print_plan, run_and_save
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
@@ -139,7 +139,7 @@ class AudioDPOConfig(DPOConfig):
         super().__post_init__()
 
 
-class AudioDPOTrainer(EndsWhereItEnded, DPOTrainer):
+class AudioDPOTrainer(AfterSFT, DPOTrainer):
     """TRL's trainer, which raises a `FloatingPointError` if the loss is not finite; nothing of that step is saved."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

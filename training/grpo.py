@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .after_sft import EndsWhereItEnded, begin_with_model, print_plan, run_and_save
+from .after_sft import AfterSFT, begin_with_model, print_plan, run_and_save
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
@@ -83,7 +83,7 @@ def join_audio(prompts: list[EncodedPrompt]) -> dict[str, torch.Tensor]:
     return {name: join_on_time([audio[name] for audio in audios]) for name in AUDIO_INPUTS} if audios else {}
 
 
-class AudioGRPOTrainer(EndsWhereItEnded, GRPOTrainer):
+class AudioGRPOTrainer(AfterSFT, GRPOTrainer):
     """
     TRL's `GRPOTrainer` for Falcon3-Audio. The dataset's `prompt` is a chat as `Falcon3AudioProcessor` takes it, with
     the source of each audio in its item; prompts with one clip, several, or none can be mixed. Reward functions get

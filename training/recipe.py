@@ -79,7 +79,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = [self.construct_object(key) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
             raise yaml.composer.ComposerError(None, None, f"{twice!r} is given twice", node.start_mark)

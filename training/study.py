@@ -32,7 +32,7 @@ from falcon3_audio.whole_files import whole_file, write_json
 from .data.shards import is_set
 from .locks import lock
 from .studies.study_file import make_study, read_study
-from .studies.study_report import write_report
+from .studies.study_report import check_own_report, write_report
 from .studies.study_results import pack
 from .studies.study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
 
@@ -242,6 +242,7 @@ def _study(options: argparse.Namespace) -> int:
     failed: list[str] = []
     if is_set(output):
         raise ValueError(f"{output} is a prepared set, whose report the study would overwrite; give another OUT.")
+    check_own_report(study, output)
     if not options.report:
         runs = _selected(runs_of(study, output, read_data(study)), options.only)
         check_unchanged(runs, "give another OUT, or choose other arms with --only")

@@ -204,6 +204,25 @@ def test_seeds_are_drawn_besides_clips():
     assert bootstrap_interval(three, sizes, 4000, seed=0) == pytest.approx(tuple(expected))
 
 
+@pytest.mark.parametrize("deviation", [0, 0.02, 0.05])
+def test_intervals_over_three_seeds_are_not_too_narrow(deviation):
+    """
+    300 studies of two equal arms, whose seeds differ by a standard deviation of accuracy, with 400 questions of varying
+    difficulty: 100, 99 and 95 % of the intervals of the difference contain 0.
+    """
+    draw = np.random.default_rng(7)
+    questions, seeds, within = 400, 3, 0
+    for _ in range(300):
+        difficulty = draw.random((questions, 1))
+        right = [
+            draw.random((questions, seeds)) < difficulty + draw.normal(0, deviation, seeds).clip(-0.5, 0.5)
+            for _ in "AB"
+        ]
+        low, high = bootstrap_interval(np.subtract(*map(np.int64, right)), np.ones(questions, int), 400, seed=0)
+        within += low <= 0 <= high
+    assert within >= 0.93 * 300
+
+
 def test_one_seed_in_a_column_is_as_none():
     draw = np.random.default_rng(3)
     sizes = draw.integers(1, 4, 60)

@@ -1,7 +1,8 @@
 """The peak memory that logs and reports show."""
 
+import resource
+import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -9,6 +10,19 @@ import pytest
 
 from falcon3_audio import peak_memory as module
 from falcon3_audio.peak_memory import peak_memory, peak_memory_gib
+
+
+# Without torch, which would need more memory than this parent holds.
+CHILD = """
+import runpy, sys, types
+sys.modules["torch"] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
+print(runpy.run_path(sys.argv[1])["peak_memory"]())
+"""
+PARENT = """
+import subprocess, sys
+held = b"x" * (300 << 20)
+subprocess.run([sys.executable, "-c", *sys.argv[1:]], check=True)
+"""
 
 
 def test_on_windows(monkeypatch):
@@ -21,8 +35,23 @@ def test_on_windows(monkeypatch):
 
 def test_it_is_that_of_the_process():
     before = peak_memory()
-    status = Path("/proc/self/status")
-    if status.exists():
-        (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        assert before == pytest.approx(int(peak.split()[1]) * 1024, rel=0.05)
+    if sys.platform == "linux":
+        assert before == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.05)
     assert peak_memory() >= before > 50 * 2**20  # torch by itself takes more
+
+
+def test_without_proc(monkeypatch, tmp_path):
+    """As on macOS, and where /proc has no peak."""
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    for name in ("status", "missing"):
+        monkeypatch.setattr(module, "STATUS", tmp_path / name)
+        assert peak_memory() > 50 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a rule of Linux")
+def test_the_memory_of_the_process_that_started_it_does_not_count():
+    """A child inherits `ru_maxrss` from its parent, also through exec."""
+    output = subprocess.run(
+        [sys.executable, "-c", PARENT, CHILD, module.__file__], capture_output=True, text=True, check=True
+    )
+    assert int(output.stdout) < 200 * 2**20

@@ -70,13 +70,14 @@ def test_the_sounds_are_where_the_questions_ask_for_them(made, heard, length):
         assert len(set(question.choices)) == 4
 
 
-def test_the_training_clips_are_a_set(made, tmp_path):
-    rows = json.loads((made / "train.json").read_text())
+@pytest.mark.parametrize("longest", [10, 30])
+def test_the_training_clips_are_a_set(made, tmp_path, longest):
+    rows = json.loads((made / f"train-{longest}.json").read_text())
     assert [row["task"] for row in rows] == [*PLACES] * 3
     assert all(row["output"] in row["instruction"] for row in rows)
     lengths = {soundfile.info(made / row["audio_id"]).duration for row in rows}
-    assert all(5 <= seconds <= 30 for seconds in lengths) and len(lengths) > 1
-    report = prepare(made / "train.json", tmp_path / "set")
+    assert all(5 <= seconds <= longest for seconds in lengths) and len(lengths) > 1
+    report = prepare(made / f"train-{longest}.json", tmp_path / "set")
     assert report["total"]["questions"] == 9
 
 
@@ -90,7 +91,8 @@ def test_one_seed_gives_the_same_bytes_and_what_was_begun_is_completed(made, tmp
     shutil.copytree(made, copy)
     record = json.loads((copy / "long_clips.json").read_text())
     write_json(copy / "long_clips.json", record | {"finished": False})  # as an interrupted run leaves it
-    for name in ("train.json", "test-12.jsonl", "test-audios/012s-00001.wav"):
+    one = sorted((copy / "train-10-audios").iterdir())[0].relative_to(copy)
+    for name in ("train-30.json", one, "test-12.jsonl", "test-audios/012s-00001.wav"):
         (copy / name).unlink()
     generate_long_clips(copy, **options, seed=0)
     assert contents(copy) == contents(made)

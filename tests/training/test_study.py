@@ -111,7 +111,7 @@ def test_killed_and_started_again_nothing_is_done_twice(write, here, tmp_path, m
     path = write(arms={"as-is": None, "high": {"learning_rate": 0.2}}, seeds=[0, 1])
     assert main([path, str(output)]) == 1 and not here
     assert main([path, str(output), "--only", "as-is"]) == 0 and not here
-    assert {run["state"] for run in report_of(output)["missing"]} == {"begun with other settings"}
+    assert {run["state"] for run in report_of(output)["missing"]} == {"started with other settings"}
 
 
 def test_an_arm_that_fails_does_not_stop_the_others(write, here, tmp_path, capsys):

@@ -79,6 +79,40 @@ def test_a_study_that_extends_another(tmp_path):
             read_study(tmp_path / "child.yaml")
 
 
+def test_an_arm_that_is_left_out_must_be_there(tmp_path):
+    """Else a misspelt name would train the arm. Names are text, also those that YAML reads as numbers."""
+    write_recipe(tmp_path / "recipe.yaml", model="a/base", train_data=["some.jsonl"], bf16=False)
+    (tmp_path / "parent.yaml").write_text("recipe: recipe.yaml\narms: {base: , 4: {lora_r: 4}}")
+    (tmp_path / "child.yaml").write_text("extends: parent.yaml\narms: {'4': false}")
+    assert [arm.name for arm in read_study(tmp_path / "child.yaml").arms] == ["base"]
+    (tmp_path / "child.yaml").write_text("extends: parent.yaml\narms: {bsae: false}")
+    with pytest.raises(ValueError, match="leaves out bsae, but the arms that it inherits are base, 4"):
+        read_study(tmp_path / "child.yaml")
+    for twice in ("{4: , 4.0: }", "{yes: , on: }", "{4: , '4': }"):
+        (tmp_path / "parent.yaml").write_text(f"recipe: recipe.yaml\narms: {twice}")
+        with pytest.raises(ValueError, match="is given twice|has two arms '4'"):
+            read_study(tmp_path / "parent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"arms": {"report.md": None}}, "arm 'report.md': 'report.md' is a file of the study's report"),
+        ({"evaluate": [{"data": ["x", "y"]}]}, r"`data` must be a path, got \['x', 'y'\]"),
+        ({"evaluate": [{"data": 5}]}, "`data` must be a path, got 5"),
+        (
+            {"evaluate": [{"data": "x", "controls": [["silence"]]}]},
+            r"`controls` must be a list of .*; got \[\['silence'\]\]",
+        ),
+        ({"evaluate": [{"data": "x", "allow_incomplete": True}]}, "options that do not exist: --allow_incomplete"),
+    ],
+)
+def test_values_of_other_types_are_one_line(study, content, said):
+    entries = [{"benchmark": "jsonl"} | entry for entry in content.get("evaluate", [])]
+    with pytest.raises(ValueError, match=said):
+        study(**{"arms": {"a": None}} | content | {"evaluate": entries})
+
+
 def test_a_stage_that_goes_on_with_grpo(study, tmp_path):
     """It has the options of its recipe and of the stage, none of the study's; its path is relative to the study."""
     write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)

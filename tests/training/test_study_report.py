@@ -7,6 +7,7 @@ import shutil
 import signal
 import tarfile
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 
 import matplotlib.image
@@ -206,7 +207,7 @@ def test_the_report_of_a_study_that_is_not_finished(world, tmp_path, monkeypatch
     assert main([str(path), str(tmp_path / "out"), "--report"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     states = {(run["arm"], run["seed"]): run["state"] for run in report["missing"]}
-    assert states == {("b", 1): "unfinished: merge", ("a", 2): "not begun", ("b", 2): "not begun"}
+    assert states == {("b", 1): "unfinished: merge", ("a", 2): "not started", ("b", 2): "not started"}
     entry = report["benchmarks"]["mmau"]["arms"]["b"]["difference"]
     assert entry["seeds"] == [0]
     assert entry["difference"] == pytest.approx(mean([right["b", 0, "none"]]) - mean([right["a", 0, "none"]]))
@@ -239,7 +240,10 @@ def test_replies_that_are_missing_are_told(world, tmp_path, monkeypatch, capsys)
 
 
 def test_a_stage_of_grpo_has_no_loss_in_nats(world, tmp_path, capsys):
-    """Its logged loss is neither in the table nor in the curve."""
+    """
+    Its logged loss is neither in the table nor in the curve. If it has logged no memory, that of the stage before is not
+    the run's.
+    """
     path, right = world
     right["c", 0, "none"] = right["c", 0, "silence"] = right["a", 0, "none"]
     write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)
@@ -250,6 +254,35 @@ def test_a_stage_of_grpo_has_no_loss_in_nats(world, tmp_path, capsys):
     (run,) = json.loads((tmp_path / "out" / "report.json").read_text())["training"]
     assert run["final_loss"] is None and [len(stage["loss"]) for stage in run["stages"]] == [2, 0]
     assert run["stages"][1]["steps"] == 2 and "| c, seed 0 | 2 + 2 | 43 | 2.75 | - |" in capsys.readouterr().out
+    state = tmp_path / "out" / "c" / "seed-0" / "stage-2" / "run" / "trainer_state.json"
+    logged = json.loads(state.read_text())
+    for entry in logged["log_history"]:
+        entry.pop("peak_memory_gib", None)
+    write_json(state, logged)
+    assert main([str(path), str(tmp_path / "out"), "--report"]) == 0
+    assert "| c, seed 0 | 2 + 2 | 43 | - | - |" in capsys.readouterr().out
+
+
+def test_another_studys_report_is_not_overwritten(world, tmp_path, capsys):
+    """Dates, which YAML reads as such, are text in the report. Without a finished run there is no figure."""
+    path, _ = world
+    output = tmp_path / "out"
+    study = yaml.safe_load(path.read_text())
+    study["arms"]["b"]["run_name"] = date(2026, 10, 1)
+    path.write_text(yaml.safe_dump(study))
+    assert main([str(path), str(output)]) == 0
+    before = (output / "report.json").read_bytes()
+    assert json.loads(before)["arms"]["b"]["overrides"] == [{"lora_r": 4, "run_name": "2026-10-01"}]
+    other = path.with_name("other.yaml")
+    other.write_text(path.read_text())
+    for report in ([], ["--report"]):
+        capsys.readouterr()
+        assert main([str(other), str(output), *report]) == 1
+        assert "is the report of the study study, got other; give another OUT" in capsys.readouterr().err
+    assert (output / "report.json").read_bytes() == before
+    for arm in "ab":
+        shutil.rmtree(output / arm)
+    assert main([str(path), str(output), "--report"]) == 0 and not (output / "report.png").exists()
 
 
 def test_results_that_were_packed_go_on_elsewhere(world, tmp_path, monkeypatch, capsys):

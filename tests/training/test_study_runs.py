@@ -134,6 +134,63 @@ def test_of_stages_the_changed_one_and_those_after_it_are_made_again(runs, tmp_p
     assert run.folder / "stage-3" / "run" in made
 
 
+def test_fewer_stages_ask_another_model(runs):
+    """The scores of the model of a later stage are not those of the stage before."""
+    (run,) = runs(arms={"a": [{}, {}, {"lora_r": 4}]})
+    end(run)
+    (run,) = runs(arms={"a": [{}, {}]})
+    words, made = changes(run)
+    assert words == ["stages: 3 -> 2"] * 2  # with sound and with silence
+    assert made == [run.folder / "scores" / "mmau"] or {path.parent for path in made} == {
+        run.folder / "scores" / "mmau"
+    }
+    (run,) = runs(arms={"a": [{}, {}, {"lora_r": 4}]})
+    record = run.folder / "scores" / "mmau" / "none.json"
+    before = json.loads(record.read_text())
+    del before["settings"]["stages"]  # as before this was recorded
+    write_json(record, before)
+    assert changes(run) == ([], [])
+
+
+@pytest.mark.parametrize("key", ["prompt_file", "paraphrases"])
+def test_the_words_in_which_questions_are_asked_are_data(runs, data, key):
+    file = data / "words.txt"
+    file.write_text("{question}")
+    asked = {"benchmark": "mmau", "data": str(data / "test.json"), key: str(file)}
+    (run,) = runs(arms={"a": None}, evaluate=[asked])
+    end(run)
+    assert changes(run) == ([], [])
+    file.write_text("Listen. {question}")
+    words, _ = changes(*runs(arms={"a": None}, evaluate=[asked]))
+    assert len(words) == 1 and f"{key}: {file}: " in words[0]
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        runs(arms={"a": None}, evaluate=[asked])
+
+
+def test_a_local_model_is_data(runs, tmp_path):
+    """Its weights too: retrained, they keep their size."""
+    model = tmp_path / "llm"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"1234")
+    arms = {"a": {"audio_model": "a/whisper", "text_model": str(model)}}
+    (run,) = runs(arms=arms)
+    end(run)
+    assert changes(run) == ([], [])
+    (model / "model.safetensors").write_bytes(b"4321")
+    words, _ = changes(*runs(arms=arms))
+    assert len(words) == 1 and words[0].startswith(f"{model}: ")
+
+
+def test_open_questions_are_refused_before_anything_is_trained(runs, data, tmp_path):
+    rows = [{"id": "1", "audio": "a.wav", "question": "What?", "choices": ["a dog", "a bell"], "answer": "a dog"}]
+    rows.append({"id": "2", "audio": "a.wav", "question": "Why?", "answer": "It is late."})
+    write_jsonl(data / "mixed.jsonl", rows)
+    with pytest.raises(ValueError, match="mixed.jsonl has 1 open questions \\('2' for one\\)"):
+        runs(arms={"a": None}, evaluate=[{"benchmark": "jsonl", "data": str(data / "mixed.jsonl")}])
+
+
 def test_what_another_process_made_meanwhile_is_compared_too(runs, monkeypatch):
     """Another study makes the run with another option while this one waits for the run's lock."""
     (mine,), (other,) = runs(arms={"a": {"lora_r": 2}}), runs(arms={"a": {"lora_r": 4}})

@@ -17,8 +17,9 @@ CONTROL = "0.45"  # grey
 
 
 def draw(report: dict[str, Any], path: Path) -> Path | None:
-    """Plots the content of report.json to a PNG and returns its path; `None` if no run has finished."""
+    """Plots the content of report.json to a PNG and returns its path; `None`, without a file, if no run has finished."""
     if not report["training"]:
+        path.unlink(missing_ok=True)
         return None
     colours = dict(zip(report["arms"], _colours(len(report["arms"]))))
     rows = len(report["benchmarks"])

@@ -55,6 +55,7 @@ OF_ANY_MODEL = ("dtype", "attn_implementation", "load_in_4bit")
 COMPOSING = tuple(name for name in option_names([ModelArguments]) if name not in OF_ANY_MODEL)
 FORMER = "the stage before"  # instead of its model, which does not exist yet
 SOUND = "none"  # in `CONTROLS`: the question's own audio
+FILES = ("data", "audio_root", "prompt_file", "paraphrases")  # options of an evaluation
 RULE = "content"  # of the report, as in `falcon3-audio compare`
 
 
@@ -66,7 +67,7 @@ class Stage:
     Attributes:
         options: all options, as in a recipe; in a later stage `model` is `FORMER`.
         settings: those that affect the result (see `describe_recipe`).
-        data: paths of the training sets.
+        data: paths of the training sets, and paths or Hub ids of the models that it starts from.
     """
 
     method: Method
@@ -128,17 +129,33 @@ def read_study(path: str | Path) -> Study:
     inherited, own = read_extended(path)
     given = inherited | own
     check_keys(given, KEYS, path)
-    recipe, parts = given.get("recipe"), [one["arms"] for one in (inherited, own) if "arms" in one]
-    arms = {}
-    if all(isinstance(part, dict) for part in parts):
-        arms = {name: arm for part in parts for name, arm in part.items()}
-    if inherited:
-        arms = {name: arm for name, arm in arms.items() if arm is not False}
+    recipe, arms = given.get("recipe"), _arms(inherited, own, str(path))
     if not isinstance(recipe, str) or not arms:
         raise ValueError(
             f"{path} needs `recipe`, a path relative to its folder, and `arms`, a mapping of names to options."
         )
     return make_study(path.stem, path.parent / recipe, given | {"arms": arms}, str(path), path.parent)
+
+
+def _arms(inherited: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
+    """All arms by name, without those that `false` leaves out; empty if the arms are not a mapping."""
+    parts = [one.get("arms", {}) for one in (inherited, own)]
+    if not all(isinstance(part, dict) for part in parts):
+        return {}
+    for part in parts:
+        names = [str(name) for name in part]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{where} has two arms {twice[0]!r}; give one of them another name.")
+    others, mine = ({str(name): arm for name, arm in part.items()} for part in parts)
+    if not inherited:
+        return mine
+    unknown = [name for name, arm in mine.items() if arm is False and name not in others]
+    if unknown:
+        raise ValueError(
+            f"{where} leaves out {', '.join(unknown)}, but the arms that it inherits are {', '.join(others)}."
+        )
+    return {name: arm for name, arm in (others | mine).items() if arm is not False}
 
 
 def make_study(name: str, recipe: Path, given: dict[str, Any], where: str, folder: Path = Path()) -> Study:
@@ -154,9 +171,7 @@ def make_study(name: str, recipe: Path, given: dict[str, Any], where: str, folde
     common = _overrides(given.get("overrides"), f"{where}, overrides", SFT)
     seeds = _seeds(given.get("seeds", [0]), where)
     base = override(base, common)
-    arms = [
-        _arm(str(key), arm, base, seeds, f"{where}, arm {str(key)!r}", folder) for key, arm in given["arms"].items()
-    ]
+    arms = [_arm(key, arm, base, seeds, f"{where}, arm {key!r}", folder) for key, arm in given["arms"].items()]
     entries = given.get("evaluate") or []
     if not isinstance(entries, list):
         raise ValueError(f"{where}: `evaluate` must be a list, got {entries!r}.")
@@ -236,7 +251,8 @@ def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> St
         check_scored(parsed[2], parsed[-1])  # not the number of GPUs: a study gives each run one
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    data = tuple(source.path for source in parsed[2].train_data)
+    models = (parsed[0].model, parsed[0].audio_model, parsed[0].text_model)
+    data = tuple(source.path for source in parsed[2].train_data) + tuple(path for path in models if path)
     return Stage(method, options, describe_recipe(*parsed, also=method.also), data)
 
 
@@ -263,10 +279,13 @@ def _evaluation(given: Any, where: str) -> Evaluation:
         raise ValueError(f"{where} must be a mapping with `benchmark` and `data`, got {given!r}.")
     check_keys(given, [*_evaluation_options(), "name", "rule", "controls"], where)
     options = dict(given)
+    for key in FILES:
+        if not isinstance(options.get(key, ""), str):
+            raise ValueError(f"{where}: `{key}` must be a path, got {options[key]!r}.")
     name, rule = str(options.pop("name", options["benchmark"])), options.pop("rule", RULE)
     controls = options.pop("controls", [])
     _check_name(name, where)
-    if not isinstance(controls, list) or any(control not in CONTROLS for control in controls):
+    if not isinstance(controls, list) or any(str(control) not in CONTROLS for control in controls):
         raise ValueError(f"{where}: `controls` must be a list of {', '.join(CONTROLS)}; got {controls!r}.")
     evaluation = Evaluation(name, rule, tuple(dict.fromkeys([SOUND, *controls])), options)
     try:
@@ -285,13 +304,15 @@ def _evaluation(given: Any, where: str) -> Evaluation:
 
 
 def _evaluation_options() -> list[str]:
-    """The options of `falcon3-audio evaluate` for a local model."""
+    """The options of `falcon3-audio evaluate` for a local model that take a value."""
     fixed = ("model", "output_dir", "control", "revision", "trust_remote_code", "endpoint", *evaluate.REMOTE_ONLY)
     shortest = ["--benchmark=jsonl", "--data=x", "--output-dir=x", "--model=x"]
-    return [name for name in vars(evaluate.parse(shortest)) if name not in fixed]
+    return [name for name, value in vars(evaluate.parse(shortest)).items() if name not in fixed and value is not False]
 
 
 def _check_name(name: str, where: str):
+    if name.startswith("report."):
+        raise ValueError(f"{where}: {name!r} is a file of the study's report; give another name.")
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise ValueError(f"{where}: {name!r} must be a folder name; use only letters, digits, `-`, `_`, `+` and dots.")
 

@@ -37,7 +37,11 @@ ONLY_PATH = re.compile(rf"{PATH.pattern}[^\s/'\",:]*")
 
 
 def write_report(study: Study, output: Path) -> str:
-    """Writes the three files to `output`, and returns the text of report.md."""
+    """
+    Writes the three files to `output`, and returns the text of report.md. Raises the errors of `check_own_report` and of
+    `make_report`.
+    """
+    check_own_report(study, output)
     report = make_report(study, output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "report.json", report)
@@ -46,6 +50,16 @@ def write_report(study: Study, output: Path) -> str:
         file.write(text.encode())
     draw(report, output / "report.png")
     return text
+
+
+def check_own_report(study: Study, output: Path):
+    """Raises a `ValueError` if `output` has another study's report, which this one would overwrite."""
+    path = output / "report.json"
+    name = json.loads(path.read_text(encoding="utf-8")).get("study") if path.exists() else None
+    if name not in (None, study.name):
+        raise ValueError(
+            f"{path} is the report of the study {name}, got {study.name}; give another OUT, or remove it."
+        )
 
 
 def make_report(study: Study, output: Path) -> dict[str, Any]:
@@ -70,21 +84,21 @@ def make_report(study: Study, output: Path) -> dict[str, Any]:
         "bootstrap": {"resamples": RESAMPLES, "seed": 0},
         "made_with": {"report": package(), "runs": _made_with(ended)},
     }
-    return without_paths(json.loads(json.dumps(report)))
+    return without_paths(json.loads(json.dumps(report, default=str)))  # YAML has dates, JSON does not
 
 
 def state_of(run: Run) -> dict[str, Any] | None:
     """Why a run is not in the tables; `None` for a finished one."""
     changed, _ = changes(run)
     if changed:
-        return {"state": "begun with other settings", "said": "; ".join(changed)}
+        return {"state": "started with other settings", "said": "; ".join(changed)}
     left = [step for step in steps_of(run) if not step.product.exists()]
     if not left:
         return None
     if (run.folder / FAILED).exists():
         failure = json.loads((run.folder / FAILED).read_text(encoding="utf-8"))
         return {"state": f"failed: {failure['step']}", "said": failure["said"]}
-    return {"state": f"unfinished: {left[0].name}" if run.folder.exists() else "not begun", "said": None}
+    return {"state": f"unfinished: {left[0].name}" if run.folder.exists() else "not started", "said": None}
 
 
 ################
@@ -229,17 +243,16 @@ def _trainings(run: Run) -> list[Step]:
 
 def _training(run: Run) -> dict[str, Any]:
     """
-    Total seconds and peak memory over all stages; loss (`None` for GRPO) and evaluation are the last ones of the last
-    stage.
+    Total seconds and peak memory over all stages (`None` if one has not logged it); loss (`None` for GRPO) and
+    evaluation are the last ones of the last stage.
     """
     stages = [_log(step) for step in _trainings(run)]
+    peaks = [stage["peak_memory_gib"] for stage in stages]
     return {
         "arm": run.arm,
         "seed": run.seed,
         "seconds": sum(stage["seconds"] for stage in stages),
-        "peak_memory_gib": max(
-            (stage["peak_memory_gib"] for stage in stages if stage["peak_memory_gib"]), default=None
-        ),
+        "peak_memory_gib": max(peaks) if all(peaks) else None,
         "final_loss": stages[-1]["final_loss"],
         "stages": stages,
     }
@@ -268,7 +281,7 @@ def _log(step: Step) -> dict[str, Any]:
 
 
 def _seconds(history: Sequence[dict[str, Any]]) -> float:
-    """Seconds of the whole training; for GRPO, which does not log them (nor memory), since its last start."""
+    """Seconds of the whole training; for GRPO, which does not log them, since its last start."""
     for name in ("training_seconds", "train_runtime"):
         found = [entry[name] for entry in history if name in entry]
         if found:

@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import CONFIG_NAME
+
 from falcon3_audio.evaluation.benchmarks import BENCHMARKS
 from falcon3_audio.evaluation.journal import differences
 from falcon3_audio.evaluation.questions import file_sha256
@@ -32,7 +34,9 @@ from ..run_folder import STATE, with_defaults
 from .study_file import FORMER, SOUND, Evaluation, Method, Stage, Study
 
 
+STAGES = "stages"  # of an evaluation's settings: how many the evaluated model was trained in
 CLIPS = "clips.jsonl"  # next to a set's questions: the content of each clip
+WORDS = ("prompt_file", "paraphrases")  # options of an evaluation: files with words in which questions are asked
 FAILED = "failed.json"  # in the folder of a run: the failed step and its message
 PACKAGES = ("falcon3-audio", "accelerate", "datasets", "peft", "torch", "transformers", "trl")
 
@@ -178,8 +182,10 @@ def _asking(run: Run, evaluation: Evaluation, control: str, model: Path) -> Step
     name = f"evaluate {evaluation.name}" + (f", {control}" if control != SOUND else "")
     arguments = evaluation.arguments(model, output, control)
     log = output.with_name(f"{control}.log")
-    settings = evaluation.options | {"control": control}
+    settings = evaluation.options | {"control": control, STAGES: len(run.stages)}
     data = run.digests.evaluations.get(evaluation.name, {})
+    if not run.stages and run.model.is_dir():
+        data = data | {str(run.model): data_sha256(run.model)}
     return Step(name, "evaluation.evaluate", arguments, output, output / SCORE, log, settings, data)
 
 
@@ -209,7 +215,9 @@ def _differences(step: Step) -> list[str]:
     read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
     read_before = {name: before["data"][name] for name in read}
     now = json.loads(json.dumps(step.settings))
-    settings = with_defaults(before["settings"], now, step.method.options) if step.method else before["settings"]
+    settings = {STAGES: now.get(STAGES)} | before["settings"]
+    if step.method:
+        settings = with_defaults(before["settings"], now, step.method.options)
     return differences(settings, now) + differences(read_before, read)
 
 
@@ -234,9 +242,11 @@ def check_unchanged(runs: Sequence[Run], otherwise: str = "give another OUT"):
 
 def read_data(study: Study) -> Digests:
     """
-    Reads the benchmarks, and returns the digests of their files and of the training sets that are on this machine.
+    Reads the benchmarks, and returns the digests of their files, and of the training sets and models that are on this
+    machine.
 
-    Raises a `ValueError` for a benchmark that cannot be read, or that does not publish its answers.
+    Raises a `ValueError` for a benchmark that cannot be read, that does not publish its answers, or that has open
+    questions.
     """
     sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
     digests = Digests({path: set_digests(Path(path)) for path in sorted(sets) if Path(path).exists()})
@@ -246,7 +256,14 @@ def read_data(study: Study) -> Digests:
         questions = BENCHMARKS[given["benchmark"]].load(data, root and Path(root), given.get("on_error", "raise"))
         if any(question.answer is None for question in questions.questions):
             raise ValueError(f"{given['data']} does not publish its answers: there is nothing to compare.")
+        open_ids = [question.id for question in questions.questions if not question.choices and question.check is None]
+        if open_ids:
+            raise ValueError(
+                f"{given['data']} has {len(open_ids)} open questions ({open_ids[0]!r} for one), whose replies only a judge can "
+                "rate. A study compares right answers: give a file without them."
+            )
         described = {file.name: data_sha256(file) for file in _described_by(data)}
+        described |= {f"{key}: {given[key]}": file_sha256(Path(given[key])) for key in WORDS if key in given}
         digests.evaluations[evaluation.name] = questions.sha256 | described
     return digests
 
@@ -266,7 +283,8 @@ def _described_by(file: Path) -> list[Path]:
 @cache
 def data_sha256(path: Path) -> str:
     """
-    The digest of a file; for a prepared set, of its report; for another folder, of its files' names and sizes.
+    The digest of a file; for a prepared set, of its report; for a model, of its files; for another folder, of its files'
+    names and sizes.
 
     Raises a `ValueError` for a folder whose report is not a set's.
     """
@@ -275,7 +293,12 @@ def data_sha256(path: Path) -> str:
     if (path / REPORT).exists():
         read_report(path)
         return file_sha256(path / REPORT)
-    files = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+    is_model = (path / CONFIG_NAME).exists()
+    files = sorted(
+        (str(file.relative_to(path)), file_sha256(file) if is_model else file.stat().st_size)
+        for file in path.rglob("*")
+        if file.is_file()
+    )
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 

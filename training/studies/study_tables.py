@@ -17,7 +17,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     """report.md."""
     sections = [f"# Study {report['study']}\n"]
     if report["missing"]:
-        sections.append("**Not all is here**: the tables are of what has ended.\n\n" + _missing(report["missing"]))
+        sections.append("**Incomplete**: the tables show finished runs only.\n\n" + _missing(report["missing"]))
     for name, benchmark in report["benchmarks"].items():
         sections.append(f"## {name}\n\n{_about(benchmark)}\n\n{_accuracies(report, benchmark)}")
         sections += [_unanswered(benchmark["without_reply"])] if benchmark["without_reply"] else []
@@ -44,7 +44,7 @@ def _missing(missing: Sequence[dict[str, Any]]) -> str:
         said = (run["said"] or "").replace("|", "/")
         seeds.setdefault((run["arm"], run["state"], said), []).append(str(run["seed"]))
     rows = [[f"{arm}, seed {', '.join(found)}", state, said] for (arm, state, said), found in seeds.items()]
-    return table(["run", "state", "said"], rows, "---")
+    return table(["run", "state", "message"], rows, "---")
 
 
 def _about(benchmark: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 They test hearing in long clips: for each clip of a given length, the model is asked which of four sounds is heard in
 each of the three places. The test uses the world's test settings, with a file of questions for each length
-(`falcon3-audio evaluate --benchmark jsonl`); the training clips use the training settings, with lengths drawn evenly
-from a range, in Open-ASQA's format. The same seed always gives the same bytes.
-Run: `python -m falcon3_audio.training.world.long_clips OUT --test-clips 40 --seed 0`
+(`falcon3-audio evaluate --benchmark jsonl`). There are two training sets, of clips of up to 10 and of up to 30 seconds, with
+the training settings, in Open-ASQA's format. The same seed always gives the same bytes.
+Run: `python -m falcon3_audio.training.world.long_clips OUT --test-clips 60 --seed 0`
 """
 
 import argparse
@@ -31,7 +31,7 @@ from .sound_synthesis import SAMPLE_RATE
 PLACES = ("at the beginning", "in the middle", "at the end")
 QUESTION = "Which sound is heard {place}?"
 LENGTHS = (10, 30, 60, 120, 300)  # seconds
-TRAIN_SECONDS = (5, 30)
+TRAIN_SECONDS = (10, 30)  # the longest clip of each training set; the shortest has SHORTEST
 SHORTEST = 5  # three sounds, and something in between
 RECORD = "long_clips.json"
 
@@ -55,17 +55,18 @@ class LongClip:
 def generate_long_clips(
     out: Path,
     train_clips: int = 300,
-    test_clips: int = 40,
+    test_clips: int = 60,
     lengths: Sequence[int] = LENGTHS,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Writes `train.json` with `train-audios/*.wav`, for each length `test-SECONDS.jsonl` with `test-audios/*.wav`, and the
-    parameters, which are returned, to `long_clips.json`. A complete folder is left unchanged, and an incomplete one is
-    completed.
+    Writes `train-10.json` and `train-30.json` (see `TRAIN_SECONDS`), for each length `test-SECONDS.jsonl`, the clips of each
+    of them (`train-10-audios/*.wav` and so on), and the parameters, which are returned, to `long_clips.json`. A complete
+    folder is left unchanged, and an incomplete one is completed.
 
     Args:
+        train_clips: clips of each training set, with lengths drawn evenly.
         test_clips: test clips of each length.
         lengths: of the test's clips, in seconds, `SHORTEST` or more.
 
@@ -88,15 +89,16 @@ def generate_long_clips(
     out.mkdir(parents=True, exist_ok=True)
     write_json(record, {"parameters": parameters, "finished": False})
     rng = np.random.default_rng(seed)
-    seconds = rng.integers(TRAIN_SECONDS[0], TRAIN_SECONDS[1] + 1, train_clips).tolist()
-    train = _plan("train", seconds, rng)
+    for longest in TRAIN_SECONDS:
+        seconds = rng.integers(SHORTEST, longest + 1, train_clips).tolist()
+        train = _plan(f"train-{longest}", seconds, rng)
+        _write_audios(out, train, TRAIN, seed, progress)
+        write_json(out / f"train-{longest}.json", _train_rows(train, rng))
     tests = {length: _plan("test", [length] * test_clips, rng) for length in lengths}
-    _write_audios(out, train, TRAIN, seed, progress)
     for length, clips in tests.items():
         _write_audios(out, clips, TEST, seed, progress)
         with whole_file(out / f"test-{length}.jsonl") as file:
             file.writelines(f"{json.dumps(row)}\n".encode() for row in _test_rows(clips, rng))
-    write_json(out / "train.json", _train_rows(train, rng))
     write_json(record, {"parameters": parameters, "finished": True})
     return parameters
 
@@ -182,8 +184,10 @@ def _between(samples: int, settings: Settings, rng: np.random.Generator) -> np.n
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
-    parser.add_argument("--train-clips", type=int, default=300, help="default: %(default)s")
-    parser.add_argument("--test-clips", type=int, default=40, help="test clips of each length (default: %(default)s)")
+    parser.add_argument(
+        "--train-clips", type=int, default=300, help="clips of each training set (default: %(default)s)"
+    )
+    parser.add_argument("--test-clips", type=int, default=60, help="test clips of each length (default: %(default)s)")
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="SECONDS", default=list(LENGTHS), help="default: %(default)s"
     )
