@@ -2,9 +2,10 @@
 """What `generate` needs for prompts with audio.
 
 A prompt's audio is encoded exactly once, even with beams, and inserted where its tokens are computed: all together, in
-chunks, or after a cache. Some steps of `generate` look up the logits of the prompt's tokens: if the placeholder has
-neither an embedding row nor a logit, they get minus infinity, so answers are those of a model whose vocabulary has a
-placeholder that is never generated. Travels with every saved checkpoint.
+chunks, or after a cache. The placeholder is never generated. Some steps of `generate` look up the logits of the
+prompt's tokens: if the placeholder has neither an embedding row nor a logit, they get minus infinity, so answers are
+those of a model whose vocabulary has one. A draft is made by a model that hears the clip too. Travels with every saved
+checkpoint.
 """
 
 import torch
@@ -74,14 +75,14 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
         # audio repeated one by one would belong to the wrong prompts as soon as a prompt has several. (transformers
         # 5.24 does this by itself, as `mm_encoder_outputs`, only for images and videos.)
         audio_embeds = model_kwargs.pop("audio_embeds", None)
-        features, mask = model_kwargs.pop("input_features", None), model_kwargs.pop("input_features_mask", None)
+        clips = (model_kwargs.pop("input_features", None), model_kwargs.pop("input_features_mask", None))
         model_kwargs.pop("audio_places", None)  # from a caller that uses this model as an assistant
         inputs_embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get(CACHE)
         held = 0 if cache is None else int(cache.get_seq_length())
-        if features is not None:
+        if clips[0] is not None:
             if audio_embeds is not None:
                 raise ValueError("Specify at most one of `input_features` and `audio_embeds`.")
-            audio_embeds = self.get_audio_features(features, mask, return_dict=True).pooler_output
+            audio_embeds = self.get_audio_features(*clips, return_dict=True).pooler_output
         elif audio_embeds is None and inputs_embeds is None and input_ids is not None:
             # Audio that is already in a cache need not be passed again; a single token is the model's last output.
             rest = input_ids[:, held:]
@@ -92,16 +93,24 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
             if audio_embeds.shape[0] == int(places[:, held:].sum()):
                 places[:, :held] = False  # audio in the cache was not passed again
             per_prompt = places.sum(-1).tolist()
-            if sum(per_prompt) == audio_embeds.shape[0]:  # otherwise the forward raises the error
-                parts = [part for part in audio_embeds.split(per_prompt) for _ in range(expand_size)]
-                audio_embeds = torch.cat(parts)
+            if sum(per_prompt) != audio_embeds.shape[0]:
+                self._refuse_audio(input_ids[:, held:], inputs_embeds, audio_embeds)
+            parts = [part for part in audio_embeds.split(per_prompt) for _ in range(expand_size)]
+            audio_embeds = torch.cat(parts)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         if audio_embeds is not None:
             model_kwargs["audio_embeds"] = audio_embeds
             model_kwargs["audio_places"] = places.repeat_interleave(expand_size, dim=0)
+            model_kwargs["clips"] = clips  # for an assistant
         return input_ids, model_kwargs
+
+    def _refuse_audio(self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None, audio_embeds: torch.Tensor):
+        """Raises the forward's error for audio that does not match, with the numbers of the prompts as given."""
+        if inputs_embeds is None:
+            inputs_embeds = self.model._embed(input_ids)
+        self.model.get_placeholder_mask(input_ids, inputs_embeds, audio_embeds)
 
     def prepare_inputs_for_generation(
         self,
@@ -109,6 +118,7 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         audio_places: torch.Tensor | None = None,
+        clips: tuple[torch.Tensor | None, torch.Tensor | None] | None = None,
         is_first_iteration: bool = False,
         **kwargs,
     ):
@@ -129,15 +139,21 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
     # transformers (5.16 to 5.24) has no public hook to change the processors that it builds from its settings.
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
-        if self.config.audio_token_is_embedded:
-            return processors
         token = self.config.audio_token_id
+        if self.config.audio_token_is_embedded:
+            # First, before samplers choose from the best tokens. The generation config that `from_backbones` makes
+            # says the same, but not that of a model resized later, nor a caller's own.
+            return LogitsProcessorList([SuppressTokensLogitsProcessor([token], device=self.device), *processors])
         return LogitsProcessorList(
             WithPlaceholder(processor, token) if isinstance(processor, _READ_THE_PROMPT) else processor
             for processor in processors
         )
 
     def _get_candidate_generator(self, *args, **kwargs):
+        assistant, given = kwargs.get("assistant_model"), kwargs["model_kwargs"]
+        kwargs["model_kwargs"] = {name: value for name, value in given.items() if name != "clips"}
+        if assistant is not None and assistant is not self and given.get("audio_embeds") is not None:
+            kwargs["model_kwargs"]["audio_embeds"] = self._heard_by(assistant, given["clips"], given["audio_embeds"])
         generator = super()._get_candidate_generator(*args, **kwargs)
         if isinstance(generator, PromptLookupCandidateGenerator) and not self.config.audio_token_is_embedded:
             # It runs the processors on logits of its own to decide which tokens can be drafted.
@@ -146,6 +162,32 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
             forbidden = SuppressTokensLogitsProcessor([token], device=self.device)
             generator.logits_processor = LogitsProcessorList([*generator.logits_processor, forbidden])
         return generator
+
+    def _heard_by(self, assistant: nn.Module, clips: tuple, audio_embeds: torch.Tensor) -> torch.Tensor:
+        """The audio as an assistant's own encoder and projector hear it: another model's means nothing to it."""
+        if assistant.config.model_type != self.config.model_type:
+            raise ValueError(
+                f"`assistant_model` must hear the audio of these prompts, but a {type(assistant).__name__} takes only "
+                "text. Pass a smaller Falcon3-Audio, or leave it out."
+            )
+        features, mask = clips
+        if features is None:
+            raise ValueError(
+                "`assistant_model` has to encode the audio itself: pass `input_features` and `input_features_mask`, "
+                "not `audio_embeds`."
+            )
+        device = assistant.device
+        heard = assistant.get_audio_features(
+            features.to(device), None if mask is None else mask.to(device), return_dict=True
+        ).pooler_output
+        token, count = assistant.config.audio_token_id, len(heard)
+        if (token, count) != (self.config.audio_token_id, len(audio_embeds)):
+            raise ValueError(
+                f"`assistant_model` reads this audio as {count} tokens with the id {token}, this model as "
+                f"{len(audio_embeds)} with the id {self.config.audio_token_id}. Use an assistant with the same "
+                f"tokenizer and settings ({self.model._describe_options()})."
+            )
+        return heard
 
 
 __all__ = ["Falcon3AudioGenerationMixin"]

@@ -177,8 +177,7 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
             audio_embeds (`torch.Tensor` of shape `(audio tokens, hidden_size)`, *optional*):
                 Audio that `get_audio_features` encoded earlier (its `pooler_output`), instead of `input_features`.
             segment_ids, prefix_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                For rows in which questions share their audio, with `position_ids`: see [`shared_prefix_mask`].
-                They replace `attention_mask`.
+                With `position_ids`, instead of `attention_mask`, if questions share audio: see [`shared_prefix_mask`].
             kept_positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Return only these positions, as one row: `(1, kept, hidden_size)`. Training keeps positions with a
                 loss, so that the head, which is many times as wide, sees nothing else.
@@ -204,7 +203,8 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
         if segment_ids is not None:
             if prefix_ids is None or position_ids is None or cache is not None:
                 raise ValueError("`segment_ids` need `prefix_ids` and `position_ids`, and no `cache`.")
-            attention_mask = shared_prefix_mask(self.config.text_config, inputs_embeds, segment_ids, prefix_ids)
+            rows = (segment_ids, prefix_ids, position_ids)
+            attention_mask = shared_prefix_mask(self.config.text_config, inputs_embeds, *rows)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

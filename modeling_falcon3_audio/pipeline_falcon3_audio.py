@@ -279,7 +279,8 @@ class AudioTextToTextPipeline(Pipeline):
         if prompts is not None:
             cache = generate_kwargs[CACHE] = prompts.take(contents[0])
             held = count_audio(contents[0][: cache.get_seq_length()])
-        if self._audio_cache is not None and clips is not None:
+        # An assistant encodes the clips itself.
+        if self._audio_cache is not None and clips is not None and "assistant_model" not in settings:
             self._embed_audio(self._audio_cache, inputs, clips, held)
         if together:
             inputs = begin_together(self.model, inputs, contents)
@@ -373,8 +374,8 @@ def _check_settings(settings: dict[str, Any]):
         )
     if isinstance(assistant, (str, os.PathLike)):
         raise ValueError(
-            f"`assistant_model` must be a model, got {str(assistant)!r}. Load it first, for example with "
-            "AutoModelForCausalLM.from_pretrained."
+            f"`assistant_model` must be a model, got {str(assistant)!r}. Load it first, with "
+            "AutoModelForMultimodalLM.from_pretrained: for prompts with audio it must be a Falcon3-Audio as well."
         )
 
 

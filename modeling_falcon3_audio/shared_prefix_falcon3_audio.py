@@ -18,7 +18,11 @@ MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
 def shared_prefix_mask(
-    config: PreTrainedConfig, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor, prefix_ids: torch.Tensor
+    config: PreTrainedConfig,
+    inputs_embeds: torch.Tensor,
+    segment_ids: torch.Tensor,
+    prefix_ids: torch.Tensor,
+    position_ids: torch.Tensor,
 ):
     """
     The language model's attention mask for rows with shared prefixes.
@@ -29,30 +33,44 @@ def shared_prefix_mask(
         segment_ids (`torch.LongTensor` of shape `(rows, tokens)`): the segment of each token, 0 for padding.
         prefix_ids (`torch.LongTensor` of shape `(rows, tokens)`): the segment that each token's segment continues;
             its own for a prefix.
+        position_ids (`torch.LongTensor` of shape `(rows, tokens)`): they restart after each prefix. A sliding window
+            that all layers share (Mistral, Phi-3) is measured in them.
 
     Returns:
         The mask that the attention implementation takes: a 4-D tensor for sdpa and eager, a `BlockMask` for flex
         attention.
 
     Raises:
-        `ValueError`: if attention takes no mask (flash attention), or the language model does not attend to all tokens
-        in every layer.
+        `ValueError`: if attention takes no mask (flash attention), if layers of the language model attend in different
+        ways or without a mask, or if it ignores positions (ALiBi).
     """
     if config._attn_implementation not in MASKED_ATTENTION:
         raise ValueError(
             f"Rows with shared prefixes need attention with a mask: set attn_implementation to one of "
             f"{', '.join(MASKED_ATTENTION)}, got {config._attn_implementation!r}."
         )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # GPT-Neo has another name for it.
+    layer_types = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    kinds = set(layer_types or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(
-            f"Rows with shared prefixes need a language model with full attention in every layer, got {sorted(kinds)}. "
-            "Train it with one question per row."
+            f"Rows with shared prefixes need a language model with full attention in every layer, got "
+            f"{sorted(kinds)}. Set questions_per_row: 1 to train it."
         )
+    if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
+        raise ValueError(
+            f"Rows with shared prefixes need a language model that reads position ids, but {config.model_type} uses "
+            "ALiBi. Set questions_per_row: 1 to train it."
+        )
+    # Families that do not list their layers have one window for all of them, or none.
+    window = None if layer_types else getattr(config, "sliding_window", None)
 
     def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         seen = segment_ids[row, key]
-        return (seen == segment_ids[row, query]) | (seen == prefix_ids[row, query])
+        joined = (seen == segment_ids[row, query]) | (seen == prefix_ids[row, query])
+        if window is None:
+            return joined
+        return joined & (position_ids[row, query] - position_ids[row, key] < window)
 
     return create_causal_mask(config, inputs_embeds, attention_mask=None, and_mask_function=sees, **{CACHE: None})
 

@@ -127,18 +127,22 @@ def count_tokens(frames: int, pooling_window: int) -> int:
 def check_pooling_window(pooling_window: Any, window: float):
     """Raises a `ValueError` unless `pooling_window` divides the encoder positions of a window of `window` seconds."""
     positions = int(window * POSITIONS_PER_SECOND)
-    if not isinstance(pooling_window, int) or pooling_window < 1 or positions % pooling_window:
+    if not _is_number(pooling_window, int) or pooling_window < 1 or positions % pooling_window:
         raise ValueError(
             f"`pooling_window` must be a whole number that divides the {positions} positions of a window, got "
             f"{pooling_window!r}."
         )
 
 
-def check_silence(seconds: float, read: bool, pad_to_window: bool, window: float):
-    """The same rules as the model's `check_trailing_silence`, which is in another folder."""
-    if not 0 <= seconds <= window or 0 < seconds < 1 / FRAMES_PER_SECOND:
+def check_silence(seconds: Any, read: Any, pad_to_window: Any, window: float):
+    """The same rules as the model's config and its `check_trailing_silence`, which are in another folder."""
+    for name, value in (("pad_to_window", pad_to_window), ("read_trailing_silence", read)):
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+    if not _is_number(seconds) or not 0 <= seconds <= window or 0 < seconds < 1 / FRAMES_PER_SECOND:
         raise ValueError(
-            f"`trailing_silence` must be 0 or from {1 / FRAMES_PER_SECOND} to the {window:g} s of a window, got {seconds}."
+            f"`trailing_silence` must be 0 or from {1 / FRAMES_PER_SECOND} to the {window:g} s of a window, got "
+            f"{seconds!r}."
         )
     if pad_to_window and (seconds or not read):
         raise ValueError(
@@ -149,12 +153,16 @@ def check_silence(seconds: float, read: bool, pad_to_window: bool, window: float
 
 def check_limit(seconds: Any):
     """Raises a `ValueError` unless `max_audio_seconds` is a finite number that allows at least one sample."""
-    if isinstance(seconds, (int, float)) and 1 / SAMPLING_RATE <= seconds < math.inf:
+    if _is_number(seconds) and 1 / SAMPLING_RATE <= seconds < math.inf:
         return
     raise ValueError(
         f"`max_audio_seconds` must be a number of seconds above 0, got {seconds!r}. For no limit, give a value that "
         "no clip reaches."
     )
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _read(source: Any, name: str, most: float | None) -> tuple[np.ndarray, int | None]:

@@ -91,10 +91,12 @@ def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: st
     free = [token for token in added if not _is_in_use(tokenizer, token)]
     if audio_token is not None:
         _check_audio_token(tokenizer, audio_token)
-    token = audio_token or _placeholder_without_row(tokenizer, vocab_size, free)
-    _check_rows(tokenizer, vocab_size, token)
+    without_row = _placeholder_without_row(tokenizer, vocab_size, free)
+    token = audio_token or without_row
+    _check_rows(tokenizer, vocab_size, token, without_row)
     if token is None:
-        unused = sorted(filter(_UNUSED_TOKEN.search, free), key=added.__getitem__)
+        slots = [name for name in free if _UNUSED_TOKEN.search(name) and not _is_in_text(tokenizer, name)]
+        unused = sorted(slots, key=added.__getitem__)
         token = unused[-1] if unused else NEW_AUDIO_TOKEN
     if token not in added:
         tokenizer.add_tokens([token], special_tokens=True)
@@ -107,6 +109,16 @@ def _is_in_use(tokenizer, token: str) -> bool:
     return token in named or token in str(tokenizer.chat_template)
 
 
+def _is_special(tokenizer, token: str) -> bool:
+    added = tokenizer.added_tokens_encoder
+    return token in added and tokenizer.added_tokens_decoder[added[token]].special
+
+
+def _is_in_text(tokenizer, token: str) -> bool:
+    """Whether ordinary text can contain a token, as it can a word that was added to the vocabulary."""
+    return not _is_special(tokenizer, token) and not _MARKED_TOKEN.fullmatch(token)
+
+
 def _without_row(tokenizer, vocab_size: int | None) -> list[str]:
     ids = {} if vocab_size is None else tokenizer.get_vocab()
     return sorted((token for token in ids if ids[token] >= vocab_size), key=ids.__getitem__)
@@ -114,25 +126,27 @@ def _without_row(tokenizer, vocab_size: int | None) -> list[str]:
 
 def _placeholder_without_row(tokenizer, vocab_size: int | None, free: list[str]) -> str | None:
     tokens = _without_row(tokenizer, vocab_size)
-    return tokens[0] if len(tokens) == 1 and tokens[0] in free else None
+    return tokens[0] if len(tokens) == 1 and tokens[0] in free and _is_special(tokenizer, tokens[0]) else None
 
 
-def _check_rows(tokenizer, vocab_size: int | None, audio_token: str | None):
+def _check_rows(tokenizer, vocab_size: int | None, audio_token: str | None, without_row: str | None):
     tokens = [token for token in _without_row(tokenizer, vocab_size) if token != audio_token]
     if tokens:
+        remedy = "Use the tokenizer that was saved with this language model"
+        if without_row is not None:  # Gemma 3's own tokenizer, for example
+            remedy = "Leave out `audio_token`, and this token becomes the placeholder"
         raise ValueError(
             f"The tokenizer{_of(tokenizer)} has {len(tokens)} token(s) that the language model, with {vocab_size} "
             f"rows in its embedding, cannot read: {', '.join(map(repr, tokens[:5]))}"
-            f"{' and more' if len(tokens) > 5 else ''}. Use the tokenizer that was saved with this language model; "
-            "or, if these tokens were added to it, resize the language model "
-            "(`resize_token_embeddings(len(tokenizer))`) and save both."
+            f"{' and more' if len(tokens) > 5 else ''}. {remedy}; or, if these tokens were "
+            "added to it, resize the language model (`resize_token_embeddings(len(tokenizer))`) and save both."
         )
 
 
 def _check_audio_token(tokenizer, token: str):
     if _is_in_use(tokenizer, token):
         why = "which this language model uses in its prompts"
-    elif token not in tokenizer.added_tokens_encoder and not _MARKED_TOKEN.fullmatch(token):
+    elif _is_in_text(tokenizer, token):
         why = "which text may contain"
     else:
         return

@@ -23,7 +23,7 @@ from .run_folder import STATE
 class AfterSFT:
     """For trainers: each log has the peak memory, and a finished run that is started again takes no further step."""
 
-    def log(self, logs: dict[str, float], start_time: float | None = None):
+    def log(self, logs, start_time=None):
         super().log(logs | {"peak_memory_gib": peak_memory_gib()}, start_time)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):

@@ -191,8 +191,8 @@ class Augmenter:
 
     def of_features(self, example: dict[str, Any], features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
-        Log-mel features `(audios, mel bands, frames)` with spans of frames and bands set to 0, as in transformers'
-        Whisper.
+        Log-mel features `(audios, mel bands, frames)` with spans of the clips' frames and bands set to 0, as in
+        transformers' Whisper. The silence after a clip stays: frames of only zeros would be padding.
 
         Args:
             mask: `(audios, frames)`, 1 where there is a clip.
@@ -200,12 +200,13 @@ class Augmenter:
         draw, options = self._draw(example, "features"), self.options
         features = features.clone()
         for audio, frames in zip(features, mask.sum(-1).tolist()):
+            clip = audio[:, : int(frames)]
             if options.mask_time_prob and self._is_due(draw):
                 for start in _spans(int(frames), options.mask_time_prob, options.mask_time_length, draw):
-                    audio[:, start : start + options.mask_time_length] = 0
+                    clip[:, start : start + options.mask_time_length] = 0
             if options.mask_feature_prob and self._is_due(draw):
                 for start in _spans(len(audio), options.mask_feature_prob, options.mask_feature_length, draw):
-                    audio[start : start + options.mask_feature_length] = 0
+                    clip[start : start + options.mask_feature_length] = 0
         return features
 
     def _is_due(self, draw: np.random.Generator) -> bool:

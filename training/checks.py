@@ -3,7 +3,7 @@
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
-from .arguments import DataArguments
+from .arguments import AudioSFTConfig, DataArguments, LoraArguments
 
 
 def check_push(training: TrainingArguments):
@@ -42,18 +42,31 @@ def check_streaming(data: DataArguments, training: TrainingArguments):
     what = f"{streamed} is streamed, so its length is not known"
     if training.max_steps <= 0:
         raise ValueError(f"{what}: set max_steps, the number of steps to train.")
-    if training.num_train_epochs != 1:  # the default
-        raise ValueError(
-            f"{what}: max_steps sets how long to train; leave out num_train_epochs, got {training.num_train_epochs:g}."
-        )
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(training, name) == IntervalStrategy.EPOCH.value:
             raise ValueError(f"{what}, and there are no epochs: set {name} to `steps`.")
 
 
 def check_scored(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for `eval_data` that would never be used."""
+    """Raises a `ValueError` for `eval_data` that would never be used, and for epochs next to `max_steps`."""
+    if training.max_steps > 0 and training.num_train_epochs != type(training).num_train_epochs:
+        by_epochs = "" if data.is_streamed else ", or set max_steps to -1 to train by epochs"
+        raise ValueError(
+            f"max_steps={training.max_steps} sets how long to train, so num_train_epochs="
+            f"{training.num_train_epochs:g} would be ignored: leave it out{by_epochs}."
+        )
     if data.eval_data and training.eval_strategy == "no":
         raise ValueError(
             "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave out eval_data."
         )
+
+
+def check_learning_rates(lora: LoraArguments, training: AudioSFTConfig):
+    """Raises a `ValueError` for the learning rate of a tower that is frozen."""
+    for tower in ("audio_tower", "language_model"):
+        rate = getattr(training, f"{tower}_learning_rate")
+        if rate is not None and getattr(lora, f"lora_{tower}") == "none":
+            raise ValueError(
+                f"{tower}_learning_rate={rate:g} would be ignored, because lora_{tower}: none freezes that tower: "
+                "leave out one of the two."
+            )

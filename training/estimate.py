@@ -131,7 +131,8 @@ def _forward_flops(
     audio, text = config.audio_config, config.text_config
     positions, heard = _count_positions(config, seconds)
     pairs = heard**2 / 2 / shared_by + heard * TEXT_TOKENS + TEXT_TOKENS**2 / 2
-    width = text.num_attention_heads * text.head_dim
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    width = text.num_attention_heads * head_size
     embedding = text.vocab_size * text.hidden_size  # looked up, not multiplied
     return {
         "audio_tower": positions
@@ -185,7 +186,8 @@ def _activations(config: PreTrainedConfig, tokens: float, recomputed: bool, gate
     attention, residuals) and those of the feed-forward part (two, or four if gated). With recomputation, all layers
     keep only their input, and one layer at a time the rest.
     """
-    inside = 8 * config.hidden_size + (4 if gated else 2) * config.intermediate_size
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size  # GPT-2 does not name its own
+    inside = 8 * config.hidden_size + (4 if gated else 2) * inner
     layers = config.num_hidden_layers
     kept = layers * config.hidden_size + inside if recomputed else layers * inside
     return BYTES_ACTIVATION * tokens * kept

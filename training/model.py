@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from falcon3_audio import FULL_PRECISION_MODULES
 from falcon3_audio.compose import compose
@@ -42,6 +42,8 @@ from .projector_start import fit_projector
 from .publishing.merge import merge
 from .run_folder import BASE, find_checkpoint, makes_base
 
+
+logger = logging.get_logger(__name__)
 
 CLIPS_TO_FIT = 96  # over all sets; enough for means and variances, at 25 tokens per second of each clip
 
@@ -75,6 +77,11 @@ def load_model(
     processor = AutoProcessor.from_pretrained(folder)
     if arguments.model:
         _check_composed(arguments, processor, AutoConfig.from_pretrained(folder))
+        if arguments.projector_start != ModelArguments.projector_start:
+            logger.warning(
+                f"projector_start={arguments.projector_start} has no effect: {arguments.model} already has a projector. To fit a "
+                "new one, give audio_model and text_model instead of model."
+            )
     quantization = None
     if arguments.load_in_4bit:
         quantization = BitsAndBytesConfig(

@@ -39,7 +39,9 @@ def fit_projector(model: Falcon3AudioForConditionalGeneration, clips: Iterable[d
         raise ValueError("No training clip to fit the projector to; set projector_start to `random`.")
     projector.float()
     states = torch.cat([states.reshape(-1, states.shape[-1]).float() for states in inputs])
-    embeddings = model.get_input_embeddings().weight.float()
+    embed = model.get_input_embeddings()
+    # Not its weight: Gemma's embeddings are the weight times a scale.
+    embeddings = embed(torch.arange(embed.num_embeddings, device=embed.weight.device)).float()
     _standardise(projector.norm_in, states, torch.zeros(()), torch.ones(()))
     states = projector.linear_1(projector.norm_in(states))
     if projector.linear_2 is not None:

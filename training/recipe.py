@@ -2,8 +2,8 @@
 
 A recipe can start with `extends: other.yaml` (in the same folder) and then contains only the differences, so an
 ablation shows at a glance what it changes. Unknown options are errors, both in the file and on the command line. A
-model can be given in two ways; if an overriding source uses one and the overridden source the other, the overriding
-one wins.
+model can be given in two ways, and so can the length of a run; if an overriding source uses one and the overridden source
+the other, the overriding one wins.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from .run_folder import explain, is_write_failure
 
 
 EXTENDS = "extends"
-# Alternative ways of giving the same thing.
-ALTERNATIVES = (("model",), ("audio_model", "text_model"))
+# Alternative ways of giving the same thing: the model, and the length of a run.
+ALTERNATIVES = ((("model",), ("audio_model", "text_model")), (("max_steps",), ("num_train_epochs",)))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -56,10 +56,11 @@ def read_extended(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
     """`options | by`, without those in `options` that give in another way what `by` gives."""
-    said = [names for names in ALTERNATIVES if not by.keys().isdisjoint(names)]
-    if len(said) == 1:
-        others = {name for names in ALTERNATIVES if names not in said for name in names}
-        options = {name: value for name, value in options.items() if name not in others}
+    for ways in ALTERNATIVES:
+        said = [names for names in ways if not by.keys().isdisjoint(names)]
+        if len(said) == 1:
+            others = {name for names in ways if names not in said for name in names}
+            options = {name: value for name, value in options.items() if name not in others}
     return options | by
 
 
@@ -91,8 +92,7 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     One instance of each dataclass in `options`, from `--config RECIPE` and the rest of the command line.
 
     Raises a `ValueError` for unknown options and values that the dataclasses reject, and an `OSError` for a recipe
-    that
-    cannot be read. Exits after `--help` and `--help-all`.
+    that cannot be read. Exits after `--help` and `--help-all`.
     """
     config = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False)
     config.add_argument("--config", metavar="RECIPE", help="YAML file of options; the command line overrides it")
@@ -128,7 +128,7 @@ def check_keys(given: dict[str, Any], known: Collection[str], where: Any, advice
 def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:
     """The options on a command line that are in `ALTERNATIVES`."""
     parser = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name in itertools.chain(*ALTERNATIVES):
+    for name in itertools.chain.from_iterable(itertools.chain(*ALTERNATIVES)):
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
     return vars(parser.parse_known_args(arguments)[0])
 

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerState
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .best import describe_best, name_sets
 from .callbacks import SaveAtSigterm
-from .checks import check_push, check_streaming, check_together
+from .checks import check_learning_rates, check_push, check_streaming, check_together
 from .collator import AudioChatCollator
 from .data.stream import open_streams
 from .data.training_sets import load_training_data, questions_per_clip
@@ -52,6 +52,7 @@ def train(
     # Data, and the run's folder
     ################
     check_together(data_args, args)
+    check_learning_rates(lora_args, args)
     check_streaming(data_args, args)
     check_push(args)
     # Not left to the trainer, which would upload everything in the folder, and unfinished results during training.

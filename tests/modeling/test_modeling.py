@@ -525,6 +525,52 @@ def test_an_assistant_that_hears_gives_the_same_answer(model, processor):
         assert torch.equal(answer(model, inputs, assistant_model=model), answer(model, inputs))
 
 
+def drafter(processor, width=24, **options):
+    """Another Falcon3-Audio, to draft answers."""
+    llm = make_llm(hidden_size=width, head_dim=width // 4, seed=6)
+    return Falcon3AudioForConditionalGeneration.from_backbones(
+        make_whisper(seed=3), llm, audio_token_id=processor.audio_token_id, **options
+    ).eval()
+
+
+@pytest.mark.parametrize("width", [24, 48])
+def test_an_assistant_hears_the_audio_by_itself(model, processor, monkeypatch, width):
+    assistant, given = drafter(processor, width), []
+    generate = assistant.generate
+    monkeypatch.setattr(
+        assistant, "generate", lambda **options: given.append(options["audio_embeds"]) or generate(**options)
+    )
+    inputs = prompt(processor, question(tone(0.4), tone(2)))
+    assert torch.equal(answer(model, inputs, assistant_model=assistant), answer(model, inputs))
+    with torch.no_grad():
+        heard = assistant.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    assert given and all(torch.equal(embeds, heard) for embeds in given)
+
+
+def test_an_assistant_that_cannot_hear_the_audio_is_refused(model, processor):
+    inputs = prompt(processor, question(tone(1)))
+    for assistant, words in (
+        (make_llm(), "must hear the audio of these prompts, but a LlamaForCausalLM takes only text"),
+        (
+            drafter(processor, pooling_window=4),
+            "as 13 tokens with the id 1, this model as 25 with the id 1.*same token",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"`assistant_model` .*{words}"):
+            answer(model, inputs, assistant_model=assistant)
+    heard = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    inputs = {"input_ids": inputs["input_ids"], "audio_embeds": heard}
+    with pytest.raises(ValueError, match="encode the audio itself: pass `input_features` and"):
+        answer(model, inputs, assistant_model=drafter(processor))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+def test_audio_that_does_not_match_is_counted_as_it_was_given(model, processor, options):
+    inputs, shorter = prompt(processor, question(tone(1))), prompt(processor, question(tone(0.5)))
+    with pytest.raises(ValueError, match="prompts hold 25 audio tokens .*, but the audio gives 13; they must match"):
+        answer(model, {**shorter, "input_ids": inputs["input_ids"], "attention_mask": None}, **options)
+
+
 def test_the_tensor_parallel_plan_of_the_text_model_is_kept(model):
     plan = model.tp_plan
     assert plan["model.language_model.layers.*.self_attn.q_proj"] == "colwise"

@@ -17,7 +17,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConf
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils.chat_template_utils import Chat
 
-from falcon3_audio import AudioTextToTextPipeline
+from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration
 from falcon3_audio.pipeline_falcon3_audio import Request
 
 
@@ -417,8 +417,18 @@ def test_a_generation_config_replaces_what_the_pipeline_was_made_with(pipe, file
 
 
 def test_an_assistant_model_is_a_model(pipe, folder):
-    with pytest.raises(ValueError, match="`assistant_model` must be a model, got .*Load it first"):
+    with pytest.raises(ValueError, match="must be a model, got .*Load it first, with AutoModelForMultimodal"):
         pipeline("audio-text-to-text", model=pipe.model, processor=pipe.processor, assistant_model=folder)
+
+
+def test_an_assistant_hears_the_clip_too(pipe, files, whisper):
+    """A narrower one, which cannot use the audio that the pipeline keeps."""
+    llm = make_llm(hidden_size=24, head_dim=6)
+    token = pipe.model.config.audio_token_id
+    assistant = Falcon3AudioForConditionalGeneration.from_backbones(whisper, llm, audio_token_id=token).eval()
+    for _ in range(2):
+        answered = pipe(files["a"], text="What?", assistant_model=assistant)
+        assert answered[0]["generated_text"] == about(pipe, "a")
 
 
 def test_stop_strings(pipe, files):

@@ -130,6 +130,22 @@ def test_sampling_says_tokens_of_the_vocabulary(models, processor):
     assert tokens.max() < ROWS and len(tokens.unique()) > 50
 
 
+def test_the_placeholder_is_never_generated(models, processor):
+    """Not by a model that got a row for it later, and not with settings that suppress other tokens."""
+    beyond, within = models
+    resized = copy.deepcopy(beyond)
+    resized.resize_token_embeddings(ROWS + 1, mean_resizing=False)
+    assert resized.config.audio_token_is_embedded
+    inputs = prompt(processor, CHATS[0])
+    for model in (resized, copy.deepcopy(within)):
+        model.lm_head.register_forward_hook(lambda *call: call[2].index_fill(-1, torch.tensor([ROWS]), 30))
+        for options in ({}, {"suppress_tokens": [END]}, {"do_sample": True, "top_k": 1}):
+            expected = answer(beyond, inputs, **options)
+            assert torch.equal(answer(model, inputs, **options), expected)
+        assert torch.equal(answer(model, inputs, prompt_lookup_num_tokens=5), answer(beyond, inputs))
+        assert (answer(model, inputs, num_beams=2) != ROWS).all()
+
+
 def test_embeddings_alone_cannot_show_where_audio_goes(models, processor):
     beyond, _ = models
     inputs = prompt(processor, CHATS[1])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny import make_llm, tone
 from torch.nn.functional import cross_entropy
+from transformers import CONFIG_MAPPING
 
+from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.shared_prefix_falcon3_audio import shared_prefix_mask
 
 
@@ -88,11 +90,28 @@ def test_gradients_equal_those_of_rows_of_their_own(model, clips, checkpointing)
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["mistral", "phi3", "starcoder2"])
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_a_sliding_window_of_all_layers_is_kept(whisper, processor, clips, family, attention):
+    """These families do not list the kinds of their layers."""
+    losses = []
+    for window in (8, None):
+        llm = make_llm(family, sliding_window=window)
+        token = processor.audio_token_id
+        model = Falcon3AudioForConditionalGeneration.from_backbones(whisper, llm, audio_token_id=token).eval()
+        with torch.no_grad():
+            losses.append(separate(model, clips))
+            model.model.language_model.set_attn_implementation(attention)
+            torch.testing.assert_close(shared(model, clips), losses[-1], rtol=0, atol=1e-5)
+    assert not torch.allclose(losses[0][0], losses[1][0], atol=1e-3), "the window matters"
+
+
 def test_who_sees_whom():
     config = make_llm().config
     config._attn_implementation = "sdpa"
+    positions = torch.tensor([[0, 1, 2, 2, 0, 1, 0]])
     segments, prefixes = torch.tensor([[1, 1, 2, 3, 4, 5, 0]]), torch.tensor([[1, 1, 1, 1, 4, 4, 0]])
-    mask = shared_prefix_mask(config, torch.zeros(1, 7, config.hidden_size), segments, prefixes)
+    mask = shared_prefix_mask(config, torch.zeros(1, 7, config.hidden_size), segments, prefixes, positions)
     seen = [[key for key in range(7) if mask[0, 0, query, key]] for query in range(7)]
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [4], [4, 5], [6]]
 
@@ -100,13 +119,33 @@ def test_who_sees_whom():
 def test_attention_that_cannot_be_masked_is_refused(model, clips):
     for name, value, words in (
         ("_attn_implementation", "flash_attention_2", "need attention with a mask.*got 'flash_attention_2'"),
-        ("layer_types", ["full_attention", "sliding_attention"], "full attention in every layer, got"),
+        (
+            "layer_types",
+            ["full_attention", "sliding_attention"],
+            "full attention in every layer, got .* Set questions_per_row: 1",
+        ),
     ):
         config = make_llm().config
         config._attn_implementation = "sdpa"
         setattr(config, name, value)
         with pytest.raises(ValueError, match=words):
-            shared_prefix_mask(config, torch.zeros(1, 2, 48), torch.ones(1, 2), torch.ones(1, 2))
+            shared_prefix_mask(config, torch.zeros(1, 2, 48), *torch.ones(3, 1, 2))
     ids = torch.tensor([[5, 6]])
     with pytest.raises(ValueError, match="need `prefix_ids` and `position_ids`"):
         model(input_ids=ids, segment_ids=torch.ones_like(ids))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "words"),
+    [
+        ("bloom", {}, "reads position ids, but bloom uses ALiBi. Set questions_per_row: 1"),
+        ("mpt", {}, "reads position ids, but mpt uses ALiBi"),
+        ("falcon", {"alibi": True}, "reads position ids, but falcon uses ALiBi"),
+        ("gpt_neo", {}, r"full attention in every layer, got \['global', 'local'\]"),
+    ],
+)
+def test_families_in_which_tokens_have_their_place_in_the_row_are_refused(family, options, words):
+    config = CONFIG_MAPPING[family](**options)
+    config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match=words):
+        shared_prefix_mask(config, torch.zeros(1, 2, 48), *torch.ones(3, 1, 2))

@@ -381,9 +381,9 @@ def test_tokens_without_a_row_are_refused():
     """Except a single one that no prompt contains, which becomes the placeholder; texts must not contain it either."""
     message = r"2 token\(s\) that the language model, with 280 rows .*: '<new>', '<newer>'. Use the tokenizer .*resize"
     tokenizer = make_tokenizer(eos_token="<|endoftext|>", special_tokens=["<|endoftext|>"])
-    tokenizer.add_tokens(["<new>"])
+    tokenizer.add_tokens(["<new>"], special_tokens=True)
     assert choose_audio_token(copy.deepcopy(tokenizer), 280) == ("<new>", 280)
-    with pytest.raises(ValueError, match="1 token.*'<new>'"):
+    with pytest.raises(ValueError, match="1 token.*'<new>'. Leave out `audio_token`, and this token becomes"):
         choose_audio_token(copy.deepcopy(tokenizer), 280, audio_token="<|audio|>")
     with pytest.raises(ValueError, match="that the language model.*cannot read: '<new>'"):
         choose_audio_token(make_with(tokenizer, chat_template="<new>" + PLAIN), 280)
@@ -392,6 +392,19 @@ def test_tokens_without_a_row_are_refused():
     tokenizer.add_tokens(["<newer>"])
     with pytest.raises(ValueError, match=message):
         make_processor(tokenizer, vocab_size=280)
+
+
+@pytest.mark.parametrize("word", ["pancake", "unused", "<laugh>"])
+def test_a_word_that_was_added_is_no_placeholder(word):
+    """Every text with it would be refused."""
+    tokenizer = make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>")
+    tokenizer.add_tokens([word])
+    with pytest.raises(ValueError, match=f"280 rows .* cannot read: '{word}'. Use the tokenizer that was saved"):
+        choose_audio_token(copy.deepcopy(tokenizer), 280)
+    assert choose_audio_token(copy.deepcopy(tokenizer), 281) == ("<|audio|>", 281)  # resized
+    if word != "<laugh>":
+        with pytest.raises(ValueError, match=f"got '{word}', which text may contain"):
+            choose_audio_token(tokenizer, 281, word)
 
 
 def make_with(tokenizer, **attributes):

@@ -62,6 +62,18 @@ def test_one_way_to_name_the_model_overrides_the_other(read, tmp_path):
     assert read("--model", "c", pooling_window=1, audio_token="<sound>", **backbones)[0].pooling_window == 1
 
 
+def test_one_way_to_give_the_length_overrides_the_other(read, tmp_path):
+    def length(*line, **options):
+        training = read(*line, **options)[3]
+        return training.max_steps, training.num_train_epochs
+
+    assert length("--num_train_epochs", "3", max_steps=480) == (-1, 3)
+    assert length("--max-steps=5", num_train_epochs=3) == (5, 1)
+    assert length("--learning_rate", "0.5", max_steps=480) == (480, 1)
+    write_recipe(tmp_path / "parent.yaml", max_steps=480)
+    assert length(extends="parent.yaml", num_train_epochs=2) == (-1, 2)
+
+
 def test_sets_are_paths_or_mappings(read):
     data = read(train_data=["a", {"path": "b", "weight": 2, "split": "test", "name": "c"}], eval_data=["d"])[2]
     assert data.train_data == [DataSource("a"), DataSource("b", name="c", split="test", weight=2)]

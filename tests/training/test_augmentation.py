@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from training_runs import TEXT, assistant, clip_row, heard, log_of, user, write_chats, write_clips, write_jsonl
 
-from falcon3_audio.processing import SAMPLING_RATE, UnreadableAudioError
+from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, UnreadableAudioError
 from falcon3_audio.training import sft
 from falcon3_audio.training.augmentation import Augmentation, Augmenter, in_room, read_augmentation, with_noise
 from falcon3_audio.training.collator import AudioChatCollator
@@ -98,7 +99,26 @@ def test_masks_hide_a_share_of_frames_and_bands(sound):
     hidden = augmenter.of_features({"origin": "row"}, features, mask)[0] == 0
     assert features.all()  # the input is unchanged
     assert 0 < hidden.all(0).sum() <= 50 and not hidden.all(0)[400:].any()
-    assert 0 < hidden.all(1).sum() <= 30
+    assert 0 < hidden[:, :400].all(1).sum() <= 30 and not hidden[:, 400:].any()
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [
+        (4, {"mask_time_prob": 1.0, "mask_time_length": 50}),  # most seeds draw no span
+        (0, {"mask_feature_prob": 1.0, "mask_feature_length": 80}),
+    ],
+)
+def test_masks_leave_the_silence_behind_a_clip(backbone_folders, sound, seed, options):
+    """Even those longer than the clip, or of all bands: the model takes frames of zeros for missing silence."""
+    silence = {"trailing_silence": 0.3}
+    listener = Falcon3AudioProcessor.from_backbones(*backbone_folders, **silence)
+    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, **silence).eval()
+    clip = {"type": "audio", "audio": sound[:3200], "sampling_rate": SAMPLING_RATE}
+    batch = collator(listener, seed, prob=1.0, **options)([{"messages": [user(clip, TEXT), assistant("a dog")]}])
+    features, mask = batch["input_features"], batch["input_features_mask"]
+    assert not features[mask.bool()[:, None].expand_as(features)].any()  # all of the clip is hidden
+    assert model.get_audio_features(features, mask).pooler_output.isfinite().all()
 
 
 def test_it_follows_seed_epoch_and_row_alone(processor, examples):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, Qwen2Config, WhisperConfig
+from transformers import AutoConfig, GPT2Config, LlamaConfig, Qwen2Config, WhisperConfig
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig
 from falcon3_audio.training import estimate
@@ -31,7 +31,6 @@ def hub(monkeypatch):
         num_attention_heads=28,
         num_key_value_heads=4,
         vocab_size=152064,
-        head_dim=128,
     )
     shapes = {
         "Qwen/Qwen2.5-7B-Instruct": qwen,
@@ -68,6 +67,27 @@ def test_time_is_that_of_the_matrix_products(composed, positions, heard):
     assert cost.minutes == pytest.approx(
         by_hand, rel=0.03
     )  # without the language model's attention scores and the adapters
+
+
+def test_a_language_model_that_names_neither_the_size_of_heads_nor_the_feed_forward_width(monkeypatch):
+    """GPT-2 is as large as a Llama with the shapes that it has without saying so."""
+    named = LlamaConfig(
+        hidden_size=768,
+        intermediate_size=4 * 768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        head_dim=64,
+        vocab_size=50257,
+    )
+    monkeypatch.setattr(AutoConfig, "from_pretrained", {"gpt2": GPT2Config(), "named": named}.__getitem__)
+    _, _, data, training = recipe_7b()
+
+    def cost(name):
+        model = ModelArguments(audio_model=PRESET_7B["audio"], text_model=name)
+        return estimate.estimate(model, LoraArguments(lora_language_model="none"), data, training, 1, "h100")
+
+    gpt2, llama = cost("gpt2"), cost("named")
+    assert gpt2.minutes == pytest.approx(llama.minutes, rel=0.2) and gpt2.gib == pytest.approx(llama.gib, rel=0.2)
 
 
 def test_questions_about_one_clip_pay_for_its_sound_once():

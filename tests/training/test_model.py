@@ -206,6 +206,13 @@ def test_a_composed_model_keeps_the_options_that_it_was_composed_with(load, chec
         load(audio_token="<sound>")
 
 
+def test_a_projector_that_exists_is_not_fitted(load, checkpoint, caplog):
+    """A recipe that says so can still be used for a composed model."""
+    with caplog.at_level("WARNING"):
+        load(projector_start="fitted")
+    assert f"projector_start=fitted has no effect: {checkpoint} already has a projector" in caplog.text
+
+
 def test_composing_takes_the_placeholder_asked_for(backbone_folders, tmp_path):
     audio, text = backbone_folders
     arguments = ModelArguments(audio_model=audio, text_model=text, audio_token="<sound>", dtype="float32")

@@ -65,6 +65,17 @@ def test_a_chat_with_sounds_in_two_turns_beside_a_shared_clip(model, processor, 
     torch.testing.assert_close(answer_losses(model, shared), answer_losses(model, apart), rtol=0, atol=1e-5)
 
 
+def test_chats_about_one_clip_with_an_answer_before_it(model, processor, examples):
+    """Each has the audio for itself, since that answer is learned."""
+    begun = [
+        example | {"messages": [user("Hi"), assistant("ho"), *example["messages"]]}
+        for example in asked(tone(0.4, 600), "late", ("What?", "a dog"), ("Which?", "a bell"))
+    ]
+    shared, apart = (AudioChatCollator(processor, questions_per_row=n)([*examples, *begun]) for n in (None, 1))
+    assert int(shared["num_questions"]) == 10 and shared["input_features"].shape[0] == 3 + 2
+    torch.testing.assert_close(answer_losses(model, shared), answer_losses(model, apart), rtol=0, atol=1e-5)
+
+
 def test_what_is_learned_is_each_answer_with_its_end(processor, examples):
     batch = AudioChatCollator(processor, questions_per_row=None)(examples)
     answers = []

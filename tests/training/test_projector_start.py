@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tone
+from tiny import make_llm, make_whisper, tone
 from training_runs import assistant, parse, user, weights_of, write_recipe
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
@@ -39,6 +39,18 @@ def test_tokens_have_the_moments_of_the_embeddings(backbone_folders, clips, proj
         f"model.multi_modal_projector.{norm}.{part}" for norm in ("norm_in", "norm_out") for part in ("weight", "bias")
     }
     assert changed == norms
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma3_text"])
+def test_scaled_embeddings_count_as_the_language_model_reads_them(clips, family):
+    model = Falcon3AudioForConditionalGeneration.from_backbones(
+        make_whisper(), make_llm(family), audio_token_id=1
+    ).eval()
+    fit_projector(model, iter(clips))
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings()(torch.arange(300))
+    assert embeddings.std() > 5 * model.get_input_embeddings().weight.std()
+    torch.testing.assert_close(tokens_of(model, clips).var(0), embeddings.var(0), atol=1e-4, rtol=1e-2)
 
 
 def test_clips_are_less_alike(backbone_folders, clips):

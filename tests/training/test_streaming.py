@@ -151,7 +151,10 @@ def test_clips_that_cannot_be_read_are_left_out(streams, tmp_path):
             ["--max_steps", "-1"],
             "is streamed, so its length is not known: set max_steps, the number of steps to train",
         ),
-        (["--num_train_epochs", "2"], "max_steps sets how long to train; leave out num_train_epochs, got 2"),
+        (
+            ["--max_steps", "2", "--num_train_epochs", "2"],
+            "sets how long to train, so num_train_epochs=2 would be ignored: leave it out.\n",
+        ),
         (["--save_strategy", "epoch"], "there are no epochs: set save_strategy to `steps`"),
         (["--eval_strategy", "epoch", "--eval_data", "held_out.jsonl"], "set eval_strategy to `steps`"),
         (["--shuffle_buffer_size", "0"], "shuffle_buffer_size must be at least 1 row, got 0"),

@@ -47,6 +47,15 @@ def test_several_gpus_do_not_hide_what_would_silently_not_happen(study, monkeypa
         study(arms={"mine": {"eval_data": ["other.jsonl"]}})
 
 
+def test_what_an_arm_would_ignore_is_refused_or_replaced(study):
+    """The length of a run replaces the recipe's; the learning rate of a frozen tower is refused."""
+    (mine,) = study(overrides={"max_steps": 480}, arms={"longer": {"num_train_epochs": 3}}).arms
+    assert (mine.stages[0][0].settings["max_steps"], mine.stages[0][0].settings["num_train_epochs"]) == (-1, 3)
+    frozen = {"lora_audio_tower": "none", "audio_tower_learning_rate": 1e-5}
+    with pytest.raises(ValueError, match="arm 'mine': audio_tower_learning_rate=1e-05 would be ignored"):
+        study(arms={"mine": frozen})
+
+
 def test_a_study_that_extends_another(tmp_path):
     """Its arms are added to the other's or replace them; `false` leaves one out."""
     given = {"audio_model": "a/whisper", "text_model": "an/llm", "train_data": ["some.jsonl"], "bf16": False}

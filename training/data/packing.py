@@ -47,7 +47,8 @@ class Unit:
 
 def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int) -> Unit:
     """
-    Joins chats about one clip into one unit. A single chat is a prefix and a branch.
+    Joins chats about one clip into one unit. A single chat is a prefix and a branch. If an answer comes before the
+    audio, there is no prefix: each branch is a whole chat with its own audio.
 
     Args:
         chats: each with 1-D `input_ids` and `labels` and optionally `asked`, and all with the same audio tokens and
@@ -56,30 +57,30 @@ def join_branches(chats: Sequence[dict[str, torch.Tensor]], audio_token_id: int)
 
     Raises a `ValueError` if the chats differ before their audio.
     """
+    first = chats[0]
     shared = _common_length([chat["input_ids"] for chat in chats])
+    if (first["input_ids"][shared:] == audio_token_id).any():
+        raise ValueError(
+            "The text before the audio differs between the questions, so the audio cannot be shared; set "
+            "questions_per_row: 1."
+        )
     for chat in chats:
         # The token before an answer predicts its first token: it has to be in the branch.
         answer = int((chat["labels"] != IGNORED).int().argmax())
         shared = max(0, min(shared, answer - 1))
-    first = chats[0]
+    audio = [{name: value for name, value in first.items() if name.startswith("input_features")}]
     if (first["input_ids"][shared:] == audio_token_id).any():
-        if len(chats) > 1:
-            raise ValueError(
-                "The text before the audio differs between the questions, so the audio cannot be shared; set "
-                "questions_per_row: 1."
-            )
-        shared = 0  # a single chat with audio after its first answer: a branch without a prefix
+        shared, audio = 0, audio * len(chats)  # learned answers cannot be in a prefix
     prefix = first["input_ids"][:shared]
     branches = [chat["input_ids"][shared:] for chat in chats]
     labels = [chat["labels"][shared:] for chat in chats]
     parts = [prefix, *branches]
-    audio = {name: value for name, value in first.items() if name.startswith("input_features")}
     return Unit(
         input_ids=torch.cat(parts),
         labels=torch.cat([torch.full_like(prefix, IGNORED), *labels]),
         position_ids=torch.cat([torch.arange(shared), *(shared + torch.arange(len(branch)) for branch in branches)]),
         segments=torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts, 1)]),
-        audio=[audio] if audio else [],
+        audio=[features for features in audio if features],
         asked=[chat["asked"] for chat in chats if "asked" in chat],
     )
 
