@@ -8,6 +8,8 @@ those of a model whose vocabulary has one. A draft is made by a model that hears
 checkpoint.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -94,7 +96,7 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
                 places[:, :held] = False  # audio in the cache was not passed again
             per_prompt = places.sum(-1).tolist()
             if sum(per_prompt) != audio_embeds.shape[0]:
-                self._refuse_audio(input_ids[:, held:], inputs_embeds, audio_embeds)
+                self._refuse_audio(None if input_ids is None else input_ids[:, held:], inputs_embeds, audio_embeds)
             parts = [part for part in audio_embeds.split(per_prompt) for _ in range(expand_size)]
             audio_embeds = torch.cat(parts)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
@@ -106,7 +108,7 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
             model_kwargs["clips"] = clips  # for an assistant
         return input_ids, model_kwargs
 
-    def _refuse_audio(self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None, audio_embeds: torch.Tensor):
+    def _refuse_audio(self, input_ids: torch.Tensor | None, inputs_embeds: Any, audio_embeds: torch.Tensor):
         """Raises the forward's error for audio that does not match, with the numbers of the prompts as given."""
         if inputs_embeds is None:
             inputs_embeds = self.model._embed(input_ids)
