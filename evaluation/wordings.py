@@ -71,8 +71,7 @@ def in_wordings(questions: QuestionSet, paraphrases: Paraphrases) -> QuestionSet
 
     Raises:
         `ValueError`: paraphrases of questions that do not exist or have no options, repeated wordings, and questions
-            with
-            options but without paraphrases: wordings of different questions cannot be compared.
+            with options but without paraphrases: wordings of different questions cannot be compared.
     """
     file = ", ".join(paraphrases.sha256)
     known = {spelled_id(question.id): question for question in questions.questions}

@@ -204,8 +204,7 @@ def check_loss(loss: torch.Tensor, step: int):
 def compile_layers(model: PreTrainedModel):
     """
     Marks the language model's layers to be compiled on their first call, for any number of tokens; in place, so that
-    names
-    and checkpoints stay the same.
+    names and checkpoints stay the same.
 
     The encoder is not compiled: its operations depend on the number of window lengths in a batch, so it would be
     recompiled until dynamo gives up. For the same reason transformers' `torch_compile` is not used.

@@ -1,5 +1,6 @@
 """Which model a run trains, and which parts of it: self-checking option dataclasses. For others see arguments.py."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -163,6 +164,11 @@ def check_values(options: Any):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}.")
             continue
         kinds = [get_origin(one) or one for one in get_args(kind) or (kind,)]
-        if type(value) not in kinds and not (float in kinds and type(value) is int):
-            names = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
-            raise ValueError(f"{name} must be of type {names}, got {value!r} of type {type(value).__name__}.")
+        check_type(name, value, kinds)
+
+
+def check_type(name: str, value: Any, kinds: Collection[type]):
+    """Raises a `ValueError` for a value of none of the types; an int is also a float, a bool is not an int."""
+    if type(value) not in kinds and not (float in kinds and type(value) is int):
+        names = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
+        raise ValueError(f"{name} must be of type {names}, got {value!r} of type {type(value).__name__}.")

@@ -13,7 +13,7 @@ import itertools
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -21,6 +21,7 @@ from trl import TrlParser
 from falcon3_audio.user_errors import user_errors
 
 from .callbacks import EXIT_CODE, Terminated
+from .model_arguments import check_type
 from .recipe_help import help_text
 from .run_folder import explain, is_write_failure
 
@@ -104,6 +105,7 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
     if given.help or given.help_all:
         print(help_text(options, recipe, config, given.help_all), end="")
         config.exit()
+    check_numbers(recipe, options)
     parser = TrlParser(options, prog=prog, add_help=False)
     parser.set_defaults_with_config(**override(recipe, _alternatives(rest, prog)))
     *parsed, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
@@ -123,6 +125,18 @@ def check_keys(given: dict[str, Any], known: Collection[str], where: Any, advice
     if unknown:
         named = [f"--{name} (nearest: {difflib.get_close_matches(name, known, 1, 0)[0]})" for name in unknown]
         raise ValueError(f"{where} has options that do not exist: {', '.join(named)}.{advice}")
+
+
+def check_numbers(given: dict[str, Any], options: Sequence[Any]):
+    """
+    Raises a `ValueError` for a value of another type in an option that takes a number or a bool: parsers do not look at what
+    comes from YAML, except at text, which they read like the command line.
+    """
+    hints = {name: hint for group in options for name, hint in get_type_hints(group).items()}
+    for name, value in given.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        if not isinstance(value, str) and {int, float, bool, type(None)}.issuperset(kinds):
+            check_type(name, value, kinds)
 
 
 def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:

@@ -191,8 +191,7 @@ def ask(model: Path, asked: dict[str, Any], folder: Path, recipe: Path) -> Run |
         folder: for the replies and their scores.
 
     Returns the run with these scores; `None` if the evaluation failed, which has been printed. Raises a `ValueError`
-    for a
-    benchmark that cannot be read, and if `folder` has scores of other questions.
+    for a benchmark that cannot be read, and if `folder` has scores of other questions.
     """
     study = make_study("asked", recipe, {"arms": {"asked": None}, "evaluate": [asked]}, "the evaluation")
     run = Run("asked", 0, folder, [], study.evaluations, read_data(study), model)

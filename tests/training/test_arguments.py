@@ -214,6 +214,10 @@ def test_a_recipe_extends_another(read, tmp_path):
             {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 50, "save_steps": 70},
             "every evaluated step is saved: leave out save_steps=70",
         ),
+        ((), {"learning_rate": None}, "learning_rate must be of type float, got None of type NoneType"),
+        ((), {"learning_rate": [4, 8]}, r"learning_rate must be of type float, got \[4, 8\] of type list"),
+        ((), {"max_steps": 1.5}, "max_steps must be of type int, got 1.5 of type float"),
+        ((), {"eval_steps": True}, "eval_steps must be of type float or null, got True of type bool"),
         ((), {"questions_per_row": 0}, "questions_per_row must be at least 1, or null for all; got 0"),
         (
             (),

@@ -54,6 +54,8 @@ def test_what_an_arm_would_ignore_is_refused_or_replaced(study):
     frozen = {"lora_audio_tower": "none", "audio_tower_learning_rate": 1e-5}
     with pytest.raises(ValueError, match="arm 'mine': audio_tower_learning_rate=1e-05 would be ignored"):
         study(arms={"mine": frozen})
+    with pytest.raises(ValueError, match="arm 'mine': max_steps must be of type int, got 1.5 of type float"):
+        study(arms={"mine": {"max_steps": 1.5}})
 
 
 def test_a_study_that_extends_another(tmp_path):

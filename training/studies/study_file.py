@@ -23,7 +23,7 @@ from falcon3_audio.evaluation.rules import RULES
 from ..arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from ..checks import check_learning_rates, check_scored
 from ..grpo import DECIDING_GRPO, AudioGRPOConfig, RewardArguments
-from ..recipe import check_keys, option_names, override, read_extended, read_recipe
+from ..recipe import check_keys, check_numbers, option_names, override, read_extended, read_recipe
 from ..run_folder import describe_recipe
 
 
@@ -246,6 +246,7 @@ def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> St
     parser = TrlParser(method.options, prog="falcon3-audio train")
     parser.set_defaults_with_config(**options, output_dir="OUT")
     try:
+        check_numbers(options, method.options)
         with exits_as_errors():
             parsed = parser.parse_args_into_dataclasses([])
         check_scored(parsed[2], parsed[-1])  # not the number of GPUs: a study gives each run one
