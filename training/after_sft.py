@@ -21,10 +21,12 @@ from .run_folder import STATE
 
 
 class AfterSFT:
-    """For trainers: each log has the peak memory, and a finished run that is started again takes no further step."""
+    """For trainers: logs have the peak memory, and a finished run that is started again takes no further step."""
 
     def log(self, logs, start_time=None):
-        super().log(logs | {"peak_memory_gib": peak_memory_gib()}, start_time)
+        if "loss" in logs:  # of training
+            logs["peak_memory_gib"] = peak_memory_gib()
+        super().log(logs, start_time)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.state.global_step >= self.state.max_steps:  # transformers would take one step first

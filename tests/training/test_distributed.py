@@ -58,7 +58,7 @@ def test_only_what_the_same_strategy_wrote_is_gone_on_from(check, strategy, othe
 )
 def test_a_state_that_is_missing_is_named(check, strategy, gone, said):
     with pytest.raises(
-        ValueError, match=f"checkpoint-2 is incomplete: {said} is missing. Remove .*checkpoint-2 to go on"
+        ValueError, match=f"checkpoint-2 is incomplete: {said} is missing. Remove .*checkpoint-2 to resume"
     ):
         check([name for name in FILES[strategy] if name not in gone], strategy)
 

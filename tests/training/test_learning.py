@@ -130,8 +130,8 @@ def test_names_and_layers_that_are_not_there(load):
         with pytest.raises(ValueError, match=message):
             choose_trained_weights(load(), LoraArguments(**options))
 
-    refused("lora_target_modules: q_prj is no layer of the audio_tower, which has", lora_target_modules=["q_prj"])
-    refused("none of them is no layer of the audio_tower", lora_target_modules=["up_proj"])
+    refused("lora_target_modules: q_prj is not a layer of the audio_tower, which has", lora_target_modules=["q_prj"])
+    refused("none of them is not a layer of the audio_tower", lora_target_modules=["up_proj"])
     refused(
         "audio_tower_trainable_layers=3 is more than the 2 layers",
         lora_audio_tower="full",

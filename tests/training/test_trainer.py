@@ -255,7 +255,7 @@ def test_the_plan_is_what_will_happen(finished_run, monkeypatch):
     packed = describe_plan(finished_run, LoraArguments(), global_batch=4, done=2)
     assert "4 questions: 2 on each of 1 device(s), in micro-batches of at most 4,096 tokens" in packed
     assert lines["steps"] == "4 to go of 6, 15 questions per epoch"
-    expected = "loss with silence less loss with the clips, every 512 steps and at the end, on 21 training questions"
+    expected = "loss with silence minus loss with the clips, every 512 steps and at the end, on 21 training questions"
     assert lines["hearing"].startswith(expected)
     with monkeypatch.context() as patch:
         patch.setattr(finished_run, "eval_dataset", finished_run.train_dataset)
