@@ -169,7 +169,6 @@ def test_bfloat16_weights_with_a_float32_projector(make, model):
     trainer = make(policy, bf16=True, use_cpu=True, gradient_checkpointing=True)
     trainer.train()
     assert [entry["grad_norm"] > 0 for entry in trainer.state.log_history if "grad_norm" in entry] == [True, True]
-    assert [entry["peak_memory_gib"] > 0.05 for entry in trainer.state.log_history if "loss" in entry] == [True, True]
 
 
 def test_rows_of_another_form_are_errors(processor, rows, tmp_path):
