@@ -44,13 +44,13 @@ def test_a_report_counts_the_replies_that_lie_beside_it(path, tmp_path):
         for arm, entry in benchmark["arms"].items():
             for seed in entry["seeds"]:
                 folder = tmp_path / arm / f"seed-{seed}" / "scores" / name
-                rows = [
-                    [tidy(row) for row in read_predictions(folder / control).rows] for control in ("none", "silence")
-                ]
-                right = [sum(is_right(row, benchmark["rule"]) for row in part) / len(part) for part in rows]
-                assert entry["by_seed"][str(seed)] == pytest.approx(right[0])
-                found.setdefault((name, arm), []).append(right[1])
-            assert entry["controls"]["silence"]["accuracy"] == pytest.approx(np.mean(found[name, arm]))
+                for control in ("none", *benchmark["controls"]):
+                    rows = [tidy(row) for row in read_predictions(folder / control).rows]
+                    right = sum(is_right(row, benchmark["rule"]) for row in rows) / len(rows)
+                    found.setdefault((name, arm, control), []).append(right)
+                assert entry["by_seed"][str(seed)] == pytest.approx(found[name, arm, "none"][-1])
+            for control in benchmark["controls"]:
+                assert entry["controls"][control]["accuracy"] == pytest.approx(np.mean(found[name, arm, control]))
     assert found
 
 
