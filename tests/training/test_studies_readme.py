@@ -92,3 +92,16 @@ def test_what_a_frozen_language_model_answers_of_types_that_it_had_not_met():
     said = " ".join(PAGE.split())
     assert f"in pretraining its accuracy is {frozen[0]}, trained {trained[0]}; " in said
     assert f"on the nine other types {frozen[1]}, trained {trained[1]}." in said
+
+
+def test_the_table_of_long_clips_has_the_numbers_of_the_report():
+    benchmarks = read(STUDIES / "long_clips" / "report.json")["benchmarks"]
+
+    def share(found):
+        return f"{percent(found['accuracy'])} {interval_text(found['interval'])}" if found else ""
+
+    for name, benchmark in benchmarks.items():
+        (arm,) = benchmark["arms"].values()
+        cells = [f"{name.removesuffix('-seconds')} s", share(arm), share(arm["controls"].get("silence"))]
+        assert f"| {' | '.join(cells)} | {arm['peak_memory_gib']:.2f} |" in PAGE
+    assert len(benchmarks) == 5
