@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if all(question.answer is None and question.check is None for question in questions.questions):
         print("The benchmark does not publish its answers: there is nothing to score.")
         return int(is_incomplete)
-    judged = [question.id for question in questions.questions if not question.choices and question.check is None]
+    judged = [question.id for question in questions.questions if question.is_open]
     arguments = [str(options.output_dir), *(["--allow-incomplete"] if options.allow_incomplete else [])]
     if not judged or len(judged) == len(questions.questions):
         return score.main(arguments)

@@ -62,6 +62,11 @@ class Question:
     check: dict[str, Any] | None = None
     references: tuple[str, ...] = ()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has neither options nor a check, so that no rule can judge a reply."""
+        return not self.choices and self.check is None
+
 
 @dataclass(frozen=True)
 class QuestionSet:

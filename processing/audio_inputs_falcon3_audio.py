@@ -207,7 +207,7 @@ def is_with_rate(source: Any) -> bool:
     """`(samples, rate)` as in torchaudio and soundfile, or `(rate, samples)` as in gradio and scipy."""
     if not isinstance(source, (tuple, list)) or len(source) != 2:
         return False
-    rates = [isinstance(part, _NUMBER) and not isinstance(part, bool) for part in source]
+    rates = [_is_number(part, _NUMBER) for part in source]
     return sum(rates) == 1 and isinstance(source[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
 
 

@@ -34,7 +34,17 @@ from .locks import lock
 from .studies.study_file import make_study, read_study
 from .studies.study_report import check_own_report, write_report
 from .studies.study_results import pack
-from .studies.study_runs import FAILED, Run, Step, check_unchanged, read_data, runs_of, steps_of, write_record
+from .studies.study_runs import (
+    FAILED,
+    Run,
+    Step,
+    check_unchanged,
+    data_sha256,
+    read_data,
+    runs_of,
+    steps_of,
+    write_record,
+)
 
 
 LOCK = "study.lock"
@@ -194,7 +204,11 @@ def ask(model: Path, asked: dict[str, Any], folder: Path, recipe: Path) -> Run |
     for a benchmark that cannot be read, and if `folder` has scores of other questions.
     """
     study = make_study("asked", recipe, {"arms": {"asked": None}, "evaluate": [asked]}, "the evaluation")
-    run = Run("asked", 0, folder, [], study.evaluations, read_data(study), model)
+    digests = read_data(study)
+    if model.is_dir():
+        for data in digests.evaluations.values():
+            data[str(model)] = data_sha256(model)
+    run = Run("asked", 0, folder, [], study.evaluations, digests, model)
     return None if perform(run, dict(os.environ), threading.Event()) else run
 
 

@@ -37,11 +37,7 @@ ONLY_PATH = re.compile(rf"{PATH.pattern}[^\s/'\",:]*")
 
 
 def write_report(study: Study, output: Path) -> str:
-    """
-    Writes the three files to `output`, and returns the text of report.md. Raises the errors of `check_own_report` and of
-    `make_report`.
-    """
-    check_own_report(study, output)
+    """Writes the three files to `output`, and returns the text of report.md; see `check_own_report`."""
     report = make_report(study, output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "report.json", report)

@@ -184,8 +184,6 @@ def _asking(run: Run, evaluation: Evaluation, control: str, model: Path) -> Step
     log = output.with_name(f"{control}.log")
     settings = evaluation.options | {"control": control, STAGES: len(run.stages)}
     data = run.digests.evaluations.get(evaluation.name, {})
-    if not run.stages and run.model.is_dir():
-        data = data | {str(run.model): data_sha256(run.model)}
     return Step(name, "evaluation.evaluate", arguments, output, output / SCORE, log, settings, data)
 
 
@@ -215,9 +213,8 @@ def _differences(step: Step) -> list[str]:
     read = {name: sha256 for name, sha256 in step.data.items() if name in before["data"]}
     read_before = {name: before["data"][name] for name in read}
     now = json.loads(json.dumps(step.settings))
-    settings = {STAGES: now.get(STAGES)} | before["settings"]
-    if step.method:
-        settings = with_defaults(before["settings"], now, step.method.options)
+    settings = before["settings"]
+    settings = with_defaults(settings, now, step.method.options) if step.method else {STAGES: now[STAGES]} | settings
     return differences(settings, now) + differences(read_before, read)
 
 
@@ -256,7 +253,7 @@ def read_data(study: Study) -> Digests:
         questions = BENCHMARKS[given["benchmark"]].load(data, root and Path(root), given.get("on_error", "raise"))
         if any(question.answer is None for question in questions.questions):
             raise ValueError(f"{given['data']} does not publish its answers: there is nothing to compare.")
-        open_ids = [question.id for question in questions.questions if not question.choices and question.check is None]
+        open_ids = [question.id for question in questions.questions if question.is_open]
         if open_ids:
             raise ValueError(
                 f"{given['data']} has {len(open_ids)} open questions ({open_ids[0]!r} for one), whose replies only a judge can "
