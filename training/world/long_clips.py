@@ -1,16 +1,17 @@
 """Long clips of the audio world: a sound at the beginning, in the middle and at the end, with music and speech in between.
 
-They test hearing in long clips: for each clip of a given length, the model is asked which of four sounds is heard in
-each of the three places. The test uses the world's test settings, with a file of questions for each length
-(`falcon3-audio evaluate --benchmark jsonl`). There are two training sets, of clips of up to 10 and of up to 30 seconds, with
-the training settings, in Open-ASQA's format. The same seed always gives the same bytes.
+They test hearing in long clips: for each of the three sounds, the model is asked which of four sounds is heard, and the
+other three are not in the clip. The question is one of the world's, so a model of the world understands it. The test uses
+the world's test settings, with a file of questions for each length (`falcon3-audio evaluate --benchmark jsonl`). There are
+two training sets, of clips of up to 10 and of up to 30 seconds, with the training settings, in Open-ASQA's format. The same
+seed always gives the same bytes.
 Run: `python -m falcon3_audio.training.world.long_clips OUT --test-clips 60 --seed 0`
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -23,13 +24,14 @@ from tqdm.auto import tqdm
 from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import whole_file, write_json
 
-from .audio_world import build_prompt, check_least
+from .audio_world import QUESTION_TYPES, build_prompt, check_least
 from .audio_world_sounds import PLANNERS, SOUNDS, TEST, TRAIN, Clip, Settings, deck, pick, render
 from .sound_synthesis import SAMPLE_RATE
 
 
 PLACES = ("at the beginning", "in the middle", "at the end")
-QUESTION = "Which sound is heard {place}?"
+QUESTION = QUESTION_TYPES["sound"].wordings[0]
+ABSENT = 3  # choices that are not heard
 LENGTHS = (10, 30, 60, 120, 300)  # seconds
 TRAIN_SECONDS = (10, 30)  # the longest clip of each training set; the shortest has SHORTEST
 SHORTEST = 5  # three sounds, and something in between
@@ -43,13 +45,13 @@ class LongClip:
         path: of the file, relative to the folder.
         seconds: its length.
         sounds: the sound in each of `PLACES`.
-        absent: a sound that is not heard.
+        absent: sounds that are not heard.
     """
 
     path: str
     seconds: int
     sounds: tuple[str, ...]
-    absent: str
+    absent: tuple[str, ...]
 
 
 def generate_long_clips(
@@ -106,21 +108,23 @@ def generate_long_clips(
 def _plan(split: str, seconds: Sequence[int], rng: np.random.Generator) -> list[LongClip]:
     clips = []
     for number, (length, first) in enumerate(zip(seconds, deck(SOUNDS, len(seconds), rng))):
-        others = deck([sound for sound in SOUNDS if sound != first], len(PLACES), rng)
+        others = [sound for sound in SOUNDS if sound != first]
+        middle, end, *absent = deck(others, len(PLACES) - 1 + ABSENT, rng)
         path = f"{split}-audios/{length:03d}s-{number:05d}.wav"
-        clips.append(LongClip(path, length, (first, *others[:-1]), others[-1]))
+        clips.append(LongClip(path, length, (first, middle, end), tuple(absent)))
     return clips
 
 
-def _options(clip: LongClip, rng: np.random.Generator) -> list[str]:
-    """The sounds of the clip, and one that is not heard: so presence alone does not reveal the answer."""
-    return deck([*clip.sounds, clip.absent], len(PLACES) + 1, rng)
+def _questions(clip: LongClip, rng: np.random.Generator) -> Iterator[tuple[str, list[str], str]]:
+    """Place, shuffled choices and answer, for each place."""
+    for place, sound in zip(PLACES, clip.sounds):
+        yield place, deck([sound, *clip.absent], 1 + ABSENT, rng), sound
 
 
 def _train_rows(clips: Iterable[LongClip], rng: np.random.Generator) -> list[dict[str, str]]:
     return [
         {
-            "instruction": build_prompt(QUESTION.format(place=place), _options(clip, rng)),
+            "instruction": build_prompt(QUESTION, choices),
             "input": "",
             "audio_id": clip.path,
             "dataset": "long-clips",
@@ -128,7 +132,7 @@ def _train_rows(clips: Iterable[LongClip], rng: np.random.Generator) -> list[dic
             "output": sound,
         }
         for clip in clips
-        for place, sound in zip(PLACES, clip.sounds)
+        for place, choices, sound in _questions(clip, rng)
     ]
 
 
@@ -137,13 +141,13 @@ def _test_rows(clips: Iterable[LongClip], rng: np.random.Generator) -> list[dict
         {
             "id": f"{Path(clip.path).stem}-{number}",
             "audio": clip.path,
-            "question": QUESTION.format(place=place),
-            "choices": _options(clip, rng),
+            "question": QUESTION,
+            "choices": choices,
             "answer": sound,
             "task": place,
         }
         for clip in clips
-        for number, (place, sound) in enumerate(zip(PLACES, clip.sounds))
+        for number, (place, choices, sound) in enumerate(_questions(clip, rng))
     ]
 
 
