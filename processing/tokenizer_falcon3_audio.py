@@ -96,8 +96,7 @@ def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: st
     _check_rows(tokenizer, vocab_size, token, without_row)
     if token is None:
         slots = [name for name in free if _UNUSED_TOKEN.search(name) and not _is_in_text(tokenizer, name)]
-        unused = sorted(slots, key=added.__getitem__)
-        token = unused[-1] if unused else NEW_AUDIO_TOKEN
+        token = max(slots, key=added.__getitem__, default=NEW_AUDIO_TOKEN)
     if token not in added:
         tokenizer.add_tokens([token], special_tokens=True)
     return token, tokenizer.convert_tokens_to_ids(token)

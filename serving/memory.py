@@ -20,6 +20,7 @@ from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditiona
 from falcon3_audio.model_cards.card import GIB, NF4_BITS
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND, WINDOW_SECONDS
+from falcon3_audio.text_sizes import cache_values_per_token
 from falcon3_audio.user_errors import user_errors
 
 from .request_limits import MIB
@@ -50,16 +51,13 @@ def compute_memory(config: Falcon3AudioConfig) -> Memory:
     layers = [part.weight for part in model.model.language_model.modules() if isinstance(part, nn.Linear)]
     quantised = sum(weight.numel() for weight in layers)
     rest = BYTES * (sum(weight.numel() for weight in model.parameters()) - quantised)
-    text = config.text_config
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Memory(
         {
             "bfloat16": rest + BYTES * quantised,
             "8 bits": rest + quantised + BYTES_OF_SCALE * sum(weight.shape[0] for weight in layers),
             "4 bits (NF4)": rest + NF4_BITS / 8 * quantised,
         },
-        BYTES * 2 * text.num_hidden_layers * heads * head_size,
+        BYTES * cache_values_per_token(config.text_config),
         WINDOW_SECONDS * POSITIONS_PER_SECOND // config.pooling_window + DEFAULT_MAX_NEW_TOKENS,
     )
 

@@ -21,7 +21,7 @@ def check_push(training: TrainingArguments):
 
 def check_together(data: DataArguments, training: TrainingArguments):
     """Raises a `ValueError` for options that would silently be ignored, or do something other than the recipe says."""
-    check_scored(data, training)
+    check_ignored(data, training)
     if getattr(training, "eval_generate", 0) and not data.eval_data:
         raise ValueError(
             "eval_generate runs the model on held-out questions, and there are none: give eval_data, or leave it out."
@@ -47,7 +47,7 @@ def check_streaming(data: DataArguments, training: TrainingArguments):
             raise ValueError(f"{what}, and there are no epochs: set {name} to `steps`.")
 
 
-def check_scored(data: DataArguments, training: TrainingArguments):
+def check_ignored(data: DataArguments, training: TrainingArguments):
     """Raises a `ValueError` for `eval_data` that would never be used, and for epochs next to `max_steps`."""
     if training.max_steps > 0 and training.num_train_epochs != type(training).num_train_epochs:
         by_epochs = "" if data.is_streamed else ", or set max_steps to -1 to train by epochs"

@@ -21,6 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
+from falcon3_audio.text_sizes import head_size
 from falcon3_audio.user_errors import user_errors
 
 from .arguments import OF_COMPOSED, AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
@@ -131,8 +132,7 @@ def _forward_flops(
     audio, text = config.audio_config, config.text_config
     positions, heard = _count_positions(config, seconds)
     pairs = heard**2 / 2 / shared_by + heard * TEXT_TOKENS + TEXT_TOKENS**2 / 2
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    width = text.num_attention_heads * head_size
+    width = text.num_attention_heads * head_size(text)
     embedding = text.vocab_size * text.hidden_size  # looked up, not multiplied
     return {
         "audio_tower": positions

@@ -3,7 +3,7 @@
 import pytest
 
 from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments
-from falcon3_audio.training.checks import check_learning_rates, check_scored, check_together
+from falcon3_audio.training.checks import check_ignored, check_learning_rates, check_together
 from falcon3_audio.training.dpo import AudioDPOConfig
 from falcon3_audio.training.grpo import AudioGRPOConfig
 
@@ -22,7 +22,7 @@ def test_epochs_beside_steps(tmp_path, trainer, source, advice):
     def options(**given):
         return trainer(output_dir=str(tmp_path), bf16=False, **given)
 
-    for check in (check_scored, check_together):
+    for check in (check_ignored, check_together):
         for given in ({"max_steps": 5}, {"num_train_epochs": 2}, {"max_steps": -1, "num_train_epochs": 0.5}):
             check(data, options(**given))
         with pytest.raises(ValueError, match="^max_steps=5 sets how long to train, so num_train_epochs=2 ") as error:

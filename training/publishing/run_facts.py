@@ -26,6 +26,7 @@ from falcon3_audio.model_cards.sources import (
     licence_of,
 )
 from falcon3_audio.saved_json import read_object, readable_json
+from falcon3_audio.text_sizes import cache_values_per_token
 
 from ..best import LOADED
 from ..data.shards import REPORT
@@ -207,13 +208,11 @@ def _shape(config: PreTrainedConfig) -> dict[str, Any]:
         network = Falcon3AudioForConditionalGeneration(config)
     network.tie_weights()
     text = config.text_config
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     layers = [module for module in network.model.language_model.modules() if isinstance(module, nn.Linear)]
     return {
         "parameters": {part: total for part, (total, _) in count_parameters(network).items()}
         | {"quantizable": sum(layer.weight.numel() for layer in layers)},
-        "cache_values_per_token": 2 * text.num_hidden_layers * heads * head_size,
+        "cache_values_per_token": cache_values_per_token(text),
         "context": text.max_position_embeddings,
         "dtype": str(config.dtype).removeprefix("torch.") if config.dtype else None,
     }

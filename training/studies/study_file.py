@@ -21,7 +21,7 @@ from falcon3_audio.evaluation.controls import CONTROLS
 from falcon3_audio.evaluation.rules import RULES
 
 from ..arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
-from ..checks import check_learning_rates, check_scored
+from ..checks import check_ignored, check_learning_rates
 from ..grpo import DECIDING_GRPO, AudioGRPOConfig, RewardArguments
 from ..recipe import check_keys, check_numbers, option_names, override, read_extended, read_recipe
 from ..run_folder import describe_recipe
@@ -249,7 +249,7 @@ def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> St
         check_numbers(options, method.options)
         with exits_as_errors():
             parsed = parser.parse_args_into_dataclasses([])
-        check_scored(parsed[2], parsed[-1])  # not the number of GPUs: a study gives each run one
+        check_ignored(parsed[2], parsed[-1])  # not the number of GPUs: a study gives each run one
         if method is SFT:
             check_learning_rates(parsed[1], parsed[-1])
     except ValueError as error:

@@ -1,0 +1,28 @@
+"""Sizes by the config, against the cache of a model."""
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, LlamaConfig, Qwen2Config
+from transformers.models.auto import AutoModelForCausalLM
+
+from falcon3_audio.text_sizes import cache_values_per_token, head_size
+
+
+SMALL = {"vocab_size": 20, "hidden_size": 24, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (LlamaConfig(**SMALL, num_key_value_heads=2, head_dim=10), 10),
+        (Qwen2Config(**SMALL, num_key_value_heads=2), 6),  # no head_dim
+        (GPTNeoXConfig(**SMALL), 6),  # no heads of its own for keys and values
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_the_cache_of_a_model_has_this_size(config, size):
+    cache = AutoModelForCausalLM.from_config(config)(torch.arange(5)[None]).past_key_values
+    assert head_size(config) == size
+    assert cache_values_per_token(config) == sum(
+        part[0, :, 0].numel() for layer in cache.layers for part in (layer.keys, layer.values)
+    )
