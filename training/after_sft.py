@@ -18,15 +18,25 @@ from .learning import count_parameters, describe_parts
 from .loss_curve import plot_loss
 from .model import check_precision, load_model
 from .run_folder import STATE
+from .workers import outlive_sigterm
 
 
 class AfterSFT:
-    """For trainers: logs have the peak memory, and a finished run that is started again takes no further step."""
+    """
+    For trainers: logs have the peak memory, workers outlive SIGTERM, and a finished run that is started again takes no
+    further step.
+    """
 
     def log(self, logs, start_time=None):
         if "loss" in logs:  # of training
             logs["peak_memory_gib"] = peak_memory_gib()
         super().log(logs, start_time)
+
+    def get_train_dataloader(self):
+        return outlive_sigterm(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return outlive_sigterm(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.state.global_step >= self.state.max_steps:  # transformers would take one step first

@@ -53,6 +53,7 @@ from .hearing import (
 from .learning import learning_rates, parameter_groups
 from .model import check_loss, compile_layers, train_in_float32
 from .streaming import ShareOfTheRun, pass_on, save_stream, stream_loader
+from .workers import outlive_sigterm
 
 
 logger = logging.get_logger(__name__)
@@ -148,9 +149,10 @@ class AudioSFTTrainer(SFTTrainer):
             "pin_memory": arguments.dataloader_pin_memory and torch.cuda.is_available(),
         }
         if self.stream is not None:
-            return stream_loader(self.stream, collate, **options)
+            return outlive_sigterm(stream_loader(self.stream, collate, **options))
         options |= {"sampler": self.sampler, "drop_last": arguments.dataloader_drop_last}
-        return self.accelerator.prepare(DataLoader(self.train_dataset, collate_fn=collate, **options))
+        loader = DataLoader(self.train_dataset, collate_fn=collate, **options)
+        return outlive_sigterm(self.accelerator.prepare(loader))
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         given = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -167,7 +169,7 @@ class AudioSFTTrainer(SFTTrainer):
             # A loader draws a seed for its workers; without this, it would change the random numbers of dropout.
             generator=torch.Generator(),
         )
-        return self.accelerator.prepare(loader)
+        return outlive_sigterm(self.accelerator.prepare(loader))
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         began, self._scored, self._evaluation = time.monotonic(), [], metric_key_prefix
