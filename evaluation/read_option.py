@@ -1,19 +1,20 @@
 """Which option of a multiple-choice question a reply means, read first from the options' texts and then from letters.
 
 No reading is better than a wrong one: a reply that can mean two options means none. Letters and texts are therefore
-collected together, and a reply has a reading only if they agree. Two things are set aside first: the text before "the
-answer is", and the reasons after an answer ("B, because a dog would bark"), which can name any option. Texts are
-compared in one Unicode spelling (NFC), with typographic quotation marks, dashes and full-width letters mapped to plain
-ones.
+collected together, and a reply has a reading only if they agree. Set aside first are thoughts, markup and the text
+before "the answer is" (unwrap_reply.py), and the reasons after an answer ("B, because a dog would bark"), which can name
+any option. Texts are compared in one spelling (spelling.py).
 Run: `resolve("The answer is (B), because a dog would bark.", ["Dog", "Cat"])`
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from .option_labels import without_labels
+from .named_options import ANOTHER, named_options
+from .option_labels import are_numbered, without_labels
+from .spelling import KEY_WORDS, NUMBER_WORDS, fold, lower, plain
+from .unwrap_reply import NEGATION, unwrap
 
 
 def resolve(reply: str, choices: Sequence[str]) -> str | None:
@@ -25,60 +26,43 @@ def resolve(reply: str, choices: Sequence[str]) -> str | None:
        to such a text is ignored if it contradicts it: "(A) Woman" is "Woman".
     2. In a reply with reasons, the text before "because" and the like, unless the reply changes its mind in
        them.
-    3. The one option that texts and letters name together. An option within a longer one that is named ("Funk" in "Funk
-       rock") is not named, nor is one of a single letter, nor a number that is part of another ("-1", "two hundred").
+    3. The one option that texts and letters name together: none if a letter, or "the second option", stands for another
+       than a text names. An option within a longer one that is named ("Funk" in "Funk rock") is not named, nor is one
+       of a single letter, nor a number that is part of another ("-1", "two hundred").
        Letters are labels if the options do not contain letters or chords themselves. A reply with a negation means
        none, unless the negation is the option's own, or "no" is an option.
 
-    If options have labels ("(A) Man", "(B) Woman"), the texts after the labels are looked for first.
+    If options have labels ("(A) Man" or "1. Man"), the texts after the labels are looked for first; numbers are then
+    labels as letters are, unless the texts have such numbers themselves.
     """
     if reply.strip() in choices:
         return reply.strip()
     texts = without_labels(choices)
     if texts != tuple(choices) and len(set(texts)) == len(texts) and all(map(str.strip, texts)):
-        text = resolve(reply, texts)
-        if text is not None:
-            return choices[texts.index(text)]
-    plain, options = _plain(reply), {_plain(choice): choice for choice in reversed(choices)}
-    spelled = list(dict.fromkeys(map(_plain, choices)))
-    if len(spelled) < len(set(choices)):  # options that differ only in their Unicode spelling
+        place = _place(reply, texts, numbered=are_numbered(choices) and not _has_places(texts))
+        if place is not None:
+            return choices[place]
+    place = _place(reply, choices)
+    return None if place is None else choices[place]
+
+
+def _has_places(texts: Sequence[str]) -> bool:
+    """Whether numbers in texts can be mistaken for the labels 1, 2, 3, ..."""
+    numbers = (number for text in texts for number in re.findall(rf"\b(?:\d\d?|{NUMBER_WORDS})\b", fold(text)))
+    return any(not number.isdigit() or int(number) <= len(texts) for number in numbers)
+
+
+def _place(reply: str, choices: Sequence[str], numbered: bool = False) -> int | None:
+    """The place of the option that a reply means. If options are `numbered`, numbers are labels."""
+    if reply.strip() in choices:
+        return list(choices).index(reply.strip())
+    spelled = [plain(choice) for choice in choices]
+    if len(set(spelled)) < len(set(choices)):  # options that differ only in how they are spelled
         return None
-    found = _resolve(plain, [_plain(choice) for choice in choices])
-    return None if found is None else options[found]
+    found = _resolve(plain(reply), spelled, numbered)
+    return None if found is None else spelled.index(found)
 
 
-def same_spelling(one: str, other: str) -> bool:
-    """Whether texts are equal apart from outer white space and composed or decomposed Unicode letters."""
-    return unicodedata.normalize("NFC", one.strip()) == unicodedata.normalize("NFC", other.strip())
-
-
-# Matched from the start, never searched for: pages of repetition in a reply take time linear in its length.
-_THINK = r"(?:think(?:ing)?|thoughts?|reasoning)"
-_THOUGHTS = re.compile(  # truncated ones too
-    rf".*(?:</{_THINK}>|\[/{_THINK}\])|\s*(?:<{_THINK}>|\[{_THINK}\]).*", re.DOTALL | re.IGNORECASE
-)
-_ANSWER_TAG = re.compile(r".*<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
-_BOXED = re.compile(r".*\\boxed\s*\{\s*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?([^{}]*)", re.DOTALL)
-# '"answer": "B"' in JSON, even if truncated, and in Python's spelling.
-_FIELD = re.compile(
-    r""".*(["'])(?:final[ _-]?|correct[ _-]?)?(?:answer|choice|option|prediction)\1\s*:\s*"""
-    r"""(?:\[(?P<list>[^\]]*)|(["'])(?P<text>.*?)(?<!\\)(?:\3|$)|(?P<bare>[^,}\]]*))""",
-    re.DOTALL | re.IGNORECASE,
-)
-_NOUN = (
-    r"\b(?:answer|ans|(?:(?:correct|right|best|final|chosen|my)\s+)(?:answer|option|choice|selection|letter)"
-    r"|r[eé]ponse|respuesta|resposta|risposta|antwort)"
-)
-_IS = r"(?:\s+(?:is|would be|should be|must be|est|es|é|è|ist)(?!\w)\s*:?|\s*[:=]|\s+-+>?(?=\s))"
-_CHOOSE = (
-    r"\bI(?:'d|'ll|\s+will|\s+would|\s+have\s+to)?\s+(?:choose|chose|pick|select|go\s+with|go\s+for|vote\s+for)\b\s*:?"
-)
-_CHINESE = r"(?:答案|正确选项|正確選項|正解|答え|정답)\s*(?:应该是|應該是|是|为|為|は|은|는)?\s*:?|我?(?:选择|選擇|选项|選項|选|選)\s*:?"
-# "The answer is ...", "Answer: ...", "I choose ..."; the last one, since reasons come before it.
-_LEAD_IN = re.compile(
-    rf".*(?:{_NOUN}{_IS}|{_CHOOSE}|{_CHINESE})\s*(?:(?:most\s+likely|likely|probably|clearly|definitely)\s+)?",
-    re.DOTALL | re.IGNORECASE,
-)
 _TAIL = re.compile(
     r"\sis (?:(?:the|my) )?(?:(?:correct|right|best|final)(?: (?:answer|option|choice))?|answer|choice)\W*$",
     re.IGNORECASE,
@@ -89,86 +73,98 @@ _SECOND_THOUGHT = re.compile(
     r"\b(?:wait|actually|correction|sorry|hmm|on second thought|in fact|however|rather|instead|scratch that|mistake\w*|wrong|not (?:right|correct))\b|\bno[,.!]",
     re.IGNORECASE,
 )
+_LABEL_NOUN = r"(?:option|choice|answer|letter|opción|opção|opzione|letra|lettre|lettera|buchstabe|вариант)"
 # "B", "B.", "(B)", "option B"; "B. text", "B: text", "B) text", "(B) text", "B - text"; not "B:maj", "B flat", "A.M.".
-_LABEL = re.compile(
-    r"(?:(?:option|choice|answer|letter)\s+)?[(\[]?([a-z])(?:[)\]]+\s*[.:]?\s*|[.:]\s+|\s+-\s+|\W*$)", re.IGNORECASE
-)
+_LABEL = re.compile(rf"(?:{_LABEL_NOUN}\s+)?[(\[]?([a-z])(?:[)\]]+\s*[.:]?\s*|[.:]\s+|\s+-\s+|\W*$)", re.IGNORECASE)
 # "B.Female", "B:女": a label only if an option follows it, see `_same_beside_label`.
 _TIGHT_LABEL = re.compile(r"[(\[]?[a-z][.:](?=\S)", re.IGNORECASE)
 _LABEL_BEHIND = re.compile(r"(.*\S)\s*[(\[]([a-z])[)\]]\W*$", re.DOTALL | re.IGNORECASE)
-# A letter on its own. "A" and "I" before a word are an article and a pronoun; "I'd" and "C#" do not count.
-_ALONE = (
-    r"(?<![A-Za-z0-9À-ɏ'#&])({})(?![A-Za-z0-9À-ɏ'#♯♭&]|[.:/]\w)"
-    r"(?!(?<=[AaIi]) (?!(?:or|and|nor|but|is|vs|because)\b)\w)"
+# A letter on its own, but not in "speaker B" or "C minor". "A" and "I" before a word are an article and a pronoun; "I'd"
+# and "C#" do not count.
+_NAMES = ("speaker", "person", "singer", "section", "part", "plan", "vitamin", "type", "group", "team", "key of")
+_NO_NOUN = (
+    r"(?:or|and|nor|but|is|was|vs|because|since|as|for|due|than|over|seems|fits|matches|while|whereas|though|although|if"
+    r"|when|where|which|that|the|this|there|it|they|he|she|we|you|I|(?:would|should|must|could|may|might|can|will) be)"
 )
-_MENTIONED = re.compile(_ALONE.format("[A-Za-z]"))
-# Where such a letter states the answer: in brackets, after "option" or "so", first in a sentence, before "is correct".
-_CAPITAL = _ALONE.format("[A-Z]")
+_ALONE = (
+    r"(?<![A-Za-z0-9À-ɏ&])(?<!\w['#])" + "".join(rf"(?<!\b(?i:{name}) )" for name in _NAMES) + r"({letters})"
+    rf"(?![A-Za-z0-9À-ɏ#♯♭&]|[ -]{KEY_WORDS}\b|{{glued}})"
+    rf"(?!(?<=A) (?!{_NO_NOUN}(?![\w-]))\w)(?!(?<=[aIi]) (?!(?:or|and|nor|but|is|vs|because)\b)\w)"
+)
+# A small "a" or "i" is one only where no word follows.
+_MENTIONED = re.compile(
+    _ALONE.format(letters=r"[A-Zb-hj-z]|[ai](?=\W*$|[,;:)\]])", glued=r"'(?!(?<!I')(?:s|d|ll)\b)\w|\.\w\.")
+)
+# Where such a letter states the answer: in brackets, after "option", "result:" or "I'd say", first in a sentence, before
+# "is correct".
+_CAPITAL = _ALONE.format(letters="[A-Z]", glued=r"'\w|[.:/]\w")
+_ALL = rf"{_CAPITAL}(?=\W*(?:$|\n)|[,.;:!]|\s*[-(]|\s+(?:because|since|as)\b)"
+_ANSWER_NOUN = (
+    rf"(?:{_LABEL_NOUN}|selected|selection|final|prediction|correct(?:\s+one)?|one|label|result|response|output|guess|pick"
+    r"|verdict|conclusion|solution|decision|elección|correcta|escolha|correta|choix|scelta|corretta|wahl|auswahl|richtig"
+    r"|выбор)"
+)
+_IS = r"(?:is|was|(?:must|should|would|has\s+to)\s+be)"
 _STATED = re.compile(
     r"[(\[]([A-Za-z])[)\]]"
-    r"|\b(?i:option|choice|answer|letter)\s+[(\[]?([A-Z](?![\w'])|[a-z](?![\w'])(?!\s+\w))"
-    rf"|\b(?i:choose|pick|select|go with)\s*:?\s+{_CAPITAL}"
+    rf"|\b(?i:{_LABEL_NOUN})\s*[\s:=]\s*[(\[]?([A-Z](?![\w'])|[a-z](?![\w'])(?!\s+\w))"
+    rf"|\b(?i:{_ANSWER_NOUN}(?:\s*[:=]>?|\s+-+>?|\s+{_IS})|(?:it|that|this)\s+{_IS}|it's|that's|c'est|es\s+ist)\s+{_ALL}"
+    rf"|(?:^|\b(?:que|che)\s+)(?i:es|é|è)\s+{_ALL}"
+    r"|\b(?i:I(?:'d|\s+would)?\s+(?:say|think|believe|guess)|je\s+dirais|diría|diria|direi|ich\s+denke)"
+    rf"\s*:?\s+{_ALL}"
+    rf"|\b(?i:definitely|probably|likely|clearly|certainly|surely)\s+{_ALL}"
+    rf"|\b(?i:choos(?:e|ing)|pick(?:ing)?|select(?:ing)?|go(?:ing)?\s+with)\s*:?\s+{_CAPITAL}"
     rf"|(?:^|\n|[.;!?]\s)\s*{_CAPITAL}"
-    rf"|\b(?i:so|thus|hence|therefore|it's|it\s+is|that's)\b[\s,:]*{_CAPITAL}[\s.!*)\]]*(?:$|\n)"
+    rf"|\b(?i:so|thus|hence|therefore)\b[\s,:]*{_CAPITAL}[\s.!*)\]]*(?:$|\n)"
     rf"|{_CAPITAL}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+    rf"|(?:应该|應該|应当|應當|应|應|认为|認為|觉得|覺得|我猜)(?:是|为|為|选|選)\s*{_CAPITAL}"
+    rf"|{_CAPITAL}\s*(?:是(?:正确|正確|对|對)的?|が正解|(?:だ|である)?と思います|입니다)"
+)
+# "The second option", "option 2".
+_PLACES = {
+    word: place
+    for words in ("first second third fourth fifth", "1st 2nd 3rd 4th 5th", "one two three four five", "1 2 3 4 5")
+    for place, word in enumerate(words.split(), 1)
+}
+_BY_PLACE = re.compile(
+    rf"\b(?:({'|'.join(_PLACES)})\s+(?:option|choice|answer)"
+    rf"|(?:option|choice|answer)\s+(?:number\s+|#)?({'|'.join(_PLACES)}))\b",
+    re.IGNORECASE,
+)
+# Numbers that do not count or measure anything.
+_NUMBER_LABEL = re.compile(
+    r"(?<![\w.,:/'-])(?<!\d )[1-9]\d?(?=\W*(?:$|\n)|[)\].:,;、](?!\d)|\s+-\s|\s(?:because|since|as|is|or|and)\b)"
 )
 # If options contain letters themselves, fewer can be labels: "(A) or (B)", "A. B", "B, maybe C".
 _FEWER = re.compile(r"\(([a-zA-Z])\)|\b(?:or|and|maybe)\s+([A-Z])\b|\b([A-Z])\W*$")
-_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot|without|except|unlike|rather|instead)\b|n't\b")
 _REJECTION = re.compile(
     r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt(?:s|ed|ful)?|less likely|least likely)\b|不"
 )
-# Text before or after a number that makes it another: "-1", "more than 2", "two hundred", "twenty-five", "2 or more".
-_OTHER_BEFORE = r"(?P<before>-(?=\d)|(?:minus|negative|more than|less than|fewer than) )?"
-_OTHER_BEHIND = (
-    r"(?P<behind>(?<=ty) (?:one|two|three|four|five|six|seven|eight|nine)(?![\w-])"
-    r"| (?:hundred|thousand|million|or more|or less|or fewer)(?![\w-]))?"
-)
-_ANOTHER = ""  # replaces an option that such a number only seems to name
 # These give no answer; their "no" does not answer a yes-no question.
 _NO_ANSWER = re.compile(r"\bno (?:idea|clue|answer|opinion|response|information|way (?:to|of)|one (?:can|could))\b")
-_WRONG_LEAD_IN = re.compile(
-    r"\b(?:wrong|incorrect|false|worst|least likely|unlikely)\s+(?:answer|option|choice)|不|错误|錯誤"
-)
 # "Bm7", "F#:7/1", "A:maj(#11)/1", "Eb/G", and single letters.
 _CHORD = re.compile(r"[a-zA-Z]|[A-G][#b♯♭]?(?:maj|min|m|M|h?dim|aug|sus|add)?[\d#b()*,+]*(?:[:/]\S*)?")
-# "A" is a note in "A minor", where removing it would leave the end of any other key.
-_ARTICLE = re.compile(r"^(?:an?|the)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)(?=\S)")
-_LETTER_IN_OPTION = re.compile(r"(?<![\w'])(?!(?:A|I)\s+(?!(?:major|minor|sharp|flat|maj|min)\b)\w)[A-Z](?![\w'])")
+_LETTER_IN_OPTION = re.compile(rf"(?<![\w'])(?!(?:A|I)\s+(?!{KEY_WORDS}\b)\w)[A-Z](?![\w'])")
 _LIST_MARK = re.compile(r"^(?:[-•>#]+\s+)+")
-_SPACE = re.compile(r"\s+")
-_LOOSE_BRACKETS = re.compile(r"([(\[]) ?([A-Za-z]) ?([)\]])")  # "( B )"
-_OUTER = " \t\r\n.,;:!?\"'`*_()[]<>{}$。，、；：！？「」"
-_PLAIN = str.maketrans(
-    {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
-    | dict.fromkeys(map(ord, "‘’ʼ"), "'")
-    | dict.fromkeys(map(ord, "“”„«»"), '"')
-    | dict.fromkeys(map(ord, "‐‑‒–—−"), "-")
-    | dict.fromkeys(map(ord, "\u200b\u200c\u2060\ufeff\u00ad"), None)
-)
 
 
-def _plain(text: str) -> str:
-    """One spelling, and one character for each run of white space: patterns are slow on runs."""
-    text = unicodedata.normalize("NFC", text).translate(_PLAIN)
-    text = _SPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text).strip()
-    return _LOOSE_BRACKETS.sub(r"\1\2\3", text)
-
-
-def _resolve(reply: str, choices: Sequence[str]) -> str | None:
+def _resolve(reply: str, choices: Sequence[str], numbered: bool) -> str | None:
     option = _same(reply, choices)
     if option is not None:
         return option
-    text = _unwrap(reply)
+    text = unwrap(reply)
     if text is None:
         return None
+    if numbered:
+        letters = dict(zip(map(str, range(1, len(choices) + 1)), ascii_uppercase))
+        text = _NUMBER_LABEL.sub(lambda number: letters.get(number.group(), number.group()), text)
     option = _meant(text, choices)
     return None if option is None or _says_no_answer(text, option, choices) else option
 
 
 def _says_no_answer(text: str, option: str, choices: Sequence[str]) -> bool:
     """Whether a text is read as the option "no" only because of phrases like "no idea"."""
-    if _fold(option) != "no" or _letters(_MENTIONED, text, choices):
+    if fold(option) != "no" or _letters(_MENTIONED, text, choices):
         return False
     rest, found = _NO_ANSWER.subn(" ", text.casefold())
     return bool(found) and not re.search(r"\bno\b", rest)
@@ -204,19 +200,27 @@ def _together(text: str, choices: Sequence[str]) -> str | None:
     text = _TAIL.sub("", text)
     label, rest = _split_label(text)
     labelled = _labelled(label, choices)
-    if not _fold(rest):
+    if not fold(rest):
         return labelled
-    named, others = _named(_fold(rest), choices)
+    named, others = named_options(lower(rest), choices)
     stated = ({labelled} if labelled else set()) | _letters(_STATED, rest, choices)
-    if len(named) != 1:
-        mentioned = stated | _letters(_MENTIONED, rest, choices)
-        found = stated if not named and len(stated) == 1 and mentioned == stated else set()
-    else:
-        found = named - {_ANOTHER} if stated <= named else set()
-    option = next(iter(found), None)
-    if option is None or _negated(others, option, choices) or named and _other_letters(rest, option, choices):
+    found = named or stated
+    mentioned = stated | _letters(_MENTIONED, rest, choices)
+    option = next(iter(found - {ANOTHER}), None)
+    if option is None or len(found) > 1 or _negated(others, option, choices):
         return None
-    return option
+    if named:
+        return None if labelled not in (None, option) or _contradicted(rest, option, choices) else option
+    return option if mentioned == stated else None
+
+
+def _contradicted(text: str, named: str, choices: Sequence[str]) -> bool:
+    """Whether a letter or a place in the list stands for another option than the one that a text names."""
+    rest = re.sub(re.escape(fold(named)), "_", text, flags=re.IGNORECASE)
+    places = [_PLACES[(before or behind).lower()] for before, behind in _BY_PLACE.findall(rest)]
+    others = {choice for place in places for choice in choices[place - 1 : place]}
+    others |= _letters(_STATED, rest, choices) | _letters(_MENTIONED, rest, choices)
+    return not others <= {named} or _other_letters(text, named, choices)
 
 
 def _negated(text: str, option: str, choices: Sequence[str]) -> bool:
@@ -225,7 +229,7 @@ def _negated(text: str, option: str, choices: Sequence[str]) -> bool:
     option. If "no" is an option, "yes, it is not loud" is an answer.
     """
     own = option.casefold()
-    is_denied = _NEGATION.search(text) and not _NEGATION.search(own) and "no" not in map(_fold, choices)
+    is_denied = NEGATION.search(text) and not NEGATION.search(own) and "no" not in map(fold, choices)
     return bool(is_denied) or not set(_REJECTION.findall(text)) <= set(_REJECTION.findall(own))
 
 
@@ -257,44 +261,16 @@ def _without_reason(text: str, choices: Sequence[str]) -> str:
         end = len(text) - len(rest) + len(first) if label and _same(first, choices) == _labelled(label, choices) else 0
     else:
         end = len(text[: reason.start()].rstrip(" \n,;:.(-"))
-    return text[:end] if _fold(text[:end]) and not _SECOND_THOUGHT.search(text, end) else text
-
-
-def _fold(text: str) -> str:
-    """For comparison: lower case, single spaces, no outer quotation marks, Markdown or punctuation, no article."""
-    text = unicodedata.normalize("NFC", text.casefold()).replace("**", "")
-    return _ARTICLE.sub("", " ".join(text.split()).strip(_OUTER))
+    return text[:end] if fold(text[:end]) and not _SECOND_THOUGHT.search(text, end) else text
 
 
 def _same(text: str, choices: Sequence[str]) -> str | None:
     """The option that a text is, if it is exactly one."""
     if text.strip() in choices:
         return text.strip()
-    folded = _fold(text)
-    found = {choice for choice in choices if folded and _fold(choice) == folded}
+    folded = fold(text)
+    found = {choice for choice in choices if folded and fold(choice) == folded}
     return found.pop() if len(found) == 1 else None
-
-
-def _unwrap(reply: str) -> str | None:
-    """
-    The reply without thoughts, tags and lead-in; `None` if the lead-in is negated ("I do not think the answer is B")
-    or is followed only by an article.
-    """
-    thoughts = _THOUGHTS.match(reply)
-    text = (reply[thoughts.end() :] if thoughts else reply).replace("**", "").strip()
-    for wrapper in (_ANSWER_TAG, _BOXED):
-        inside = wrapper.match(text)
-        text = inside.group(1).strip() if inside else text
-    field = _FIELD.match(text)
-    if field:
-        text = next(text for text in field.group("list", "text", "bare") if text is not None).strip()
-    lead_in = _LEAD_IN.match(text)
-    if lead_in is None or not text[lead_in.end() :].strip(_OUTER):
-        return text
-    sentence = _fold(re.split(r"[.!?。\n]", lead_in.group())[-1])
-    rest = text[lead_in.end() :]
-    cut_off = rest.strip() == "a" and not lead_in.group().rstrip().endswith((":", "="))  # "The answer is a"
-    return None if cut_off or _NEGATION.search(sentence) or _WRONG_LEAD_IN.search(sentence) else rest
 
 
 def _split_label(text: str) -> tuple[str | None, str]:
@@ -318,24 +294,4 @@ def _first_word(choice: str) -> str:
     return "" if more and len(first) == 1 else first
 
 
-def _named(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
-    """The options named in a folded text, `_ANOTHER` for a number that is none of them, and the text without all these."""
-    spans: dict[tuple[int, int], set[str]] = {}
-    for choice in set(choices):
-        folded = _fold(choice)
-        if len(folded) > 1 or folded.isdigit():
-            # Not in the middle of a word, a number ("1.63"), a chord ("C#", "A:maj/1") or "twenty-three".
-            pattern = rf"(?<![\w#])(?<!\w[./:-]){_OTHER_BEFORE}{re.escape(folded)}(?![\w#]|[./:-]\w){_OTHER_BEHIND}"
-            for match in re.finditer(pattern, text):
-                is_another = match["before"] or match["behind"]
-                spans.setdefault(match.span(), set()).add(_ANOTHER if is_another else choice)
-    outer: list[tuple[int, int]] = []
-    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if not outer or end > outer[-1][1]:  # else within the last one, which starts no later
-            outer.append((start, end))
-    named = {choice for span in outer for choice in spans[span] - {_ANOTHER} or {_ANOTHER}}
-    starts, ends = [start for start, _ in outer], [end for _, end in outer]
-    return named, " ".join(text[end:start] for end, start in zip([0, *ends], [*starts, len(text)]))
-
-
-__all__ = ["resolve", "same_spelling"]
+__all__ = ["resolve"]

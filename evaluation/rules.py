@@ -16,7 +16,8 @@ from typing import Any
 from .instruction_checks import follows
 from .option_labels import without_labels
 from .predictions import ANSWERED, MISSING, Prediction
-from .read_option import resolve, same_spelling
+from .read_option import resolve
+from .spelling import same_spelling
 
 
 class Verdict(StrEnum):
