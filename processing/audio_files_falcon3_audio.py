@@ -3,8 +3,9 @@
 
 libsndfile stops at the length given in the header, and does not report a file that ends earlier or continues after it.
 So most files are presented to it as endless, which makes it report the length in the header; the file is decoded as
-far as possible, and the two lengths are compared. Concatenated files of one format are decoded one by one. Formats
-that soundfile does not support (m4a, mp4, webm) go to PyAV if it is installed. Saved with every checkpoint.
+far as possible, and the two lengths are compared. Concatenated files are decoded one by one. Formats that soundfile
+does not support (m4a, mp4, webm) go to PyAV if it is installed, and the sizes of their parts are compared with the
+file. Saved with every checkpoint.
 """
 
 import io
@@ -14,6 +15,24 @@ from typing import Any
 
 import numpy as np
 from transformers.utils import logging
+
+from .audio_containers_falcon3_audio import (
+    CHUNKED,
+    UNKNOWN_BYTES,
+    check_container,
+    end_of_first,
+    is_chunk,
+    with_actual_size,
+)
+from .audio_tags_falcon3_audio import (
+    after_tags,
+    before_tags,
+    find_mpeg,
+    is_file,
+    is_followed_by_file,
+    split,
+    start_of_mp3,
+)
 
 
 try:
@@ -31,22 +50,11 @@ logger = logging.get_logger(__name__)
 # Numbers of frames from here on mean that the file does not give its length, or are larger than any real file.
 UNKNOWN_FRAMES = 2**36
 BLOCK = 2**18  # frames read at once
-# Programs that write to a pipe do not know the size, and put about 2**31 or 2**32 bytes in its 32-bit field.
-UNKNOWN_BYTES = 2**31 - 2**16
-# First bytes of the formats that can be split if concatenated: WAV, FLAC (its first block has 34 bytes), Ogg.
-_BEGINNING = re.compile(rb'RIFF....WAVEfmt |fLaC\x00\x00\x00"|OggS\x00\x02', re.DOTALL)
-# First bytes, after tags, of formats that can be presented as endless: WAV (RIFX, RF64), AIFF, CAF, AU, FLAC, MP3.
+# First bytes of formats that can be presented as endless: WAV (RIFX, RF64), AIFF, CAF, AU, FLAC, MP3.
 _CAN_BE_ENDLESS = re.compile(rb"RIF[FX]|RF64|FORM....AIF|caff|\.snd|dns\.|fLaC|\xff[\xe0-\xff]", re.DOTALL)
-# In these formats, other chunks can follow the audio: where a chunk has its size, and in which byte order.
-_CHUNKED: dict[str, tuple[slice, Any]] = {
-    **dict.fromkeys(("WAV", "WAVEX", "RF64"), (slice(4, 8), "little")),
-    "W64": (slice(16, 24), "little"),
-    "AIFF": (slice(4, 8), "big"),
-    "CAF": (slice(4, 12), "big"),
-}
 # Formats that give the length of their audio. For others (Amiga's SVX, Matlab's, Psion's) and for G.72x in AU,
 # libsndfile uses the file's size, so half a file would pass as complete, and an endless one would never end.
-_CHECKED = {*_CHUNKED, "AU", "FLAC", "MP3", "NIST", "OGG"}
+_CHECKED = {*CHUNKED, "AU", "FLAC", "MP3", "NIST", "OGG"}
 # How much longer than its audio a container can be: encoder delay, and video that ends later.
 DURATION_TOLERANCE = 0.5  # seconds
 
@@ -84,8 +92,8 @@ def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tup
     The samples of a file, float32 of shape `(samples, channels)`, and their rate in Hz.
 
     Args:
-        data (`bytes`): An encoded file. WAV, FLAC, Ogg and MP3 files can be concatenated; if their numbers of channels
-            differ, each is mixed down to mono.
+        data (`bytes`): An encoded file. WAV, FLAC, Ogg, MP3, AIFF, AU and SPHERE files can be concatenated, with tags
+            before and after each; if their numbers of channels differ, each is mixed down to mono.
         name (`str`): Name of the file in errors.
         max_seconds (`float`, *optional*): Longer files are an error, and are decoded only up to this length.
 
@@ -96,21 +104,30 @@ def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tup
         raise ValueError(f"{name} is empty: 0 bytes.")
     if soundfile is None:
         raise ImportError("Reading audio files needs soundfile and soxr: pip install soundfile soxr")
-    files = _split(data)
+    files = split(data, name)
     parts: list[np.ndarray] = []
     rates: set[int] = set()
+    file = b""
     while files:
-        file = files.pop(0)
+        before, file = file, files.pop(0)
         try:
             samples, rate, rest = _decode_first(file, name, max_seconds)
-        except soundfile.LibsndfileError as error:
+        except UnknownFormatError as error:
+            if not parts:
+                start = start_of_mp3(file)
+            else:  # 0: a file starts here, and cannot be decoded
+                start = 0 if is_file(file) or is_followed_by_file(before) else find_mpeg(file)
+            if start:
+                logger.warning_once(f"{name}: {start} bytes before the audio of an mp3 file are not audio.")
+                files = [file[start:], *files]
+                continue
             if not parts and not files:
-                return _decode_with_ffmpeg(data, name, error, max_seconds)
-            if files or _BEGINNING.match(file):
-                raise ValueError(f"{name} holds several files, and one of them cannot be decoded: {error}") from error
+                raise
+            if files or start == 0:
+                raise ValueError(f"{name} holds several files. One of them: {error}") from error
             logger.warning_once(f"{name}: {len(file)} bytes after the audio of an mp3 file are not audio (a tag?).")
             break
-        files = [rest, *files] if rest else files
+        files = [*split(rest, name), *files] if rest else files
         parts.append(samples)
         rates.add(rate)
         _check_seconds(sum(map(len, parts)) / rate, max_seconds, name)
@@ -123,16 +140,17 @@ def decode_file(data: bytes, name: str, max_seconds: float | None = None) -> tup
     return parts[0] if len(parts) == 1 else np.concatenate(parts), rate
 
 
-def _split(data: bytes) -> list[bytes]:
-    """Splits concatenated files of a format whose first bytes can be recognised."""
-    if not _BEGINNING.match(data):
-        return [data]
-    starts = [match.start() for match in _BEGINNING.finditer(data)]
-    return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)])]
-
-
 def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np.ndarray, int, bytes]:
-    """Samples and rate of a file, and for mp3 the bytes after its end. Raises a `LibsndfileError` if unreadable."""
+    """Samples and rate of a file, and the bytes after its end that can be another one."""
+    try:
+        return _decode_with_libsndfile(data, name, max_seconds)
+    except soundfile.LibsndfileError as error:
+        end = end_of_first(data)
+        return *_decode_with_ffmpeg(data[:end], name, error, max_seconds), data[end:]
+
+
+def _decode_with_libsndfile(data: bytes, name: str, max_seconds: float | None) -> tuple[np.ndarray, int, bytes]:
+    """As `_decode_first`. Raises a `LibsndfileError` if unreadable."""
     raw, announced = _as_libsndfile_sees_it(data, name)
     with _Stream(raw) as file:
         if file.format not in _CHECKED or (file.format == "AU" and file.subtype.startswith("G72")):
@@ -142,21 +160,29 @@ def _decode_first(data: bytes, name: str, max_seconds: float | None) -> tuple[np
             )
         promised = announced or file.frames
         raw.ran_out = False  # reading the header does not count
-        samples = _read_to_the_end(file, promised, max_seconds, name)
+        samples, has_more = _read_to_the_end(file, promised, max_seconds, name)
         rate, kind, rest = file.samplerate, file.format, data[io.BytesIO.tell(raw) :]
     # For WAV and AIFF in ADPCM or GSM, the missing part would become silence.
-    is_short = len(samples) < promised or (kind in _CHUNKED and raw.ran_out)
+    is_short = len(samples) < promised or (kind in CHUNKED and raw.ran_out)
     if is_short and promised < UNKNOWN_FRAMES and not _is_unknown(promised, len(samples), len(data)):
         raise ValueError(f"{name} is truncated: it announces {promised} samples but does not contain all of them.")
     # libFLAC drops a frame that was cut off. In a complete file, the last frame needs every byte.
-    if announced == UNKNOWN_FRAMES and len(samples) == _count_samples(raw.getvalue()[:-1]):
+    if announced == UNKNOWN_FRAMES and _holds(raw.getvalue()[:-1], len(samples)):
         raise ValueError(f"{name} is truncated: its last frame is not complete.")
+    if kind == "FLAC" and has_more:  # tags, a stray byte or another file, of which libFLAC has read a part
+        end = before_tags(data) - 8
+        rest = data[end:] if _holds(raw.getvalue()[:end], len(samples)) else b""
+    if kind == "NIST" and len(samples) > promised:  # libsndfile reads up to the end of the file
+        header = int(data[8:16])
+        rest = data[header + promised * ((len(data) - header) // len(samples)) :]
+        samples = samples[:promised]
     if len(samples) > promised:
         logger.warning(f"{name} announces {promised} samples and holds {len(samples)}: all of them are used.")
+    after = rest[after_tags(rest) :]
     if kind == "MP3":
-        return samples, rate, rest[128:] if rest.startswith(b"TAG") else rest
+        return samples, rate, after
     is_odd = (len(data) - len(rest)) % 2 == 1
-    if rest and not (kind in _CHUNKED and _is_chunk(rest, is_odd, *_CHUNKED[kind])):
+    if after and not (kind in CHUNKED and is_chunk(rest, is_odd, *CHUNKED[kind])):
         raise ValueError(
             f"{name} continues for at least {len(rest)} bytes after the {len(samples) / rate:.1f} s given in its "
             "header. Re-encode it (ffmpeg -i in.ogg out.flac)."
@@ -180,18 +206,14 @@ def _as_libsndfile_sees_it(data: bytes, name: str) -> tuple[Any, int | None]:
         announced = int.from_bytes(data[21:26], "big") & 2**36 - 1
         unknown = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
         return _Endless(unknown), announced or UNKNOWN_FRAMES
-    start = 0
-    while data[start : start + 3] == b"ID3":  # a tag, which libsndfile skips; its size has 7 bits per byte
-        start += 10 + sum(
-            (byte & 127) << 7 * place for place, byte in enumerate(reversed(data[start + 6 : start + 10]))
-        )
     # For other formats (SVX, SDS) libsndfile looks for the end first, and would search forever.
-    return _Endless(data) if _CAN_BE_ENDLESS.match(data, start) else io.BytesIO(data), None
+    return _Endless(with_actual_size(data)) if _CAN_BE_ENDLESS.match(data) else io.BytesIO(data), None
 
 
-def _read_to_the_end(file: Any, promised: int, max_seconds: float | None, name: str) -> np.ndarray:
+def _read_to_the_end(file: Any, promised: int, max_seconds: float | None, name: str) -> tuple[np.ndarray, bool]:
+    """The samples, and whether more follows them that is no audio."""
     blocks: list[np.ndarray] = []
-    held = 0
+    held, has_more = 0, False
     while not blocks or len(blocks[-1]):
         # Reading a single sample shows whether more audio follows the announced length.
         wanted = min(BLOCK, promised - held) if held < promised else 1 if held == promised else BLOCK
@@ -199,41 +221,38 @@ def _read_to_the_end(file: Any, promised: int, max_seconds: float | None, name: 
             blocks.append(file.read(wanted, dtype="float32", always_2d=True))
         except soundfile.LibsndfileError as error:
             if held == promised:
+                has_more = True
                 break
             raise ValueError(f"{name} is truncated or damaged: it cannot be decoded to its end. {error}") from error
         held += len(blocks[-1])
         _check_seconds(held / file.samplerate, max_seconds, name)
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32), has_more
 
 
-def _count_samples(data: bytes) -> int:
-    held = 0
+def _holds(data: bytes, samples: int) -> bool:
+    """Whether as many samples can be decoded from the file."""
     try:
         with _Stream(_Endless(data)) as file:
-            while count := len(file.read(BLOCK, dtype="int16")):
-                held += count
+            return len(file.read(samples, dtype="int16")) == samples
     except soundfile.LibsndfileError:
-        pass  # samples read before the error count
-    return held
-
-
-def _is_chunk(rest: bytes, is_odd: bool, size: slice, order: Any) -> bool:
-    """
-    Whether the rest is a chunk (a name of 4 letters, its `size`), padding, a tag or a stray byte, and not more audio.
-
-    Chunks start at even offsets: if the audio ends at an odd one (`is_odd`), they come after a byte of padding.
-    """
-    if len(rest) < 8:  # no room for a chunk's name and size; a few milliseconds at most
-        return True
-    if not rest.strip(b"\0") or rest.startswith(b"TAG"):
-        return True
-    chunk = rest[is_odd:]
-    return re.match(rb"[ -~]{4}", chunk) is not None and int.from_bytes(chunk[size], order) <= len(chunk)
+        return False
 
 
 def _is_unknown(promised: int, held: int, size: int) -> bool:
     """Whether a number of samples was computed from the size that programs write when they do not know it."""
     return held > 0 and promised * size / held >= UNKNOWN_BYTES
+
+
+def gives_length(head: bytes, held: int, size: int) -> bool:
+    """
+    Whether a file's header gives a length, be it wrong, and not a mere sign that it is unknown.
+
+    Args:
+        head: the first bytes of the file, with all of its header.
+        held: the number of samples that libsndfile finds in the file, of `size` bytes.
+    """
+    with _Stream(_Endless(head)) as file:
+        return held < UNKNOWN_FRAMES and (file.frames <= held or not _is_unknown(file.frames, held, size))
 
 
 def _check_last_page(data: bytes, name: str):
@@ -247,7 +266,7 @@ def _check_last_page(data: bytes, name: str):
 def _whole_w64(data: bytes, name: str) -> bytes:
     """Checks the size that a W64 file announces (8 bytes at 16): libsndfile ignores it and uses the actual size."""
     size = int.from_bytes(data[16:24], "little")
-    if size >= 2**63:  # -1, from programs that do not know it yet
+    if size == 0 or size >= 2**63:  # 0 or -1, from programs that do not know it yet
         return data
     if size > len(data):
         raise ValueError(f"{name} is truncated: it announces {size} bytes and has {len(data)}.")
@@ -272,8 +291,8 @@ def _decode_with_ffmpeg(data: bytes, name: str, error: Any, max_seconds: float |
         try:
             # Without playlists and similar formats, which open other files.
             with av.open(io.BytesIO(data), options={"format_whitelist": _OF_FFMPEG}) as container:
-                samples, rate = _first_sound(container, max_seconds)
-                promised = _promised_seconds(container)
+                samples, rate, is_damaged, decoded = _first_sound(container, max_seconds)
+                promised, kind = _promised_seconds(container), container.format.name
         except (av.FFmpegError, ValueError, IndexError) as reason:
             problem = f"PyAV, which reads other formats, reports: {str(reason)[:300]}"
         else:
@@ -282,6 +301,9 @@ def _decode_with_ffmpeg(data: bytes, name: str, error: Any, max_seconds: float |
                 raise ValueError(
                     f"{name} is truncated: it announces {promised:.1f} s and holds {len(samples) / rate:.1f} s."
                 )
+            if is_damaged:
+                raise ValueError(f"{name} is truncated or damaged: FFmpeg reports a part of the audio as incomplete.")
+            check_container(kind, data, decoded, name)
             return samples, rate
     raise UnknownFormatError(
         f"{name} cannot be decoded: {error.error_string} It may be damaged or not audio. soundfile reads wav, flac, "
@@ -289,19 +311,27 @@ def _decode_with_ffmpeg(data: bytes, name: str, error: Any, max_seconds: float |
     ) from error
 
 
-def _first_sound(container: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    """Samples and rate of the first audio stream, up to slightly more than `max_seconds` to show that it is longer."""
+def _first_sound(container: Any, max_seconds: float | None) -> tuple[np.ndarray, int, bool, int]:
+    """
+    Samples and rate of the first audio stream, whether a part of it is incomplete, and where its last packet ends.
+
+    Reads up to slightly more than `max_seconds`, to show that it is longer.
+    """
     stream = container.streams.audio[0]
     floats = av.AudioResampler(format="fltp")
-    parts, count = [], 0
-    for frame in container.decode(stream):
-        parts += [part.to_ndarray() for part in floats.resample(frame)]
-        count += frame.samples
+    parts, count, is_damaged, end = [], 0, False, 0
+    for packet in container.demux(stream):
+        is_damaged |= packet.is_corrupt
+        end = end if packet.pos is None else packet.pos + packet.size
+        for frame in packet.decode():
+            parts += [part.to_ndarray() for part in floats.resample(frame)]
+            count += frame.samples
+            is_damaged |= frame.is_corrupt
         if max_seconds is not None and count > (max_seconds + 1) * stream.rate:
             break
     if not parts:
         raise ValueError("it contains no audio")
-    return np.concatenate(parts, axis=1).T, stream.rate
+    return np.concatenate(parts, axis=1).T, stream.rate, is_damaged, end
 
 
 def _promised_seconds(container: Any) -> float:
@@ -321,4 +351,4 @@ if soundfile is not None:
             return False
 
 
-__all__ = ["UNKNOWN_FRAMES", "UnknownFormatError", "decode_file"]
+__all__ = ["UNKNOWN_FRAMES", "UnknownFormatError", "decode_file", "gives_length"]

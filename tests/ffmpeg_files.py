@@ -1,6 +1,8 @@
 """Files that soundfile alone cannot read: other formats, created with the FFmpeg of PyAV, and FLAC from a stream."""
 
 import io
+import tempfile
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,19 +14,29 @@ RATE = 44_100
 STEREO = np.stack([tone(2.0, 440, RATE), tone(2.0, 997, RATE)])  # 2 s
 
 
-def with_ffmpeg(container: str, codec: str, samples: np.ndarray = STEREO, rate: int = RATE) -> bytes:
+def with_ffmpeg(
+    container: str,
+    codec: str,
+    samples: np.ndarray = STEREO,
+    rate: int = RATE,
+    bit_rate: int | None = None,
+    options: dict[str, str] | None = None,
+) -> bytes:
     """`samples` (channels, samples) as a file: `ipod` (m4a) with `alac` preserves 16 bits, `aac` does not."""
-    file = io.BytesIO()
     layout = {1: "mono", 2: "stereo"}[len(samples)]
-    with av.open(file, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=rate)
-        stream.layout = layout
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples, np.float32), format="fltp", layout=layout)
-        frame.sample_rate = rate
-        for part in av.AudioResampler(format=stream.format, layout=layout, rate=rate).resample(frame):
-            out.mux(stream.encode(part))
-        out.mux(stream.encode(None))
-    return file.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"  # not only in memory: to put its index first, FFmpeg opens it again
+        with av.open(path, "w", format=container, options=options or {}) as out:
+            stream = out.add_stream(codec, rate=rate)
+            stream.layout = layout
+            if bit_rate:
+                stream.bit_rate = bit_rate
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples, np.float32), format="fltp", layout=layout)
+            frame.sample_rate = rate
+            for part in av.AudioResampler(format=stream.format, layout=layout, rate=rate).resample(frame):
+                out.mux(stream.encode(part))
+            out.mux(stream.encode(None))
+        return path.read_bytes()
 
 
 def flac_of_a_stream(samples: np.ndarray, rate: int = RATE) -> bytes:

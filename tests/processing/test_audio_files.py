@@ -10,25 +10,25 @@ import pytest
 import soundfile
 from ffmpeg_files import M4A, STEREO, with_ffmpeg
 from ffmpeg_files import RATE as RATE_OF_M4A
+from sound_files import (
+    ID3,
+    LONG,
+    RATE,
+    SHORT,
+    TAG,
+    encode,
+    plain,
+    put,
+    streamed_wav,
+    without_length,
+)
 from tiny import tone
 
 from falcon3_audio.processing import load_audio
 from falcon3_audio.processing.audio_files_falcon3_audio import decode_file
 
 
-RATE = 16_000
 NOISE = (np.random.default_rng(0).normal(0, 0.1, 4 * RATE)).astype(np.float32).clip(-1, 1)
-SHORT, LONG = tone(1.0, 440), tone(2.0, 997)
-
-
-def encode(samples, format, rate=RATE, **options) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=format, **options)
-    return file.getvalue()
-
-
-def plain(data: bytes) -> np.ndarray:
-    return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0]
 
 
 def flac_of_length(data: bytes, samples: int) -> bytes:
@@ -50,18 +50,9 @@ def ogg_of_length(data: bytes, samples: int) -> bytes:
     return data[:start] + bytes(page)
 
 
-def without_length(mp3: bytes) -> bytes:
-    """An mp3 file without its first frame, which has the frame count; its audio starts with the encoder's delay."""
-    return mp3[mp3.find(mp3[:2], 4) :]
-
-
 def seconds(data: bytes, **options) -> float:
     samples, rate = decode_file(data, "clip 7", **options)
     return len(samples) / rate
-
-
-ID3 = b"ID3\x04\0\0" + bytes((0, 0, 2, 5)) + bytes(2 * 128 + 5)  # its size, 7 bits per byte
-TAG = b"TAG" + b"a title".ljust(125)
 
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
@@ -208,14 +199,13 @@ def test_ogg_that_goes_on_behind_the_end_it_gives(subtype):
 def test_wav_of_unknown_length():
     data = encode(LONG, "WAV")
     start = data.index(b"data") + 4
-    for unknown in (0xFFFFFFFF, 0x7FFFF000, 0x7FFFFFFF):
-        piped = data[:start] + struct.pack("<I", unknown) + data[start + 4 :]
-        np.testing.assert_array_equal(decode_file(piped, "clip 7")[0], plain(data))
+    for unknown in (0xFFFFFFFF, 0x7FFFF000, 0x7FFFFFFF, 0):
+        for piped in (put(data, start, struct.pack("<I", unknown)), streamed_wav(LONG, unknown)):
+            np.testing.assert_array_equal(decode_file(piped, "clip 7")[0], plain(data))
     with pytest.raises(ValueError, match="clip 7 .*(truncated|decoded)"):
         decode_file(data[:start] + struct.pack("<I", len(data)) + data[start + 4 :], "clip 7")
-    for short in (0, 20_000):
-        with pytest.raises(ValueError, match="clip 7 continues for at least"):
-            decode_file(data[:start] + struct.pack("<I", short) + data[start + 4 :], "clip 7")
+    with pytest.raises(ValueError, match="clip 7 continues for at least"):
+        decode_file(put(data, start, struct.pack("<I", 20_000)), "clip 7")
 
 
 @pytest.mark.parametrize("subtype", ["IMA_ADPCM", "MS_ADPCM", "GSM610"])

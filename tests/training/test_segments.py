@@ -7,6 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import soundfile
+from ffmpeg_files import flac_of_a_stream
+from sound_files import LONG, SHORT, streamed_wav
 from tiny import SAMPLING_RATE
 
 from falcon3_audio.processing import load_audio
@@ -90,3 +92,43 @@ def test_long_files_are_not_decoded_for_a_segment(samples, monkeypatch):
     monkeypatch.setattr("falcon3_audio.training.data.segments.load_audio", lambda *_: pytest.fail("decoded"))
     for kind in ("WAV", "FLAC"):
         assert len(load_audio(Segment(encoded(samples, kind), 1.0, 0.5))) == SAMPLING_RATE // 2
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "AIFF", "AU", "MP3", "OGG"])
+def test_segments_of_joined_files(samples, tmp_path, kind):
+    first, second = encoded(samples[:SAMPLING_RATE], kind), encoded(samples[SAMPLING_RATE:], kind)
+    (tmp_path / "talk").write_bytes(first + second)
+    whole = np.concatenate([load_audio(first), load_audio(second)])
+    for source in (first + second, str(tmp_path / "talk")):
+        for offset, duration in ((0.25, 0.5), (0.5, None), (0.75, 0.5), (1.25, 0.5)):
+            start, end = round(offset * SAMPLING_RATE), round((offset + (duration or 2)) * SAMPLING_RATE)
+            np.testing.assert_array_equal(load_audio(Segment(source, offset, duration)), whole[start:end])
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF000])
+def test_segments_of_wav_from_streams(size):
+    """A header does not become samples, whether the segment has an end or not."""
+    files = streamed_wav(SHORT, size), streamed_wav(LONG, size)
+    for data in (files[0], b"".join(files)):
+        whole = load_audio(data)
+        assert len(whole) in (len(SHORT), len(SHORT) + len(LONG))
+        for offset, duration in ((0.25, 0.5), (0.5, None), (len(whole) / SAMPLING_RATE - 0.5, 0.5)):
+            start = round(offset * SAMPLING_RATE)
+            heard = load_audio(Segment(data, offset, duration))
+            np.testing.assert_array_equal(heard, whole[start:][: duration and round(duration * SAMPLING_RATE)])
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "AIFF", "CAF", "W64", "RF64", "MP3", "OGG"])
+def test_the_end_of_a_truncated_file_is_an_error(samples, kind):
+    data = encoded(samples, kind)
+    data = data[: len(data) // 2]
+    for offset, duration in ((0.5, None), (0.0, None), (0.5, 1.5), (0.95, 0.1)):
+        with pytest.raises(ValueError, match="truncated|decoded"):
+            load_audio(Segment(data, offset, duration))
+
+
+def test_flac_of_unknown_length_has_segments(samples):
+    streamed = flac_of_a_stream(samples, SAMPLING_RATE)
+    for joined in (streamed, streamed + streamed):
+        heard = load_audio(Segment(joined, len(load_audio(joined)) / SAMPLING_RATE - 0.5, 0.5))
+        np.testing.assert_array_equal(heard, load_audio(streamed)[-8_000:])

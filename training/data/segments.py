@@ -1,12 +1,14 @@
 """A segment of an audio file as a clip: a row's `offset` and `duration`, as in manifests of NeMo.
 
 It is decoded when it is used, in the data loader's workers. Files in which libsndfile finds a sample exactly are read
-from that place, so the cost of a segment only depends on its length; others are decoded from their start and cut.
+from that place, so the cost of a segment only depends on its length. Others are decoded from their start and cut, and
+so is a file whose end matters: only `load_audio` sees whether it is truncated, or another file follows.
 Run: `load_audio(Segment("talk.wav", 12.5, 3.0))`
 """
 
 import io
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,11 @@ import soundfile
 import torch
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
+from falcon3_audio.processing.audio_files_falcon3_audio import gives_length
 
 
-SEEKABLE = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # formats with samples at known places
+SEEKABLE = ("WAV", "WAVEX", "FLAC", "AIFF", "RF64", "AU", "CAF")  # formats with samples at known places
+HEAD = 2**16  # bytes, in which the header of a file ends
 TOLERANCE = 0.1  # seconds by which a segment may end after its file: lengths in manifests are rounded
 
 
@@ -64,27 +68,25 @@ class Segment:
 
     def _seek(self) -> tuple[np.ndarray, int] | None:
         """`(samples, channels)` and their rate, or `None` if the file must be decoded from its start."""
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-        # If it is a number, soundfile would open, and then close, that file descriptor of this process.
-        if not isinstance(file, io.BytesIO) and not (isinstance(file, str) and Path(file).is_file()):
+        # If it is a number, it would be opened, and then closed, as that file descriptor of this process.
+        is_path = isinstance(self.source, str) and Path(self.source).is_file()
+        if self.duration is None or not (is_path or isinstance(self.source, bytes)):
             return None
         try:
-            with soundfile.SoundFile(file) as sound:
-                if sound.format not in SEEKABLE:
-                    return None
-                first, last = self._places(sound.samplerate, sound.frames)
-                sound.seek(first)
-                return sound.read(last - first, dtype="float32", always_2d=True), sound.samplerate
+            with open(self.source, "rb") if is_path else io.BytesIO(self.source) as file:
+                head, size = file.read(HEAD), file.seek(0, os.SEEK_END)
+                file.seek(0)
+                with soundfile.SoundFile(file) as sound:
+                    rate, held = sound.samplerate, sound.frames
+                    first, last = round(self.offset * rate), round((self.offset + self.duration) * rate)
+                    if sound.format not in SEEKABLE or last > held or not gives_length(head, held, size):
+                        return None
+                    sound.seek(first)
+                    samples = sound.read(last - first, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, OSError):
             return None  # `load_audio` reads more formats, and says what is wrong
+        return (samples, rate) if len(samples) == last - first else None
 
     def _cut(self) -> tuple[np.ndarray, int]:
-        samples = load_audio(self.source)
-        first, last = self._places(SAMPLING_RATE, len(samples))
-        return samples[first:last, None], SAMPLING_RATE
-
-    def _places(self, rate: int, length: int) -> tuple[int, int]:
-        first = min(round(self.offset * rate), length)
-        if self.duration is None:
-            return first, length
-        return first, min(round((self.offset + self.duration) * rate), length)
+        last = None if self.duration is None else round((self.offset + self.duration) * SAMPLING_RATE)
+        return load_audio(self.source)[round(self.offset * SAMPLING_RATE) : last, None], SAMPLING_RATE
