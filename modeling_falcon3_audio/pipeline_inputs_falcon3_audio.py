@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 
 _NUMBER = (int, float, np.integer, np.floating)
+SOURCES = ("audio", "path", "url")  # keys of an audio item
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,7 @@ class Request:
 def is_many(value: Any) -> bool:
     """Whether `value` is several inputs rather than one clip, text, chat or row."""
     if isinstance(value, (list, tuple)):
-        if _is_chat(value) or _is_with_rate(value):
-            return False
-        return not (len(value) > 0 and isinstance(value[0], _NUMBER))
+        return not _is_chat(value) and not _is_one_clip(value)
     one = (str, bytes, bytearray, memoryview, dict, np.ndarray, torch.Tensor)
     many = isinstance(value, (Iterable, Dataset))
     return many and not isinstance(value, one) and not hasattr(value, "read")
@@ -107,6 +106,9 @@ def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callabl
     if audio is None and text is None:
         raise ValueError("One of the inputs is None: neither a clip nor a text. Omit it, or find out why it is None.")
     clips = [] if audio is None else list(audio) if is_many(audio) else [audio]
+    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
+    if rate is None:
+        _check_rate_is_read(item, {"audio", "text", "sampling_rate"}, clips)
     if audio is not None and not clips:
         raise ValueError(
             "One of the inputs has an empty list of clips. Use None if there is no clip: {'audio': None, 'text': ...}."
@@ -114,7 +116,6 @@ def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callabl
     content = [_audio_item(clip) for clip in clips]
     if text is not None:
         content.append({"type": "text", "text": text})
-    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
     return Request([_with_rate({"role": "user", "content": content}, rate)])
 
 
@@ -130,10 +131,17 @@ def _check_columns(row: dict[str, Any]):
 
 
 def _audio_item(clip: Any) -> dict[str, Any]:
-    if not _is_with_rate(clip):
-        return {"type": "audio", "audio": clip}
-    samples, rate = clip if isinstance(clip[1], _NUMBER) else clip[::-1]
-    return {"type": "audio", "audio": samples, "sampling_rate": rate}
+    if _is_with_rate(clip):
+        samples, rate = clip if _is_scalar(clip[1]) else clip[::-1]
+        rate = rate.item() if isinstance(rate, (np.ndarray, torch.Tensor)) else rate
+        return {"type": "audio", "audio": samples, "sampling_rate": rate}
+    if isinstance(clip, (list, tuple)) and not all(map(_is_scalar, clip[:2])):
+        parts = ", ".join([*(type(part).__name__ for part in clip[:6]), *(["..."] if len(clip) > 6 else [])])
+        raise ValueError(
+            f"A clip is the {type(clip).__name__} ({parts}); expected (samples, rate) with the rate in Hz as a number. "
+            "Pass a file by its path alone, and other values not at all."
+        )
+    return {"type": "audio", "audio": clip}
 
 
 def _is_chat(value: Any) -> bool:
@@ -144,28 +152,67 @@ def _is_chat(value: Any) -> bool:
     return "role" in first if isinstance(first, dict) else hasattr(first, "role")
 
 
+# What is one clip: the rules of `is_with_rate` and `is_list_of_clips` in the processor's `audio_inputs_falcon3_audio`.
+# Copied, since that is in another folder until a checkpoint is saved, and other models' processors have no such rules.
+
+
 def _is_with_rate(value: Any) -> bool:
-    """Whether `value` is `(samples, rate)` or `(rate, samples)`; the processor, in another folder, has this rule."""
+    """Whether `value` is `(samples, rate)` or `(rate, samples)`."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         return False
-    rates = [isinstance(part, _NUMBER) and not isinstance(part, bool) for part in value]
+    rates = [_is_scalar(part) for part in value]
     return sum(rates) == 1 and isinstance(value[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
+
+
+def _is_one_clip(parts: list | tuple) -> bool:
+    """Whether a list is one clip: numbers, or what was meant as samples and rate."""
+    if any(isinstance(part, bool) or _is_scalar(part) for part in parts):
+        return True
+    begins = isinstance(parts, tuple) and isinstance((*parts, None)[0], (np.ndarray, torch.Tensor))
+    return begins and any(part is None or isinstance(part, str) and part.isdecimal() for part in parts)
+
+
+def _is_scalar(value: Any) -> bool:
+    """A number, also as an array or tensor without dimensions."""
+    is_number = isinstance(value, _NUMBER) and not isinstance(value, bool)
+    return is_number or isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0
+
+
+def _check_rate_is_read(given: dict[str, Any], known: set[str], clips: list[Any]):
+    """Raises a `ValueError` for samples without their rate next to keys that are not read: one could be the rate."""
+    others = sorted(str(key) for key, value in given.items() if key not in known and value is not None)
+    if others and any(map(_lacks_rate, clips)):
+        raise ValueError(
+            f"The rate of an array of samples is not under 'sampling_rate'; there is {others} instead. Rename the key, "
+            "or give `sampling_rate`."
+        )
+
+
+def _lacks_rate(clip: Any) -> bool:
+    if isinstance(clip, dict):
+        samples = [clip[key] for key in ("array", "raw") if clip.get(key) is not None]
+        return clip.get("sampling_rate") is None and any(map(_lacks_rate, samples))
+    return isinstance(clip, (np.ndarray, torch.Tensor, list, tuple)) and not _is_with_rate(clip)
 
 
 def _with_rate(message: dict[str, Any], rate: int | None) -> dict[str, Any]:
     """The message, with the sampling rate of the call added to audio items without their own."""
-    if rate is None or not isinstance(message.get("content"), (list, tuple)):
+    if not isinstance(message.get("content"), (list, tuple)):
         return message
-    content = [
-        item | {"sampling_rate": rate} if is_audio(item) and item.get("sampling_rate") is None else item
-        for item in message["content"]
-    ]
-    return message | {"content": content}
+    return message | {"content": [_item_with_rate(item, rate) for item in message["content"]]}
+
+
+def _item_with_rate(item: Any, rate: int | None) -> Any:
+    if not isinstance(item, dict) or not is_audio(item) or item.get("sampling_rate") is not None:
+        return item
+    sources = [item[key] for key in SOURCES if item.get(key) is not None]
+    _check_rate_is_read(item, {"type", "text", "sampling_rate", *SOURCES}, sources)
+    return item if rate is None else item | {"sampling_rate": rate}
 
 
 def is_audio(item: dict[str, Any]) -> bool:
     """Whether an item of a message's content is a clip; it need not have a `type`."""
-    return item["type"] == "audio" if "type" in item else not item.keys().isdisjoint(("audio", "path", "url"))
+    return item["type"] == "audio" if "type" in item else not item.keys().isdisjoint(SOURCES)
 
 
 def is_begun(message: dict[str, Any]) -> bool:

@@ -6,11 +6,12 @@ librosa and transformers. Anything that would silently lead to a wrong answer (N
 file) is a `ValueError` that names the clip.
 """
 
-import base64
+import http.client
 import math
 import os
 import re
 import urllib.request
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from transformers.utils import logging
 
 from .audio_files_falcon3_audio import decode_file
+from .data_urls_falcon3_audio import read_data_url
 
 
 try:
@@ -60,15 +62,19 @@ class UnreadableAudioError(ValueError):
 
 
 def load_audio(
-    source: Any, sampling_rate: int | None = None, name: str = "audio", max_seconds: float | None = None
+    source: Any,
+    sampling_rate: int | None = None,
+    name: str = "audio",
+    max_seconds: float | None = None,
+    unread: Collection[str] = (),
 ) -> np.ndarray:
     """
     Mono float32 samples at 16 kHz, shape `(samples,)`.
 
     Args:
-        source: A path, an http(s) or `data:` URL, encoded bytes or a binary file object; an array, tensor or list of
-            samples, `(samples,)`, `(channels, samples)` or `(samples, channels)`, as float in [-1, 1], int16, int32
-            or uint8; a dict as `datasets` and `pipeline` use it (`array` or `raw` with `sampling_rate`, `bytes`,
+        source: A path, an http(s), `file:` or `data:` URL, encoded bytes or a binary file object; an array, tensor or
+            list of samples, `(samples,)`, `(channels, samples)` or `(samples, channels)`, as float in [-1, 1], int16,
+            int32 or uint8; a dict as `datasets` and `pipeline` use it (`array` or `raw` with `sampling_rate`, `bytes`,
             `path`); a tuple of samples and their rate in Hz, in either order; or a torchcodec `AudioDecoder`. Channels
             are averaged. A file object is returned to its position, so it can be read again.
         sampling_rate (`int`, *optional*): Rate of the samples in Hz. Arrays without one are assumed to be at 16 kHz,
@@ -77,6 +83,8 @@ def load_audio(
         name (`str`): Name of this clip in errors.
         max_seconds (`float`, *optional*): A longer file is an error, and is decoded only up to this length: a few
             kilobytes can hold hours.
+        unread (`Collection[str]`): Names of what was given next to the source and is not read. Next to samples
+            without a rate this is an error, since one of them could be the rate.
 
     Raises:
         `UnreadableAudioError`, a `ValueError`: for empty, non-finite or unreadable audio, a truncated file, a file
@@ -85,15 +93,18 @@ def load_audio(
         `TypeError`: for a source of another type.
     """
     try:
-        return _load(source, sampling_rate, name, max_seconds)
+        return _load(source, sampling_rate, name, max_seconds, unread)
     except ValueError as error:
         raise UnreadableAudioError(str(error)) from error
 
 
-def _load(source: Any, sampling_rate: int | None, name: str, max_seconds: float | None) -> np.ndarray:
+def _load(
+    source: Any, sampling_rate: int | None, name: str, max_seconds: float | None, unread: Collection[str]
+) -> np.ndarray:
     samples, rate = _read(source, name, max_seconds)
     rate, sampling_rate = _plain_rate(rate), _plain_rate(sampling_rate)
     if rate is None:
+        _check_rate_is_read(unread, name)
         if sampling_rate is None:
             logger.warning_once(
                 f"{name}: no `sampling_rate` was given for an array of samples; assuming {SAMPLING_RATE} Hz. "
@@ -179,15 +190,12 @@ def _read(source: Any, name: str, most: float | None) -> tuple[np.ndarray, int |
     if hasattr(source, "read"):
         return decode_file(_read_file_object(source, name), name, most)
     if is_with_rate(source):
-        samples, rate = source if isinstance(source[1], _NUMBER) else source[::-1]
+        samples, rate = source if _is_scalar(source[1]) else source[::-1]
         return _read(samples, name, most)[0], rate
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu().to(torch.float32 if source.is_floating_point() else source.dtype).numpy()
     if isinstance(source, (np.ndarray, list, tuple)):
-        try:
-            samples = np.asarray(source)
-        except ValueError as error:
-            raise ValueError(f"{name} is a list of unequal parts; pass one clip as a flat list of samples.") from error
+        samples = source if isinstance(source, np.ndarray) else _as_array(source, name)
         if samples.dtype == np.uint8 and _begins_a_file(samples[:8].tobytes()):
             return decode_file(samples.tobytes(), name, most)  # a file read into an array
         return samples, None
@@ -207,15 +215,38 @@ def is_with_rate(source: Any) -> bool:
     """`(samples, rate)` as in torchaudio and soundfile, or `(rate, samples)` as in gradio and scipy."""
     if not isinstance(source, (tuple, list)) or len(source) != 2:
         return False
-    rates = [_is_number(part, _NUMBER) for part in source]
+    rates = [_is_scalar(part) for part in source]
     return sum(rates) == 1 and isinstance(source[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
 
 
 def is_list_of_clips(audio: Any) -> bool:
-    """Whether `audio` is a list of clips; a list of numbers is one clip."""
-    if not isinstance(audio, (list, tuple)) or is_with_rate(audio):
+    """Whether `audio` is a list of clips. One clip is a list of numbers, and what was meant as samples and rate."""
+    if not isinstance(audio, (list, tuple)) or any(isinstance(part, bool) or _is_scalar(part) for part in audio):
         return False
-    return not (len(audio) > 0 and isinstance(audio[0], _NUMBER))
+    begins = isinstance(audio, tuple) and isinstance((*audio, None)[0], (np.ndarray, torch.Tensor))
+    return not (begins and any(part is None or isinstance(part, str) and part.isdecimal() for part in audio))
+
+
+def _is_scalar(value: Any) -> bool:
+    """A number, also as an array or tensor without dimensions."""
+    return _is_number(value, _NUMBER) or isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0
+
+
+def _as_array(source: list | tuple, name: str) -> np.ndarray:
+    """Numbers, or channels, as an array."""
+    try:
+        samples = np.asarray(source)
+    except (ValueError, TypeError) as error:
+        if all(isinstance(part, (np.ndarray, torch.Tensor, list, tuple)) for part in source):
+            raise ValueError(f"{name} is a list of unequal parts; pass one clip as a flat list of samples.") from error
+    else:
+        if samples.dtype.kind not in "OSU":
+            return samples
+    parts = ", ".join([*(type(part).__name__ for part in source[:6]), *(["..."] if len(source) > 6 else [])])
+    raise ValueError(
+        f"{name} is the {type(source).__name__} ({parts}); expected float or integer samples, or (samples, rate) with "
+        "the rate in Hz as a number. Pass a file by its path alone, and other values not at all."
+    )
 
 
 def _begins_a_file(head: bytes) -> bool:
@@ -238,12 +269,8 @@ def _read_dict(source: dict, name: str, most: float | None) -> tuple[np.ndarray,
         if source.get(key) is not None:
             samples, rate = _read(source[key], name, most)
             rate = source.get("sampling_rate") if rate is None else rate
-            strangers = sorted(map(str, source.keys() - _DICT_KEYS))
-            if rate is None and strangers:
-                raise ValueError(
-                    f"{name} is a dict of samples whose rate is not under 'sampling_rate'; it has {strangers} "
-                    "instead. Rename the key, or remove it."
-                )
+            if rate is None:
+                _check_rate_is_read(source.keys() - _DICT_KEYS, name)
             return samples, rate
     for key in ("bytes", "path"):
         if source.get(key) is not None:
@@ -253,9 +280,18 @@ def _read_dict(source: dict, name: str, most: float | None) -> tuple[np.ndarray,
     )
 
 
+def _check_rate_is_read(unread: Collection[str], name: str):
+    """Raises a `ValueError` for samples without a rate if `unread` names could be that of the rate."""
+    if unread:
+        raise ValueError(
+            f"{name}: the rate of its samples is not under 'sampling_rate'; there is {sorted(map(str, unread))} "
+            "instead. Rename it if it is the rate, or remove it."
+        )
+
+
 def _read_path(path: str, name: str, most: float | None) -> tuple[np.ndarray, int]:
-    scheme, colon, rest = path.partition(":")
-    if scheme.lower() in ("http", "https", "data") and colon:  # RFC 3986, 3.1: case-insensitive
+    scheme, colon, rest = path.strip().partition(":")
+    if scheme.lower() in ("http", "https", "file", "data") and colon:  # RFC 3986, 3.1: case-insensitive
         path = f"{scheme.lower()}:{rest}"
         return decode_file(_fetch(path, name), f"{name} ({path[:100]})", most)
     if not os.path.isfile(path):
@@ -266,14 +302,13 @@ def _read_path(path: str, name: str, most: float | None) -> tuple[np.ndarray, in
 
 
 def _fetch(url: str, name: str) -> bytes:
+    if url.startswith("data:"):
+        return read_data_url(url, name)
     try:
-        if url.startswith("data:"):
-            # Many programs break base64 into lines.
-            return base64.b64decode("".join(url.partition(",")[2].split()), validate=True)
         request = urllib.request.Request(url, headers=USER_AGENT)
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
             return response.read()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(f"{name}: could not read {url[:100]!r}: {error}") from error
 
 

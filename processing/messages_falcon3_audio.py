@@ -2,12 +2,16 @@
 """Converts chat messages of any kind to dicts with loaded audio. Saved with every checkpoint."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
 
 from .audio_inputs_falcon3_audio import load_audio
+
+
+# Of an audio item; an empty `text` is allowed.
+_ITEM_KEYS = {"type", "audio", "path", "url", "sampling_rate", "text"}
 
 
 def is_conversation(value: Any) -> bool:
@@ -119,11 +123,13 @@ def _is_given(value: Any) -> bool:
     return len(value) > 0 if isinstance(value, Sized) else value is not None
 
 
-def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
+def load_item(item: dict, sampling_rate: int | None, message: int, unread: Collection[str] = ()) -> dict:
     """
-    An audio item with its clip as a mono array at 16 kHz; other items unchanged.
+    An audio item with its clip as a mono array at 16 kHz; other items unchanged. `unread` are names of arguments that
+    are not read.
 
-    Raises a `ValueError` that names the message if the item has no source, several, or one that cannot be read.
+    Raises a `ValueError` that names the message if the item has no source, several, or one that cannot be read, and
+    for samples without their own rate next to anything that is not read and could be it.
     """
     if item.get("type") != "audio":
         return item
@@ -133,20 +139,31 @@ def load_item(item: dict, sampling_rate: int | None, message: int) -> dict:
             f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url', got {item!r:.200}."
         )
     rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
-    return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}")}
+    others = [key for key in item.keys() - _ITEM_KEYS if _is_given(item[key]) and item.get("sampling_rate") is None]
+    unread = [*others, *(unread if rate is None else ())]
+    return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}", unread=unread)}
 
 
 def prepare_messages(
-    conversation: Any, audio_token: str, sampling_rate: int | None, load: bool, any_items: bool = False
+    conversation: Any,
+    audio_token: str,
+    sampling_rate: int | None,
+    load: bool,
+    any_items: bool = False,
+    unread: Collection[str] = (),
 ) -> list:
     """
-    A copy of the conversation(s), with audio loaded if `load`; `sampling_rate` is for arrays without their own. With
-    `any_items`, content items can be other than text and audio, for a template that supports them.
+    A copy of the conversation(s), with audio loaded if `load`; `sampling_rate` is for arrays without their own, and
+    `unread` are arguments of the call that are not read. With `any_items`, content items can be other than text and
+    audio, for a template that supports them.
 
     Raises a `ValueError` that names the message for anything that a template would silently ignore.
     """
     if isinstance(conversation, (list, tuple)) and conversation and is_conversation(conversation[0]):
-        return [prepare_messages(messages, audio_token, sampling_rate, load, any_items) for messages in conversation]
+        return [
+            prepare_messages(messages, audio_token, sampling_rate, load, any_items, unread)
+            for messages in conversation
+        ]
     conversation = plain_messages(conversation)
     if len(conversation) == 0:
         raise ValueError("The conversation is empty; give at least one message.")
@@ -163,7 +180,7 @@ def prepare_messages(
             if not any_items or item.get("type") in ("text", "audio"):
                 check_item(item, index, audio_token)
         if not isinstance(content, str) and content is not None and load:
-            message = message | {"content": [load_item(item, sampling_rate, index) for item in items]}
+            message = message | {"content": [load_item(item, sampling_rate, index, unread) for item in items]}
         prepared.append(message)
     return prepared
 

@@ -11,6 +11,7 @@ chat template's generation markers (transformers 5.23 or later). Saved with ever
 import copy
 import math
 import os
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -39,6 +40,7 @@ from .audio_inputs_falcon3_audio import (
     is_list_of_clips,
     load_audio,
 )
+from .call_arguments_falcon3_audio import given_rate, unread_arguments
 from .messages_falcon3_audio import plain_messages, prepare_messages
 from .tokenizer_falcon3_audio import (
     NEW_AUDIO_TOKEN,
@@ -230,8 +232,8 @@ class Falcon3AudioProcessor(ProcessorMixin):
             audio = None
         if audio is not None and not isinstance(audio, _Clips):
             clips = audio if is_list_of_clips(audio) else [audio]
-            rate = _given_sampling_rate(kwargs)
-            audio = [load_audio(clip, rate, f"audio {index}") for index, clip in enumerate(clips)]
+            rate, unread = given_rate(self, kwargs)
+            audio = [load_audio(clip, rate, f"audio {index}", None, unread) for index, clip in enumerate(clips)]
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
         return None, text, None, audio
@@ -339,14 +341,18 @@ class Falcon3AudioProcessor(ProcessorMixin):
         that contains the placeholder token.
         """
         processor_kwargs = copy.deepcopy(kwargs.pop("processor_kwargs", None) or {})
-        for group in ("text_kwargs", "audio_kwargs"):  # transformers accepts them in both places
+        for group in ("text_kwargs", "audio_kwargs", "common_kwargs"):  # transformers accepts them in both places
             if group in kwargs:
                 processor_kwargs[group] = kwargs.pop(group) | (processor_kwargs.get(group) or {})
         return_labels = _take("return_labels", kwargs, processor_kwargs, processor_kwargs.get("text_kwargs"))
-        rate = _take("sampling_rate", kwargs, processor_kwargs, processor_kwargs.get("audio_kwargs"))
+        groups = [processor_kwargs.get(group) for group in ("audio_kwargs", "common_kwargs")]
+        rate = _take("sampling_rate", kwargs, processor_kwargs, *groups)
+        of_template = set(re.findall(r"\w+", str(chat_template or self.chat_template)))
+        others = {name: value for name, value in kwargs.items() if name not in of_template}
+        unread = unread_arguments(self, processor_kwargs | others)
         load = kwargs.get("tokenize", False)
         conversation = prepare_messages(
-            conversation, self.audio_token, rate, load, any_items=chat_template is not None
+            conversation, self.audio_token, rate, load, any_items=chat_template is not None, unread=unread
         )
         if return_labels:
             if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
@@ -368,10 +374,6 @@ def _take(name: str, *places: dict | None) -> Any:
     """Removes an argument from all `places`; returns its first value that is not `None`."""
     values = [place.pop(name) for place in places if place and name in place]
     return next((value for value in values if value is not None), None)
-
-
-def _given_sampling_rate(kwargs: dict) -> int | None:
-    return kwargs.get("sampling_rate", (kwargs.get("audio_kwargs") or {}).get("sampling_rate"))
 
 
 def _with_labels(outputs: BatchFeature, answers: list[int], audio_token_id: int) -> BatchFeature:

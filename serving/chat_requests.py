@@ -1,7 +1,7 @@
 """Reads OpenAI's requests into the pipeline's input, or refuses them with the reason.
 
 Nothing that would change an answer is ignored: unsupported fields are refused by name, unless their value asks for
-what the server does anyway. The tokens of a prompt are counted here, without features, so that one that is too long
+what the server does anyway (request_fields.py). The tokens of a prompt are counted here, without features, so that one that is too long
 costs nothing. Differences from OpenAI: without `temperature` and `top_p` decoding is greedy, as in `pipeline()`; the
 last message must be the user's.
 
@@ -23,6 +23,7 @@ from falcon3_audio.processing import SAMPLING_RATE
 
 from .generation_queue import Sampling
 from .request_audio import AudioReader, RefusedRequest
+from .request_fields import check_fields
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -35,20 +36,6 @@ MAX_TOP_LOGPROBS = 20
 READ = {
     *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
     *("seed", "stop", "logprobs", "top_logprobs", "return_tokens_as_token_ids"),
-}
-# Do not affect the answer.
-IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-# The only supported values of these fields.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
 }
 
 
@@ -132,11 +119,11 @@ class ChatReader:
             raise RefusedRequest(f"There is no model {name!r:.200} here, only {self._model!r}.", "model", 404)
 
     def _read(self, body: dict[str, Any]) -> ChatRequest:
-        _check_fields(body)
+        check_fields(body, READ, "chats")
         self.check_model(body.get("model"))
-        stream, options = _flag(body, "stream"), body.get("stream_options") or {}
-        if not isinstance(options, dict) or set(options) - {"include_usage"} or (options and not stream):
-            raise RefusedRequest("stream_options can only have include_usage, and only for streams.", "stream_options")
+        stream, options = _flag(body, "stream"), _stream_options(body)
+        if options and not stream:
+            raise RefusedRequest("stream_options are only for streams: set stream to true.", "stream_options")
         request = self._request(body, self._messages(body.get("messages")), "messages")
         return replace(
             request,
@@ -217,20 +204,8 @@ class ChatReader:
         )
 
 
-def _check_fields(body: dict[str, Any]) -> None:
-    for name, value in body.items():
-        if name in FIXED:
-            if value is not None and value not in FIXED[name]:
-                expected = " or ".join(json.dumps(known) for known in FIXED[name])
-                raise RefusedRequest(f"{name} can only be {expected} here, got {json.dumps(value)[:100]}.", name)
-        elif name not in READ | IGNORED and value is not None:
-            raise RefusedRequest(
-                f"This server does not support {name[:100]!r}; it reads {', '.join(sorted(READ))}.", name[:100]
-            )
-
-
 def _message(message: Any, name: str) -> dict[str, Any]:
-    """The message as read; its audio items have a `source`: a URL, or base64 text as bytes."""
+    """The message as read; its audio items have a `source`: a URL, or base64 or a URL as bytes."""
     if not isinstance(message, dict):
         raise RefusedRequest(f"{name} must be an object with role and content, got {type(message).__name__}.", name)
     role, content = message.get("role"), message.get("content")
@@ -300,6 +275,18 @@ def _number(body: dict[str, Any], name: str, low: float, high: float, default: A
         what = "a whole number" if kind is int else "a number"
         raise RefusedRequest(f"{name} must be {what} from {low} to {high}, got {value!r:.100}.", name)
     return value
+
+
+def _stream_options(body: dict[str, Any]) -> dict[str, Any]:
+    """Those that are given and not off."""
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise RefusedRequest(f"stream_options must be an object, got {options!r:.100}.", "stream_options")
+    wanted = {name: value for name, value in options.items() if value is not None and value is not False}
+    if strangers := sorted(wanted.keys() - {"include_usage"}):
+        why = f"stream_options can only have include_usage here, got {strangers[0][:100]!r}."
+        raise RefusedRequest(why, "stream_options")
+    return wanted
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -5,27 +5,29 @@ header does not give the length, or gives a wrong one, the file is decoded up to
 Files are fetched only from hosts that the operator named, and redirects are not followed.
 """
 
-import base64
 import http.client
 import io
 import math
 import os
+import re
 import threading
 import time
 import urllib.request
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 from falcon3_audio.processing.announced_length import announced_length
+from falcon3_audio.processing.data_urls_falcon3_audio import read_base64, read_data_url
 
 
 # Samples of all channels for each second of the longest audio: 96 kHz in stereo.
 MAX_VALUES_PER_SECOND = 192_000
 FETCH_TIMEOUT = 20.0  # seconds, for a whole file and for each wait
 BLOCK = 2**16  # bytes per read
+URL = re.compile(rb"\s*[a-z][a-z0-9+.-]{0,30}:", re.IGNORECASE)  # base64 has no colon
 MAX_DECODING = 4  # files at a time: decoding takes many times a file's size in memory
 
 
@@ -61,7 +63,7 @@ class AudioReader:
 
     def read_all(self, sources: list[str | bytes], param: str) -> list[np.ndarray]:
         """
-        Mono float32 samples at 16 kHz of each source, a URL (`str`) or base64 (`bytes`).
+        Mono float32 samples at 16 kHz of each source, a URL (`str`), or base64 or a URL (`bytes`).
 
         Raises a `RefusedRequest` about `param` that names the clip by its number.
         """
@@ -70,8 +72,7 @@ class AudioReader:
             name = f"Audio {number} of {len(sources)}"
             before = sum(map(len, clips)) / SAMPLING_RATE
             try:
-                data = self._from_url(source, name) if isinstance(source, str) else _from_base64(source, name)
-                clips.append(self._decode(data, name, before))
+                clips.append(self._decode(self._read(source, name), name, before))
             except ValueError as error:
                 raise RefusedRequest(str(error), param) from error
         return clips
@@ -90,15 +91,24 @@ class AudioReader:
         self._check_total(len(clip) / SAMPLING_RATE, name, before)
         return clip
 
+    def _read(self, source: str | bytes, name: str) -> bytes:
+        if isinstance(source, str):
+            return self._from_url(source.strip(), name)
+        if URL.match(source):  # some clients send these although OpenAI takes only base64
+            return self._from_url(source.decode(errors="replace").strip(), name)
+        return read_base64(source, name)
+
     def _from_url(self, url: str, name: str) -> bytes:
         if url[:5].lower() == "data:":
-            return _from_data_url(url, name)
+            return read_data_url(url, name)
         try:
             parts = urlsplit(url)
         except ValueError as error:
             raise ValueError(f"{name}: {url[:100]!r} is not a URL: {error}.") from error
         if parts.scheme not in ("http", "https"):
-            raise ValueError(f"{name}: expected a data: URL, got {url[:60]!r}.")
+            raise ValueError(
+                f"{name}: expected a data: URL, got {url[:60]!r}. Send the file as data:TYPE;base64,DATA."
+            )
         if parts.hostname not in self._hosts:
             raise ValueError(
                 f"{name}: this server does not fetch from {str(parts.hostname)[:60]!r}. Send the file in a data: URL."
@@ -161,23 +171,6 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 _WITHOUT_REDIRECTS = urllib.request.build_opener(_NoRedirects)
-
-
-def _from_data_url(url: str, name: str) -> bytes:
-    head, _, data = url.partition(",")
-    if not head.lower().endswith(";base64"):
-        raise ValueError(f"{name}: a data: URL must be data:TYPE;base64,DATA, got {head[:60]!r}.")
-    return _from_base64(unquote_to_bytes(data), name)
-
-
-def _from_base64(data: bytes, name: str) -> bytes:
-    """Also accepts a data: URL, which some clients send although OpenAI takes only base64."""
-    if data[:5].lower() == b"data:":
-        return _from_data_url(data.decode(errors="replace"), name)
-    try:
-        return base64.b64decode(b"".join(data.split()), validate=True)  # many programs break it into lines
-    except ValueError as error:
-        raise ValueError(f"{name} is broken base64: {error}.") from error
 
 
 __all__ = ["AudioReader", "RefusedRequest"]

@@ -4,7 +4,7 @@ A body is read whole before the engine sees its request, and only then takes a p
 that have arrived and are not answered yet take at most `max_bodies_mib`; joining one briefly takes its size once more.
 A client that is cut off while it sends sees only a broken connection, not the reason: so a refusal is sent
 immediately, and the rest of the body is discarded for some seconds before the connection is closed. Errors are in
-OpenAI's format. Requests without a body, such as /health, have no limits, but their sender is checked. vLLM imports
+OpenAI's format. Neither engine decompresses bodies, so those with a Content-Encoding are refused. Requests without a body, such as /health, have no limits, but their sender is checked. vLLM imports
 the class by name, so there it reads its settings from the environment, and vLLM's key (`VLLM_API_KEY`).
 """
 
@@ -186,7 +186,7 @@ class RequestLimits:
 
     async def _read(self, scope: Scope, exchange: "_Exchange") -> RefusedRequest | None:
         """Reads the body; returns why it is refused, if it is."""
-        refused, read = self._refusal(scope), 0
+        refused, read = self._refusal(scope) or _refused_encoding(scope), 0
         announced = int(dict(scope["headers"]).get(b"content-length", 0))
         async for block in exchange.blocks():
             read += len(block)
@@ -293,6 +293,16 @@ class _Exchange:
             async with asyncio.timeout(LINGER):
                 async for _ in self.blocks():
                     pass
+
+
+def _refused_encoding(scope: Scope) -> RefusedRequest | None:
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"content-encoding"]
+    codings = [coding.strip() for coding in ",".join(values).split(",")]
+    applied = [coding for coding in codings if coding.lower() not in ("", "identity")]
+    if not applied:
+        return None
+    why = f"Expected a body without Content-Encoding, got {', '.join(applied)[:100]}. Send it uncompressed."
+    return RefusedRequest(why, status=415)
 
 
 def _is_address(host: str) -> bool:

@@ -62,7 +62,7 @@ class TranscriptionAnswer:
         if part.finish_reason == "length":
             window = self._request.windows[number]
             where = f"{window.start:.1f} s to {window.end:.1f} s"
-            logger.warning("A transcript of %s was cut at %d tokens (max_new_tokens)", where, part.tokens)
+            logger.warning("A transcript of %s was cut at %d tokens, its limit", where, part.tokens)
 
     def _text(self) -> str:
         return " ".join(filter(None, map(str.strip, self._texts)))

@@ -7,8 +7,11 @@ The prompt names the language, unless it is English, which the model expects wit
     transcription = TranscriptionReader(reader).read(body, content_type)
 """
 
+import json
 import re
 from collections.abc import Iterator
+from configparser import ConfigParser
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
@@ -21,14 +24,32 @@ from falcon3_audio.processing import SAMPLING_RATE
 from . import TRANSCRIBE
 from .chat_requests import ChatReader, ChatRequest
 from .request_audio import RefusedRequest
+from .request_fields import NEUTRAL, check_fields
 
 
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 STREAMED = ("json", "text")
 GRANULARITIES = "timestamp_granularities"
-READ = {"file", "model", "language", "prompt", "response_format", "temperature", "stream", GRANULARITIES}
-# The only supported values of these fields.
-FIXED = {"chunking_strategy": "auto"}
+# Settings of a chat, which hold for the answer about each window.
+SETTINGS = ("temperature", "top_p", "seed", "max_tokens", "max_completion_tokens")
+READ = {"file", "model", "language", "prompt", "response_format", "stream", GRANULARITIES, *SETTINGS}
+# Values that change nothing, here alone: the names are those of OpenAI, vLLM and the servers of Whisper.
+NEUTRAL_HERE = NEUTRAL | {
+    "chunking_strategy": ("auto",),
+    "include": ([],),
+    "logprobs": (False,),
+    "stream_include_usage": (True, False),  # the last event always has it
+    "stream_continuous_usage_stats": (False,),
+    "task": ("transcribe",),
+    "translate": (False,),
+    "diarize": (False,),
+    "word_timestamps": (False,),
+    "vad_filter": (False,),
+    "condition_on_previous_text": (False,),
+    "beam_size": (1,),
+}
+BOOLEANS = ConfigParser.BOOLEAN_STATES  # clients write 1, true, True or on
+PLAIN = ("", "identity", "binary", "8bit", "7bit")  # encodings of a form's part that leave its bytes as they are
 EXPECTED_LANGUAGE = "en"
 # vLLM's: the last samples of a window among which it can be cut, and the samples whose power is summed.
 SEARCHED = SAMPLING_RATE
@@ -80,10 +101,10 @@ class TranscriptionReader:
         """Raises a `RefusedRequest`."""
         form = read_form(body, content_type)
         file = form.pop("file", None)
-        fields = {name.removesuffix("[]"): [_text(value) for value in values] for name, values in form.items()}
-        fields = {name: values for name, values in fields.items() if any(values)}  # empty ones are ignored
-        _check_names(fields)
-        one = {name: _only(name, values) for name, values in fields.items() if name != GRANULARITIES}
+        fields = _texts(form)
+        others = {name: _value(*texts) for name, texts in fields.items() if name not in READ}
+        check_fields(others, READ, "transcriptions", NEUTRAL_HERE)
+        one = {name: _only(name, texts) for name, texts in fields.items() if name in READ - {GRANULARITIES}}
         self._reader.check_model(one.get("model"))
         response_format = one.get("response_format", "json")
         if response_format not in FORMATS:
@@ -96,7 +117,8 @@ class TranscriptionReader:
         if not file:
             raise RefusedRequest("The form has no file.", "file")
         # Log-probabilities are only for the mean of each segment.
-        settings = {"temperature": _temperature(one), "logprobs": response_format == "verbose_json"}
+        given = {name: value for name in SETTINGS if (value := _value(one.get(name, "null"))) is not None}
+        settings = {"temperature": 0.0} | given | {"logprobs": response_format == "verbose_json"}
         clip = self._reader.read_file(_only("file", file), "file")
         windows = self._windows(clip, _instruction(language, one.get("prompt")), settings)
         return Transcription(windows, response_format, language and LANGUAGES[language], stream)
@@ -130,22 +152,14 @@ def _instruction(language: str | None, prompt: str | None) -> str:
     return " ".join(filter(None, (TRANSCRIBE, known, prompt)))
 
 
-def _check_names(fields: dict[str, list[str]]) -> None:
-    for name, values in fields.items():
-        if name in FIXED:
-            if values != [FIXED[name]]:
-                raise RefusedRequest(f"{name} can only be {FIXED[name]!r} here, got {values[0][:100]!r}.", name)
-        elif name not in READ:
-            why = f"Transcriptions do not support {name[:100]!r} here; put instructions in prompt."
-            raise RefusedRequest(why, name[:100])
-
-
 def _check_granularities(wanted: list[str], response_format: str) -> None:
     if "word" in wanted:
         why = "This server has no word timestamps, only those of segments, windows of at most 30 s."
         raise RefusedRequest(why, GRANULARITIES)
     if set(wanted) - {"segment"}:
-        raise RefusedRequest(f"{GRANULARITIES} can only be segment here, got {wanted!r:.100}.", GRANULARITIES)
+        sent = f"send one field {GRANULARITIES}[] with segment"
+        why = f"{GRANULARITIES} can only be segment here, got {wanted!r:.100}; {sent}."
+        raise RefusedRequest(why, GRANULARITIES)
     if wanted and response_format != "verbose_json":
         raise RefusedRequest(f"{GRANULARITIES} needs response_format verbose_json.", GRANULARITIES)
 
@@ -160,18 +174,11 @@ def _language(said: str | None) -> str | None:
     return code
 
 
-def _temperature(fields: dict[str, str]) -> float:
-    try:
-        return float(fields.get("temperature", 0))
-    except ValueError as error:
-        raise RefusedRequest(f"temperature: {error}", "temperature") from error
-
-
 def _flag(fields: dict[str, str], name: str) -> bool:
-    value = fields.get(name, "false").lower()
-    if value not in ("true", "false"):
-        raise RefusedRequest(f"{name} must be true or false, got {value[:100]!r}.", name)
-    return value == "true"
+    text = fields.get(name, "false")
+    if text.lower() not in BOOLEANS:
+        raise RefusedRequest(f"{name} must be true or false, got {text[:100]!r}.", name)
+    return BOOLEANS[text.lower()]
 
 
 def _only(name: str, values: list[Any]) -> Any:
@@ -180,8 +187,24 @@ def _only(name: str, values: list[Any]) -> Any:
     return values[0]
 
 
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace").strip()
+def _texts(form: dict[str, list[bytes]]) -> dict[str, list[str]]:
+    """The texts of each field; a list comes as several, named `name[]`. Empty fields are ignored."""
+    fields: dict[str, list[str]] = {}
+    for name, values in form.items():
+        texts = [value.decode(errors="replace").strip() for value in values]
+        if any(texts):
+            fields.setdefault(name.removesuffix("[]"), []).extend(texts)
+    return fields
+
+
+def _value(text: str, *more: str) -> Any:
+    """What a text would be in JSON: a number, a boolean, null, a list or an object, or else the text itself."""
+    if more:
+        return [text, *more]
+    for read in (int, float, lambda text: BOOLEANS[text.lower()], json.loads):
+        with suppress(ValueError, KeyError, RecursionError):
+            return read(text)
+    return text
 
 
 def read_form(body: bytes, content_type: str) -> dict[str, list[bytes]]:
@@ -197,12 +220,21 @@ def read_form(body: bytes, content_type: str) -> dict[str, list[bytes]]:
     form: dict[str, list[bytes]] = {}
     for part in parts[1:-1]:
         head, _, value = part.partition(b"\r\n\r\n")
-        found = re.search(rb"^content-disposition:([^\r\n]*)", head, re.IGNORECASE | re.MULTILINE)
-        name = _header(found[1].decode(errors="replace")).get_param("name") if found else None
+        name = _header(_line(head, b"content-disposition")).get_param("name")
         if not isinstance(name, str):
             raise RefusedRequest("A part of the form has no name.")
+        for line in (b"content-encoding", b"content-transfer-encoding"):
+            if (coding := _line(head, line)).lower() not in PLAIN:
+                why = f"{name[:100]} has {line.decode()}: {coding[:100]} in the form. Send its bytes as they are."
+                raise RefusedRequest(why, name[:100], 415)
         form.setdefault(name, []).append(value)
     return form
+
+
+def _line(head: bytes, name: bytes) -> str:
+    """The value of one header of a part; empty if it has none."""
+    found = re.search(rb"^%s:([^\r\n]*)" % name, head, re.IGNORECASE | re.MULTILINE)
+    return found[1].decode(errors="replace").strip() if found else ""
 
 
 def _header(value: str) -> Message:

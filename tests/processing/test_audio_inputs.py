@@ -5,8 +5,10 @@ import http.server
 import io
 import logging
 import math
+import pathlib
 import struct
 import threading
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def server(monkeypatch):
             self.server.agents.append(self.headers["User-Agent"])
             data = self.server.files.get(self.path)
             self.send_response(404 if data is None else 200)
-            self.send_header("Content-Length", str(len(data or b"")))
+            self.send_header("Content-Length", str(len(data or b"") + self.server.missing))
             self.end_headers()
             self.wfile.write(data or b"")
 
@@ -60,6 +62,7 @@ def server(monkeypatch):
         monkeypatch.setenv(name, "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.agents, server.address = {}, [], f"http://127.0.0.1:{server.server_port}"
+    server.missing = 0  # bytes of an answer that are announced and not sent
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
@@ -107,6 +110,12 @@ SOURCES = {
     "file object": lambda path: path.open("rb"),
     "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
     "data URL": lambda path: data_url(path.read_bytes()),
+    "percent-encoded data URL": lambda path: "data:audio/wav;base64," + quote(base64.b64encode(path.read_bytes())),
+    "URL-safe data URL": lambda path: " data:;base64," + base64.urlsafe_b64encode(path.read_bytes()).decode(),
+    "file URL": lambda path: path.as_uri(),
+    "file URL in capitals": lambda path: path.as_uri().replace("file:", "FILE:"),
+    "file URL of this machine": lambda path: path.as_uri().replace("file://", "file://localhost"),
+    "file URL as a path": lambda path: type(path)(path.as_uri()),
     "dict with path": lambda path: {"path": str(path), "bytes": None},
     "dict with bytes": lambda path: {"path": "elsewhere/clip.wav", "bytes": path.read_bytes()},
 }
@@ -114,7 +123,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_way_to_hand_over_a_file(tmp_path, kind):
-    path = tmp_path / "clip.wav"
+    path = tmp_path / "ä clip.wav"
     path.write_bytes(encode(STEREO, 44_100))
     np.testing.assert_array_equal(load_audio(SOURCES[kind](path)), expected(path.read_bytes()))
 
@@ -221,6 +230,43 @@ def test_samples_with_their_rate():
         np.testing.assert_array_equal(load_audio(source), wanted)
     with pytest.raises(ValueError, match="clip 7.*44100 Hz.*sampling_rate=8000"):
         load_audio((44_100, whole), 8_000, "clip 7")
+    for rate in (torch.tensor(44_100), np.array(44_100), torch.tensor(44_100.0), np.array(44_100, np.int32)):
+        for source in ((whole, rate), (rate, whole), [torch.from_numpy(whole), rate], {"array": (whole, rate)}):
+            np.testing.assert_array_equal(load_audio(source), wanted)
+
+
+WAVEFORM = torch.from_numpy(MONO)[None]
+# What data sets and other libraries put next to samples, or next to a file.
+NOT_A_PAIR = {
+    "torchaudio": (WAVEFORM, 8_000, "SO IT GOES", 1, 2, 3),
+    "rate as text": (MONO, "8000"),
+    "no rate": (MONO, None),
+    "true as a rate": (MONO, True),
+    "rate and a name": (MONO, 8_000, "clip.wav"),
+    "file": ("clip.wav", 8_000),
+    "path": (pathlib.Path("clip.wav"), torch.tensor(8_000)),
+    "bytes": (encode(MONO), 8_000),
+    "file object": (io.BytesIO(encode(MONO)), 8_000),
+    "dict": ({"array": MONO}, 8_000),
+    "list with None": [0.5, None],
+}
+
+
+@pytest.mark.parametrize("kind", NOT_A_PAIR)
+def test_what_is_no_pair_of_samples_and_rate_is_named(kind):
+    source = NOT_A_PAIR[kind]
+    parts = ", ".join(type(part).__name__ for part in source)
+    with pytest.raises(ValueError, match=rf"clip 7 is the {type(source).__name__} \({parts}\); .*\(samples, rate\)"):
+        load_audio(source, None, "clip 7")
+
+
+@pytest.mark.parametrize("source", [MONO, MONO.tolist(), torch.from_numpy(MONO), {"array": MONO}, [MONO, MONO]])
+def test_samples_without_a_rate_next_to_what_is_not_read(source):
+    for rate in (None, 8_000):
+        with pytest.raises(ValueError, match=r"clip 7: the rate .* not under 'sampling_rate'; there is \['sr'\]"):
+            load_audio(source, rate, "clip 7", unread=["sr"])
+    for known in ((MONO, 8_000), {"array": MONO, "sampling_rate": 8_000}, encode(MONO, 8_000, subtype="FLOAT")):
+        np.testing.assert_array_equal(load_audio(known, unread=["sr"]), load_audio(MONO, 8_000))
 
 
 def test_base64_in_lines():
@@ -326,6 +372,9 @@ BAD = {
     "middle of a file": (encode(MONO)[100:], None, "cannot be decoded"),
     "no file": ("nowhere/clip.wav", None, "no file 'nowhere/clip.wav'"),
     "folder": (".", None, "no file"),
+    "no file at a URL": ("file:///nowhere/clip.wav", None, "could not read 'file:///nowhere/clip.wav'.*No such file"),
+    "data URL without base64": ("data:audio/wav,AAAA", None, "must be data:TYPE;base64,DATA, got 'data:audio/wav'"),
+    "no base64 in a data URL": ("data:audio/wav;base64,A!", None, "is broken base64.*begins with 'A!'"),
     "base64": (base64.b64encode(encode(MONO)).decode(), None, "no file.*`data:` URL"),
     "broken data URL": ("data:audio/wav;base64,AAAA", None, "data:audio/wav"),
     "unknown dict": ({"samples": MONO}, 16_000, "'samples'.*expected 'array'"),
@@ -397,3 +446,6 @@ def test_urls_that_were_cut_off(server):
     for url in (data_url(data[: len(data) // 2]), server.address + "/clip.wav"):
         with pytest.raises(ValueError, match="clip 7.*truncated"):
             load_audio(url, name="clip 7")
+    server.missing = 1
+    with pytest.raises(ValueError, match="clip 7: could not read 'http.*clip.wav': IncompleteRead"):
+        load_audio(server.address + "/clip.wav", name="clip 7")

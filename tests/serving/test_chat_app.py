@@ -1,5 +1,6 @@
 """The API over a socket, with an engine that echoes its input: OpenAI's client, browsers, and bad clients."""
 
+import gzip
 import http.client
 import io
 import json
@@ -219,6 +220,18 @@ def test_bodies_without_a_length(server):
     with running(max_body_mib=0.1) as small:
         answer = small.ask("POST", TRANSCRIPTION, blocks(), **{"Content-Type": "multipart/form-data; boundary=B"})
         assert answer.status == 413
+
+
+def test_compressed_bodies(server):
+    form = b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--B--'
+    for path, body, kind in (
+        (CHAT, json.dumps(CHAT_FIELDS).encode(), "application/json"),
+        (TRANSCRIPTION, form, "multipart/form-data; boundary=B"),
+    ):
+        compressed = {"Content-Type": kind, "Content-Encoding": "gzip"}
+        answer = server.ask("POST", path, gzip.compress(body), **compressed)
+        assert answer.status == 415 and "got gzip. Send it uncompressed" in json.loads(answer.text)["error"]["message"]
+        assert server.ask("POST", path, body, **compressed | {"Content-Encoding": "identity"}).status == 200
 
 
 def preflight(server, origin):

@@ -66,6 +66,12 @@ def test_what_holds_where_nothing_is_said(reader):
     assert read(reader, say("a" * 975)).sampling.max_tokens == CONTEXT - length - 75
 
 
+def test_options_of_streams_that_are_off(reader):
+    for stream in (True, False, None):
+        options = {"include_usage": False, "include_obfuscation": False, "continuous_usage_stats": None}
+        assert not read(reader, say("a", stream=stream, stream_options=options)).include_usage
+
+
 def test_clips_may_together_be_longer_than_one(reader):
     assert read(reader, {"messages": openai_chat([user(audio(20), audio(10.5))])}).audio_seconds == 30.5
 
@@ -86,11 +92,21 @@ def test_bytes_of_tokens(reader, processor):
     assert [step["top_logprobs"][0]["bytes"] for step in listed] == [[97], None, None, None]
 
 
-@pytest.mark.parametrize("head", ["", "data:audio/wav;base64,", "data:;base64,", "DATA:audio/x-wav;codecs=1;BASE64,"])
-@pytest.mark.parametrize("encode", [encoded, lambda data: base64.encodebytes(data).decode()], ids=["one", "lines"])
+ENCODINGS = {
+    "one": encoded,
+    "lines": lambda data: base64.encodebytes(data).decode(),
+    "URL-safe": lambda data: base64.urlsafe_b64encode(data).decode(),
+    "no padding": lambda data: encoded(data).rstrip("="),
+}
+
+
+@pytest.mark.parametrize(
+    "head", ["", "  ", "data:audio/wav;base64,", "\n data:;base64,", "DATA:audio/x-wav;codecs=1;BASE64,"]
+)
+@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
 def test_base64_and_data_urls_in_either_field(reader, head, encode):
     data = head + encode(wav(0.5))
-    for chat in (say([input_audio(data)]), *([url(data)] if head else [])):
+    for chat in (say([input_audio(data)]), *([url(data)] if head.strip() else [])):
         message = read(reader, chat).messages[0]
         np.testing.assert_array_equal(message["content"][0]["audio"], load_audio(wav(0.5)))
 
@@ -115,7 +131,7 @@ BAD = {
         {"messages": [{"role": "system", "content": [input_audio("")]}, *say("a")["messages"]]},
         "messages[0] has the role 'system'",
     ),
-    "unknown field": (say("a", best_of=2), "does not support 'best_of'"),
+    "unknown field": (say("a", guided_regex="a+"), "does not support 'guided_regex' in chats; it reads logprobs, max"),
     "two answers": (say("a", n=2), "n can only be 1 here, got 2"),
     "a tool": (say("a", tools=[{}]), "tools can only be [] here"),
     "JSON wanted": (say("a", response_format={"type": "json_object"}), 'can only be {"type": "text"} here'),
@@ -124,7 +140,12 @@ BAD = {
     "a flag for a number": (say("a", max_tokens=True), "got True"),
     "a number for a flag": (say("a", stream=1), "stream must be true or false, got 1"),
     "no tokens": (say("a", max_tokens=0), "max_tokens must be a whole number from 1"),
-    "usage without a stream": (say("a", stream_options={"include_usage": True}), "for streams"),
+    "usage without a stream": (say("a", stream_options={"include_usage": True}), "for streams: set stream to true"),
+    "another option of streams": (
+        say("a", stream=True, stream_options={"continuous_usage_stats": True}),
+        "can only have include_usage here, got 'continuous_usage_stats'",
+    ),
+    "a list of options": (say("a", stream=True, stream_options=["include_usage"]), "must be an object"),
     "top_p 0": (say("a", top_p=0), "top_p must be above 0"),
     "an empty stop": (say("a", stop=[""]), "up to 4 texts of 1 to 200 characters"),
     "a long stop": (say("a", stop=["ok", "a" * 201]), "up to 4 texts of 1 to 200 characters"),
@@ -146,6 +167,15 @@ BAD = {
     "no URL": (url("http://[x"), "IPv6"),
     "data without base64, as input": (say([input_audio("data:audio/wav,abc")]), "must be data:TYPE;base64,DATA"),
     "broken data": (say([input_audio("data:audio/wav;base64,UklGR!!!")]), "Audio 1 of 1 is broken base64"),
+    "a URL as input": (say([input_audio(" https://a.example/a.wav")]), "not fetch from 'a.example'. Send the file"),
+    "a file as input": (say([input_audio("file:///a.wav")]), "a data: URL, got 'file:///a.wav'. Send the file"),
+    "a path as input": (say([input_audio("clips/a.wav")]), "begins with 'clips/a.wav'. Expected the bytes of"),
+    "half a URL as input": (
+        say([input_audio("base64,UklGRg==")]),
+        "Only base64 data is allowed; it begins with 'base",
+    ),
+    "a digit too few": (say([input_audio("UklGR")]), "cannot be 1 more than a multiple of 4; it begins with 'UklGR'"),
+    "base64 as a URL": (url("UklGRg=="), "got 'UklGRg=='. Send the file as data:TYPE;base64,DATA"),
     "data without base64": (url("data:audio/wav,abc"), "must be data:TYPE;base64,DATA, got 'data:audio/wav'"),
 }
 
@@ -281,6 +311,10 @@ def test_named_hosts_are_fetched_from_without_redirects(monkeypatch):
         np.testing.assert_array_equal(reader.read_all([base + "/clip"], "messages")[0], load_audio(wav(0.5)))
         upper = AudioReader(30, ("LocalHost",), 20_000)
         assert upper.read_all([base.replace("127.0.0.1", "LOCALHOST") + "/clip"], "messages")
+        # In the place of base64, a URL goes the same way.
+        assert len(reader.read_all([f" {base}/clip\n".encode()], "messages")[0]) == 8000
+        with pytest.raises(RefusedRequest, match="could not be read: HTTP Error 302"):
+            reader.read_all([f"{base}/moved".encode()], "messages")
         refused = {
             base + "/moved": "HTTP Error 302",
             base + "/gone": "HTTP Error 404",

@@ -282,6 +282,34 @@ def test_sites_that_may_ask():
     run(check())
 
 
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ([b"gzip"], "gzip"),
+        ([b"GZIP"], "GZIP"),
+        ([b"deflate, br"], "deflate, br"),
+        ([b"zstd", b"identity"], "zstd"),
+        ([b"identity"], None),
+        ([b"Identity, "], None),
+        ([b""], None),
+    ],
+)
+def test_compressed_bodies_are_refused_by_name(lines, named):
+    async def check():
+        echo = Echo()
+        client = Client(b"\x1f\x8b", b"rest")
+        client.scope["headers"] += [(b"content-encoding", line) for line in lines]
+        await client.ask(RequestLimits(echo, Limits()))
+        if named is None:
+            assert client.status == 200 and echo.bodies == [b"\x1f\x8brest"]
+            return
+        assert client.status == 415 and echo.bodies == [] and client.messages == []
+        said = f"Expected a body without Content-Encoding, got {named}. Send it uncompressed."
+        assert client.error == {"message": said, "type": "invalid_request_error", "param": None, "code": None}
+
+    run(check())
+
+
 def test_what_is_no_request_passes():
     echo = Echo()
     run(Client(kind="lifespan").ask(RequestLimits(echo, Limits(max_requests=1))))

@@ -9,6 +9,7 @@ from tiny import SAMPLING_RATE, tone
 
 from falcon3_audio.processing import load_audio
 from falcon3_audio.serving.chat_requests import ChatReader
+from falcon3_audio.serving.generation_queue import Sampling
 from falcon3_audio.serving.request_audio import AudioReader, RefusedRequest
 from falcon3_audio.serving.transcription_requests import FORMATS, TranscriptionReader, cut, read_form
 
@@ -63,12 +64,53 @@ def test_what_is_asked(reader):
         ({"language": "fr"}, "Transcribe the speech. It is in French.", "french"),
         ({"language": "PT", "prompt": "Names."}, "Transcribe the speech. It is in Portuguese. Names.", "portuguese"),
         ({"language": "", "prompt": "", "stream": "", "response_format": ""}, "Transcribe the speech.", None),
-        ({"stream": "False", "chunking_strategy": "auto"}, "Transcribe the speech.", None),
+        ({"chunking_strategy": "auto"}, "Transcribe the speech.", None),
     ],
 )
 def test_languages_and_prompts(reader, fields, text, language):
     transcription = reader.read(form(**fields), KIND)
     assert (asked(transcription), transcription.language) == ([text], language)
+
+
+@pytest.mark.parametrize(
+    ("text", "stream"),
+    [
+        *(("true", True), ("True", True), ("TRUE", True), ("1", True), ("on", True), ("yes", True)),
+        *(("false", False), ("False", False), ("0", False), ("off", False), ("no", False)),
+    ],
+)
+def test_streams_in_the_words_of_forms(reader, text, stream):
+    assert reader.read(form(stream=text), KIND).stream is stream
+
+
+def test_sampling_is_that_of_chats(reader):
+    def sampling(**fields):
+        chats = reader.read(form(wav(31), **fields), KIND).chats
+        assert len(chats) == 2 and chats[0].sampling == chats[1].sampling
+        return chats[0].sampling
+
+    assert sampling() == Sampling(50)
+    fields = {"temperature": "0.5", "top_p": ".9", "seed": "-3", "max_completion_tokens": "7", "max_tokens": "9"}
+    assert sampling(**fields) == Sampling(7, 0.5, 0.9, -3)
+    assert sampling(top_p="1", max_tokens="9") == Sampling(9)
+    assert sampling(top_p="0.5") == Sampling(50, 0.0, 0.5)  # greedy, since transcriptions are at temperature 0
+    assert sampling(**dict.fromkeys(fields, "null")) == Sampling(50)
+
+
+NEUTRAL = [
+    *({"user": "me"}, {"metadata": "{}"}, {"n": "1"}, {"best_of": "1"}, {"frequency_penalty": "0"}, {"min_p": "0.0"}),
+    *({"repetition_penalty": "1.0"}, {"presence_penalty": "0.0"}, {"top_k": "-1"}, {"use_beam_search": "False"}),
+    *({"task": "transcribe"}, {"vad_filter": "false"}, {"vad_filter": "0"}, {"word_timestamps": "False"}),
+    *({"word_timestamps": "no"}, {"stream_include_usage": "true"}, {"stop_token_ids": "[]"}, {"logit_bias": "{}"}),
+    *({"hotwords": ""}, {"include[]": ""}, {"response_format": "json"}, {"no_such_field": "null"}),
+]
+
+
+@pytest.mark.parametrize("fields", NEUTRAL, ids=str)
+def test_what_changes_nothing_is_accepted(reader, fields):
+    transcription, plain = reader.read(form(**fields), KIND), reader.read(form(), KIND)
+    assert asked(transcription) == asked(plain) and transcription.chats[0].sampling == plain.chats[0].sampling
+    assert (transcription.response_format, transcription.stream) == ("json", False)
 
 
 @pytest.mark.parametrize("wanted", FORMATS)
@@ -103,13 +145,27 @@ REFUSED = {
     "times in json": ({"timestamp_granularities[]": "segment"}, "timestamp_granularities"),
     "a format": ({"response_format": "diarized_json"}, "response_format"),
     "subtitles in a stream": ({"response_format": "srt", "stream": "true"}, "stream"),
-    "a flag": ({"stream": "1"}, "stream"),
+    "a flag": ({"stream": "maybe"}, "stream"),
+    "half a seed": ({"seed": "0.5"}, "seed"),
+    "a flag for a number": ({"max_completion_tokens": "true"}, "max_completion_tokens"),
+    "too many tokens": ({"max_completion_tokens": "1000"}, "max_completion_tokens"),
+    "nothing to draw from": ({"top_p": "0"}, "top_p"),
+    "temperatures": ({"temperature": "[0.0, 0.2]"}, "temperature"),
+    "a translation": ({"task": "translate"}, "task"),
+    "two answers": ({"n": "2"}, "n"),
+    "words in time": ({"word_timestamps": "1"}, "word_timestamps"),
+    "hot words": ({"hotwords": "Zoé"}, "hotwords"),
+    "times as JSON": (
+        {"timestamp_granularities": '["segment"]', "response_format": "verbose_json"},
+        "timestamp_granularities",
+    ),
     "a language": ({"language": "en-GB"}, "language"),
     "a temperature": ({"temperature": "warm"}, "temperature"),
     "hot": ({"temperature": "3"}, "temperature"),
     "log-probabilities": ({"include[]": "logprobs"}, "include"),
     "chunks of one's own": ({"chunking_strategy": '{"type": "server_vad"}'}, "chunking_strategy"),
-    "an unknown field": ({"best_of": "2"}, "best_of"),
+    "several answers": ({"best_of": "2"}, "best_of"),
+    "an unknown field": ({"no_such_field": "2"}, "no_such_field"),
     "another model": ({"model": "whisper-1"}, "model"),
     "a long prompt": ({"prompt": "a" * 1000}, "prompt"),
     "a very long prompt": ({"prompt": "a" * 1_000_000}, "prompt"),
@@ -127,6 +183,44 @@ def test_what_is_refused_and_about_which_field(reader, processor, name):
     with pytest.raises(RefusedRequest) as refused:
         reader.read(form(**fields), KIND)
     assert refused.value.param == param and refused.value.status == (404 if name == "another model" else 400)
+
+
+def test_refusals_say_what_is_possible(reader):
+    refused = {
+        ("no_such_field", "1"): "not support 'no_such_field' in transcriptions; it reads file, language, max_",
+        ("chunking_strategy", '{"type": "server_vad"}'): 'can only be "auto" here, got {"type": "server_vad"}',
+        ("timestamp_granularities", '["segment"]'): "send one field timestamp_granularities[] with segment",
+        ("task", "translate"): 'task can only be "transcribe" here, got "translate"',
+        ("n", "2"): "n can only be 1 here, got 2",
+        ("temperature", "warm"): "temperature must be a number from 0 to 2, got 'warm'",
+    }
+    for (name, value), reason in refused.items():
+        with pytest.raises(RefusedRequest) as error:
+            reader.read(form(**{name: value}), KIND)
+        assert reason in str(error.value)
+
+
+def test_no_value_of_several_is_lost(reader):
+    body = form()[: -len(END)]
+    with pytest.raises(RefusedRequest, match=r'n can only be 1 here, got \["1", "2"\]'):
+        reader.read(body + part("n", "1") + part("n", "2") + END, KIND)
+    with pytest.raises(RefusedRequest, match="no word timestamps"):
+        reader.read(
+            body + part("timestamp_granularities", "word") + part("timestamp_granularities[]", "segment") + END, KIND
+        )
+
+
+@pytest.mark.parametrize("line", ["Content-Transfer-Encoding: base64", "content-encoding:gzip"])
+def test_encoded_parts_are_refused_by_name(reader, line):
+    def sent(line):
+        disposition = b'Content-Disposition: form-data; name="file"'
+        return form().replace(disposition, disposition + b"\r\n" + line.encode())
+
+    with pytest.raises(RefusedRequest, match="^file has .*(base64|gzip).* Send its bytes as they are") as refused:
+        reader.read(sent(line), KIND)
+    assert (refused.value.param, refused.value.status) == ("file", 415)
+    for plain in ("Content-Transfer-Encoding: binary", "content-transfer-encoding:8BIT", "Content-Encoding: identity"):
+        assert reader.read(sent(plain), KIND).chats
 
 
 def test_broken_forms(reader):
