@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Dataset
 
 from .data.chats import COLUMNS, check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
+from .data.json_features import check_texts_are_kept
 from .data.open_dataset import open_dataset
 from .data.sources import DataSource
 
@@ -52,6 +53,10 @@ def _open(source: DataSource) -> Dataset:
             f"The preference set {str(source)!r} has no {', '.join(missing)}; its columns are {', '.join(rows.column_names)}. Each row needs "
             "a `prompt` and two answers to it: `chosen`, the better one, and `rejected`."
         )
+    try:
+        check_texts_are_kept(rows.features, {name: name for name in NEEDED})
+    except ValueError as error:
+        raise ValueError(f"The preference set {str(source)!r} {error}.") from error
     return rows
 
 

@@ -14,16 +14,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .segments import Segment
+from .signs_of_sound import RATE_NAME, SOUND_FILE, SOUND_NAME, SOUND_TAG, TAG, other_tag
 
 
 ROLES = ("system", "user", "assistant", "tool")
 SOURCE_KEYS = ("audio", "path", "url")
 COLUMNS = ("audio", "audios")
-TAG = "<audio>"
-# Other forms of the tag, some around a path: `<|AUDIO|>`, `<audio>a.wav</audio>`, `<sound>`.
-OTHER_TAG = re.compile(r"</?(?:audio|sound|speech)\w*>|<\|/?(?:audio|sound|speech)\w*\|>", re.IGNORECASE)
-SOUND_NAME = re.compile(r"audio|sound|wav|clip|file_?name", re.IGNORECASE)
-SOUND_FILE = re.compile(r"\.(wav|mp3|flac|ogg|opus|m4a|aac|webm)$", re.IGNORECASE)
 # What other trainers and formats use, and is not read here: columns, and marks of answers that should not be learned.
 NOT_READ = {
     "system": "Make it a message with the role `system`",
@@ -42,7 +38,8 @@ def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> li
     """
     The clips of a row's own columns, `audios` (several) or `audio` (one, or a list of several).
 
-    Raises a `ValueError` if two of the columns have clips, or a list has an empty element.
+    Raises a `ValueError` if two of the columns have clips, a list has an empty element, or a column seems to have the
+    rate of samples that come without one.
     """
     given = {name: example[name] for name in columns if is_given(example.get(name))}
     if len(given) > 1:
@@ -50,8 +47,13 @@ def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> li
             f"the row has clips in both {' and '.join(f'`{name}`' for name in given)}; put them all in one"
         )
     for name, clips in given.items():
-        # A list of numbers is a clip.
-        if not isinstance(clips, list) or isinstance(clips[0], (int, float)):
+        rate = next((key for key, value in example.items() if RATE_NAME.search(key) and is_given(value)), None)
+        if rate and isinstance(clips, list) and any(map(_is_samples, [clips, *clips])):
+            raise ValueError(
+                f"its `{name}` is samples, and `{rate}`, which may be their rate, is not read. Write each clip as "
+                '{"array": [...], "sampling_rate": ...}'
+            )
+        if not isinstance(clips, list) or _is_samples(clips):
             return [clips]
         if not all(map(is_given, clips)):
             raise ValueError(
@@ -59,6 +61,10 @@ def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> li
             )
         return clips
     return []
+
+
+def _is_samples(clip: Any) -> bool:
+    return isinstance(clip, list) and bool(clip) and isinstance(clip[0], (int, float))
 
 
 def audio_items(messages: Any) -> list[dict[str, Any]]:
@@ -88,17 +94,19 @@ def fill_in(
 
     Raises:
         `ValueError`: if it is not a chat, an answer has no text, a clip is a number, clips do not match their places,
-            or a path fits two files.
+            a text has a tag that is not read, or a path fits two files.
     """
     _check_chat(messages)
     check_answers(messages)
     filled = [dict(message) for message in messages]
-    items = [_items(message, number, tags) for number, message in enumerate(filled)]
+    items = [_items(message, number, tags, bool(clips)) for number, message in enumerate(filled)]
     places = [item for content in items for item in content if item.get("type") == "audio"]
     if clips and not places:
         user = next((number for number, message in enumerate(filled) if message["role"] == "user"), None)
         if user is None:
             raise ValueError("there are clips, but no user message to put them in")
+        if tags:
+            _check_answers_have_no_place(messages)
         places = [{"type": "audio"} for _ in clips]
         items[user] = [*places, *items[user]]
     empty = [item for item in places if not _has_source(item)]
@@ -194,7 +202,17 @@ def _check_chat(messages: Any):
         raise ValueError(f"got messages with the role {sorted(strangers)}; expected {', '.join(ROLES)}")
 
 
-def _items(message: dict[str, Any], number: int, tags: bool) -> list[dict[str, Any]]:
+def _check_answers_have_no_place(messages: Sequence[dict[str, Any]]):
+    for number, message in enumerate(messages):
+        tag = SOUND_TAG.search(_text(message)) if message["role"] == "assistant" else None
+        if tag:
+            raise ValueError(
+                f"message {number}, an answer, has the tag {tag.group()}, but a clip's place cannot be in an answer, "
+                f"and no other message has one. Write {TAG} into the question; the tag in the answer is then text"
+            )
+
+
+def _items(message: dict[str, Any], number: int, tags: bool, has_clips: bool) -> list[dict[str, Any]]:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return []
@@ -211,7 +229,7 @@ def _items(message: dict[str, Any], number: int, tags: bool) -> list[dict[str, A
         )
     if not tags or message["role"] == "assistant":
         return typed
-    return [part for item in typed for part in _at_tags(item)]
+    return [part for item in typed for part in _at_tags(item, has_clips)]
 
 
 def _with_type(item: dict[str, Any]) -> dict[str, Any]:
@@ -225,15 +243,16 @@ def _is_text(item: dict[str, Any]) -> bool:
     return item.get("type") == "text" and isinstance(item.get("text"), str)
 
 
-def _at_tags(item: dict[str, Any]) -> list[dict[str, Any]]:
+def _at_tags(item: dict[str, Any], has_clips: bool) -> list[dict[str, Any]]:
     """The item itself, or, for a text with tags, the unchanged texts between them and an audio item for each tag."""
     if not _is_text(item):
         return [item]
     text = item["text"]
-    other = OTHER_TAG.search(text.replace(TAG, ""))
+    other = other_tag(text, has_clips)
     if other:
         raise ValueError(
-            f"the tag {other.group()} in the text is not read: a clip's place is written {TAG}, without its path"
+            f"the tag {other} in the text is not read: a clip's place is written {TAG}, without its path. Write it so, "
+            "or, if it is no clip's place, without its brackets"
         )
     if TAG not in text:
         return [item]
@@ -280,6 +299,8 @@ def _beside_the_content(messages: Any) -> Iterator[dict[str, Any]]:
 def looks_like_sound(key: str, value: Any) -> bool:
     if isinstance(value, (list, tuple)) and value:
         return looks_like_sound(key, value[0])
+    if isinstance(value, dict):
+        return any(looks_like_sound(key, part) for part in value.values())
     by_value = isinstance(value, str) and SOUND_FILE.search(value)
     return is_given(value) and bool(SOUND_NAME.search(key) or by_value)
 

@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.table import InMemoryTable
 
 from .files import REMOTE, open_file
+from .json_features import json_places
 from .open_dataset import (
     BY_DATASETS,
     WHOLE,
@@ -104,6 +105,12 @@ def first_rows(path: str, shards: Sequence[Shard], count: int = FIRST_ROWS) -> D
             return as_stored(rows)
         # Not `Dataset.from_list`, which would encode audio again.
         features = shards[0].stream.features
+        as_json = list(json_places(dict(features), "")) if features else []
+        if as_json:
+            raise ValueError(
+                f"it has values of the type `Json` of `datasets` ({', '.join(place[1:] for place in as_json)}), which "
+                "are not streamed. Give the JSON file that it was made from, or leave out `streaming`."
+            )
         found = Dataset(InMemoryTable.from_pylist(rows, schema=features.arrow_schema if features else None))
     leave_encoded(found.info.features)
     return found

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .chats import TAG
+from .signs_of_sound import TAG
 
 
 Held = Mapping[str, Any]

@@ -17,8 +17,8 @@ from typing import Any
 
 from falcon3_audio.strict_json import parse_json
 
-from .chats import SOUND_FILE
 from .files import is_hidden, open_file
+from .signs_of_sound import SOUND_FILE
 
 
 TEXTS = ("txt", "text", "transcript")

@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..data.json_features import check_texts_are_kept
 from ..data.open_dataset import open_dataset
 from .speakable import Exchange
 
@@ -43,10 +44,11 @@ def open_text(text: TextSource) -> tuple[Dataset, ReadExchange]:
     The needed columns of a dataset, and a function that reads an exchange from one of its rows.
 
     Raises:
-        `ValueError`: if the dataset cannot be opened (see `open_dataset`) or lacks the columns.
+        `ValueError`: if the dataset cannot be opened (see `open_dataset`) or lacks the columns, or if its texts were changed.
     """
     rows = open_dataset(text.source, text.config, text.split)
     if text.messages_column in rows.column_names:
+        _check_texts(text, rows, {"messages": text.messages_column})
         return rows.select_columns(text.messages_column), partial(_first_of_chat, column=text.messages_column)
     columns = [text.instruction_column, text.output_column]
     if text.input_column in rows.column_names or text.input_column != TextSource.input_column:
@@ -56,7 +58,15 @@ def open_text(text: TextSource) -> tuple[Dataset, ReadExchange]:
             f"{text.source} has the columns {rows.column_names}; expected {text.messages_column!r} (chats), or "
             f"{columns}. Name them with --messages-column, or --instruction-column, --output-column and --input-column"
         )
+    _check_texts(text, rows, dict(zip(columns, columns)))
     return rows.select_columns(columns), partial(_of_columns, columns=columns)
+
+
+def _check_texts(text: TextSource, rows: Dataset, columns: Mapping[str, str]):
+    try:
+        check_texts_are_kept(rows.features, columns)
+    except ValueError as error:
+        raise ValueError(f"{text.source} {error}.") from error
 
 
 def _of_columns(row: Mapping[str, Any], columns: list[str]) -> Exchange:
