@@ -51,9 +51,9 @@ def write_set(folder: Path, questions: Sequence[Question], seed: int) -> None:
         # A word is about one token of the tiny tokenizer.
         asked, answered = (" ".join(rng.choice(WORDS, count)) for count in (question.question, question.answer))
         rows[question.clip]["questions"].append({"instruction": asked, "output": answered})
-    report = begin_set(folder, {})
-    write_shard(folder / "0.arrow", list(rows.values()), COLUMNS)
-    finish_set(folder, report, {"0.arrow": len(rows)})
+    with begin_set(folder, {}) as report:
+        write_shard(folder / "0.arrow", list(rows.values()), COLUMNS)
+        finish_set(folder, report, {"0.arrow": len(rows)})
 
 
 def _sound(frames: int, rng: np.random.Generator) -> np.ndarray:

@@ -43,13 +43,13 @@ def measure_one(given: argparse.Namespace) -> dict[str, int]:
         before = torch.cuda.memory_allocated() if torch.cuda.is_available() else _resident()
         batches = stepper.batches()
     places = max(batch["input_ids"].numel() for batch in batches)
-    return {"before": before, "peak": peak_memory(), "micro-batches": len(batches), "tokens at once": places}
+    return {"before": before, "peak": peak_memory(device()), "micro-batches": len(batches), "tokens at once": places}
 
 
 def _resident() -> int:
     """Bytes that this process holds now or, if the system does not report that, the most it has held so far."""
     status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else peak_memory()
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else peak_memory("cpu")
 
 
 def measure(given: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:

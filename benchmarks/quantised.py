@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForMultimodalLM,
     AutoProcessor,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -30,6 +29,7 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from falcon3_audio import FULL_PRECISION_MODULES
+from falcon3_audio.adapters import load_model
 from falcon3_audio.evaluation.load_mmau import load_mmau
 from falcon3_audio.evaluation.local_model import model_digest
 from falcon3_audio.evaluation.predictions import ANSWERED, Prediction
@@ -102,9 +102,7 @@ def load(checkpoint: str, precision: str) -> PreTrainedModel:
     """
     dtype, quantisation = PRECISIONS[precision]
     try:
-        return AutoModelForMultimodalLM.from_pretrained(
-            checkpoint, dtype=dtype, quantization_config=quantisation(), device_map="auto"
-        ).eval()
+        return load_model(checkpoint, dtype=dtype, quantization_config=quantisation(), device_map="auto").eval()
     except ImportError as error:
         raise ValueError(f'{precision} needs what `pip install -e ".[quantised]"` installs: {error}') from error
 

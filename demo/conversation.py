@@ -22,7 +22,6 @@ import jinja2
 import numpy as np
 import torch
 from transformers import (
-    AutoModelForMultimodalLM,
     AutoProcessor,
     BatchFeature,
     StoppingCriteria,
@@ -30,7 +29,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-import falcon3_audio  # noqa: F401  registers the Auto classes
+from falcon3_audio.adapters import load_model
 from falcon3_audio.devices import LOWEST_TEMPERATURE
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_audio
 from falcon3_audio.processing.announced_length import announced_length
@@ -163,7 +162,7 @@ class Assistant:
                 f"processor), so the limit cannot be {limits.seconds:g} s; give a lower one (--max-seconds)."
             )
         with readable_json(name):
-            model = AutoModelForMultimodalLM.from_pretrained(name, dtype="auto").to(place).eval()
+            model = load_model(name, dtype="auto").to(place).eval()
         return cls(model, processor, limits)
 
     def prepare(self, turns: Sequence[Turn], system_prompt: str = "", max_new_tokens: int | None = None) -> Prompt:

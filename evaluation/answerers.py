@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .endpoint import EndpointError
+from .endpoint import EndpointError, EndpointFailed
 from .predictions import ANSWERED, FAILED
 from .questions import Clip, Question
 
 
 # For one question: `id`, `status`, `reply` and `error` as in `Prediction`, and anything else to record.
 Outcome = dict[str, Any]
+ASK_AGAIN = "ask_again"  # true in outcomes of questions that a server failed to answer: a resumed run asks them again
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,11 @@ class Answerer(Protocol):
         ...
 
     def check_audio(self) -> str:
-        """Returns the evidence that the model hears, in words. Raises `NoAudio` if it does not."""
+        """
+        Returns the evidence that the model hears, in words.
+
+        Raises `NoAudio` if it does not, `EndpointFailed` if that cannot be known now, and `EndpointUnavailable`.
+        """
         ...
 
     def prepare(self, clips: Sequence[Clip]):
@@ -83,4 +88,5 @@ def answered(item: Item, reply: str, **recorded: Any) -> Outcome:
 
 def failed(item: Item, error: Exception) -> Outcome:
     said = str(error) if isinstance(error, (EndpointError, ValueError)) else f"{type(error).__name__}: {error}"
-    return {"id": item.question.id, "status": FAILED, "reply": None, "error": " ".join(said.split())}
+    again = {ASK_AGAIN: True} if isinstance(error, EndpointFailed) else {}
+    return {"id": item.question.id, "status": FAILED, "reply": None, "error": " ".join(said.split()), **again}

@@ -1,9 +1,9 @@
 """One OpenAI-compatible chat endpoint, for evaluated models and for the judge.
 
 The `openai` package does the work: timeouts, and retries with growing pauses (or the server's `Retry-After`) after
-408, 409, 429, 5xx and lost connections. Errors that remain are one line each; they tell a failed request from an
-endpoint that would answer no request now. The key is read from an environment variable and appears in no message. Set
-the variable only if the server asks for a key.
+408, 409, 429, 5xx and lost connections. Errors that remain are one line each; they tell a refused request from a
+server that failed and may answer later, and from an endpoint that would answer no request now. The key is read from an
+environment variable and appears in no message. Set the variable only if the server asks for a key.
 """
 
 import os
@@ -17,10 +17,15 @@ import openai
 LONGEST_MESSAGE = 500  # characters of an error that are kept; servers send whole web pages
 # Statuses with which other requests would fail too: no key, not allowed, no such model or path, rate limit or quota.
 UNAVAILABLE_STATUSES = (401, 403, 404, 429)
+REQUEST_TIMEOUT, SERVER_ERRORS = 408, 500  # and above
 
 
 class EndpointError(Exception):
     """A request that was not answered; the message is one line."""
+
+
+class EndpointFailed(EndpointError):
+    """The server had an error (5xx), sent no chat completion or no answer in time: it may answer later."""
 
 
 class EndpointUnavailable(EndpointError):
@@ -90,7 +95,8 @@ class Endpoint:
 
         Raises:
             `EndpointUnavailable`: other requests would fail as well.
-            `EndpointError`: an error status or no answer in time, after all retries; an answer without text.
+            `EndpointFailed`: the server failed, and still did after all retries.
+            `EndpointError`: the server refused this request, or answered it without text.
         """
         try:
             completion = self._client.chat.completions.create(
@@ -103,7 +109,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
         except (openai.APIError, ValueError) as error:  # ValueError: the body is not JSON
-            raise self._error(EndpointError, f"sent an invalid response: {error}") from None
+            raise self._error(EndpointFailed, f"sent an invalid response: {error}") from None
         return self._reply(completion)
 
     def _reply(self, completion: Any) -> Reply:
@@ -113,7 +119,7 @@ class Endpoint:
         message = getattr(choice, "message", None)
         if message is None:
             got = completion.model_dump() if hasattr(completion, "model_dump") else completion
-            raise self._error(EndpointError, f"sent no chat completion: {got}")
+            raise self._error(EndpointFailed, f"sent no chat completion: {got}")
         text, finish_reason = getattr(message, "content", None), getattr(choice, "finish_reason", None)
         if not isinstance(text, str):
             raise self._error(EndpointError, f"answered without text: finish_reason {finish_reason!r}, {message}")
@@ -125,16 +131,18 @@ class Endpoint:
         nobody = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
         if nobody:
             return self._error(EndpointUnavailable, f"cannot be reached: {error.__cause__}")
-        return self._error(EndpointError, f"did not answer: {error} {error.__cause__ or ''}")
+        return self._error(EndpointFailed, f"did not answer: {error} {error.__cause__ or ''}")
 
     def _status_error(self, error: openai.APIStatusError) -> EndpointError:
         advice = {
             401: f" Is the right key in the environment variable {self.api_key_env}?",
             404: f" Does the server have {self.model!r}, and does the URL end correctly (often in /v1)?",
         }
-        kind = EndpointUnavailable if error.status_code in UNAVAILABLE_STATUSES else EndpointError
         # The client's message includes the server's only if that is in OpenAI's format.
         said = error.message if " - " in error.message else f"{error.message} - {error.body}"
+        if error.status_code == REQUEST_TIMEOUT or error.status_code >= SERVER_ERRORS:
+            return self._error(EndpointFailed, f"failed: {said}.")
+        kind = EndpointUnavailable if error.status_code in UNAVAILABLE_STATUSES else EndpointError
         return self._error(kind, f"refused: {said}.", advice.get(error.status_code, ""))
 
     def _error(self, kind: type[EndpointError], what: str, advice: str = "") -> EndpointError:
@@ -146,4 +154,4 @@ class Endpoint:
         return kind(f"The endpoint {self.base_url} {what.rstrip()}{advice}")
 
 
-__all__ = ["Endpoint", "EndpointError", "EndpointUnavailable", "Reply"]
+__all__ = ["Endpoint", "EndpointError", "EndpointFailed", "EndpointUnavailable", "Reply"]

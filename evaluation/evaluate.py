@@ -21,7 +21,7 @@ from . import score
 from .answerers import Answerer, RunStopped
 from .benchmarks import BENCHMARKS
 from .controls import CONTROLS
-from .endpoint import Endpoint, EndpointError
+from .endpoint import Endpoint, EndpointUnavailable
 from .generate import generate
 from .local_model import LocalModel, own_device
 from .predictions import FAILED, read_predictions
@@ -164,7 +164,7 @@ def _positive(text: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     goes_on = f"Run the same command again to resume: finished answers are in {options.output_dir}."
-    with user_errors("falcon3-audio evaluate", EndpointError, RunStopped, goes_on=goes_on) as end:
+    with user_errors("falcon3-audio evaluate", RunStopped, breaks=(EndpointUnavailable,), goes_on=goes_on) as end:
         return evaluate(options)
     return end.status
 

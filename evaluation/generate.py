@@ -5,7 +5,8 @@ therefore resumes where it stopped, asks no question twice and produces the same
 questions, not on those that are left, nor on the number of processes. Each of several processes takes its share of the
 batches, and the last to finish writes the predictions; they need no connection except the folder. A run resumes only
 with the settings it was started with; another model, prompt, file or version is an error that names what differs.
-Failed questions count as finished: they are recorded with their error, and scored as failed.
+Failed questions count as finished: they are recorded with their error, and scored as failed. Only where the server
+failed is a question asked again by the same command; a run stops if that happens several times in a row.
 Run: `falcon3-audio evaluate` (evaluate.py).
 """
 
@@ -15,11 +16,13 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -27,17 +30,19 @@ from tqdm.auto import tqdm
 from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.whole_files import whole_file, write_json
 
-from .answerers import Answerer, Item, Outcome
+from .answerers import ASK_AGAIN, Answerer, Item, Outcome
 from .controls import heard
+from .endpoint import EndpointFailed, EndpointUnavailable
 from .journal import Journal
 from .orders import in_orders
-from .predictions import PREDICTIONS, RUN, Prediction
+from .predictions import ANSWERED, PREDICTIONS, RUN, Prediction
 from .prompts import PROMPTS, Prompt
 from .questions import Clip, QuestionSet
 from .wordings import Paraphrases, in_wordings
 
 
 OF_SOME = ("check", "references")  # fields that only some benchmarks' rows have
+IN_A_ROW = 5  # failures of the server that stop a run
 
 
 def generate(
@@ -87,7 +92,7 @@ def generate(
     journal = Journal(output, settings, process)
     try:
         if any(item.heard for item in items) and journal.audio_check is None:
-            journal.append({"audio_check": answerer.check_audio()})
+            _check_audio(answerer, journal)
         _ask_what_is_left(answerer.batches(items)[process::processes], answerer, journal)
     finally:
         journal.close()
@@ -100,6 +105,8 @@ def generate(
         for item in items:
             row = _row(item, journal.outcomes[item.question.id], control)
             file.write((json.dumps(row) + "\n").encode())
+    if again := sum(ASK_AGAIN in outcome for outcome in journal.outcomes.values()):
+        print(f"the server failed on {again} questions; the same command asks them again", file=sys.stderr)
     return Counter(outcome["status"] for outcome in journal.outcomes.values())
 
 
@@ -151,10 +158,45 @@ def _own_text(prompt: Prompt) -> dict[str, str]:
     return {"prompt_text": prompt.text, "prompt_sha256": hashlib.sha256(prompt.text.encode()).hexdigest()}
 
 
+def _check_audio(answerer: Answerer, journal: Journal):
+    """Records whether the model hears; if the server fails, only in this run, and the next one checks again."""
+    try:
+        journal.append({"audio_check": answerer.check_audio()})
+    except EndpointFailed as error:
+        journal.audio_check = f"unknown: {error}"
+
+
+class Failures:
+    """Stops a run when the server has failed on `IN_A_ROW` questions without an answer in between."""
+
+    def __init__(self, new: Iterable[Item]):
+        # If questions that are asked again stopped runs too, a few that the server always fails on would stop them all.
+        self._new = {item.question.id for item in new}
+        self._in_a_row, self._lock = 0, Lock()
+
+    def check(self, outcomes: Sequence[Outcome]):
+        """Counts outcomes; threads may call it at the same time. Raises `EndpointUnavailable` to stop the run."""
+        for outcome in outcomes:
+            with self._lock:
+                if outcome["status"] == ANSWERED:
+                    self._in_a_row = 0
+                if ASK_AGAIN not in outcome or outcome["id"] not in self._new:
+                    continue
+                self._in_a_row += 1
+                if self._in_a_row >= IN_A_ROW:
+                    raise EndpointUnavailable(f"{outcome['error']} It failed on {IN_A_ROW} questions in a row.")
+
+
+def _left(share: Sequence[list[Item]], is_left: Callable[[str], bool]) -> list[list[Item]]:
+    batches = [[item for item in batch if is_left(item.question.id)] for batch in share]
+    return [batch for batch in batches if batch]
+
+
 def _ask_what_is_left(share: Sequence[list[Item]], answerer: Answerer, journal: Journal):
-    done = set(journal.outcomes)
-    left = [[item for item in batch if item.question.id not in done] for batch in share]
-    left = [batch for batch in left if batch]
+    before = dict(journal.outcomes)
+    new = _left(share, lambda identity: identity not in before)
+    left = new + _left(share, lambda identity: ASK_AGAIN in before.get(identity, {}))
+    failures = Failures(chain.from_iterable(new))
     total, asked, start = sum(map(len, share)), sum(map(len, left)), time.perf_counter()
     with tqdm(total=total, initial=total - asked, unit="question", disable=None) as bar:
 
@@ -162,6 +204,7 @@ def _ask_what_is_left(share: Sequence[list[Item]], answerer: Answerer, journal: 
             for outcomes in answerer.answer(batch):
                 journal.append({"outcomes": outcomes})
                 bar.update(len(outcomes))
+                failures.check(outcomes)
 
         if answerer.workers == 1:
             _one_by_one(work, answerer.prepare, left)
@@ -212,7 +255,7 @@ def _provenance(items: Sequence[Item], journal: Journal, settings: dict[str, Any
         "statuses": dict(Counter(outcome["status"] for outcome in outcomes)),
         "created": journal.begun,
         # Of the process that finished the run; unknown for an endpoint.
-        "peak_memory_gib": peak_memory_gib() if settings.get("device") else None,
+        "peak_memory_gib": peak_memory_gib(settings["device"]) if settings.get("device") else None,
     }
 
 

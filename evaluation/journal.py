@@ -4,7 +4,6 @@ A run of one process has `journal.jsonl`. Further processes have their own, `jou
 the others': a finished question is not asked again, even if a run resumes with more or fewer processes.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +12,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from .answerers import Outcome
+from falcon3_audio.locks import lock
+
+from .answerers import ASK_AGAIN, Outcome
 from .predictions import PREDICTIONS
 
 
@@ -48,13 +49,9 @@ class Journal:
             raise ValueError(f"{folder} holds {PREDICTIONS} but no {JOURNAL}; give another --output-dir.")
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "ab")  # noqa: SIM115 (closed by `close`)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(
-                f"Another process is writing to {folder}; wait for it, or give another --output-dir."
-            ) from None
+        if not lock(self._file):
+            self.close()
+            raise ValueError(f"Another process is writing to {folder}; wait for it, or give another --output-dir.")
         try:
             whole = self._read(path)
             self.read_others()
@@ -111,7 +108,10 @@ class Journal:
         elif "audio_check" in line:
             self.audio_check = line["audio_check"]
         else:
-            self.outcomes |= {outcome["id"]: outcome for outcome in line["outcomes"]}
+            for outcome in line["outcomes"]:
+                # In whatever order the files are read, a question that was asked again keeps its later outcome.
+                if outcome["id"] not in self.outcomes or ASK_AGAIN not in outcome:
+                    self.outcomes[outcome["id"]] = outcome
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

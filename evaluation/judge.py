@@ -31,6 +31,7 @@ from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import whole_file
 
 from .endpoint import Endpoint, EndpointError, EndpointUnavailable, Reply
+from .intervals import clip_numbers
 from .judge_prompts import RUBRICS, Judgement, Rubric
 from .judge_report import report
 from .judged import JUDGEMENTS, RESULT
@@ -187,7 +188,7 @@ def _summary(
     if not judged:
         return summary
     scores = np.array([judgement.score for _, judgement in judged])
-    clips = np.unique([_clip(row) for row, _ in judged], return_inverse=True)[1]
+    clips = np.array(clip_numbers([row.audio for row, _ in judged]))
     words = np.array([count_words(row.reply or "") for row, _ in judged])
     reference_words = np.array([count_words(row.answer or "") for row, _ in judged])
     referred = all(row.answer for row, _ in judged)
@@ -219,10 +220,6 @@ def _summary(
     if counts:
         summary["claims"] = {name: sum(count[name] for count in counts) for name in counts[0]}
     return summary
-
-
-def _clip(row: Prediction) -> str:
-    return json.dumps(row.audio if row.audio else row.id)
 
 
 def _by_task(rows: Sequence[Prediction], scores: np.ndarray) -> dict[str, Any]:

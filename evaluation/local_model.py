@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from transformers import pipeline
 
 from falcon3_audio import AudioTextToTextPipeline
+from falcon3_audio.adapters import load_pipeline
 from falcon3_audio.devices import DEVICE_ERRORS
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
 from falcon3_audio.saved_json import readable_json
@@ -207,7 +207,7 @@ class LocalModel:
 
 def _load(model: str, **options: Any) -> CountingPipeline:
     try:
-        return pipeline("audio-text-to-text", model=model, pipeline_class=CountingPipeline, **options)
+        return load_pipeline(model, pipeline_class=CountingPipeline, **options)
     # A tokenizer but no processor; no such device, or too little memory on it; a device that this torch build lacks.
     except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{model} cannot be loaded as a model with audio input: {error}") from error

@@ -2,8 +2,8 @@
 
 Several threads send requests at the same time, each with all the questions about one clip. Before the first question,
 the endpoint is asked with and without two seconds of noise: if the noise adds no prompt tokens, the endpoint does not
-hear, and the run stops. An error of one request costs only that row; an endpoint that cannot answer any request now
-stops the run.
+hear, and the run stops. An error of one request costs only that row, and an error of the server is asked again by the
+next run; an endpoint that cannot answer any request now stops the run.
 """
 
 import base64
@@ -18,7 +18,7 @@ from falcon3_audio.processing import SAMPLING_RATE, load_audio
 
 from .answerers import Item, NoAudio, Outcome, answered, by_clip, failed
 from .controls import rewrite_as_wav
-from .endpoint import Endpoint, EndpointError, EndpointUnavailable
+from .endpoint import Endpoint, EndpointError, EndpointFailed, EndpointUnavailable
 from .questions import Clip
 
 
@@ -61,7 +61,7 @@ class RemoteModel:
         for wavs in ([], [noise.getvalue()]):
             try:
                 usage = self.endpoint.ask(_chat("What do you hear?", wavs), **self._sampling).usage or {}
-            except EndpointUnavailable:
+            except (EndpointFailed, EndpointUnavailable):
                 raise
             except EndpointError as error:
                 return f"unknown: a first question {'with' if wavs else 'without'} audio failed: {error}"

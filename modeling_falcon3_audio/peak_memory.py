@@ -9,10 +9,14 @@ import torch
 STATUS = Path("/proc/self/status")  # only on Linux
 
 
-def peak_memory() -> int:
-    """Peak bytes allocated on this process's GPU or, without one, the peak memory of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device_type: str) -> int:
+    """
+    Peak bytes that this process allocated on one GPU if `device_type`, that of the model's device, is "cuda"; otherwise
+    the peak memory of the process, even where there is a GPU.
+    """
+    if device_type == "cuda":
+        # Not of the current device alone, since a model can be on another one.
+        return max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
     if sys.platform == "win32":
         import psutil  # from the extra `train`; other systems use the standard library
 
@@ -33,6 +37,6 @@ def _linux_peak() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def peak_memory_gib() -> float:
+def peak_memory_gib(device_type: str) -> float:
     """`peak_memory` in GiB, rounded to three decimals."""
-    return round(peak_memory() / 2**30, 3)
+    return round(peak_memory(device_type) / 2**30, 3)

@@ -68,7 +68,7 @@ def user_errors(
         if join_lines:
             message = " ".join(line.strip() for line in message.splitlines() if line.strip())
         if isinstance(error, breaks):
-            _say(program, message if message.endswith(".") else f"{message}.", goes_on)
+            _say(program, message if message.endswith((".", "?")) else f"{message}.", goes_on)
         else:
             _say(program, message)
 

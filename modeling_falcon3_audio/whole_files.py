@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from .locks import locked
 
 
 @contextmanager
@@ -33,21 +35,44 @@ def check_new_folder(path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which is renamed to `path` at the end, or removed. Raises the errors of `check_new_folder`."""
+    """
+    A folder to fill, which is renamed to `path` at the end, or removed.
+
+    Raises the errors of `check_new_folder`, and a `FileExistsError` if another process is filling that folder.
+    """
     check_new_folder(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        # safetensors (0.8) writes files that only their owner can read; they should follow the umask, like the folder.
-        for file in unfinished.rglob("*.safetensors"):
-            file.chmod(unfinished.stat().st_mode & 0o666)
-        if path.exists():
-            path.rmdir()
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _one_writer(path):
+        check_new_folder(path)  # again: another process can have finished it
+        unfinished = path.with_name(path.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            # safetensors (0.8) writes files that only their owner can read; they should follow the umask.
+            for file in unfinished.rglob("*.safetensors"):
+                file.chmod(unfinished.stat().st_mode & 0o666)
+            if path.exists():
+                path.rmdir()
+            unfinished.rename(path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _one_writer(path: Path) -> Iterator[None]:
+    """Holds a lock next to `path`, in a file that is removed at the end."""
+    file = path.with_name(path.name + ".unfinished.lock")
+    with locked(file) as is_ours:
+        if not is_ours:
+            raise FileExistsError(
+                f"Another process is writing {path}; wait until it finishes, or stop it; or choose another name."
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                file.unlink()
 
 
 def as_json(content: Any) -> bytes:

@@ -15,9 +15,8 @@ import threading
 from dataclasses import dataclass, fields
 from typing import Any
 
-from transformers import pipeline
-
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioProcessor
+from falcon3_audio.adapters import load_pipeline
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing import SAMPLING_RATE
 from falcon3_audio.saved_json import readable_json
@@ -102,13 +101,13 @@ class Server:
 
 def load(model: str) -> AudioTextToTextPipeline:
     """
-    A checkpoint from a folder or the Hub, on the first GPU if there is one.
+    A checkpoint or a run's adapter from a folder or the Hub, on the first GPU if there is one.
 
     Raises a `ValueError` for anything but a checkpoint of Falcon3-Audio, and an `OSError` if there is none.
     """
     try:
         with readable_json(model):
-            pipe = pipeline("audio-text-to-text", model=model, dtype="auto")
+            pipe = load_pipeline(model, dtype="auto")
     except RuntimeError as error:  # too little memory on the device
         raise ValueError(f"{model} cannot be loaded: {error}") from error
     if not isinstance(pipe.processor, Falcon3AudioProcessor):

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: backbones as on the Hub, and a composed checkpoint."""
 
+import errno
+import fcntl
 import gc
 import os
 import shutil
@@ -131,6 +133,16 @@ def sensitive(checkpoint, tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture
+def disk_without_locks(monkeypatch):
+    """Such as Lustre that is mounted without `flock`."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
 @pytest.fixture(scope="session")
 def recipe(backbone_folders, tmp_path_factory):
     """A recipe for tiny runs on a mix: chats, clips with all their questions, and a clip that is too long."""
@@ -141,9 +153,9 @@ def recipe(backbone_folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     clips = write_clips(folder / "clips", 3, seconds=0.5)
     shards = folder / "shards"
-    report = begin_set(shards, {})
-    write_shard(shards / "0.arrow", [clip_row(path, 2) for path in clips], CLIP_FEATURES)
-    finish_set(shards, report, {"0.arrow": 3})
+    with begin_set(shards, {}) as report:
+        write_shard(shards / "0.arrow", [clip_row(path, 2) for path in clips], CLIP_FEATURES)
+        finish_set(shards, report, {"0.arrow": 3})
     audio, text = backbone_folders
     data = [
         {"path": str(write_chats(folder / "chats", silent=True)), "sound": "some"},

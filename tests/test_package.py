@@ -97,7 +97,7 @@ def test_the_wheel_alone_answers_a_question(wheel, checkpoint, tmp_path):
 
 def test_file_names_are_unique_across_folders():
     names = [path.name for path in TRAVELLING]
-    assert len(names) == len(set(names)) == 18
+    assert len(names) == len(set(names)) == 22
 
 
 @pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
@@ -133,7 +133,7 @@ def test_the_type_checker_sees_a_wrong_call_from_one_room_into_another(tmp_path)
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "from falcon3_audio.evaluation.rules import is_right\nfrom falcon3_audio.peak_memory import peak_memory\n"
-        "peak_memory(1)\nis_right(1, 2, bogus=5)\n"
+        "peak_memory('cpu', 1)\nis_right(1, 2, bogus=5)\n"
     )
     # The rest of the configuration is that of `make check`; analysing these two from scratch takes longest.
     config = tmp_path / "setup.cfg"

@@ -29,7 +29,7 @@ class AfterSFT:
 
     def log(self, logs, start_time=None):
         if "loss" in logs:  # of training
-            logs["peak_memory_gib"] = peak_memory_gib()
+            logs["peak_memory_gib"] = peak_memory_gib(self.args.device.type)
         super().log(logs, start_time)
 
     def get_train_dataloader(self):

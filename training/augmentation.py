@@ -15,8 +15,9 @@ All of it is off unless a recipe has `augmentation`, a mapping of what to apply:
       mask_feature_length: 10              # mel bands
 
 It runs in the data loader's workers, where clips are decoded, and only on training questions. The result depends only
-on the seed, the epoch and the row: not on the batch, the device, the number of workers, or whether the run was
-stopped and resumed. Questions that share a clip share the augmented clip.
+on the seed, the row, and how many times its set was passed over before (`weight` passes per epoch): not on the batch,
+the device, the number of workers, or whether the run was stopped and resumed. Questions that share a clip share the
+augmented clip within a pass.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from falcon3_audio.processing import SAMPLING_RATE, UnreadableAudioError, load_a
 from falcon3_audio.processing.messages_falcon3_audio import load_item
 
 from .data.files import find_files
-from .data.stream import PASS
+from .data.sampler import PASS
 
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -153,6 +154,7 @@ class Augmenter:
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
+        """Counts as the pass of examples without one: those of a data set that `load_training_data` did not return."""
         self._epoch[0] = epoch
 
     def of_example(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -213,11 +215,11 @@ class Augmenter:
         return draw.random() < self.options.prob
 
     def _draw(self, example: dict[str, Any], what: str) -> np.random.Generator:
-        """Seeded by the clip if several rows share it, else by the row."""
+        """Seeded by the pass, and by the clip if several rows share it, else by the row."""
         name = example.get("clip") or example.get("origin") or ""
         digest = hashlib.sha256(f"{what} {name}".encode()).digest()
-        epoch = example.get(PASS, int(self._epoch[0]))
-        return np.random.default_rng([self.seed, epoch, int.from_bytes(digest[:8])])
+        turn = example.get(PASS, int(self._epoch[0]))
+        return np.random.default_rng([self.seed, turn, int.from_bytes(digest[:8])])
 
     def _faster(self, samples: np.ndarray, factor: float) -> np.ndarray:
         seconds = len(samples) / SAMPLING_RATE / factor

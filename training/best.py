@@ -25,7 +25,7 @@ from .data.sources import DataSource
 PREFIX = "eval_"
 # For these, lower is better; transformers knows that only of losses.
 LESS_IS_BETTER = ("loss", "entropy", "wer", "cer")
-# Metrics of each set, see hearing.py; with `eval_generate` also those of generated.py.
+# Metrics of all sets together and of each, see hearing.py.
 METRICS = ("loss", "entropy", "mean_token_accuracy", "hearing", "hearing_low", "hearing_high")
 LOADED = "loaded_step"
 
@@ -62,11 +62,11 @@ def check_metric(arguments: TrainingArguments, sets: Sequence[str], metrics: Col
 
     Args:
         sets: names of the sets, if there are several.
-        metrics: those measured for each set.
+        metrics: that are measured, but for those in `METRICS` of each of several sets.
     """
     if arguments.metric_for_best_model is None:
         return
-    known = [f"{PREFIX}{name}" for name in metrics] + [f"{PREFIX}{of}_{name}" for of in sets for name in metrics]
+    known = [f"{PREFIX}{name}" for name in metrics] + [f"{PREFIX}{of}_{name}" for of in sets for name in METRICS]
     _expect(arguments.metric_for_best_model, known)
 
 

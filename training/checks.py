@@ -1,6 +1,6 @@
 """Checks for combinations of options that are each valid on their own."""
 
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments
@@ -59,6 +59,25 @@ def check_ignored(data: DataArguments, training: TrainingArguments):
         raise ValueError(
             "`eval_data` would never be scored: set eval_strategy to `steps` or `epoch`, or leave out eval_data."
         )
+
+
+def check_sound_everywhere(data: DataArguments, trainer: Trainer):
+    """
+    Raises a `ValueError` for sets with and without clips if the model is sharded: the processes whose prompts have no
+    clips would leave out the encoder, and the others wait forever for their shards of it.
+    """
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return
+    for option in ("train_data", "eval_data"):
+        sources = getattr(data, option)
+        kinds = {source.sound for source in sources}
+        if kinds not in (set(), {True}, {False}):
+            named = ", ".join(f"{source}: `sound: {str(source.sound).lower()}`" for source in sources)
+            raise ValueError(
+                f"{option} has prompts with and without clips ({named}), but here every process must have a clip in "
+                "every batch, since FSDP or DeepSpeed shards the encoder. Use only sets with `sound: true`, or train "
+                "with training/accelerate/ddp.yaml."
+            )
 
 
 def check_learning_rates(lora: LoraArguments, training: AudioSFTConfig):

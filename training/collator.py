@@ -6,12 +6,13 @@ question already exceed it or a clip exceeds the processor's `max_audio_seconds`
 skipped examples whose clip cannot be read. A batch always has a clip, so that encoder and projector get a gradient on
 every device; one without clips gets a hundredth of a second of silence that carries no loss.
 
-Questions about one clip in the same batch share its audio: it is decoded and encoded once, and appears once in a row,
-followed by each question and answer as a separate branch (data/packing.py). Losses are those of separate rows.
+Questions about one clip in the same batch (if clips are augmented: in the same pass over their set) share its audio: it
+is decoded and encoded once, and appears once in a row, followed by each question and answer as a separate branch
+(data/packing.py). Losses are those of separate rows.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,7 @@ from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, Falcon3Au
 from .augmentation import Augmentation, Augmenter
 from .data.chats import check_answers, check_is_answered
 from .data.packing import IGNORED, Row, Unit, join_branches, pack_units, pad_rows, split_rows
+from .data.sampler import PASS
 
 
 logger = logging.get_logger(__name__)
@@ -38,6 +40,7 @@ QUESTIONS = "num_questions"
 NUMBER = "number"
 ASKED = "asked"
 SILENCE = np.zeros(SAMPLING_RATE // 100, dtype=np.float32)
+AUDIO_INPUTS = ("input_features", "input_features_mask")
 Chat = dict[str, torch.Tensor]
 
 
@@ -142,7 +145,9 @@ class AudioChatCollator:
         clips: dict[Any, list[dict[str, Any]]] = {}
         for number, example in enumerate(examples):
             clip = example.get("clip")
-            key = number if clip is None else (clip, _up_to_the_sound(example["messages"]))
+            # In another pass the same clip is augmented differently.
+            turn = example.get(PASS) if self.augmenter else None
+            key = number if clip is None else (clip, turn, _up_to_the_sound(example["messages"]))
             clips.setdefault(key, []).append(example)
         limit = self.questions_per_row or len(examples)
         return [group[start : start + limit] for group in clips.values() for start in range(0, len(group), limit)]
@@ -198,7 +203,7 @@ class AudioChatCollator:
                 )
         except AudioTooLongError:
             return None
-        return {name: value[0] if name in ("input_ids", "labels") else value for name, value in row.items()}
+        return as_chat(row)
 
     def _fit(self, row: Chat | None) -> Chat | None:
         """The row within `max_length`: unchanged, without the end of its text, or `None` if that is not enough."""
@@ -210,29 +215,24 @@ class AudioChatCollator:
             return None
         return row | {name: row[name][: self.max_length] for name in ("input_ids", "labels")}
 
-    def _silence(self) -> Chat:
-        row = self.processor(text=self.processor.audio_token, audio=SILENCE, sampling_rate=SAMPLING_RATE)
-        ids = row["input_ids"][0]
-        return dict(row) | {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
-
     def _share(self, rows: Sequence[Sequence[Unit]]) -> dict[str, torch.Tensor]:
         if not any(unit.audio for row in rows for unit in row):
-            silence = join_branches([self._silence()], self.processor.audio_token_id)
+            silence = join_branches([silent_chat(self.processor)], self.processor.audio_token_id)
             rows = _add_row(rows, [silence], lambda row: sum(map(len, row)), lambda row, last: [*row, *last])
         audio = [audio for row in rows for unit in row for audio in unit.audio]
         asked = [question for row in rows for unit in row for question in unit.asked]
-        return pad_rows(rows, self.processor.tokenizer.pad_token_id) | _join_audio(audio) | _join_asked(asked)
+        return pad_rows(rows, self.processor.tokenizer.pad_token_id) | join_audio(audio) | _join_asked(asked)
 
     def _pad(self, rows: Sequence[Chat]) -> dict[str, torch.Tensor]:
         asked = [row[ASKED] for row in rows if ASKED in row]
         if not any("input_features" in row for row in rows):
-            rows = _add_row(rows, self._silence(), _length, _behind)
+            rows = _add_row(rows, silent_chat(self.processor), _length, _behind)
         ids = [row["input_ids"] for row in rows]
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
-        } | (_join_audio([row for row in rows if "input_features" in row]) | _join_asked(asked))
+        } | (join_audio(rows) | _join_asked(asked))
 
 
 def augmenting(
@@ -291,6 +291,22 @@ def _refill(
     return torch.cat([*parts, values[done:]])
 
 
+def as_chat(batch: Mapping[str, torch.Tensor]) -> Chat:
+    """The processor's batch of one chat, with 1-D `input_ids` and `labels`."""
+    return {name: value[0] if name in ("input_ids", "labels") else value for name, value in batch.items()}
+
+
+def silent_chat(processor: Falcon3AudioProcessor) -> Chat:
+    """A hundredth of a second of silence, of which nothing is learned."""
+    chat = as_chat(processor(text=processor.audio_token, audio=SILENCE, sampling_rate=SAMPLING_RATE))
+    return chat | {"labels": torch.full_like(chat["input_ids"], IGNORED)}
+
+
+def end_in_silence(chats: Sequence[Chat], processor: Falcon3AudioProcessor) -> list[Chat]:
+    """Chats without clips, with silence appended to the shortest."""
+    return _join_shortest(chats, silent_chat(processor), _length, _behind)
+
+
 def _length(chat: Chat) -> int:
     return len(chat["input_ids"])
 
@@ -307,7 +323,13 @@ def _add_row(
     lengths = [length(row) for row in rows]
     if not rows or min(lengths) + length(more) > max(lengths):
         return [*rows, more]
-    place = lengths.index(min(lengths))
+    return _join_shortest(rows, more, length, join)
+
+
+def _join_shortest(
+    rows: Sequence[Row], more: Row, length: Callable[[Row], int], join: Callable[[Row, Row], Row]
+) -> list[Row]:
+    place = min(range(len(rows)), key=lambda number: length(rows[number]))
     return [*rows[:place], join(rows[place], more), *rows[place + 1 :]]
 
 
@@ -342,9 +364,10 @@ def _join_asked(asked: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {ASKED: torch.stack(list(asked))} if asked else {}
 
 
-def _join_audio(chats: Sequence[Chat]) -> dict[str, torch.Tensor]:
-    names = ("input_features", "input_features_mask")
-    return {name: join_on_time([chat[name] for chat in chats]) for name in names}
+def join_audio(chats: Sequence[Chat]) -> dict[str, torch.Tensor]:
+    """The clips of all chats in order, padded to the longest: `AUDIO_INPUTS`; empty if there are none."""
+    audio = [chat for chat in chats if AUDIO_INPUTS[0] in chat]
+    return {name: join_on_time([chat[name] for chat in audio]) for name in AUDIO_INPUTS} if audio else {}
 
 
 def _silenced(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,10 +14,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
-from .locks import locked
+from falcon3_audio.locks import locked
+
 from .run_folder import other_than, start_or_go_on
 
 
@@ -99,6 +101,19 @@ def check_same_strategy(checkpoint: Path, trainer: Trainer):
         )
     if missing:
         raise ValueError(f"{checkpoint} is incomplete: {', '.join(missing)} is missing. {other_than(checkpoint)}")
+
+
+def broken_weights(model: nn.Module) -> list[str]:
+    """
+    Names of the trained weights that are not finite in a process; the same in all of them, which must all call this.
+    Of a model that DeepSpeed ZeRO-3 has sharded, none is found.
+    """
+    broken = []
+    for name, weight in model.named_parameters():
+        shard = weight.to_local() if isinstance(weight, DTensor) else weight
+        if weight.requires_grad and not torch.isfinite(shard).all():
+            broken.append(name)
+    return sorted({name for names in gather_object([broken]) for name in names})
 
 
 def reshard(model: nn.Module):

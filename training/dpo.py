@@ -4,7 +4,8 @@
 
 DPOTrainer needs only a collator: it passes everything in a batch to the model, so the audio reaches policy and
 reference. The chosen answers are the first half of a batch, the rejected ones the second, each half with the audio of
-its prompts; the loss is on the answers and their end tokens. The reference is the model without its adapter.
+its prompts; the loss is on the answers and their end tokens. A batch without clips gets silence, as in collator.py. The
+reference is the model without its adapter.
 """
 
 import sys
@@ -24,7 +25,7 @@ from .after_sft import AfterSFT, begin_with_model, print_plan, run_and_save
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
-from .collator import IGNORED, join_on_time
+from .collator import AUDIO_INPUTS, IGNORED, Chat, as_chat, end_in_silence, join_audio
 from .data.chats import audio_items, check_answers, clips_of, fill_in
 from .data_digests import data_digests
 from .distributed import leave_group
@@ -35,17 +36,6 @@ from .recipe import run_recipe
 from .run_folder import describe_recipe
 
 
-# Options of this trainer that affect the result, in addition to those of every trainer.
-DECIDING_DPO = (
-    *("beta", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef"),
-    *(
-        "use_weighting",
-        "discopop_tau",
-        "disable_dropout",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-    ),
-)
 NOT_OURS = ("padding_free", "precompute_ref_log_probs", "sync_ref_model", "remove_unused_columns", "push_to_hub")
 
 
@@ -71,25 +61,24 @@ class AudioPreferenceCollator:
 
         Returns:
             `input_ids`, `attention_mask` and `completion_mask` of shape `(2 * rows, tokens)`, padded on the right, the
-            mask 1 for the answer and its end token; and if there is audio `input_features` `(audios, mel bands,
-            frames)` and `input_features_mask` `(audios, frames)`, every audio once per half.
+            mask 1 for the answer and its end token; and `input_features` `(audios, mel bands, frames)` and
+            `input_features_mask` `(audios, frames)`: every audio once per half, or, if there is none, silence once, at
+            the end of the shortest row.
 
         Raises:
             `ValueError`: for a row of another form or with audio that cannot be used; names its `origin`.
         """
         rows = [self._encode(example, answer) for answer in ("chosen", "rejected") for example in examples]
-        ids = [row["input_ids"][0] for row in rows]
-        batch = {
+        if not any(AUDIO_INPUTS[0] in row for row in rows):
+            rows = end_in_silence(rows, self.processor)
+        ids = [row["input_ids"] for row in rows]
+        return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "completion_mask": pad_sequence([_last_answer(row["labels"][0]) for row in rows], batch_first=True),
-        }
-        for name in ("input_features", "input_features_mask"):
-            audio = [row[name] for row in rows if name in row]
-            batch |= {name: join_on_time(audio)} if audio else {}
-        return batch
+            "completion_mask": pad_sequence([_last_answer(row["labels"]) for row in rows], batch_first=True),
+        } | join_audio(rows)
 
-    def _encode(self, example: dict[str, Any], answer: str) -> dict[str, torch.Tensor]:
+    def _encode(self, example: dict[str, Any], answer: str) -> Chat:
         try:
             clips = clips_of(example)
             # In rows from `load_preferences` the clips are in place already, so a remaining tag is plain text.
@@ -102,8 +91,10 @@ class AudioPreferenceCollator:
             if audio_items(reply):
                 raise ValueError(f"`{answer}` must be text, got {reply}")
             options = {"return_labels": True, "truncation": False}  # of audio: too long a clip is an error
-            return self.processor.apply_chat_template(
-                [*prompt, *reply], tokenize=True, return_dict=True, processor_kwargs=options
+            return as_chat(
+                self.processor.apply_chat_template(
+                    [*prompt, *reply], tokenize=True, return_dict=True, processor_kwargs=options
+                )
             )
         except (ValueError, TypeError, TemplateError) as error:
             raise ValueError(f"{example.get('origin', 'A preference row')}: {error}") from error
@@ -161,7 +152,7 @@ def train(
     rows, sizes = load_preferences(data_args.train_data)
     held_out = load_preferences(data_args.eval_data)[0] if data_args.eval_data else None
     options = model_args, lora_args, data_args, args
-    recipe = describe_recipe(*options, also=DECIDING_DPO) | {"examples": sizes} | data_digests(data_args)
+    recipe = describe_recipe(*options) | {"examples": sizes} | data_digests(data_args)
     with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):
         stopper = SaveAtSigterm()
         trainer = AudioDPOTrainer(

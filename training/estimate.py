@@ -20,6 +20,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, PreTrainedConfig
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
+from falcon3_audio.adapters import base_of
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
 from falcon3_audio.text_sizes import head_size
 from falcon3_audio.user_errors import user_errors
@@ -99,7 +100,7 @@ def _questions_at_once(training: AudioSFTConfig, devices: int) -> int:
 def _config(model: ModelArguments) -> Falcon3AudioConfig:
     """Shapes by name: those of the presets need no network access."""
     if model.model is not None:
-        return AutoConfig.from_pretrained(model.model)
+        return AutoConfig.from_pretrained(base_of(model.model) or model.model)
     audio = _shape(str(model.audio_model), "audio")
     text = _shape(str(model.text_model), "text")
     vocabulary = text["vocab_size"] if isinstance(text, dict) else text.vocab_size

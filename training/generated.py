@@ -4,12 +4,12 @@ With `--eval_generate 64` the model answers that many questions of each set of `
 the same ones, greedily and in batches; each of several processes answers its share. The metrics depend on the row:
 
 - `accuracy`: rows with a column `choices` (or `options`), which in a set of questions about clips can be a field of
-the
-  question. By the rule "content" of `falcon3-audio evaluate`: which option the reply means.
-- `wer` or, if most letters are of scripts without spaces between words, `cer`: rows without options, aligned as in
-  `falcon3-audio score --rule wer` and `cer`. It is meant for transcripts and tells little about other open answers.
-  Rows do not state their language, so words are those of rewards.py. `score` uses Whisper's normalisers, which know
-  English fillers and contractions, and treat vowel signs as punctuation.
+  the question. By the rule "content" of `falcon3-audio evaluate`: which option the reply means.
+- `wer` or, if most letters of a set's answers are of scripts without spaces between words, `cer`: rows without options,
+  aligned as in `falcon3-audio score --rule wer` and `cer`. If some sets have one and some the other, there is none
+  over all sets. It is meant for transcripts and tells little about other open answers. Rows do not state their
+  language, so words are those of rewards.py. `score` uses Whisper's normalisers, which know English fillers and
+  contractions, and treat vowel signs as punctuation.
 - `exact_match`: all rows. Exactly the words of the answer, in their order (rewards.py).
 """
 
@@ -141,9 +141,27 @@ def _listed(given: Any) -> tuple[str, ...] | None:
 
 
 def measured_of(asked: Sequence[Asked]) -> list[str]:
-    """The metrics that these questions can have."""
-    closed, open_ = any(question.choices for question in asked), any(not question.choices for question in asked)
-    return ["exact_match"] * bool(asked) + ["accuracy"] * closed + ["wer", "cer"] * open_
+    """The metrics that these questions can have; with several sets also those of each, named as in the log."""
+    sets = _by_set(asked)
+    parts = [f"{name}_{metric}" for name in sets if len(sets) > 1 for metric in _metrics_of(sets[name])]
+    return [*_metrics_of(asked), *parts]
+
+
+def _metrics_of(asked: Sequence[Asked]) -> list[str]:
+    rate = rate_of(asked)
+    closed = any(question.choices for question in asked)
+    return ["exact_match"] * bool(asked) + ["accuracy"] * closed + ([rate] if rate else [])
+
+
+def _by_set(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
+    return {name: [one for one in asked if one.of == name] for name in dict.fromkeys(one.of for one in asked)}
+
+
+def rate_of(asked: Sequence[Asked]) -> str | None:
+    """`wer` or `cer`, see the top of this file; `None` if no question is open, or some sets have one, some the other."""
+    answers = [[one.answer for one in part if not one.choices] for part in _by_set(asked).values()]
+    rates = {"cer" if _has_no_spaces(some) else "wer" for some in answers if any(map(_has_word, some))}
+    return rates.pop() if len(rates) == 1 else None
 
 
 class Examination:
@@ -178,10 +196,10 @@ class Examination:
         ]
         found = dict(gather_object(replies))
         answered = [(question, found[number]) for number, question in enumerate(self.asked) if number in found]
-        metrics = score_replies(answered)
-        sets = dict.fromkeys(question.of for question in self.asked)
+        metrics = score_replies(answered, rate_of(self.asked))
+        sets = _by_set(self.asked)
         for name in sets if len(sets) > 1 else ():
-            part = score_replies([pair for pair in answered if pair[0].of == name])
+            part = score_replies([pair for pair in answered if pair[0].of == name], rate_of(sets[name]))
             metrics |= {f"{name}_{metric}": value for metric, value in part.items()}
         return metrics
 
@@ -211,15 +229,21 @@ class Examination:
         return [(number, reply.strip()) for (number, _), reply in zip(asked, said)]
 
 
-def score_replies(answered: Sequence[tuple[Asked, str]]) -> dict[str, float]:
-    """The metrics of questions with their replies; see the top of this file."""
+def score_replies(answered: Sequence[tuple[Asked, str]], rate: str | None) -> dict[str, float]:
+    """
+    The metrics of questions with their replies; see the top of this file.
+
+    Args:
+        rate: from `rate_of` all questions, whether they were answered or not.
+    """
     metrics: dict[str, float] = {"num_generated": len(answered)}
     if answered:
         metrics["exact_match"] = _mean([same_words(reply, question.answer) for question, reply in answered])
     closed = [_is_right(question, reply) for question, reply in answered if question.choices]
     if closed:
         metrics["accuracy"] = _mean(closed)
-    return metrics | _error_rate([(question.answer, reply) for question, reply in answered if not question.choices])
+    said = [(question.answer, reply) for question, reply in answered if not question.choices]
+    return metrics | (_error_rate(said, rate) if rate else {})
 
 
 def _mean(verdicts: Sequence[bool]) -> float:
@@ -230,17 +254,15 @@ def _is_right(question: Asked, reply: str) -> bool:
     return is_right(Prediction(question.origin, ANSWERED, reply, choices=question.choices, answer=question.answer))
 
 
-def _error_rate(answered: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """`wer` or `cer` over all answers whose reference has a word."""
-    if not answered:
-        return {}
-    name, normalize = ("cer", _characters) if _has_no_spaces(answered) else ("wer", _plain_words)
-    said = [(reference, reply) for reference, reply in answered if any(map(str.isalnum, normalize(reference)))]
+def _error_rate(answered: Sequence[tuple[str, str]], rate: str) -> dict[str, float]:
+    """The rate over all answers whose reference has a word."""
+    normalize = _characters if rate == "cer" else _plain_words
+    said = [(reference, reply) for reference, reply in answered if _has_word(reference)]
     if not said:
         return {}
     references, replies = zip(*said)
     counts = count_word_errors(references, replies, normalize)
-    return {name: sum(row.errors for row in counts) / sum(row.words for row in counts)}
+    return {rate: sum(row.errors for row in counts) / sum(row.words for row in counts)}
 
 
 def _plain_words(text: str) -> str:
@@ -253,6 +275,10 @@ def _characters(text: str) -> str:
     return "".join(letter if unicodedata.category(letter).startswith("M") else f" {letter}" for letter in letters)
 
 
-def _has_no_spaces(answered: Sequence[tuple[str, str]]) -> bool:
-    letters = [letter for reference, _ in answered for letter in reference if letter.isalpha()]
+def _has_word(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+def _has_no_spaces(answers: Sequence[str]) -> bool:
+    letters = [letter for answer in answers for letter in answer if letter.isalpha()]
     return 2 * sum(unicodedata.name(letter, "").startswith(WITHOUT_SPACES) for letter in letters) > len(letters)

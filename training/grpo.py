@@ -25,8 +25,8 @@ from falcon3_audio.processing import Falcon3AudioProcessor
 from .after_sft import AfterSFT, begin_with_model, print_plan, run_and_save
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
-from .checks import check_together
-from .collator import join_on_time
+from .checks import check_sound_everywhere, check_together
+from .collator import AUDIO_INPUTS, join_audio
 from .data.sources import DataSource
 from .data.training_sets import load_training_data, set_of
 from .data_digests import data_digests
@@ -38,14 +38,6 @@ from .recipe import run_recipe
 from .rewards import TAGS_REQUEST, content_answer, load_rewards, words
 from .run_folder import describe_recipe
 
-
-AUDIO_INPUTS = ("input_features", "input_features_mask")
-# Options of this trainer that affect the result, in addition to those of every trainer.
-DECIDING_GRPO = (
-    *("beta", "epsilon", "epsilon_high", "num_generations", "num_iterations", "steps_per_generation", "scale_rewards"),
-    *("max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "reward_weights"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "disable_dropout"),
-)
 
 # TRL has no public hook for extra model inputs, so `AudioGRPOTrainer` overrides these private methods. They are listed
 # with their leading parameters as in the release this was written against, and compared before training.
@@ -74,20 +66,12 @@ class EncodedPrompt(NamedTuple):
     """`input_features` (clips, mel bands, frames) and `input_features_mask` (clips, frames); empty without audio."""
 
 
-def join_audio(prompts: list[EncodedPrompt]) -> dict[str, torch.Tensor]:
-    """
-    The audio of some prompts as one batch with the keys of `EncodedPrompt.audio`: the clips of all prompts in order,
-    padded to the longest. Empty if no prompt has audio.
-    """
-    audios = [prompt.audio for prompt in prompts if prompt.audio]
-    return {name: join_on_time([audio[name] for audio in audios]) for name in AUDIO_INPUTS} if audios else {}
-
-
 class AudioGRPOTrainer(AfterSFT, GRPOTrainer):
     """
     TRL's `GRPOTrainer` for Falcon3-Audio. The dataset's `prompt` is a chat as `Falcon3AudioProcessor` takes it, with
-    the source of each audio in its item; prompts with one clip, several, or none can be mixed. Reward functions get
-    the prompts without the sources, and every other column of the dataset by its name.
+    the source of each audio in its item; prompts with one clip, several, or none can be mixed, unless FSDP or
+    DeepSpeed shards the model (checks.py). Reward functions get the prompts without the sources, and every other
+    column of the dataset by its name.
 
     Args:
         model (`Falcon3AudioForConditionalGeneration` or `PeftModel`): The policy. The reference of `beta > 0` is, as in
@@ -153,7 +137,8 @@ class AudioGRPOTrainer(AfterSFT, GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         _expect(len(prompts) == len(self._encoded), "it generates for other prompts than it was given")
-        return [prompt.ids for prompt in self._encoded], None, join_audio(self._encoded)
+        audio = join_audio([prompt.audio for prompt in self._encoded])
+        return [prompt.ids for prompt in self._encoded], None, audio
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         _expect("encoded_prompts" in inputs, "the audio is lost between generation and loss")
@@ -179,7 +164,8 @@ class AudioGRPOTrainer(AfterSFT, GRPOTrainer):
         batch_size = batch_size or len(input_ids)
         for start in range(0, len(input_ids), batch_size):
             rows = slice(start, start + batch_size)
-            audio = {name: tensor.to(input_ids.device) for name, tensor in join_audio(self._encoded[rows]).items()}
+            audio = join_audio([prompt.audio for prompt in self._encoded[rows]])
+            audio = {name: tensor.to(input_ids.device) for name, tensor in audio.items()}
             parts.append(
                 super()._get_per_token_logps_and_entropies(
                     partial(model, **audio),
@@ -348,7 +334,7 @@ def train(
     questions = load_questions(data_args.train_data, *kind)
     held_out = load_questions(data_args.eval_data, *kind) if data_args.eval_data else None
     options = model_args, lora_args, data_args, reward_args, args
-    recipe = describe_recipe(*options, also=DECIDING_GRPO) | {"examples": len(questions)} | data_digests(data_args)
+    recipe = describe_recipe(*options) | {"examples": len(questions)} | data_digests(data_args)
     with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):
         stopper = SaveAtSigterm()
         trainer = AudioGRPOTrainer(
@@ -361,6 +347,7 @@ def train(
             peft_config=choose_trained_weights(model, lora_args),
             callbacks=[stopper],
         )
+        check_sound_everywhere(data_args, trainer)
         if trainer.is_world_process_zero():
             answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             lines = {"a step": f"{answers} answers, {args.num_generations} to each prompt"}

@@ -33,6 +33,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, logging
 
 from falcon3_audio import FULL_PRECISION_MODULES
+from falcon3_audio.adapters import BASE
 from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
@@ -40,7 +41,7 @@ from .arguments import COMPOSED, ModelArguments
 from .collator import QUESTIONS, AudioChatCollator
 from .projector_start import fit_projector
 from .publishing.merge import merge
-from .run_folder import BASE, find_checkpoint, makes_base
+from .run_folder import find_checkpoint, makes_base
 
 
 logger = logging.get_logger(__name__)

@@ -11,13 +11,17 @@ import errno
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.utils import ADAPTER_CONFIG_NAME
 
+from falcon3_audio.adapters import BASE
 from falcon3_audio.whole_files import whole_file
 
 from .data.sources import DataSource
@@ -26,19 +30,36 @@ from .data.sources import DataSource
 RECIPE = "recipe.yaml"
 DATA_SHA256 = "data_sha256"  # key in RECIPE, see data_digests.py
 STATE = "trainer_state.json"
-BASE = "base"  # the model that a run composed, see `load_model`
-ADAPTER_CONFIG = "adapter_config.json"
-# Options of the trainer that affect the result; the others control execution, logging and saving.
-DECIDING = (
-    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
-    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("max_length", "questions_per_row", "loss_type", "bf16", "fp16", "seed", "data_seed"),
-    *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    *("early_stopping_patience", "early_stopping_threshold"),
-    *("augmentation", "audio_tower_learning_rate", "projector_learning_rate", "language_model_learning_rate"),
+# Options of trainers that do not affect the result: they control execution, logging, saving and the Hub, or have no
+# effect here. All others are recorded, also those that a later release of transformers or TRL adds.
+NOT_DECIDING = (
+    *("output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
+    *("do_train", "do_eval", "do_predict", "run_name", "project", "report_to", "disable_tqdm", "debug"),
+    *("include_num_input_tokens_seen", "skip_memory_metrics", "push_to_hub", "num_completions_to_print"),
+    *("use_cpu", "local_rank", "accelerator_config", "parallelism_config", "deepspeed", "ds3_gather_for_generation"),
+    *("full_determinism", "tf32", "use_cache", "compile_layers", "use_liger_kernel", "liger_kernel_config"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "activation_offloading"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "pad_to_multiple_of", "tokens_per_device"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
+    *("per_device_eval_batch_size", "prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"),
+    *("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
+    *("label_names", "dataset_text_field", "dataset_kwargs", "dataset_num_proc", "truncation_mode"),
+    *("model_init_kwargs", "trust_remote_code", "precompute_ref_log_probs", "precompute_ref_batch_size", "use_vllm"),
+    "generation_batch_size",  # follows from steps_per_generation
+    *("on_bad_audio", "max_bad_audio"),  # a run that stopped at a bad clip can resume with `skip`
 )
-# Those of them that can change on resuming: the result is as if they had been given from the start.
+# The same, by how their names begin.
+NOT_DECIDING_FAMILIES = (
+    *("ddp_", "fsdp", "hub_", "log_", "logging_", "save_", "torch_compile", "torch_empty_cache", "trackio_", "vllm_"),
+)
+# These count if evaluations decide which step is the result, or how the run goes on.
+OF_EVALUATION = (
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_generate", "num_generations_eval"),
+)
+# And these unless `global_batch_size` is an option: then it alone counts, however a batch is divided.
+OF_BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
+# Recorded, but they can change on resuming: the result is as if they had been given from the start.
 MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold")
 # Disk full, over quota, file too large for the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -46,30 +67,43 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _WRITE_FAILURES = ("PytorchStreamWriter", "unexpected pos", *(f"(os error {number})" for number in _DISK_ERRORS))
 
 
-def describe_recipe(*options: Any, also: Sequence[str] = ()) -> dict[str, Any]:
+def describe_recipe(*options: Any) -> dict[str, Any]:
     """
     Everything that affects the result of a run, as plain values.
 
     Args:
         *options: dataclasses of which every field counts, and last the trainer's own (`TrainingArguments`), of which
-            only those in `DECIDING` and `also` count.
-        also: further options of the trainer that count.
+            those in `NOT_DECIDING` do not.
     """
     *groups, training = options
     recipe: dict[str, Any] = {}
     for group in groups:
         recipe |= dataclasses.asdict(group)
-    recipe |= {name: getattr(training, name) for name in (*DECIDING, *also) if hasattr(training, name)}
+    recipe |= {name: getattr(training, name) for name in _deciding(training)}
     recipe["global_batch_size"] = (
         training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     )
     return json.loads(json.dumps(recipe, default=str))
 
 
+def _deciding(training: TrainingArguments) -> list[str]:
+    """The options of a trainer that affect the result."""
+    names = [field.name for field in dataclasses.fields(training)]
+    without = {*NOT_DECIDING, *(OF_BATCHES if "global_batch_size" in names else ())}
+    without |= set() if _evaluations_decide(training) else {*OF_EVALUATION}
+    return [name for name in names if name not in without and not name.startswith(NOT_DECIDING_FAMILIES)]
+
+
+def _evaluations_decide(training: TrainingArguments) -> bool:
+    stops_early = getattr(training, "early_stopping_patience", None) is not None
+    by_plateau = training.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    return training.load_best_model_at_end or stops_early or by_plateau
+
+
 def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence[Any]) -> dict[str, Any]:
     """
-    The recipe `before`, completed with the defaults of the options in the recipe `now`, and in its sets, that did not
-    exist yet when it was recorded.
+    The recipe `before`, completed with the defaults of the options in the recipe `now`, and in its sets, that were not
+    recorded yet when it was.
 
     Args:
         options: the dataclasses of the recipe's options, or instances of them.
@@ -79,6 +113,8 @@ def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence
     defaults = {
         field.name: field.default if field.default_factory is made else field.default_factory() for field in fields
     }
+    # Earlier versions did not record when a run evaluates, and where this decides, it was not the default.
+    defaults |= {name: now[name] for name in OF_EVALUATION if name in now}
     sources = {
         name: _source_defaults(before[name], now.get(name)) for name in ("train_data", "eval_data") if name in before
     }
@@ -121,12 +157,11 @@ def start_or_go_on(
     folder = Path(output_dir)
     path = folder / RECIPE
     checkpoint = _given_checkpoint(Path(resume)) if resume else find_checkpoint(output_dir)
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if before:
-        before = with_defaults(before, recipe, options)
+    recorded = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = with_defaults(recorded, recipe, options) if recorded else {}
     has_ended = (folder / STATE).exists()
     if before and (checkpoint or has_ended):
-        _check_unchanged(folder, before, recipe, has_ended)
+        _check_unchanged(folder, before, recipe, has_ended, recipe.keys() - recorded.keys())
     if has_ended and not checkpoint:
         raise ValueError(
             f"{folder} holds a finished run without checkpoints: there is nothing to resume, and its results are "
@@ -135,15 +170,22 @@ def start_or_go_on(
         )
     if not checkpoint:
         _check_place_of_base(folder, before, recipe)
-    if write and before != recipe:
+    if write and recorded != recipe:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(yaml.safe_dump(recipe, sort_keys=False).encode())
     return checkpoint
 
 
-def _check_unchanged(folder: Path, before: dict[str, Any], recipe: dict[str, Any], has_ended: bool):
-    """Raises a `ValueError` that names the options, or else the sets, that changed since the run was started."""
+def _check_unchanged(
+    folder: Path, before: dict[str, Any], recipe: dict[str, Any], has_ended: bool, assumed: Collection[str]
+):
+    """
+    Raises a `ValueError` that names the options, or else the sets, that changed since the run was started.
+
+    Args:
+        assumed: options that were not recorded, so that `before` has their defaults.
+    """
     known = (*MAY_CHANGE, DATA_SHA256)
     changed = [name for name in recipe if name not in known and before.get(name) != recipe[name]]
     if changed:
@@ -156,6 +198,9 @@ def _check_unchanged(folder: Path, before: dict[str, Any], recipe: dict[str, Any
                 "--output_dir ANOTHER`, with the number of additional epochs, instead of the options that give its "
                 "model."
             )
+        unsure = ", ".join(name for name in changed if name in assumed)
+        if unsure:
+            advice += f" {RECIPE} there lacks {unsure}; if the run was started with the value given now, add it."
         raise ValueError(f"{folder} holds a run that was started with other options ({differences}). {advice}")
     recorded = before.get(DATA_SHA256) or {}
     edited = [
@@ -183,12 +228,7 @@ def _check_place_of_base(folder: Path, before: dict[str, Any], recipe: dict[str,
 
 def makes_base(model: str | None) -> bool:
     """Whether a run on this model (`None`: backbones) first creates a base model to start from."""
-    return model is None or (Path(model) / ADAPTER_CONFIG).exists()
-
-
-def root_of(run: Path) -> Path:
-    """The folder of a run, given that folder or one of its checkpoints."""
-    return run.parent if run.name.startswith("checkpoint-") else run
+    return model is None or (Path(model) / ADAPTER_CONFIG_NAME).exists()
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:

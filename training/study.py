@@ -26,11 +26,11 @@ from typing import Any
 import torch
 import yaml
 
+from falcon3_audio.locks import lock
 from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import whole_file, write_json
 
 from .data.shards import is_set
-from .locks import lock
 from .studies.study_file import make_study, read_study
 from .studies.study_report import check_own_report, write_report
 from .studies.study_results import pack

@@ -35,7 +35,7 @@ from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, LogThe
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
 from .data.sampler import MixtureSampler
 from .data.stream import TrainingStream
-from .distributed import reshard
+from .distributed import broken_weights, reshard
 from .generated import Asked, Examination, measured_of
 from .hearing import (
     HEARING,
@@ -348,7 +348,11 @@ class AudioSFTTrainer(SFTTrainer):
         self._check_bad_audio(totals[COUNTERS[2]])
         totals["training_seconds"] = seconds
         rates = {f"{name}_per_second": round(count / elapsed, 2) for name, count in everywhere.items()}
-        return rates | totals | {"data_wait_share": round(waiting, 3), "peak_memory_gib": peak_memory_gib()}
+        return (
+            rates
+            | totals
+            | {"data_wait_share": round(waiting, 3), "peak_memory_gib": peak_memory_gib(self.args.device.type)}
+        )
 
     def _check_bad_audio(self, count: int):
         total = self.state.max_steps * self._questions_of_a_step
@@ -371,12 +375,7 @@ class AudioSFTTrainer(SFTTrainer):
         """Does nothing: TRL's card has no audio and no licence. Pushing a finished run creates this project's card."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        broken = [
-            name
-            for name, weight in self.model.named_parameters()
-            if weight.requires_grad and not torch.isfinite(weight).all()
-        ]
-        if broken:
+        if broken := broken_weights(self.model):
             raise FloatingPointError(
                 f"{len(broken)} trained weights are no longer finite ({broken[0]} for one), so nothing is saved; the "
                 "checkpoints of earlier steps are intact. Lower the learning rate and resume from one of them."

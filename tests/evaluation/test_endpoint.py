@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from stub_endpoint import Answer, StubEndpoint
 
-from falcon3_audio.evaluation.endpoint import Endpoint, EndpointError, EndpointUnavailable
+from falcon3_audio.evaluation.endpoint import Endpoint, EndpointError, EndpointFailed, EndpointUnavailable
 
 
 CHAT = [{"role": "user", "content": "What do you hear?"}]
@@ -52,7 +52,9 @@ def test_busy_and_broken_servers_are_asked_again(status):
 
 
 def test_what_stays_an_error_after_all_retries():
-    assert "refused: Error code: 500 - broken." in error_of(Answer("broken", status=500), retries=2)
+    for status in (408, 500, 502, 503, 504):
+        said = error_of(Answer("broken", status=status), kind=EndpointFailed, retries=2)
+        assert f"failed: Error code: {status} - broken." in said
     assert "refused: Error code: 429 - slow down" in error_of(
         Answer("slow down", status=429), kind=EndpointUnavailable, retries=1
     )
@@ -69,7 +71,8 @@ def test_requests_that_are_wrong_are_not_repeated():
 
 
 def test_a_slow_server():
-    assert "did not answer: Request timed out." in error_of(Answer("late", seconds=1), timeout=0.1)
+    said = error_of(Answer("late", seconds=1), kind=EndpointFailed, timeout=0.1)
+    assert "did not answer: Request timed out." in said
 
 
 def test_nobody_there():
@@ -91,11 +94,20 @@ def test_nobody_there():
         (Answer(body=b'{"error": {"message": "upstream is gone"}}'), "upstream is gone"),
         (Answer(body=b'{"choices": []}'), "no chat completion"),
         (Answer(body=b'{"choices": [null]}'), "no chat completion"),
+    ],
+)
+def test_malformed_answers_are_errors_of_the_server_and_never_empty_replies(answer, said):
+    assert said in error_of(answer, kind=EndpointFailed)
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
         (Answer(body=b'{"choices": [{"message": "hello"}]}'), "answered without text"),
         (Answer(None, finish_reason="content_filter"), "answered without text: finish_reason 'content_filter'"),
     ],
 )
-def test_malformed_answers_are_errors_and_never_empty_replies(answer, said):
+def test_answers_without_text_are_errors(answer, said):
     assert said in error_of(answer)
 
 
@@ -108,7 +120,8 @@ def test_the_key_is_shown_to_the_server_and_to_nobody_else(monkeypatch):
     assert stub.requests[0].key == KEY  # the server repeats the key in its error message
     assert KEY not in str(caught.value) and "Incorrect API key provided: ***." in str(caught.value)
     assert "environment variable MY_KEY?" in str(caught.value)
-    assert KEY not in error_of(Answer(body=f'{{"seen": "{KEY}"}}'.encode()), api_key_env="MY_KEY")
+    seen = Answer(body=f'{{"seen": "{KEY}"}}'.encode())
+    assert KEY not in error_of(seen, kind=EndpointFailed, api_key_env="MY_KEY")
 
 
 def test_without_a_key_servers_that_want_one_say_so(monkeypatch):
@@ -121,7 +134,7 @@ def test_without_a_key_servers_that_want_one_say_so(monkeypatch):
 
 
 def test_long_messages_are_cut():
-    message = error_of(Answer("x" * 10_000, status=500))
+    message = error_of(Answer("x" * 10_000, status=400))
     assert 500 < len(message) < 600 and message.endswith(" ...")
 
 

@@ -270,6 +270,17 @@ def test_an_endpoint_that_nobody_answers_at_is_one_line(data, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("falcon3-audio evaluate: The endpoint") and error.count("\n") == 1
     assert "cannot be reached" in error and (tmp_path / "out" / JOURNAL).exists()
+    assert error.endswith(f"Run the same command again to resume: finished answers are in {tmp_path / 'out'}.\n")
+
+
+def test_a_server_that_fails_is_one_line_that_says_how_to_go_on(data, tmp_path, capsys):
+    with StubEndpoint(lambda body: Answer("restarting", status=503)) as stub:
+        assert main(command(data, tmp_path / "out", *remote(stub))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"falcon3-audio evaluate: The endpoint {stub.url} failed: Error code: 503 - restarting. It "
+    )
+    assert "in a row. Run the same command again to resume" in error and error.count("\n") == 1
 
 
 def test_no_such_model_is_one_line(data, tmp_path, capsys):

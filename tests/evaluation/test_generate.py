@@ -11,6 +11,7 @@ import pytest
 from evaluation_runs import killed_while, make_questions, rows_of, run_of
 
 from falcon3_audio.evaluation.answerers import RunStopped, answered, failed
+from falcon3_audio.evaluation.endpoint import EndpointFailed
 from falcon3_audio.evaluation.generate import generate
 from falcon3_audio.evaluation.journal import JOURNAL
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN, read_predictions
@@ -22,7 +23,8 @@ class Fake:
 
     packages = ("numpy",)
 
-    def __init__(self, log: Path, workers=1, fails=(), stops_at=None, model="fake"):
+    def __init__(self, log: Path, workers=1, fails=(), stops_at=None, model="fake", error=None):
+        self.error = error or ValueError("no\nsound")
         self.log, self.workers, self.fails, self.stops_at, self.model = log, workers, fails, stops_at, model
         self.checked, self.prepared = 0, []
 
@@ -47,7 +49,7 @@ class Fake:
             log.write("".join(f"{identity}\n" for identity in ids))
         heard = {item.question.id: "".join(clip.name for clip in item.heard) for item in items}
         yield [
-            failed(item, ValueError("no\nsound"))
+            failed(item, self.error)
             if item.question.id in self.fails
             else answered(item, f"{heard[item.question.id]}: {item.prompt}\n", audio_tokens=len(item.prompt))
             for item in items
@@ -129,6 +131,15 @@ def test_a_finished_run_is_the_same_when_it_is_started_again(questions, log, tmp
 def test_failed_questions_are_finished(questions, log, tmp_path):
     generate(questions, Fake(log, fails=["q3"]), tmp_path / "out")
     assert generate(questions, Fake(log), tmp_path / "out")["failed"] == 1
+
+
+def test_a_later_answer_counts_whichever_process_gave_it(questions, log, tmp_path):
+    """The server failed in the second process; a resumed run has only the first, which reads the other's journal."""
+    down = Fake(log, fails=["q2", "q3"], error=EndpointFailed("no\nserver"))
+    assert generate(questions, down, tmp_path / "out", process=1, processes=2) is None
+    assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
+    assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
+    assert log.read_text().split().count("q2") == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -243,6 +254,10 @@ def test_two_processes_do_not_write_one_journal(questions, log, tmp_path):
         with pytest.raises(ValueError, match="Another process is writing to"):
             generate(questions, Fake(log), tmp_path / "out")
     assert (tmp_path / "out" / JOURNAL).read_bytes() == journal
+    assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
+
+
+def test_disks_without_locks_stop_no_run(questions, log, tmp_path, disk_without_locks):
     assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
 
 

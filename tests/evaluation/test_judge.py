@@ -147,6 +147,29 @@ def test_published_files_and_the_averages_that_air_bench_publishes(tmp_path):
     assert "answers about 8 clips" in block["score at equal length"]["reason"]
 
 
+def test_questions_that_share_a_clip_are_one_draw_of_the_bootstrap(tmp_path):
+    """Also if they share one of several: ten pairs about (a, b) and (b, c) have the interval of ten clips."""
+
+    def reply(body):
+        number = int(re.search(r"clip (\d+)", str(body))[1])
+        return f"5 {number // 2 + 1}"  # the same for both questions of a pair
+
+    def block(name, clips):
+        rows = [prediction(number, audio=audio) for number, audio in enumerate(clips)]
+        with StubEndpoint(reply) as stub:
+            status, out = run(write(tmp_path / name, *rows), stub)
+        assert status == 0
+        return json.loads((out / "judge.json").read_text())["judges"]["m"]
+
+    names = [f"{number}.wav" for number in range(30)]
+    chained = [tuple(names[3 * pair + i : 3 * pair + i + 2]) for pair in range(10) for i in (0, 1)]
+    together = block("chained", chained)["score"]
+    assert together["interval"] and together == block("one", [(names[n // 2],) for n in range(20)])["score"]
+    assert together["interval"] != block("apart", [(name,) for name in names[:20]])["score"]["interval"]
+    reason = block("few", chained[:4])["score at equal length"]["reason"]
+    assert reason == "answers about 2 clips; at least 10 are needed"
+
+
 def test_the_correctness_rubric_counts_claims(tmp_path):
     folder = write(tmp_path / "run", prediction(0, "yes"), prediction(1, "a cat, at night"), prediction(2, "a dog"))
     said = {

@@ -18,7 +18,7 @@ from tiny import tone
 
 from falcon3_audio.evaluation.answerers import Item, NoAudio
 from falcon3_audio.evaluation.endpoint import Endpoint, EndpointUnavailable
-from falcon3_audio.evaluation.generate import generate
+from falcon3_audio.evaluation.generate import IN_A_ROW, generate
 from falcon3_audio.evaluation.predictions import PREDICTIONS
 from falcon3_audio.evaluation.questions import Clip
 from falcon3_audio.evaluation.remote_model import RemoteModel, as_wav
@@ -179,6 +179,70 @@ def test_an_endpoint_that_answers_nobody_ends_the_run(questions, tmp_path):
         assert generate(questions, model_of(stub), tmp_path / "out", "question") == {"answered": 5}
     numbers = [text[-2] for text in asked(stub)]
     assert numbers[:4] == ["0", "3", "1", "4"] and sorted(numbers[4:]) == ["2", "4"]
+
+
+@pytest.mark.parametrize("answer", [Answer("bad gateway", status=502), Answer(body=b"<html>restarting</html>")])
+def test_a_server_that_fails_stops_the_run_and_nothing_of_it_is_final(tmp_path, answer):
+    """A proxy before a server that is restarted after three replies."""
+    questions, up = make_questions(tmp_path / "clips", "abcdefghijkl"), [3]
+
+    def restarting(body):
+        if words(body) != PROBE:
+            up[0] -= 1
+        return hears(body) if up[0] >= 0 else answer
+
+    with StubEndpoint(restarting) as stub:
+        with pytest.raises(EndpointUnavailable, match=f"It failed on {IN_A_ROW} questions in a row"):
+            generate(questions, model_of(stub, workers=1), tmp_path / "out", "question")
+        assert len(asked(stub)) == 3 + IN_A_ROW and not (tmp_path / "out" / PREDICTIONS).exists()
+        stub.requests.clear()
+        up[0] = 100
+        assert generate(questions, model_of(stub, workers=1), tmp_path / "out", "question") == {"answered": 12}
+        # What was asked before comes last.
+        assert asked(stub) == [f"What is it, {number}?" for number in (8, 9, 10, 11, 3, 4, 5, 6, 7)]
+        generate(questions, model_of(stub), tmp_path / "whole", "question")
+    assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
+
+
+def test_clips_that_the_server_always_fails_on_do_not_stop_a_run_for_ever(tmp_path, capsys):
+    """Six of them, more than may fail in a row. They count as failed, and are asked again each time."""
+    questions = make_questions(tmp_path / "clips", "abcdefghijkl")
+    bad = {f"What is it, {number}?" for number in range(2, 8)}
+
+    def moody(body):
+        return Answer("cannot decode", status=500) if words(body) in bad else hears(body)
+
+    def again():
+        stub.requests.clear()
+        return generate(questions, model_of(stub, workers=1), tmp_path / "out", "question")
+
+    with StubEndpoint(moody) as stub:
+        with pytest.raises(EndpointUnavailable):
+            again()
+        assert again() == {"answered": 6, "failed": 6}
+        assert "the server failed on 6 questions; the same command asks them again" in capsys.readouterr().err
+        row = rows_of(tmp_path / "out")["q2"]
+        assert (row["status"], row["reply"], row["ask_again"]) == ("failed", None, True)
+        assert row["error"].endswith("failed: Error code: 500 - cannot decode.")
+        assert again() == {"answered": 6, "failed": 6} and set(asked(stub)) == bad
+        bad.clear()
+        assert again() == {"answered": 12} and len(asked(stub)) == 6
+        assert again() == {"answered": 12} and not asked(stub)
+
+
+def test_if_the_server_fails_in_the_check_the_next_run_checks_again(questions, tmp_path):
+    busy = [True]
+
+    def starting(body):
+        return Answer("starting", status=503) if busy and words(body) == PROBE else hears(body)
+
+    with StubEndpoint(starting) as stub:
+        generate(questions, model_of(stub), tmp_path / "out")
+        said = run_of(tmp_path / "out")["audio_check"]
+        assert said.startswith("unknown: ") and said.endswith("failed: Error code: 503 - starting.")
+        busy.clear()
+        generate(questions, model_of(stub), tmp_path / "out")
+    assert run_of(tmp_path / "out")["audio_check"].startswith("two seconds of audio raised")
 
 
 def test_an_endpoint_that_does_not_hear_is_found_out_before_the_first_question(questions, tmp_path):

@@ -55,6 +55,7 @@ def test_a_program_may_have_errors_and_words_of_its_own(capsys):
     [
         (TimeoutError("no breath"), "no breath. Go on."),
         (RuntimeError("No breath."), "No breath. Go on."),
+        (RuntimeError("No breath?"), "No breath? Go on."),
         (ValueError("no such note"), "no such note"),
     ],
 )

@@ -1,9 +1,11 @@
 """Folders that appear only when complete: their contents and permissions."""
 
 import os
+import signal
 
 import pytest
 import torch
+from child import in_child
 from safetensors.torch import save_file
 
 from falcon3_audio.whole_files import whole_folder
@@ -40,3 +42,27 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
     ):
         pass
     assert (tmp_path / "full" / "mine").exists()
+
+
+def test_a_second_process_does_not_touch_what_the_first_is_writing(tmp_path):
+    with whole_folder(tmp_path / "model") as first:
+        (first / "config.json").write_text("first")
+        with (
+            pytest.raises(FileExistsError, match="Another process is writing .*model; wait until it finishes"),
+            whole_folder(tmp_path / "model"),
+        ):
+            pass
+        assert (first / "config.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    def killed():
+        with whole_folder(tmp_path / "model") as folder:
+            (folder / "half").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(killed) == -signal.SIGKILL and list(tmp_path.iterdir())
+    with whole_folder(tmp_path / "model") as folder:
+        (folder / "config.json").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/config.json"]

@@ -1,23 +1,18 @@
 """`transformers serve` with a saved folder and its own code, as a user without this package runs it."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 
 import httpx
 import openai
+from ports import free_port
 from running_server import QUESTION, audio, openai_chat, user
 from transformers import pipeline
 
 
 COMMAND = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--trust-remote-code", "--device", "cpu"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def wait_for(process: subprocess.Popen, url: str) -> None:

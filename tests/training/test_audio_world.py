@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 import numpy as np
 import pytest
 import soundfile
+from child import in_child
 
 from falcon3_audio.training.prepare.espeak import variants
 from falcon3_audio.training.world import audio_world
@@ -252,6 +253,21 @@ def test_a_world_is_reused_and_a_half_written_one_completed(tmp_path):
     (out / "world.json").unlink()
     with pytest.raises(ValueError, match="holds train.json but no world.json"):
         generate_world(out, train_clips=6, test_clips=6)
+
+
+def test_two_runs_do_not_write_into_one_file(tmp_path, monkeypatch):
+    """A second run completes the world while the first is writing its first clip."""
+    write = soundfile.write
+
+    def slow(*arguments, **options):
+        monkeypatch.setattr(soundfile, "write", write)
+        write(*arguments, **options)
+        assert in_child(lambda: generate_world(tmp_path / "out", train_clips=2, test_clips=1)) == 0
+
+    monkeypatch.setattr(soundfile, "write", slow)
+    first = generate_world(tmp_path / "out", train_clips=2, test_clips=1)
+    assert generate_world(tmp_path / "fresh", train_clips=2, test_clips=1) == first
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Augmented clips: what changes, that it depends only on seed, epoch and row, and that evaluation never hears them."""
+"""Augmented clips: what changes, that it depends only on seed, pass and row, and that evaluation never hears them."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,15 +9,27 @@ import pytest
 import soundfile
 import torch
 from torch.utils.data import DataLoader
-from training_runs import TEXT, assistant, clip_row, heard, log_of, user, write_chats, write_clips, write_jsonl
+from training_runs import (
+    TEXT,
+    assistant,
+    clip_row,
+    heard,
+    log_of,
+    parse,
+    user,
+    write_chats,
+    write_clips,
+    write_jsonl,
+)
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, UnreadableAudioError
 from falcon3_audio.training import sft
 from falcon3_audio.training.augmentation import Augmentation, Augmenter, in_room, read_augmentation, with_noise
 from falcon3_audio.training.collator import AudioChatCollator
+from falcon3_audio.training.data.sampler import PASS, MixtureSampler
 from falcon3_audio.training.data.sources import DataSource
-from falcon3_audio.training.data.training_sets import load_training_data
+from falcon3_audio.training.data.training_sets import load_training_data, questions_per_clip
 
 
 ALL = {
@@ -149,10 +162,42 @@ def test_it_follows_seed_epoch_and_row_alone(processor, examples):
     assert torch.equal(batch["input_features"][1, :, :frames], first[0][0])
 
 
-def test_questions_that_share_a_clip_share_what_became_of_it(processor, tmp_path):
+@pytest.fixture
+def about_a_clip(tmp_path):
+    """Three questions about one clip."""
     (clip,) = write_clips(tmp_path, 1)
     rows = [clip_row(clip, 3) | {"audio": str(clip)}]
-    examples = load_training_data([DataSource(str(write_jsonl(tmp_path / "clips.jsonl", rows)))])[0]
+    return load_training_data([DataSource(str(write_jsonl(tmp_path / "clips.jsonl", rows)))])[0]
+
+
+def test_repeats_within_an_epoch_differ(processor, about_a_clip):
+    """With a weight of 4 for one clip, in one batch or in several, in any process."""
+
+    def heard_in(batch_size, collate, workers=0):
+        sampler = MixtureSampler([3], [4], clips=questions_per_clip(about_a_clip, [3]), questions_per_row=None)
+        loader = DataLoader(
+            about_a_clip, batch_size, sampler=sampler, num_workers=workers, collate_fn=lambda rows: collate(rows)
+        )
+        batches = [(batch["input_features"], batch["input_features_mask"]) for batch in loader]
+        return [
+            features[:, : int(mask.sum())] for some, masks in batches for features, mask in zip(some, masks)
+        ]  # of each clip
+
+    at_once = heard_in(12, collator(processor))
+    assert len(at_once) == 4
+    assert not any(
+        one.shape == other.shape and torch.equal(one, other) for one, other in itertools.combinations(at_once, 2)
+    )
+    for batch_size, workers in ((3, 0), (6, 2)):
+        others = heard_in(batch_size, collator(processor), workers)
+        assert len(others) == 4
+        assert all(any(torch.equal(one, other) for other in others if other.shape == one.shape) for one in at_once)
+    # Without augmentation the repeats of a step still share the clip.
+    assert len(heard_in(12, AudioChatCollator(processor, questions_per_row=None))) == 1
+
+
+def test_questions_that_share_a_clip_share_what_became_of_it(processor, about_a_clip):
+    examples = about_a_clip
     shared = collator(processor)(list(examples))
     assert shared["input_features"].shape[0] == 1
     alone = collator(processor)
@@ -186,9 +231,22 @@ def test_a_run_augments_what_it_trains_on_and_nothing_else(recipe, finished_run,
     assert [entry["loss"] for entry in log_of(tmp_path / "run")] == pytest.approx(ours, abs=1e-6)
 
 
-def test_evaluation_hears_clips_as_they_are(recipe, tmp_path):
-    from training_runs import parse
+def test_a_run_tells_the_passes_apart(recipe, tmp_path, monkeypatch):
+    """Over more than one epoch of all its sets."""
+    heard, of_example = [], Augmenter.of_example
 
+    def spy(self, example):
+        heard.append((example["origin"], example[PASS]))
+        return of_example(self, example)
+
+    monkeypatch.setattr(Augmenter, "of_example", spy)
+    options = ("--save_strategy", "no", "--questions_per_row", "1", "--output_dir", str(tmp_path / "run"))
+    sft.train(*parse("--config", recipe, *options, "--augmentation", json.dumps(ALL)))
+    assert len(heard) == len(set(heard)) > 15  # questions an epoch
+    assert {turn for _, turn in heard} == {0, 1}
+
+
+def test_evaluation_hears_clips_as_they_are(recipe, tmp_path):
     options = ("--max_steps", "1", "--save_strategy", "no", "--output_dir", str(tmp_path / "run"))
     trainer = sft.train(*parse("--config", recipe, *options, "--augmentation", json.dumps(ALL)))
     assert trainer.data_collator.augmenter is None and trainer._train_collator.augmenter is not None

@@ -9,7 +9,7 @@ from training_runs import farthest, history_of, weights_of, write_chats
 from transformers import TrainerState
 
 from falcon3_audio.training import sft
-from falcon3_audio.training.best import check_metric, less_is_better, name_sets, note_best
+from falcon3_audio.training.best import METRICS, check_metric, less_is_better, name_sets, note_best
 from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.publishing.run_facts import describe_outcome
 from falcon3_audio.training.trainer import AudioSFTTrainer
@@ -134,6 +134,13 @@ def test_a_metric_that_is_not_measured_is_refused_before_training():
     check_metric(SimpleNamespace(metric_for_best_model="eval_some_hearing"), ["some", "others"])
     with pytest.raises(ValueError, match=r"'some_losses' is not measured in this run \(nearest: eval_some_loss\)"):
         check_metric(SimpleNamespace(metric_for_best_model="some_losses"), ["some", "others"])
+    rates = [*METRICS, "exact_match", "some_wer", "others_cer"]
+    check_metric(SimpleNamespace(metric_for_best_model="others_cer"), ["some", "others"], rates)
+    for metric, nearest in (("wer", "some_wer"), ("others_wer", "others_cer")):
+        with pytest.raises(ValueError, match=rf"'{metric}' is not measured in this run \(nearest: eval_{nearest}\)"):
+            check_metric(SimpleNamespace(metric_for_best_model=metric), ["some", "others"], rates)
+    with pytest.raises(ValueError, match="is not measured"):  # a metric of one set is not one of another's
+        check_metric(SimpleNamespace(metric_for_best_model="others_some_wer"), ["some", "others"], rates)
 
 
 def test_no_number_is_no_best():

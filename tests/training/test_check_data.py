@@ -27,9 +27,9 @@ def test_all_is_counted(tmp_path):
 
 def test_a_clip_is_decoded_once_for_all_of_its_questions(tmp_path):
     clips = write_clips(tmp_path / "clips", 5)
-    report = begin_set(tmp_path / "set", {})
-    write_shard(tmp_path / "set" / "0.arrow", [clip_row(path, 4) for path in clips], CLIP_FEATURES)
-    finish_set(tmp_path / "set", report, {"0.arrow": 5})
+    with begin_set(tmp_path / "set", {}) as report:
+        write_shard(tmp_path / "set" / "0.arrow", [clip_row(path, 4) for path in clips], CLIP_FEATURES)
+        finish_set(tmp_path / "set", report, {"0.arrow": 5})
     found = check(DataSource(str(tmp_path / "set")))
     assert (found.examples, found.clips, found.unread) == (20, 5, [])
     assert found.seconds == pytest.approx(sum(soundfile.info(path).duration for path in clips), abs=1e-6)

@@ -46,9 +46,9 @@ def test_sets_that_hold_their_sound_are_not_read_whole(tmp_path):
 
 def test_prepared_and_saved_sets(tmp_path):
     (clip,) = write_clips(tmp_path, 1)
-    report = begin_set(tmp_path / "prepared", {"seed": 0})
-    write_shard(tmp_path / "prepared" / "0.arrow", [clip_row(clip, 2)], CLIP_FEATURES)
-    finish_set(tmp_path / "prepared", report, {"0.arrow": 1})
+    with begin_set(tmp_path / "prepared", {"seed": 0}) as report:
+        write_shard(tmp_path / "prepared" / "0.arrow", [clip_row(clip, 2)], CLIP_FEATURES)
+        finish_set(tmp_path / "prepared", report, {"0.arrow": 1})
     before = digest(tmp_path / "prepared")
     text = (tmp_path / "prepared" / "report.json").read_text()
     (tmp_path / "prepared" / "report.json").write_text(text.replace('"seed": 0', '"seed": 1'))

@@ -1,10 +1,19 @@
-"""Which checkpoints a run resumes from under each strategy; runs in several processes are in test_multi_process.py."""
+"""
+Which checkpoints a run resumes from under each strategy, and weights that are not finite; runs in several processes
+are in test_multi_process.py.
+"""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+from ports import free_port
+from torch import nn
 
-from falcon3_audio.training.distributed import check_same_strategy
+from falcon3_audio.training.distributed import broken_weights, check_same_strategy
 
 
 ALONE, FSDP, DEEPSPEED = ("one process or DDP", "FSDP", "DeepSpeed")
@@ -65,3 +74,44 @@ def test_a_state_that_is_missing_is_named(check, strategy, gone, said):
 
 def test_the_number_of_processes_may_change(check):
     check(["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"], ALONE)
+
+
+def test_only_trained_weights_can_be_broken():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert broken_weights(model) == []
+    for layer in model:
+        nn.init.constant_(layer.bias, torch.inf)
+    model[0].requires_grad_(False)
+    assert broken_weights(model) == ["1.bias"]
+
+
+SHARDED = """
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from falcon3_audio.training.distributed import broken_weights
+
+state = PartialState(cpu=True, backend="gloo")
+model = fully_shard(nn.Linear(4, 4), mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+if state.process_index == 1:  # of the last rows alone, which are in this process
+    with torch.no_grad():
+        model.weight.to_local().fill_(torch.nan)
+print(state.num_processes, *broken_weights(model))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_shard_that_is_broken_is_in_all_processes():
+    """Otherwise one would raise an error while the others wait for it."""
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED],
+            env=os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["2 weight", "2 weight"]

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -93,8 +94,37 @@ def test_both_halves_have_the_audio_of_their_prompts(processor, rows, clips):
     for row, path in enumerate((clips[0], clips[1], clips[0])):
         alone = processor(text=processor.audio_token, audio=path)["input_features"][0]
         assert torch.equal(features[row, :, : alone.shape[1]], alone)
-    text_only = AudioPreferenceCollator(processor)(rows[2:])
-    assert text_only.keys() == {"input_ids", "attention_mask", "completion_mask"}
+
+
+def test_a_batch_without_clips_has_silence(make, processor, rows):
+    """Else a process without clips would leave out a sharded encoder, and the others wait for it. It changes no loss."""
+    batch = AudioPreferenceCollator(processor)(rows[2:])
+    silence = processor(text=processor.audio_token, audio=np.zeros(160, np.float32), sampling_rate=SAMPLING_RATE)
+    assert torch.equal(batch["input_features"], silence["input_features"])
+    assert torch.equal(batch["input_features_mask"], silence["input_features_mask"])
+    sounds = batch["input_ids"] == processor.audio_token_id
+    assert sounds.sum() == (silence["input_ids"] == processor.audio_token_id).sum() > 0
+    for sound, mask in zip(sounds, batch["completion_mask"]):
+        assert not sound[: int(mask.nonzero().max()) + 1].any()  # so nothing attends to it
+    trainer = make(max_steps=2)
+    trainer.train()  # so that policy and reference differ
+    plain = {name: batch[name] for name in ("attention_mask", "completion_mask")}
+    plain["attention_mask"] = plain["attention_mask"] * ~sounds
+    plain["input_ids"] = batch["input_ids"].masked_fill(sounds, processor.tokenizer.pad_token_id)
+    trainer.model.eval()
+    with torch.no_grad():
+        losses = [trainer.compute_loss(trainer.model, dict(given)) for given in (batch, plain)]
+    torch.testing.assert_close(*losses)
+
+
+def test_silence_trains_the_encoder_by_nothing(make, processor, rows):
+    """But its weights get a gradient, as on other devices."""
+    trainer = make()
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, dict(AudioPreferenceCollator(processor)(rows[2:]))).backward()
+    grads = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    sounds = [grad for name, grad in grads.items() if ".audio_tower." in name or "multi_modal_projector" in name]
+    assert sounds and all(grad is not None and not grad.any() for grad in sounds)
 
 
 def test_clips_of_the_rows_columns_are_filled_in(processor, rows, clips):

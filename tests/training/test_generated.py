@@ -21,11 +21,15 @@ from falcon3_audio.evaluation.word_errors import count_word_errors, error_rate, 
 from falcon3_audio.training import generated, sft
 from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
-from falcon3_audio.training.generated import Asked, Examination, draw_questions, score_replies
+from falcon3_audio.training.generated import Asked, Examination, draw_questions, measured_of, rate_of, score_replies
 
 
 def asked(answer, choices=(), of="set"):
     return Asked(of, [user("?")], answer, tuple(choices), "row")
+
+
+def scored(pairs):
+    return score_replies(pairs, rate_of([question for question, _ in pairs]))
 
 
 def draw(path, count):
@@ -53,7 +57,7 @@ def test_replies_are_those_of_a_pipeline(examination, answering, sensitive, monk
     ]
     assert len(set(expected)) > 5
     seen = []
-    monkeypatch.setattr(generated, "score_replies", lambda answered: seen.append(answered) or {})
+    monkeypatch.setattr(generated, "score_replies", lambda answered, rate: seen.append(answered) or {})
     examination.hold(answering)
     assert [reply for _, reply in seen[0]] == [reply.strip() for reply in expected]
 
@@ -71,19 +75,19 @@ def test_processes_answer_a_share_each(examination, answering, monkeypatch):
 
 def test_rows_with_options_are_read_for_their_content():
     options = ["a dog", "a cat"]
-    found = score_replies([(asked("a dog", options), "(A) A dog."), (asked("a cat", options), "It is the dog")])
+    found = scored([(asked("a dog", options), "(A) A dog."), (asked("a cat", options), "It is the dog")])
     assert found == {"num_generated": 2, "exact_match": 0.0, "accuracy": 0.5}
 
 
 def test_rates_are_those_of_evaluation():
     pairs = [("The cat sat.", "the cat sat down"), ("a dog", "dogs"), ("...", "nothing was said")]
-    found = score_replies([(asked(reference), reply) for reference, reply in pairs])
+    found = scored([(asked(reference), reply) for reference, reply in pairs])
     counted = error_rate(count_word_errors(*map(list, zip(*pairs[:2])), normalizer()))
     assert (
         found == {"num_generated": 3, "exact_match": 0.0, "wer": counted["word_error_rate"]} and found["wer"] == 3 / 5
     )
-    assert score_replies([(asked("你好，世界"), "你好地界")]) == {"num_generated": 1, "exact_match": 0.0, "cer": 1 / 4}
-    assert "wer" in score_replies([(asked("привет мир"), "привет")])
+    assert scored([(asked("你好，世界"), "你好地界")]) == {"num_generated": 1, "exact_match": 0.0, "cer": 1 / 4}
+    assert "wer" in scored([(asked("привет мир"), "привет")])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,35 @@ def test_rates_are_those_of_evaluation():
     ],
 )
 def test_rates_are_right_in_any_language(reference, reply, name, rate):
-    assert score_replies([(asked(reference), reply)])[name] == pytest.approx(rate)
+    assert scored([(asked(reference), reply)])[name] == pytest.approx(rate)
+
+
+ENGLISH, CHINESE = asked("a dog", of="en"), asked("你好，世界", of="zh")
+
+
+def test_the_rate_follows_from_the_questions_and_not_from_those_answered():
+    """The name of the metric must be known before training; a clip that is too long must not change it."""
+    mixed = [asked("你好，世界，朋友"), asked("a dog")]
+    assert measured_of(mixed) == ["exact_match", "cer"]
+    assert score_replies([(mixed[1], "a dog")], rate_of(mixed)) == {"num_generated": 1, "exact_match": 1, "cer": 0}
+    assert score_replies([], "cer") == {"num_generated": 0}
+    closed = [asked("a dog", ["a dog", "a cat"])]
+    assert measured_of(closed) == ["exact_match", "accuracy"] and rate_of(closed) is None
+    assert measured_of([asked("...")]) == ["exact_match"]  # no word to count
+
+
+def test_sets_with_different_rates_have_none_together(examination, answering, monkeypatch):
+    sets = [ENGLISH, CHINESE, asked("B", ["B", "C"], of="options")]
+    each = ["en_exact_match", "en_wer", "zh_exact_match", "zh_cer", "options_exact_match", "options_accuracy"]
+    assert measured_of(sets) == ["exact_match", "accuracy", *each]
+    assert measured_of([ENGLISH, asked("a cat", of="more")])[:2] == ["exact_match", "wer"]
+    examination.asked = sets
+    monkeypatch.setattr(Examination, "_answer", lambda self, model, some: [(n, one.answer) for n, one in some])
+    found = examination.hold(answering)
+    assert found.keys() - {"num_generated", "en_num_generated", "zh_num_generated", "options_num_generated"} == set(
+        measured_of(sets)
+    )
+    assert found["en_wer"] == found["zh_cer"] == 0
 
 
 def test_options_come_from_the_row(tmp_path):
@@ -215,5 +247,7 @@ def test_mistakes(recipe, tmp_path, capsys, monkeypatch):
     options = ("--eval_data", str(write_chats(tmp_path / "held_out")), "--eval_strategy", "steps", "--eval_steps", "2")
     options += ("--eval_generate", "4")
     assert "'accuracy' is not measured in this run" in said(*options, "--metric_for_best_model", "accuracy")
+    assert "'cer' is not measured in this run (nearest: eval_wer)" in said(*options, "--metric_for_best_model", "cer")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))  # nothing was trained
     monkeypatch.setattr(generated, "find_spec", lambda name: None)
     assert "jiwer, which is not installed" in said(*options)

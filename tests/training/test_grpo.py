@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -395,6 +396,16 @@ def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, chec
         shutil.rmtree(path)
     assert grpo.main([*arguments, "--answer_tags", "true"]) == 1
     assert f"{folder} holds a finished run without checkpoints" in capsys.readouterr().err
+
+
+def test_a_sharded_run_needs_clips_everywhere(recipe, tmp_path, monkeypatch, capsys):
+    """Else it would hang at the first batch without a clip."""
+    sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    monkeypatch.setattr(grpo, "AudioGRPOTrainer", lambda *args, **options: sharded)
+    (tmp_path / "mixed.yaml").write_text(f"train_data: [{{path: {recipe[0][3]}, sound: some}}]\n")
+    arguments = [text for text in recipe[0] if text not in ("--train_data", recipe[0][3])]
+    assert grpo.main(["--config", str(tmp_path / "mixed.yaml"), *arguments]) == 1
+    assert "train_data has prompts with and without clips" in capsys.readouterr().err
 
 
 def test_questions_ask_for_tags_if_told(recipe, processor):

@@ -12,8 +12,8 @@ from training_runs import farthest, files_up_to, parse, weights_of
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.adapters import find_base
 from falcon3_audio.training import sft
-from falcon3_audio.training.publishing.adapter_base import find_base
 from falcon3_audio.training.publishing.merge import load_adapted, main, merge
 
 

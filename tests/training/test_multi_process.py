@@ -7,7 +7,6 @@ Each launch makes several runs one after another, because starting takes longest
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pytest
 import soundfile
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from ports import free_port
 from tiny import SAMPLING_RATE, tone
 from training_runs import (
     CLIP_FEATURES,
@@ -157,12 +157,6 @@ def launched(request, recipe, tmp_path_factory):
     reports = [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(2)]
     assert [report["codes"] for report in reports] == [[0] * (len(runs) - 2) + [EXIT_CODE, 1]] * 2, output
     return Launch(strategy, folder, output, reports)
-
-
-def free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        return tried.getsockname()[1]
 
 
 def launch(config: Path, machines: int, command: list[str]) -> str:

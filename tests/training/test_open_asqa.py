@@ -122,7 +122,7 @@ def test_the_audio_world(tmp_path):
     counts |= {"missing": 0, "broken": 0, "lost_questions": 0, "hours": pytest.approx(hours, abs=1e-4)}
     assert report["total"] == counts
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "00000-00.arrow"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "set.lock", "00000-00.arrow"}
 
 
 def test_clips_of_several_sub_datasets(source, tmp_path, small_buckets):
@@ -304,6 +304,28 @@ def test_broken_audio_that_was_mended_is_taken(source, tmp_path, small_buckets):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
 
 
+def test_a_second_start_is_refused_and_removes_nothing(source, tmp_path, monkeypatch, small_buckets, capsys):
+    """It is started while the first run writes its second shard."""
+    write_shard, shards = open_asqa.write_shard, []
+
+    def interrupted(path, *arguments):
+        shards.append(path)
+        if len(shards) == 2:
+            path.with_name(f"{path.name}.7.tmp").touch()
+            options = [f"--audio-root={pattern}={folder}" for pattern, folder in roots_of(source)]
+            assert main(["prepare", str(source / "rows.json"), str(tmp_path / "out"), *options]) == 1
+            assert path.with_name(f"{path.name}.7.tmp").exists() and shards[0].exists()
+        write_shard(path, *arguments)
+
+    monkeypatch.setattr(open_asqa, "write_shard", interrupted)
+    run(source, tmp_path / "out")
+    [said] = capsys.readouterr().err.splitlines()
+    assert f"another process is preparing the set in {tmp_path / 'out'}; wait until it finishes, or stop it" in said
+    run(source, tmp_path / "out")  # removes the partial file
+    run(source, tmp_path / "fresh")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
 def test_shards_of_an_earlier_run_do_not_stay(source, tmp_path, monkeypatch):
     monkeypatch.setattr(open_asqa, "SHARD_CLIPS", 2)
     (source / "as" / "id-0.wav").rename(tmp_path / "id-0.wav")
@@ -464,7 +486,7 @@ def test_killed_at_every_step(source, tmp_path, monkeypatch, small_buckets):
         steps = step
         run(source, out)
         assert files_of(out) == expected, step
-    shards = sorted(set(expected) - {"report.json"})
+    shards = sorted(set(expected) - {"report.json", "set.lock"})
     buckets = {name.split("-")[0] for name in shards}
     assert len(shards) > len(buckets) > 2
     assert steps == len(shards) + len(buckets) + 4  # a record per bucket; the report twice, the rows and their summary

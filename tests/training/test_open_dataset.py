@@ -53,9 +53,9 @@ def test_saved_sets_have_the_splits_they_were_saved_with(tmp_path):
 
 def test_what_has_no_splits_or_configurations_says_so(tmp_path):
     shards = tmp_path / "shards"
-    report = begin_set(shards, {})
-    write_shard(shards / "0.arrow", [{"text": "a"}], Features({"text": Value("string")}))
-    finish_set(shards, report, {"0.arrow": 1})
+    with begin_set(shards, {}) as report:
+        write_shard(shards / "0.arrow", [{"text": "a"}], Features({"text": Value("string")}))
+        finish_set(shards, report, {"0.arrow": 1})
     assert texts(shards) == ["a"]
     with pytest.raises(ValueError, match="shards' cannot be read: got the split 'test'; expected one of train"):
         open_dataset(str(shards), split="test")

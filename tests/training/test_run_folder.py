@@ -1,5 +1,6 @@
 """A run's folder: which checkpoint to resume from, changed recipes, files that are damaged or cannot be written."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -12,8 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from training_runs import files_up_to, parse
 
+from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from falcon3_audio.training.dpo import AudioDPOConfig
+from falcon3_audio.training.grpo import AudioGRPOConfig
 from falcon3_audio.training.run_folder import (
     DATA_SHA256,
+    NOT_DECIDING,
+    NOT_DECIDING_FAMILIES,
+    OF_BATCHES,
+    OF_EVALUATION,
     RECIPE,
     check_readable,
     describe_recipe,
@@ -21,7 +29,9 @@ from falcon3_audio.training.run_folder import (
     find_checkpoint,
     is_write_failure,
     start_or_go_on,
+    with_defaults,
 )
+from falcon3_audio.whole_files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +71,151 @@ def test_a_recipe_is_what_decides_the_result(options, recipe):
         ("--global_batch_size", "8"),
     ):
         assert describe_recipe(*parse("--config", recipe, "--output_dir", "anywhere", *changed)) != options, changed
+
+
+GROUPS = [ModelArguments(model="a/base"), LoraArguments(), DataArguments(["some.jsonl"])]
+TRAINERS = (AudioSFTConfig, AudioDPOConfig, AudioGRPOConfig)
+
+
+def recorded_by(trainer, **options):
+    return describe_recipe(*GROUPS, trainer(output_dir="anywhere", bf16=False, **options))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "changed"),
+    [
+        *((trainer, {"average_tokens_across_devices": False}) for trainer in TRAINERS),
+        *((trainer, {"optim_target_modules": "all-linear"}) for trainer in TRAINERS),
+        *((AudioDPOConfig, changed) for changed in ({"beta": 0.2}, {"gradient_accumulation_steps": 2})),
+        *((AudioDPOConfig, changed) for changed in ({"train_sampling_strategy": "sequential"}, {"ld_alpha": 0.5})),
+        (AudioGRPOConfig, {"delta": 4.0}),
+        (AudioGRPOConfig, {"importance_sampling_level": "sequence"}),
+        (AudioGRPOConfig, {"mask_truncated_completions": True}),
+        (AudioGRPOConfig, {"top_entropy_quantile": 0.2}),
+        (AudioGRPOConfig, {"entropy_coef": 0.1}),
+        (AudioGRPOConfig, {"use_bias_correction_kl": False}),
+        (AudioGRPOConfig, {"multi_objective_aggregation": "normalize_then_sum"}),
+        (AudioGRPOConfig, {"off_policy_mask_threshold": 0.5}),
+        (AudioGRPOConfig, {"generation_kwargs": {"no_repeat_ngram_size": 3}}),
+        (AudioGRPOConfig, {"generation_batch_size": 16}),
+        (AudioGRPOConfig, {"shuffle_dataset": False}),
+    ],
+)
+def test_every_option_that_decides_is_recorded(trainer, changed):
+    assert recorded_by(trainer, **changed) != recorded_by(trainer)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"logging_steps": 3, "save_steps": 7, "report_to": "none", "run_name": "mine", "hub_model_id": "a/b"},
+        {
+            "dataloader_num_workers": 2,
+            "per_device_eval_batch_size": 3,
+            "ddp_timeout": 9,
+            "activation_checkpointing": False,
+        },
+        {"eval_strategy": "steps", "eval_steps": 4},
+    ],
+)
+def test_how_a_run_is_executed_is_not(trainer, changed):
+    assert recorded_by(trainer, **changed) == recorded_by(trainer)
+
+
+def test_what_does_not_decide_exists():
+    """A misspelt or former name would leave its option recorded."""
+    names = {field.name for trainer in TRAINERS for field in dataclasses.fields(trainer)}
+    assert set((*NOT_DECIDING, *OF_EVALUATION, *OF_BATCHES)) <= names
+    assert all(any(name.startswith(family) for name in names) for family in NOT_DECIDING_FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "decides",
+    [{"load_best_model_at_end": True}, {"early_stopping_patience": 2}, {"lr_scheduler_type": "reduce_lr_on_plateau"}],
+)
+def test_evaluations_are_recorded_where_they_decide(decides):
+    evaluates = {"eval_strategy": "steps", "eval_steps": 4}
+    whole = recorded_by(AudioSFTConfig, **decides, **evaluates)
+    assert (whole["eval_strategy"], whole["eval_steps"], whole["eval_generate"]) == ("steps", 4, 0)
+    for changed in ({"eval_steps": 8}, {"eval_strategy": "epoch"}, {"eval_delay": 2}, {"eval_generate": 3}):
+        assert recorded_by(AudioSFTConfig, **decides, **(evaluates | changed)) != whole
+
+
+# What was recorded of trainers before everything was.
+FORMERLY = (
+    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("max_length", "questions_per_row", "loss_type", "bf16", "fp16", "seed", "data_seed"),
+    *("neftune_noise_alpha", "label_smoothing_factor", "dataloader_drop_last", "global_batch_size"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("early_stopping_patience", "early_stopping_threshold"),
+    *("augmentation", "audio_tower_learning_rate", "projector_learning_rate", "language_model_learning_rate"),
+)
+FORMERLY_OF = {
+    AudioSFTConfig: (),
+    AudioDPOConfig: (
+        *("beta", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef"),
+        *("use_weighting", "discopop_tau", "disable_dropout", "per_device_train_batch_size"),
+        "gradient_accumulation_steps",
+    ),
+    AudioGRPOConfig: (
+        *("beta", "epsilon", "epsilon_high", "num_generations", "num_iterations", "steps_per_generation"),
+        *("scale_rewards", "max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+        *("reward_weights", "per_device_train_batch_size", "gradient_accumulation_steps", "disable_dropout"),
+    ),
+}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {
+            "eval_strategy": "steps",
+            "eval_steps": 4,
+            "load_best_model_at_end": True,
+            "save_strategy": "steps",
+            "save_steps": 4,
+        },
+    ],
+)
+def test_runs_of_earlier_versions_resume(trainer, given, tmp_path):
+    """Their records have fewer options; what they lack was the default, as far as can be known."""
+    options = [*GROUPS, trainer(output_dir=str(tmp_path), bf16=False, per_device_train_batch_size=8, **given)]
+    now = describe_recipe(*options)
+    names = {field.name for group in GROUPS for field in dataclasses.fields(group)} | {
+        *FORMERLY,
+        *FORMERLY_OF[trainer],
+    }
+    before = {name: value for name, value in now.items() if name in names}
+    assert len(before) < len(now) and names - before.keys() <= {*FORMERLY}
+    assert with_defaults(before, now, options) == now
+
+    def resume(**changed):
+        (tmp_path / RECIPE).write_text(yaml.safe_dump(before))
+        return start_or_go_on(tmp_path, now | changed, options=options)
+
+    (tmp_path / "checkpoint-2").mkdir()
+    write_json(tmp_path / "checkpoint-2" / "trainer_state.json", {"global_step": 2})
+    assert resume() == tmp_path / "checkpoint-2"
+    assert yaml.safe_load((tmp_path / RECIPE).read_text()) == now  # from then on
+    with pytest.raises(ValueError) as error:
+        resume(average_tokens_across_devices=False, learning_rate=0.5)
+    assert "average_tokens_across_devices: True -> False" in str(error.value)
+    assert str(error.value).endswith(
+        "recipe.yaml there lacks average_tokens_across_devices; if the run was started with the value given now, add it."
+    )
+    assert yaml.safe_load((tmp_path / RECIPE).read_text()) == before
+
+
+def test_an_option_of_a_later_release_is_recorded(tmp_path):
+    later = dataclasses.make_dataclass("Later", [("new_coefficient", float, 0.5)], bases=(AudioGRPOConfig,))
+    options = [*GROUPS, later(output_dir=str(tmp_path), bf16=False)]
+    now = describe_recipe(*options)
+    assert now["new_coefficient"] == 0.5
+    assert with_defaults(recorded_by(AudioGRPOConfig), now, options) == now
 
 
 def test_a_new_run_records_its_recipe(options, tmp_path):

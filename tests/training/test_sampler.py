@@ -1,10 +1,12 @@
 """The order of training depends only on seed and epoch."""
 
+import pickle
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from falcon3_audio.training.data import sampler as module
@@ -73,6 +75,18 @@ def test_weights_above_one_repeat():
     counts = Counter(indices)
     assert all(counts[index] == (1 if index < 10 else 2) for index in range(15))
     assert Counter(order([4], [2.5])).most_common(1)[0][1] == 3
+
+
+def test_repeats_have_the_numbers_of_their_passes():
+    """Each time a row comes, over all epochs, it has another one; workers get it too."""
+    sampler = MixtureSampler([10, 4], [1, 2.5], clips=[np.full(5, 2), np.full(2, 2)], questions_per_row=None)
+    turns = {index: [] for index in range(14)}
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        for place in pickle.loads(pickle.dumps(list(sampler))):
+            turns[place].append(place.turn)
+    assert all(sorted(turns[index]) == list(range(4)) for index in range(10))
+    assert all(sorted(turns[index]) == list(range(10)) for index in range(10, 14))
 
 
 def test_sets_are_spread_over_the_epoch():

@@ -34,9 +34,9 @@ from training_runs import (
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerState
 from trl import SFTTrainer
 
+from falcon3_audio.locks import lock
 from falcon3_audio.training import sft
 from falcon3_audio.training.data import training_sets as data
-from falcon3_audio.training.locks import lock
 from falcon3_audio.training.publishing.merge import merge
 from falcon3_audio.training.run_folder import check_readable, find_checkpoint
 from falcon3_audio.training.trainer import AudioSFTTrainer

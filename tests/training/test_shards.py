@@ -26,6 +26,7 @@ from tiny import tone
 from falcon3_audio.processing import load_audio
 from falcon3_audio.training.data.shards import (
     AUDIO,
+    LOCK,
     REPORT,
     begin_set,
     encode_flac,
@@ -71,10 +72,16 @@ def make_rows(start, count):
 
 
 def make_set(folder, suffix=".arrow"):
-    report = begin_set(folder, {"seed": 1})
-    write_shard(folder / f"a{suffix}", make_rows(0, 250), FEATURES)
-    write_shard(folder / f"b{suffix}", make_rows(250, 30), FEATURES)
-    return finish_set(folder, report, {f"a{suffix}": 250, f"b{suffix}": 30})
+    with begin_set(folder, {"seed": 1}) as report:
+        write_shard(folder / f"a{suffix}", make_rows(0, 250), FEATURES)
+        write_shard(folder / f"b{suffix}", make_rows(250, 30), FEATURES)
+        return finish_set(folder, report, {f"a{suffix}": 250, f"b{suffix}": 30})
+
+
+def begun(folder, parameters):
+    """The report of a preparation that stops immediately."""
+    with begin_set(folder, parameters) as report:
+        return report
 
 
 @pytest.fixture(scope="module")
@@ -179,18 +186,27 @@ def test_killed_while_writing(tmp_path):
     assert in_child(write) == -signal.SIGKILL
     [left] = set(tmp_path.iterdir()) - {tmp_path / REPORT}
     assert left.suffix == ".tmp" and left.read_bytes() == b"half"
-    begin_set(tmp_path, {"seed": 1})
-    assert [path.name for path in tmp_path.iterdir()] == [REPORT]
+    assert begun(tmp_path, {"seed": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {REPORT, LOCK}
 
 
 def test_a_folder_of_others_keeps_its_files(tmp_path):
     (tmp_path / "notes.tmp").write_text("mine")
     with pytest.raises(ValueError, match="holds files but no report.json"):
-        begin_set(tmp_path, {"seed": 1})
-    assert (tmp_path / "notes.tmp").read_text() == "mine"
+        begun(tmp_path, {"seed": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.tmp"]
     (tmp_path / "notes.tmp").rename(tmp_path / f"{REPORT}.7.tmp")  # of a run that was killed immediately
-    begin_set(tmp_path, {"seed": 1})
-    assert [path.name for path in tmp_path.iterdir()] == [REPORT]
+    assert begun(tmp_path, {"seed": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {REPORT, LOCK}
+
+
+def test_a_second_preparation_leaves_the_files_of_the_first(tmp_path):
+    with begin_set(tmp_path, {"seed": 1}):
+        (tmp_path / "a.arrow.7.tmp").touch()  # the shard that is being written
+        with pytest.raises(ValueError, match=r"another process is preparing the set in .*; wait until it finishes"):
+            begun(tmp_path, {"seed": 1})
+        assert (tmp_path / "a.arrow.7.tmp").exists()
+    assert begun(tmp_path, {"seed": 1}) and not (tmp_path / "a.arrow.7.tmp").exists()
 
 
 def test_an_older_file_survives_a_failed_write(tmp_path):
@@ -238,11 +254,11 @@ def test_sets_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="holds a list"):
         read_shards(tmp_path)
     write_json(tmp_path / REPORT, {"format": 1, "study": "encodings"})  # a study's report, which has the same name
-    for use in (read_shards, lambda folder: begin_set(folder, {"seed": 1})):
+    for use in (read_shards, lambda folder: begun(folder, {"seed": 1})):
         with pytest.raises(ValueError, match="is not a report of a prepared set: it has no `parameters`"):
             use(tmp_path)
     (tmp_path / REPORT).unlink()
-    report = begin_set(tmp_path, {"seed": 1})
+    report = begun(tmp_path, {"seed": 1})
     with pytest.raises(ValueError, match="is not finished .its preparation stopped"):
         read_shards(tmp_path)
     write_json(tmp_path / REPORT, report | {"failed": "a: 3 of 4 clips are missing"})
@@ -273,17 +289,17 @@ def test_shards_that_cannot_be_read(arrow_set, tmp_path):
 
 
 def test_a_folder_belongs_to_one_set(arrow_set, tmp_path):
-    assert begin_set(arrow_set, {"seed": 1})["finished"]
+    assert begun(arrow_set, {"seed": 1})["finished"]
     with pytest.raises(ValueError, match=re.escape("made with {'seed': 1}, but {'seed': 2} was asked for")):
-        begin_set(arrow_set, {"seed": 2})
+        begun(arrow_set, {"seed": 2})
     assert len(read_shards(arrow_set)) == 280
-    begun = begin_set(tmp_path / "new", {"roots": [("a", "b")]})  # a tuple is read back as a list
-    assert begin_set(tmp_path / "new", {"roots": [("a", "b")]}) == begun
-    assert begin_set(tmp_path / "new", {"seed": 3})["parameters"] == {"seed": 3}  # nothing was made yet
+    new = begun(tmp_path / "new", {"roots": [("a", "b")]})  # a tuple is read back as a list
+    assert begun(tmp_path / "new", {"roots": [("a", "b")]}) == new
+    assert begun(tmp_path / "new", {"seed": 3})["parameters"] == {"seed": 3}  # nothing was made yet
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds files but no report.json; pass an empty folder"):
-        begin_set(tmp_path / "other", {"seed": 1})
+        begun(tmp_path / "other", {"seed": 1})
 
 
 def test_workers(tmp_path):

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from training_runs import ANSWERS, CLIP_FEATURES, assistant, clip_row, heard, user, write_clips, write_jsonl
 
 from falcon3_audio.training.augmentation import Augmentation, Augmenter
+from falcon3_audio.training.data.sampler import PASS
 from falcon3_audio.training.data.shards import begin_set, finish_set, write_shard
 from falcon3_audio.training.data.sources import DataSource
-from falcon3_audio.training.data.stream import PASS, POSITION, TrainingStream, open_streams
+from falcon3_audio.training.data.stream import POSITION, TrainingStream, open_streams
 from falcon3_audio.training.data.training_sets import describe_sets, load_training_data
 
 
@@ -185,10 +186,10 @@ def test_rows_are_named(tmp_path, texts):
 def test_sets_that_are_on_the_disk_are_streamed_as_they_are(tmp_path):
     """Prepared shards, and sets saved by `datasets`: with the row numbers, and so the prompts, of the loaded set."""
     wavs = write_clips(tmp_path / "wavs", 3, 0.05)
-    report = begin_set(tmp_path / "shards", {})
-    for number in range(2):
-        write_shard(tmp_path / "shards" / f"{number}.arrow", [clip_row(wav, 2) for wav in wavs], CLIP_FEATURES)
-    finish_set(tmp_path / "shards", report, {"0.arrow": 3, "1.arrow": 3})
+    with begin_set(tmp_path / "shards", {}) as report:
+        for number in range(2):
+            write_shard(tmp_path / "shards" / f"{number}.arrow", [clip_row(wav, 2) for wav in wavs], CLIP_FEATURES)
+        finish_set(tmp_path / "shards", report, {"0.arrow": 3, "1.arrow": 3})
     rows = [{"audio": str(wav), "text": answer} for wav in wavs * 40 for answer in ANSWERS]
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     for name, entry in (("shards", {}), ("saved", {"prompt": ["What?", "Which?", "Who?"]})):

@@ -147,12 +147,12 @@ def test_all_questions_of_a_clip_are_examples_and_the_transcript_is_not_shown(fo
 
 def test_prepared_shards_and_mixed_sets_lie_end_to_end(folder):
     shards, chats = folder / "shards", write_chats(folder / "chats", 3)
-    report = begin_set(shards, {})
-    for name in ("0.arrow", "1.arrow"):
-        write_shard(shards / name, [clip_row(folder / "0.wav", 2)], CLIP_FEATURES)
-    with pytest.raises(ValueError, match="set .*shards.* cannot be read: .*not finished"):
-        load_training_data([DataSource(str(shards))])
-    finish_set(shards, report, {"0.arrow": 1, "1.arrow": 1})
+    with begin_set(shards, {}) as report:
+        for name in ("0.arrow", "1.arrow"):
+            write_shard(shards / name, [clip_row(folder / "0.wav", 2)], CLIP_FEATURES)
+        with pytest.raises(ValueError, match="set .*shards.* cannot be read: .*not finished"):
+            load_training_data([DataSource(str(shards))])
+        finish_set(shards, report, {"0.arrow": 1, "1.arrow": 1})
     examples, sizes = load_training_data([DataSource(str(shards)), DataSource(str(chats)), DataSource(str(shards))])
     assert sizes == [4, 5, 4]
     assert examples[3]["origin"] == f"{shards}, row 1, question 1"

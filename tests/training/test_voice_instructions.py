@@ -69,7 +69,7 @@ def test_what_is_written(source, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(source, out, "--seed", "5") == 0
     names = [f"train-0000{number}-of-00003.parquet" for number in range(3)]
-    assert sorted(path.name for path in out.iterdir()) == sorted(["report.json", "summary.json", *names])
+    assert sorted(path.name for path in out.iterdir()) == sorted(["report.json", "set.lock", "summary.json", *names])
     rows = load_dataset("parquet", data_files=[str(out / name) for name in names], split="train")
     assert rows["row"] == [*range(12), 15]
     assert rows["instruction"] == [f"What does a {animal} eat?" for animal in ANIMALS] + ["What does an owl eat?"]
@@ -139,6 +139,23 @@ def test_killed_and_started_again(source, tmp_path, monkeypatch, written):
     assert first.stat().st_mtime_ns == before.st_mtime_ns  # not spoken again
     after = digests(broken)
     assert run(source, broken) == 0 and digests(broken) == after  # finished: nothing to do
+
+
+def test_a_second_start_is_refused(source, tmp_path, monkeypatch, capsys):
+    """It is started while the first run writes its first shard."""
+    write_shard, said = voice_instructions.write_shard, []
+
+    def interrupted(*arguments):
+        if not said:
+            said.append(capsys.readouterr())
+            assert run(source, tmp_path / "out") == 1
+            said.append(capsys.readouterr().err)
+        write_shard(*arguments)
+
+    monkeypatch.setattr(voice_instructions, "write_shard", interrupted)
+    assert run(source, tmp_path / "out") == 0 and run(source, tmp_path / "fresh") == 0
+    assert f"another process is preparing the set in {tmp_path / 'out'}; wait until it finishes" in said[1]
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
 def test_a_folder_of_something_else(source, tmp_path, capsys):

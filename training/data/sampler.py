@@ -20,11 +20,27 @@ from torch.utils.data import Sampler
 
 # How many groups are searched for one that fits into the rest of a step.
 LOOK_AHEAD = 64
+PASS = "pass"  # in examples: how many times their set was read before
+
+
+class Place(int):
+    """An index into a training set, and `turn`: how many times its set was passed over before."""
+
+    turn: int
+
+    def __new__(cls, index: int, turn: int):
+        place = super().__new__(cls, index)
+        place.turn = turn
+        return place
+
+    def __reduce__(self):  # for the loader's workers: that of `int` leaves out `turn`
+        return Place, (int(self), self.turn)
 
 
 class MixtureSampler(Sampler[int]):
     """
-    Indices into several concatenated sets, each set as often as its weight says, all shuffled together.
+    Indices into several concatenated sets (each a `Place`), each set as often as its weight says, all shuffled
+    together.
 
     Args:
         sizes: examples of each set.
@@ -49,6 +65,7 @@ class MixtureSampler(Sampler[int]):
         batch_size: int | None = None,
     ):
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
+        self._size = sum(self.sizes)
         self.clips = clips
         self.questions_per_row = 1 if clips is None else questions_per_row
         self.counts = [round(weight * size) for weight, size in zip(weights, sizes)]
@@ -80,8 +97,12 @@ class MixtureSampler(Sampler[int]):
         order, lengths = _shuffle_groups(torch.cat(groups), generator)
         mixed = torch.cat(parts)[order]
         if self.questions_per_row == 1:
-            return _in_chunks(mixed)
+            return self._in_chunks(mixed)
         return self._by_step(mixed, lengths)
+
+    def _in_chunks(self, indices: torch.Tensor) -> Iterator[int]:
+        for chunk in indices.split(1 << 16):  # a list of ten million Python integers would take 400 MB
+            yield from self._places(chunk)
 
     def _by_step(self, indices: torch.Tensor, lengths: torch.Tensor) -> Iterator[int]:
         ends = lengths.cumsum(0).numpy()
@@ -89,17 +110,22 @@ class MixtureSampler(Sampler[int]):
         for step in _fit(groups, self.step_size):
             for batch in _deal(step, self.batch_size):
                 for start, end in batch:
-                    yield from indices[start:end].tolist()
+                    yield from self._places(indices[start:end])
+
+    def _places(self, indices: torch.Tensor) -> Iterator[Place]:
+        return (Place(number % self._size, number // self._size) for number in indices.tolist())
 
     def _stretch(self, number: int, size: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        `count` indices from position `start` of the endless sequence of reshuffled passes over a set, and the number
-        of the group that each belongs to, increasing from 0.
+        `count` indices from position `start` of the endless sequence of reshuffled passes over a set, each with the
+        number of its pass times the size of all sets added, and the number of the group that each belongs to,
+        increasing from 0.
         """
-        first, last = start // size, (start + count - 1) // size
-        passes = [self._pass(number, size, turn) for turn in range(first, last + 1)]
-        begin = start - first * size
-        indices = torch.cat([indices for indices, _ in passes])[begin : begin + count]
+        turns = range(start // size, (start + count - 1) // size + 1)
+        passes = [self._pass(number, size, turn) for turn in turns]
+        begin = start - turns[0] * size
+        numbers = [indices + turn * self._size for turn, (indices, _) in zip(turns, passes)]
+        indices = torch.cat(numbers)[begin : begin + count]
         ends = torch.cat([group.diff(prepend=group[:1] - 1) for _, group in passes])[begin : begin + count]
         return indices, ends.clamp(max=1).cumsum(0) - ends[:1].clamp(max=1)
 
@@ -136,11 +162,6 @@ def _shuffle_groups(groups: torch.Tensor, generator: torch.Generator) -> tuple[t
     lengths = lengths[order]
     within = torch.arange(len(groups)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
     return torch.repeat_interleave(starts, lengths) + within, lengths
-
-
-def _in_chunks(indices: torch.Tensor) -> Iterator[int]:
-    for chunk in indices.split(1 << 16):  # a list of ten million Python integers would take 400 MB
-        yield from chunk.tolist()
 
 
 def _fit(groups: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

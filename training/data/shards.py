@@ -4,7 +4,8 @@ A set is a folder of Arrow (or parquet) files and a report.json, which says how 
 to it with how many rows each, and whether it is finished. Arrow shards are memory-mapped, so a set can be far larger
 than memory, with fast access to any row. Audio is stored as FLAC bytes and stays bytes here: the reader decodes it
 with `falcon3_audio.processing.load_audio`. A file gets its name only when it is complete, so a killed run leaves no
-partial file. open_asqa.py and voice_instructions.py in ../prepare write sets; readers call `read_shards(folder)`.
+partial file; only one process at a time can prepare a set in a folder, see `begin_set`. open_asqa.py and
+voice_instructions.py in ../prepare write sets; readers call `read_shards(folder)`.
 """
 
 import io
@@ -13,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 import soundfile
 from datasets import Audio, Dataset, Features, concatenate_datasets
 
+from falcon3_audio.locks import locked
 from falcon3_audio.processing import SAMPLING_RATE
 from falcon3_audio.whole_files import whole_file, write_json
 
@@ -33,6 +36,7 @@ from .files import as_pattern
 # One stored clip: {"bytes": FLAC, "path": name or None}.
 AUDIO = Audio(sampling_rate=SAMPLING_RATE, decode=False)
 REPORT = "report.json"
+LOCK = "set.lock"
 SUFFIXES = (".arrow", ".parquet")
 ROWS_PER_BATCH = 100  # rows of a record batch (Arrow) or row group (parquet, which is read by whole row groups)
 FULL_SCALE = 2**15  # of 16-bit samples
@@ -117,25 +121,43 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def begin_set(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+@contextmanager
+def begin_set(folder: Path, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     The report of the set in `folder`: of one that was started with the same parameters, or else of a new, unfinished
-    one.
+    one. In this context no other process can prepare a set in the folder.
 
     `parameters` are all values that decide the shards' bytes, as JSON values. The folder is created if it is missing,
     and partial files of a killed run are removed. The parameters can change until the first shard is written.
 
     Raises:
-        `ValueError`: if the folder holds files without a set's report, or shards made with other parameters.
+        `ValueError`: if another process is preparing a set in the folder, or it holds files without a set's report, or
+            shards made with other parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    begun = (folder / REPORT).exists()
-    if not begun and any(not path.match(f"{REPORT}.*.tmp") for path in folder.iterdir()):
+    _check_no_others(folder)
+    with locked(folder / LOCK) as is_ours:
+        if not is_ours:
+            raise ValueError(
+                f"another process is preparing the set in {folder}; wait until it finishes, or stop it and run this "
+                "command again; or pass another folder"
+            )
+        for left in folder.glob("*.tmp"):
+            left.unlink()
+        yield _begun_report(folder, parameters)
+
+
+def _check_no_others(folder: Path) -> None:
+    """Raises a `ValueError` if the folder holds files that no preparation of a set wrote."""
+    others = (path for path in folder.iterdir() if path.name != LOCK and not path.match(f"{REPORT}.*.tmp"))
+    # In this order: another process may write the report in the meantime.
+    if any(others) and not (folder / REPORT).exists():
         raise ValueError(f"got the folder {folder}, which holds files but no {REPORT}; pass an empty folder")
-    for left in folder.glob("*.tmp"):
-        left.unlink()
+
+
+def _begun_report(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     new = {"finished": False, "parameters": json.loads(json.dumps(parameters)), "versions": _versions()}
-    if begun:
+    if (folder / REPORT).exists():
         found = read_report(folder)
         if found["parameters"] == new["parameters"]:
             return found

@@ -24,12 +24,12 @@ from torch.utils.data import get_worker_info
 
 from .open_stream import FIRST_ROWS, Shard, first_rows, open_shards
 from .reading import Reading
+from .sampler import PASS
 from .sources import DataSource
 from .training_sets import WHOLE_ROW, index_sets, read_example, understand
 
 
 POSITION = "position"  # in examples: the reader, and where it continues after them
-PASS = "pass"  # in examples: how many times their set was read before
 Question = tuple["Row", int]
 
 

@@ -18,8 +18,10 @@ from datasets import Dataset, LargeList, List
 
 from .chats import audio_items, check_all_is_read, check_has_sound, check_is_answered, check_sound_is_read, fill_in
 from .formats import AUDIO, SEGMENT
+from .json_features import check_texts_are_kept
 from .open_dataset import open_dataset, other_folders
 from .reading import Reading, choose
+from .sampler import PASS, Place
 from .sources import DataSource
 
 
@@ -51,7 +53,7 @@ def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
         "row": np.concatenate([part[:, 0] for part in parts]),
         "question": np.concatenate([part[:, 1] for part in parts]).astype(np.int32),
     }
-    examples = Dataset.from_dict(columns).with_transform(_Reader(sets))
+    examples = _Examples.from_dict(columns).with_transform(_Reader(sets))
     return examples, [len(part) for part in parts]
 
 
@@ -96,10 +98,11 @@ def understand(source: DataSource, rows: Dataset) -> "OpenSet":
     """
     A set as it is stored, and how it is read.
 
-    Raises a `ValueError` that names the set if it fits no format, or several.
+    Raises a `ValueError` that names the set if it fits no format, or several, or if its texts were changed.
     """
     try:
         reading = choose(rows, source.columns, source.prompt, source.sound)
+        check_texts_are_kept(rows.features, reading.columns)
     except ValueError as error:
         raise ValueError(f"The training set {str(source)!r} {error}.") from error
     return source, rows, replace(reading, elsewhere=other_folders(source.path, source.split))
@@ -159,6 +162,16 @@ def _lengths(rows: Dataset, column: str) -> Iterator[int]:
 
 
 OpenSet = tuple[DataSource, Dataset, Reading]
+
+
+class _Examples(Dataset):
+    """Examples that a data loader gets with `pass`, if a `MixtureSampler` determines their order."""
+
+    def __getitems__(self, keys: list) -> list:
+        examples = super().__getitems__(keys)
+        return [
+            example | {PASS: key.turn} if isinstance(key, Place) else example for key, example in zip(keys, examples)
+        ]
 
 
 class _Reader:

@@ -136,8 +136,8 @@ def prepare(
         progress: Show progress bars on stderr.
 
     Raises:
-        `ValueError`: more is missing than that (the report says what), two clips have one file, `out` holds another set,
-            `annotations` is not a JSON list, an argument is invalid.
+        `ValueError`: more is missing than that (the report says what), two clips have one file, `out` holds another set
+            or another process prepares one there, `annotations` is not a JSON list, an argument is invalid.
         `OSError`: the disk is full, or `annotations` cannot be read.
         `concurrent.futures.process.BrokenProcessPool`: a worker was killed.
     """
@@ -149,13 +149,14 @@ def prepare(
     annotations, out = Path(annotations).resolve(), Path(out)
     roots = [(pattern, str(Path(folder).resolve())) for pattern, folder in roots]
     source = {**identify(annotations), "folder": str(annotations.parent)}
-    report = begin_set(out, {"source": "open-asqa", "format": FORMAT, "annotations": source, "audio_roots": roots})
-    work = out / "work"
-    if not report["finished"]:
-        task = Preparation(out, work / f"rows-{source['sha256'][:16]}", roots, source["folder"])
-        report = {key: report[key] for key in ("finished", "parameters", "versions")}
-        report = _prepare(task, annotations, report, max_missing, workers, progress)
-    shutil.rmtree(work, ignore_errors=True)
+    parameters = {"source": "open-asqa", "format": FORMAT, "annotations": source, "audio_roots": roots}
+    with begin_set(out, parameters) as report:
+        work = out / "work"
+        if not report["finished"]:
+            task = Preparation(out, work / f"rows-{source['sha256'][:16]}", roots, source["folder"])
+            report = {key: report[key] for key in ("finished", "parameters", "versions")}
+            report = _prepare(task, annotations, report, max_missing, workers, progress)
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 

@@ -1,18 +1,18 @@
 """Folders in which one run works at a time, and cleaning up after killed runs."""
 
-import fcntl
 import glob
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from falcon3_audio.locks import locked
+
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Another run that needs the same folder waits; the lock is released when the process exits."""
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / ".lock", wait=True):
         yield
 
 

@@ -133,7 +133,7 @@ def make_voice_instructions(
 
     Raises:
         `ValueError`: a source that cannot be read, lacks the columns or has nothing to speak, too many failures, an
-            unknown language or model, a folder that holds something else.
+            unknown language or model, a folder that holds something else or in which another process prepares a set.
         `OSError`: a full disk.
         `concurrent.futures.process.BrokenProcessPool`: a worker was killed.
     """
@@ -146,21 +146,21 @@ def make_voice_instructions(
     tts = make_tts(wanted.tts, wanted.limits.language, wanted.seed, workers, wanted.batch_size, device)
     selection = _select(rows, read, wanted, tts, progress)
     origin = {"format": FORMAT, "source_digest": selection.digest, "tts_versions": tts.versions}
-    report = begin_set(out, {**asdict(wanted), **origin})
-    done = report.get("done", NOTHING_DONE)
-    _check_shards(out, done)
-    if not report["finished"]:
-        for shard, samples, failures in _speak(rows, read, selection, wanted, tts, done, progress):
-            done = _add(done, shard, samples, failures)
-            _check_failures(done, max_failed)
-            if samples:
-                write_shard(out / shard.name, samples, FEATURES)
-            report["done"] = done
-            write_json(out / REPORT, report)
-    summary = _summary(rows, selection, done)
-    if not report["finished"]:
-        write_json(out / SUMMARY, summary)
-        finish_set(out, report, {name: count for name, count in done["shards"].items() if count})
+    with begin_set(out, {**asdict(wanted), **origin}) as report:
+        done = report.get("done", NOTHING_DONE)
+        _check_shards(out, done)
+        if not report["finished"]:
+            for shard, samples, failures in _speak(rows, read, selection, wanted, tts, done, progress):
+                done = _add(done, shard, samples, failures)
+                _check_failures(done, max_failed)
+                if samples:
+                    write_shard(out / shard.name, samples, FEATURES)
+                report["done"] = done
+                write_json(out / REPORT, report)
+        summary = _summary(rows, selection, done)
+        if not report["finished"]:
+            write_json(out / SUMMARY, summary)
+            finish_set(out, report, {name: count for name, count in done["shards"].items() if count})
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Finds the base model of an adapter, or composes it again from its backbones.
+"""Composes the base model of an exported adapter again from its backbones.
 
 An exported adapter (export_adapter.py) comes without its base model. `backbones.json` names the backbones, with
 digests of their weights: other weights of the same shape would load without an error.
@@ -11,48 +11,17 @@ from typing import Any
 
 import torch
 import yaml
-from peft import PeftConfig
 from safetensors import safe_open
 
 from falcon3_audio.compose import compose
 
 from ..arguments import COMPOSED
-from ..run_folder import BASE, RECIPE, root_of
+from ..run_folder import RECIPE
 
 
 BACKBONES = "backbones.json"
 # Prefixes of a backbone's weights in the composed model, by the option that names the backbone.
 WEIGHTS = {"audio_model": ("model.audio_tower.",), "text_model": ("model.language_model.", "lm_head.")}
-
-
-def find_base(run: Path) -> str:
-    """
-    The location of an adapter's base model: if the run composed it, `base` in the run's folder, wherever that is now;
-    otherwise as named in the adapter.
-    """
-    try:
-        named = PeftConfig.from_pretrained(str(run)).base_model_name_or_path
-    except (TypeError, KeyError) as error:  # JSON, but not a configuration
-        raise ValueError(
-            f"{run / 'adapter_config.json'} is not a PEFT configuration ({error!r}). Use another checkpoint of "
-            "the run."
-        ) from error
-    if not isinstance(named, str | None):
-        raise ValueError(
-            f"{run / 'adapter_config.json'} names {named!r} as the base model, expected a folder or a Hub id."
-        )
-    if not named:
-        raise ValueError(
-            f"The adapter in {run} comes without its base model. Give the backbones that it is composed of (`--audio-model`, "
-            f"`--text-model`); {BACKBONES} there names those that it was trained on."
-        )
-    places = [Path(named)]
-    if Path(named).name == BASE:  # look here first: the recorded path may now hold another run
-        places.insert(0, root_of(run) / BASE)
-    found = next((place for place in places if (place / "config.json").exists()), None)
-    if found is None and Path(named).is_absolute():
-        raise ValueError(f"The base model of {run} is gone: looked in {', '.join(map(str, places))}.")
-    return str(found or named)  # otherwise a Hub id
 
 
 def compose_base(adapter: Path, audio_model: str, text_model: str, folder: Path) -> list[str]:

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from falcon3_audio.adapters import find_base, root_of
 from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import check_new_folder, whole_folder, write_json
 
-from ..run_folder import explain, root_of
-from .adapter_base import BACKBONES, describe_backbones, find_base, recipe_of
+from ..run_folder import explain
+from .adapter_base import BACKBONES, describe_backbones, recipe_of
 from .push import ADAPTER, check_whole, copy_records, name_base, without_folders
 
 

@@ -20,18 +20,19 @@ from pathlib import Path
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.adapters import BASE, find_base
 from falcon3_audio.processing import Falcon3AudioProcessor
 from falcon3_audio.saved_json import readable_json
 from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import whole_folder
 
-from ..run_folder import BASE, STATE, explain, find_checkpoint
-from .adapter_base import compose_base, find_base
+from ..run_folder import STATE, explain, find_checkpoint
+from .adapter_base import compose_base
 
 
-ADAPTER_CONFIG = "adapter_config.json"
 # After a lost connection `push` resends at most this much. The same here: the pushed files must be the scored ones.
 SHARD_SIZE = "5GB"
 
@@ -55,7 +56,7 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
         raise ValueError(
             "A base model is composed of two backbones; give both audio_model and text_model, or neither."
         )
-    is_whole = not (run / ADAPTER_CONFIG).exists() and (run / STATE).exists() and (run / "config.json").exists()
+    is_whole = not (run / ADAPTER_CONFIG_NAME).exists() and (run / STATE).exists() and (run / "config.json").exists()
     if is_whole and audio_model:
         raise ValueError(f"{run} holds a whole model and no adapter: leave out audio_model and text_model.")
     if not is_whole:
@@ -70,7 +71,7 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
 
 def load_merged(run: Path) -> Falcon3AudioForConditionalGeneration:
     """The model of a run with its adapter merged, or that of a checkpoint without one. Errors as in `merge`."""
-    return load_adapted(run).merge_and_unload() if (run / ADAPTER_CONFIG).exists() else _load(run)
+    return load_adapted(run).merge_and_unload() if (run / ADAPTER_CONFIG_NAME).exists() else _load(run)
 
 
 def _merge_composed(adapter: Path, audio_model: str, text_model: str, folder: Path):
@@ -124,12 +125,12 @@ def _readable(folder: str | Path) -> Iterator[None]:
 
 
 def _check_adapter(run: Path):
-    if not (run / ADAPTER_CONFIG).exists():
+    if not (run / ADAPTER_CONFIG_NAME).exists():
         last = find_checkpoint(run)
         if last is not None:
             raise ValueError(f"{run} is a run that has not finished. Start it again to resume, or merge {last}.")
         plain = ": it is already a plain checkpoint" if (run / "config.json").exists() else ""
-        raise ValueError(f"{run} holds no adapter ({ADAPTER_CONFIG}){plain}. Give the folder of a training run.")
+        raise ValueError(f"{run} holds no adapter ({ADAPTER_CONFIG_NAME}){plain}. Give the folder of a training run.")
 
 
 def main(arguments: list[str] | None = None) -> int:

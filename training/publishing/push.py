@@ -31,20 +31,21 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
+from transformers.utils import ADAPTER_CONFIG_NAME
 
+from falcon3_audio.adapters import find_base, root_of
 from falcon3_audio.model_cards import render_card
 from falcon3_audio.model_cards.results import RESULTS, eval_result_files, results_of
 from falcon3_audio.user_errors import user_errors
 
 from ..arguments import OF_COMPOSED
-from ..run_folder import RECIPE, STATE, explain, find_checkpoint, root_of
-from .adapter_base import find_base
-from .merge import ADAPTER_CONFIG, SHARD_SIZE, forget_folders, load_merged, load_processor
+from ..run_folder import RECIPE, STATE, explain, find_checkpoint
+from .merge import SHARD_SIZE, forget_folders, load_merged, load_processor
 from .run_facts import facts_of_run
 from .verify_push import ask
 
 
-ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors")
+ADAPTER = (ADAPTER_CONFIG_NAME, "adapter_model.safetensors")
 RECORDS = (STATE, "loss_curve.png")  # of a run, if it has them, besides the recipe
 # Files of an earlier push that would be loaded together with, or instead of, those of this one.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*config.json")

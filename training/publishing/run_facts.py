@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.adapters import BASE
 from falcon3_audio.model_cards.card_facts import describe_settings, describe_source, read_mapping
 from falcon3_audio.model_cards.sources import (
     DATASETS,
@@ -32,7 +33,7 @@ from ..best import LOADED
 from ..data.shards import REPORT
 from ..hearing import hearing_names
 from ..learning import count_parameters
-from ..run_folder import BASE, RECIPE, STATE
+from ..run_folder import RECIPE, STATE
 
 
 QUESTION = "What sound is heard?"

@@ -22,7 +22,7 @@ from falcon3_audio.evaluation.rules import RULES
 
 from ..arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from ..checks import check_ignored, check_learning_rates
-from ..grpo import DECIDING_GRPO, AudioGRPOConfig, RewardArguments
+from ..grpo import AudioGRPOConfig, RewardArguments
 from ..recipe import check_keys, check_numbers, option_names, override, read_extended, read_recipe
 from ..run_folder import describe_recipe
 
@@ -34,17 +34,15 @@ class Method(NamedTuple):
     Attributes:
         module: the module to run.
         options: dataclasses of its options.
-        also: options of the trainer that affect the result, besides those of every method.
     """
 
     module: str
     options: tuple[Any, ...]
-    also: tuple[str, ...] = ()
 
 
 OF_BOTH = (ModelArguments, LoraArguments, DataArguments)
 SFT = Method("training.sft", (*OF_BOTH, AudioSFTConfig))
-GRPO = Method("training.grpo", (*OF_BOTH, RewardArguments, AudioGRPOConfig), DECIDING_GRPO)
+GRPO = Method("training.grpo", (*OF_BOTH, RewardArguments, AudioGRPOConfig))
 GRPO_RECIPE = "grpo"  # key of a stage trained by GRPO
 KEYS = ("recipe", "overrides", "arms", "seeds", "evaluate")
 OF_AN_ARM = ("seeds", "stages")
@@ -256,7 +254,7 @@ def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> St
         raise ValueError(f"{where}: {error}") from error
     models = (parsed[0].model, parsed[0].audio_model, parsed[0].text_model)
     data = tuple(source.path for source in parsed[2].train_data) + tuple(path for path in models if path)
-    return Stage(method, options, describe_recipe(*parsed, also=method.also), data)
+    return Stage(method, options, describe_recipe(*parsed), data)
 
 
 def _overrides(given: Any, where: str, method: Method, also: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from falcon3_audio.user_errors import GOES_ON, user_errors
-from falcon3_audio.whole_files import write_json
+from falcon3_audio.whole_files import whole_file, write_json
 
 from .audio_world_sounds import (
     ANIMALS,
@@ -279,9 +279,8 @@ def _write_audios(out: Path, clips: dict[str, list[Clip]], seed: int, workers: i
 
 def _write_audio(job: tuple[Path, Clip, tuple[int, ...]]) -> None:
     path, clip, seed = job
-    temporary = path.with_suffix(".tmp")
-    soundfile.write(temporary, render(clip, np.random.default_rng(seed)), SAMPLE_RATE, "PCM_16", format="WAV")
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        soundfile.write(file, render(clip, np.random.default_rng(seed)), SAMPLE_RATE, "PCM_16", format="WAV")
 
 
 def _metadata(out: Path, split: str, clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:

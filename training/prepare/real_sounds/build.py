@@ -102,7 +102,8 @@ def make_real_sounds(
         progress: show progress bars.
 
     Raises:
-        `ValueError`: no package is available, a program or tinysoundfont is missing, or `out` holds something else.
+        `ValueError`: no package is available, a program or tinysoundfont is missing, `out` holds something else, or
+            another process prepares a set there.
         `OSError`: the disk is full.
     """
     wanted, packages = wanted or Wanted(), tuple(packages or read_packages())
@@ -110,7 +111,13 @@ def make_real_sounds(
         require_player()
     out = Path(out).resolve()
     cache = Path(cache).resolve() if cache else out / "packages"
-    report = begin_set(out, {"source": "real-sounds", "format": FORMAT, **asdict(wanted)})
+    with begin_set(out, {"source": "real-sounds", "format": FORMAT, **asdict(wanted)}) as report:
+        return _make(report, out, cache, wanted, packages, progress)
+
+
+def _make(
+    report: dict[str, Any], out: Path, cache: Path, wanted: Wanted, packages: tuple[Package, ...], progress: bool
+) -> dict[str, Any]:
     obtained = obtain(packages, cache, progress)
     same = report["finished"] and report["packages"] == sorted(obtained.folders)
     if same and report.get("files") == sizes(out):

@@ -6,10 +6,12 @@ import os
 import sys
 import time
 from multiprocessing import get_context
+from queue import Queue
+from threading import Thread
 
 import pytest
 
-from falcon3_audio.training import locks
+from falcon3_audio import locks
 
 
 def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
@@ -29,6 +31,22 @@ def test_a_file_is_free_behind_though_a_worker_has_it_open(tmp_path):
         assert locks.lock(other)
     worker.kill()
     worker.join()
+
+
+def test_who_waits_gets_the_lock_when_it_is_free(tmp_path):
+    got = Queue()
+
+    def wait():
+        with locks.locked(tmp_path / "lock", wait=True) as is_ours:
+            got.put(is_ours)
+
+    with locks.locked(tmp_path / "lock"):
+        second = Thread(target=wait)
+        second.start()
+        second.join(0.2)
+        assert second.is_alive() and got.empty()
+    assert got.get(timeout=20)
+    second.join()
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.ENOSYS, True), (errno.EBADF, False)])

@@ -18,15 +18,15 @@ except ImportError:  # Windows
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def lock(file: IO) -> bool:
+def lock(file: IO, wait: bool = False) -> bool:
     """
     Whether this process now holds the lock of the file, open for writing, until it is closed here and in processes
-    that inherited it.
+    that inherited it. With `wait`, it returns when no other process holds the lock.
     """
     if fcntl is None:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -36,10 +36,13 @@ def lock(file: IO) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """`lock` of a file, which is created if missing. Released at the end, even if other processes inherited it."""
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """
+    Whether `lock` gets the lock of a file, which is created if missing. It is released at the end, even if other
+    processes inherited it.
+    """
     with open(path, "ab") as file:
-        is_ours = lock(file)
+        is_ours = lock(file, wait)
         try:
             yield is_ours
         finally:
