@@ -16,8 +16,9 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import chain
@@ -27,6 +28,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from falcon3_audio.locks import locked
 from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.whole_files import whole_file, write_json
 
@@ -42,7 +44,8 @@ from .wordings import Paraphrases, in_wordings
 
 
 OF_SOME = ("check", "references")  # fields that only some benchmarks' rows have
-IN_A_ROW = 5  # failures of the server that stop a run
+IN_A_ROW = 5  # clips that the server fails on before the run stops
+LOCK = "predictions.lock"  # while one of several processes writes the results
 
 
 def generate(
@@ -92,19 +95,21 @@ def generate(
     journal = Journal(output, settings, process)
     try:
         if any(item.heard for item in items) and journal.audio_check is None:
-            _check_audio(answerer, journal)
+            _check_audio(items, answerer, journal)
         _ask_what_is_left(answerer.batches(items)[process::processes], answerer, journal)
     finally:
         journal.close()
-    journal.read_others()
-    if any(item.question.id not in journal.outcomes for item in items):
-        return None
-    # The predictions come last: they mark the run as finished.
-    write_json(output / RUN, _provenance(items, journal, settings))
-    with whole_file(output / PREDICTIONS) as file:
-        for item in items:
-            row = _row(item, journal.outcomes[item.question.id], control)
-            file.write((json.dumps(row) + "\n").encode())
+    # One after the other: else outcomes read by one process could overwrite the later ones of another.
+    with locked(output / LOCK, wait=True) if processes > 1 else nullcontext():
+        journal.read_others()
+        if any(item.question.id not in journal.outcomes for item in items):
+            return None
+        # The predictions come last: they mark the run as finished.
+        write_json(output / RUN, _provenance(items, journal, settings))
+        with whole_file(output / PREDICTIONS) as file:
+            for item in items:
+                row = _row(item, journal.outcomes[item.question.id], control)
+                file.write((json.dumps(row) + "\n").encode())
     if again := sum(ASK_AGAIN in outcome for outcome in journal.outcomes.values()):
         print(f"the server failed on {again} questions; the same command asks them again", file=sys.stderr)
     return Counter(outcome["status"] for outcome in journal.outcomes.values())
@@ -158,44 +163,53 @@ def _own_text(prompt: Prompt) -> dict[str, str]:
     return {"prompt_text": prompt.text, "prompt_sha256": hashlib.sha256(prompt.text.encode()).hexdigest()}
 
 
-def _check_audio(answerer: Answerer, journal: Journal):
+def _check_audio(items: Sequence[Item], answerer: Answerer, journal: Journal):
     """Records whether the model hears; if the server fails, only in this run, and the next one checks again."""
+    done = all(item.question.id in journal.outcomes and not _is_asked_again(item, journal.outcomes) for item in items)
     try:
         journal.append({"audio_check": answerer.check_audio()})
-    except EndpointFailed as error:
+    except (EndpointFailed, EndpointUnavailable) as error:
+        if isinstance(error, EndpointUnavailable) and not done:
+            raise
         journal.audio_check = f"unknown: {error}"
 
 
 class Failures:
-    """Stops a run when the server has failed on `IN_A_ROW` questions without an answer in between."""
+    """Stops a run when the server has failed on questions about `IN_A_ROW` clips without an answer in between."""
 
     def __init__(self, new: Iterable[Item]):
         # If questions that are asked again stopped runs too, a few that the server always fails on would stop them all.
-        self._new = {item.question.id for item in new}
-        self._in_a_row, self._lock = 0, Lock()
+        # For the same reason, the questions about one clip count as one.
+        self._clips = {item.question.id: item.names or (item.question.id,) for item in new}
+        self._failed, self._lock = set[tuple[str, ...]](), Lock()
 
     def check(self, outcomes: Sequence[Outcome]):
         """Counts outcomes; threads may call it at the same time. Raises `EndpointUnavailable` to stop the run."""
         for outcome in outcomes:
             with self._lock:
                 if outcome["status"] == ANSWERED:
-                    self._in_a_row = 0
-                if ASK_AGAIN not in outcome or outcome["id"] not in self._new:
+                    self._failed.clear()
+                if ASK_AGAIN not in outcome or outcome["id"] not in self._clips:
                     continue
-                self._in_a_row += 1
-                if self._in_a_row >= IN_A_ROW:
-                    raise EndpointUnavailable(f"{outcome['error']} It failed on {IN_A_ROW} questions in a row.")
+                self._failed.add(self._clips[outcome["id"]])
+                if len(self._failed) >= IN_A_ROW:
+                    said = outcome["error"].rstrip(".")
+                    raise EndpointUnavailable(f"{said}. It failed on {IN_A_ROW} clips in a row.")
 
 
-def _left(share: Sequence[list[Item]], is_left: Callable[[str], bool]) -> list[list[Item]]:
-    batches = [[item for item in batch if is_left(item.question.id)] for batch in share]
+def _is_asked_again(item: Item, outcomes: Mapping[str, Outcome]) -> bool:
+    return ASK_AGAIN in outcomes.get(item.question.id, {})
+
+
+def _left(share: Sequence[list[Item]], is_left: Callable[[Item], bool]) -> list[list[Item]]:
+    batches = [[item for item in batch if is_left(item)] for batch in share]
     return [batch for batch in batches if batch]
 
 
 def _ask_what_is_left(share: Sequence[list[Item]], answerer: Answerer, journal: Journal):
     before = dict(journal.outcomes)
-    new = _left(share, lambda identity: identity not in before)
-    left = new + _left(share, lambda identity: ASK_AGAIN in before.get(identity, {}))
+    new = _left(share, lambda item: item.question.id not in before)
+    left = new + _left(share, lambda item: _is_asked_again(item, before))
     failures = Failures(chain.from_iterable(new))
     total, asked, start = sum(map(len, share)), sum(map(len, left)), time.perf_counter()
     with tqdm(total=total, initial=total - asked, unit="question", disable=None) as bar:

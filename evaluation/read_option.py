@@ -81,7 +81,21 @@ _TIGHT_LABEL = re.compile(r"[(\[]?[a-z][.:](?=\S)", re.IGNORECASE)
 _LABEL_BEHIND = re.compile(r"(.*\S)\s*[(\[]([a-z])[)\]]\W*$", re.DOTALL | re.IGNORECASE)
 # A letter on its own, but not in "speaker B" or "C minor". "A" and "I" before a word are an article and a pronoun; "I'd"
 # and "C#" do not count.
-_NAMES = ("speaker", "person", "singer", "section", "part", "plan", "vitamin", "type", "group", "team", "key of")
+_NAMES = (
+    "speaker",
+    "person",
+    "singer",
+    "caller",
+    "section",
+    "part",
+    "plan",
+    "vitamin",
+    "type",
+    "group",
+    "team",
+    "key of",
+)
+_NAMES += ("in", "note", "notes", "chord", "string", "play", "plays", "playing", "played")
 _NO_NOUN = (
     r"(?:or|and|nor|but|is|was|vs|because|since|as|for|due|than|over|seems|fits|matches|while|whereas|though|although|if"
     r"|when|where|which|that|the|this|there|it|they|he|she|we|you|I|(?:would|should|must|could|may|might|can|will) be)"
@@ -131,6 +145,8 @@ _BY_PLACE = re.compile(
     rf"|(?:option|choice|answer)\s+(?:number\s+|#)?({'|'.join(_PLACES)}))\b",
     re.IGNORECASE,
 )
+# "A C triad", "the D string": a note.
+_NOTE = re.compile(rf"\b(?i:an?|the) [A-G](?= (?!{_LABEL_NOUN}\b)\w)")
 # Numbers that do not count or measure anything.
 _NUMBER_LABEL = re.compile(
     r"(?<![\w.,:/'-])(?<!\d )[1-9]\d?(?=\W*(?:$|\n)|[)\].:,;、](?!\d)|\s+-\s|\s(?:because|since|as|is|or|and)\b)"
@@ -216,7 +232,9 @@ def _together(text: str, choices: Sequence[str]) -> str | None:
 
 def _contradicted(text: str, named: str, choices: Sequence[str]) -> bool:
     """Whether a letter or a place in the list stands for another option than the one that a text names."""
-    rest = re.sub(re.escape(fold(named)), "_", text, flags=re.IGNORECASE)
+    key = re.match(rf"{KEY_WORDS}\b", fold(named))  # it stays, since the C of "C minor" is no label
+    rest = re.sub(re.escape(fold(named)), f"{key.group()} _" if key else "_", text, flags=re.IGNORECASE)
+    rest = _NOTE.sub("_", rest)
     places = [_PLACES[(before or behind).lower()] for before, behind in _BY_PLACE.findall(rest)]
     others = {choice for place in places for choice in choices[place - 1 : place]}
     others |= _letters(_STATED, rest, choices) | _letters(_MENTIONED, rest, choices)

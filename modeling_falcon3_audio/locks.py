@@ -4,6 +4,7 @@ Without support for such locks (Windows, some network disks) everything works un
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,14 @@ def lock(file: IO, wait: bool = False) -> bool:
     return True
 
 
+def _is_at(path: Path, file: IO) -> bool:
+    """Whether another process has left the file in its place since it was opened."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     """
@@ -42,7 +51,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     processes inherited it.
     """
     with open(path, "ab") as file:
-        is_ours = lock(file, wait)
+        is_ours = lock(file, wait) and _is_at(path, file)
         try:
             yield is_ours
         finally:

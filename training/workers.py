@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 def outlive_sigterm(loader: DataLoader) -> DataLoader:
     """The same loader, whose workers end only if the trainer itself ends them."""
     inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps the loader that starts the workers
-    inner.worker_init_fn = _Begin(inner.worker_init_fn)
+    if not isinstance(inner.worker_init_fn, _Begin):  # transformers keeps loaders with persistent workers
+        inner.worker_init_fn = _Begin(inner.worker_init_fn)
     return loader
 
 

@@ -274,6 +274,11 @@ def test_an_endpoint_that_nobody_answers_at_is_one_line(data, tmp_path, capsys):
 
 
 def test_a_server_that_fails_is_one_line_that_says_how_to_go_on(data, tmp_path, capsys):
+    rows = json.loads(data.read_text())
+    for number, row in enumerate(rows):  # each about its own clip
+        row["audio_id"] = f"./test-mini-audios/own-{number}.wav"
+        soundfile.write(tmp_path / row["audio_id"], tone(0.3, 300 * (number + 1)), SAMPLING_RATE)
+    data.write_text(json.dumps(rows))
     with StubEndpoint(lambda body: Answer("restarting", status=503)) as stub:
         assert main(command(data, tmp_path / "out", *remote(stub))) == 1
     error = capsys.readouterr().err

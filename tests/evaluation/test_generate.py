@@ -11,7 +11,7 @@ import pytest
 from evaluation_runs import killed_while, make_questions, rows_of, run_of
 
 from falcon3_audio.evaluation.answerers import RunStopped, answered, failed
-from falcon3_audio.evaluation.endpoint import EndpointFailed
+from falcon3_audio.evaluation.endpoint import EndpointFailed, EndpointUnavailable
 from falcon3_audio.evaluation.generate import generate
 from falcon3_audio.evaluation.journal import JOURNAL
 from falcon3_audio.evaluation.predictions import PREDICTIONS, RUN, read_predictions
@@ -140,6 +140,33 @@ def test_a_later_answer_counts_whichever_process_gave_it(questions, log, tmp_pat
     assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
     assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
     assert log.read_text().split().count("q2") == 2
+
+
+def test_a_finished_run_whose_audio_check_failed_needs_no_server(questions, log, tmp_path):
+    class Unchecked(Fake):
+        def check_audio(self):
+            raise self.error
+
+    assert generate(questions, Unchecked(log, error=EndpointFailed("slow")), tmp_path / "out") == {"answered": 7}
+    gone = EndpointUnavailable("cannot be reached")
+    assert generate(questions, Unchecked(log, error=gone), tmp_path / "out") == {"answered": 7}
+    said = json.loads((tmp_path / "out" / RUN).read_text())["audio_check"]
+    assert said == "unknown: cannot be reached"
+    with pytest.raises(EndpointUnavailable):
+        generate(questions, Unchecked(log, error=gone), tmp_path / "new")
+
+
+def test_questions_about_one_clip_are_one_failure(log, tmp_path):
+    """Else one clip that the server fails on would stop a run with shuffled options."""
+
+    def ask(clips):
+        questions = make_questions(tmp_path / clips, clips)
+        down = Fake(log, fails=[question.id for question in questions.questions], error=EndpointFailed("broken"))
+        return generate(questions, down, tmp_path / f"out-{clips}")
+
+    assert ask("aaaaaaa") == {"failed": 7}
+    with pytest.raises(EndpointUnavailable, match=r"^broken\. It failed on 5 clips in a row\.$"):
+        ask("abcdefg")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

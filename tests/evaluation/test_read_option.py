@@ -199,3 +199,21 @@ def test_numbers_are_no_labels_of_options_that_are_numbers():
     assert resolve("2", ("1. one", "2. three")) is None
     assert resolve("3", ("1. 3", "2. 2")) == "1. 3"
     assert resolve("2", ("1. 10 s", "2. 20 s")) == "2. 20 s"
+
+
+@pytest.mark.parametrize(
+    ("choices", "reply", "meant"),
+    [
+        (("Major", "Minor", "Diminished", "Augmented"), "The song is in C Minor", "Minor"),
+        (("Major", "Minor", "Diminished", "Augmented"), "It's a D major chord", "Major"),
+        (("Major", "Minor"), "The key is B major.", "Major"),
+        (("Major scale", "Minor scale", "Blues scale", "Other"), "The C major scale", "Major scale"),
+        (("Triad", "Seventh", "Ninth", "Octave"), "It's a C triad", "Triad"),
+        (("Blues", "Jazz", "Rock", "Funk"), "A blues in C", "Blues"),
+        (("Guitar", "Piano", "Violin", "Flute"), "Piano playing the note D", "Piano"),
+        (("Guitar", "Piano", "Violin", "Flute"), "The D string of a violin", "Violin"),
+        (("Male", "Female"), "Caller B is male", "Male"),
+    ],
+)
+def test_a_note_next_to_the_named_option_is_no_label(choices, reply, meant):
+    assert resolve(reply, choices) == meant

@@ -192,7 +192,7 @@ def test_a_server_that_fails_stops_the_run_and_nothing_of_it_is_final(tmp_path, 
         return hears(body) if up[0] >= 0 else answer
 
     with StubEndpoint(restarting) as stub:
-        with pytest.raises(EndpointUnavailable, match=f"It failed on {IN_A_ROW} questions in a row"):
+        with pytest.raises(EndpointUnavailable, match=f"It failed on {IN_A_ROW} clips in a row"):
             generate(questions, model_of(stub, workers=1), tmp_path / "out", "question")
         assert len(asked(stub)) == 3 + IN_A_ROW and not (tmp_path / "out" / PREDICTIONS).exists()
         stub.requests.clear()
