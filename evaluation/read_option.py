@@ -82,20 +82,22 @@ _LABEL_BEHIND = re.compile(r"(.*\S)\s*[(\[]([a-z])[)\]]\W*$", re.DOTALL | re.IGN
 # A letter on its own, but not in "speaker B" or "C minor". "A" and "I" before a word are an article and a pronoun; "I'd"
 # and "C#" do not count.
 _NAMES = (
-    "speaker",
-    "person",
-    "singer",
-    "caller",
-    "section",
-    "part",
-    "plan",
-    "vitamin",
-    "type",
-    "group",
-    "team",
-    "key of",
+    *(
+        "speaker",
+        "person",
+        "singer",
+        "caller",
+        "section",
+        "part",
+        "plan",
+        "vitamin",
+        "type",
+        "group",
+        "team",
+        "key of",
+    ),
+    *("in", "note", "notes", "chord", "string", "play", "plays", "playing", "played"),
 )
-_NAMES += ("in", "note", "notes", "chord", "string", "play", "plays", "playing", "played")
 _NO_NOUN = (
     r"(?:or|and|nor|but|is|was|vs|because|since|as|for|due|than|over|seems|fits|matches|while|whereas|though|although|if"
     r"|when|where|which|that|the|this|there|it|they|he|she|we|you|I|(?:would|should|must|could|may|might|can|will) be)"

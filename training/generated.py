@@ -32,7 +32,7 @@ from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.word_errors import count_word_errors
 from falcon3_audio.processing import AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
-from .data.chats import is_given
+from .data.signs_of_sound import is_given
 from .data.training_sets import WHOLE_ROW, sets_of
 from .rewards import same_words, words
 

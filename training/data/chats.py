@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .segments import Segment
-from .signs_of_sound import RATE_NAME, SOUND_FILE, SOUND_NAME, SOUND_TAG, TAG, other_tag
+from .signs_of_sound import RATE_NAME, TAG, is_given, is_samples, looks_like_sound, other_tag
 
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -48,12 +48,12 @@ def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> li
         )
     for name, clips in given.items():
         rate = next((key for key, value in example.items() if RATE_NAME.search(key) and is_given(value)), None)
-        if rate and isinstance(clips, list) and any(map(_is_samples, [clips, *clips])):
+        if rate and isinstance(clips, list) and any(map(is_samples, [clips, *clips])):
             raise ValueError(
                 f"its `{name}` is samples, and `{rate}`, which may be their rate, is not read. Write each clip as "
                 '{"array": [...], "sampling_rate": ...}'
             )
-        if not isinstance(clips, list) or _is_samples(clips):
+        if not isinstance(clips, list) or is_samples(clips):
             return [clips]
         if not all(map(is_given, clips)):
             raise ValueError(
@@ -61,10 +61,6 @@ def clips_of(example: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> li
             )
         return clips
     return []
-
-
-def _is_samples(clip: Any) -> bool:
-    return isinstance(clip, list) and bool(clip) and isinstance(clip[0], (int, float))
 
 
 def audio_items(messages: Any) -> list[dict[str, Any]]:
@@ -99,17 +95,19 @@ def fill_in(
     _check_chat(messages)
     check_answers(messages)
     filled = [dict(message) for message in messages]
-    items = [_items(message, number, tags, bool(clips)) for number, message in enumerate(filled)]
+    items = [_items(message, number, tags) for number, message in enumerate(filled)]
     places = [item for content in items for item in content if item.get("type") == "audio"]
+    empty = [item for item in places if not _has_source(item)]
+    if tags:
+        _check_tags(filled, items, all_placed=len(empty) >= len(clips))
     if clips and not places:
         user = next((number for number, message in enumerate(filled) if message["role"] == "user"), None)
         if user is None:
             raise ValueError("there are clips, but no user message to put them in")
         if tags:
             _check_answers_have_no_place(messages)
-        places = [{"type": "audio"} for _ in clips]
+        places = empty = [{"type": "audio"} for _ in clips]
         items[user] = [*places, *items[user]]
-    empty = [item for item in places if not _has_source(item)]
     if len(empty) != len(clips):
         raise ValueError(_mismatch(messages, len(empty), len(clips), tags))
     for item, clip in zip(empty, clips):
@@ -204,15 +202,25 @@ def _check_chat(messages: Any):
 
 def _check_answers_have_no_place(messages: Sequence[dict[str, Any]]):
     for number, message in enumerate(messages):
-        tag = SOUND_TAG.search(_text(message)) if message["role"] == "assistant" else None
-        if tag:
+        if message["role"] == "assistant" and TAG in _text(message):
             raise ValueError(
-                f"message {number}, an answer, has the tag {tag.group()}, but a clip's place cannot be in an answer, "
-                f"and no other message has one. Write {TAG} into the question; the tag in the answer is then text"
+                f"message {number}, an answer, has the tag {TAG}, but a clip's place cannot be in an answer, and no "
+                "other message has one. Write it into the question; the tag in the answer is then text"
             )
 
 
-def _items(message: dict[str, Any], number: int, tags: bool, has_clips: bool) -> list[dict[str, Any]]:
+def _check_tags(messages: Sequence[dict[str, Any]], items: Sequence[list[dict[str, Any]]], all_placed: bool):
+    asked = [content for message, content in zip(messages, items) if message["role"] != "assistant"]
+    for item in sum(asked, []):
+        other = other_tag(item["text"], all_placed) if _is_text(item) else None
+        if other:
+            raise ValueError(
+                f"the tag {other} in the text is not read: a clip's place is written {TAG}, without its path. Write "
+                "it so, or, if it is no clip's place, without its brackets"
+            )
+
+
+def _items(message: dict[str, Any], number: int, tags: bool) -> list[dict[str, Any]]:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return []
@@ -229,7 +237,7 @@ def _items(message: dict[str, Any], number: int, tags: bool, has_clips: bool) ->
         )
     if not tags or message["role"] == "assistant":
         return typed
-    return [part for item in typed for part in _at_tags(item, has_clips)]
+    return [part for item in typed for part in _at_tags(item)]
 
 
 def _with_type(item: dict[str, Any]) -> dict[str, Any]:
@@ -243,20 +251,11 @@ def _is_text(item: dict[str, Any]) -> bool:
     return item.get("type") == "text" and isinstance(item.get("text"), str)
 
 
-def _at_tags(item: dict[str, Any], has_clips: bool) -> list[dict[str, Any]]:
+def _at_tags(item: dict[str, Any]) -> list[dict[str, Any]]:
     """The item itself, or, for a text with tags, the unchanged texts between them and an audio item for each tag."""
-    if not _is_text(item):
+    if not _is_text(item) or TAG not in item["text"]:
         return [item]
-    text = item["text"]
-    other = other_tag(text, has_clips)
-    if other:
-        raise ValueError(
-            f"the tag {other} in the text is not read: a clip's place is written {TAG}, without its path. Write it so, "
-            "or, if it is no clip's place, without its brackets"
-        )
-    if TAG not in text:
-        return [item]
-    parts = re.split(f"({TAG})", text)
+    parts = re.split(f"({TAG})", item["text"])
     return [{"type": "audio"} if part == TAG else {"type": "text", "text": part} for part in parts if part]
 
 
@@ -294,22 +293,6 @@ def _beside_the_content(messages: Any) -> Iterator[dict[str, Any]]:
             yield {key: value for key, value in item.items() if key not in ("type", "text")}
         elif not _has_source(item):
             yield {key: value for key, value in item.items() if key not in ("type", *SOURCE_KEYS)}
-
-
-def looks_like_sound(key: str, value: Any) -> bool:
-    if isinstance(value, (list, tuple)) and value:
-        return looks_like_sound(key, value[0])
-    if isinstance(value, dict):
-        return any(looks_like_sound(key, part) for part in value.values())
-    by_value = isinstance(value, str) and SOUND_FILE.search(value)
-    return is_given(value) and bool(SOUND_NAME.search(key) or by_value)
-
-
-def is_given(value: Any) -> bool:
-    """Whether there is a value; Arrow gives an empty struct for a key that only another row has."""
-    if isinstance(value, dict):
-        return any(is_given(part) for part in value.values())
-    return bool(len(value)) if hasattr(value, "__len__") else value is not None and value is not False
 
 
 def _has_source(item: dict[str, Any]) -> bool:

@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 from datasets import Audio, ClassLabel, Dataset
 
-from .chats import clips_of, is_given, looks_like_sound
+from .chats import clips_of
 from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
 from .segments import Segment
+from .signs_of_sound import is_given, looks_like_sound
 
 
 Found = dict[str, tuple[str, ...]]  # what rows hold -> the columns that can hold it
