@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 
 _NUMBER = (int, float, np.integer, np.floating)
+MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz
 SOURCES = ("audio", "path", "url")  # keys of an audio item
 
 
@@ -106,9 +107,10 @@ def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callabl
     if audio is None and text is None:
         raise ValueError("One of the inputs is None: neither a clip nor a text. Omit it, or find out why it is None.")
     clips = [] if audio is None else list(audio) if is_many(audio) else [audio]
-    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
+    rate = item.get("sampling_rate")
     if rate is None:
-        _check_rate_is_read(item, {"audio", "text", "sampling_rate"}, clips)
+        _check_rate_is_read(item, {"audio", "text"}, clips)
+        rate = sampling_rate
     if audio is not None and not clips:
         raise ValueError(
             "One of the inputs has an empty list of clips. Use None if there is no clip: {'audio': None, 'text': ...}."
@@ -152,7 +154,8 @@ def _is_chat(value: Any) -> bool:
     return "role" in first if isinstance(first, dict) else hasattr(first, "role")
 
 
-# What is one clip: the rules of `is_with_rate` and `is_list_of_clips` in the processor's `audio_inputs_falcon3_audio`.
+# What is one clip, and what could be its rate: the rules of `is_with_rate`, `is_list_of_clips` and `could_be_rate` in
+# the processor's `audio_inputs_falcon3_audio`.
 # Copied, since that is in another folder until a checkpoint is saved, and other models' processors have no such rules.
 
 
@@ -178,13 +181,25 @@ def _is_scalar(value: Any) -> bool:
     return is_number or isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0
 
 
+def _could_be_rate(value: Any) -> bool:
+    """Whether an unknown value next to samples could be their rate."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(map(_could_be_rate, value))
+    if isinstance(value, str) and value.replace(".", "", 1).isdecimal():
+        value = float(value)
+    is_number = isinstance(value, _NUMBER) and not isinstance(value, bool)
+    return is_number and MIN_SAMPLING_RATE <= value <= MAX_SAMPLING_RATE
+
+
 def _check_rate_is_read(given: dict[str, Any], known: set[str], clips: list[Any]):
     """Raises a `ValueError` for samples without their rate next to keys that are not read: one could be the rate."""
-    others = sorted(str(key) for key, value in given.items() if key not in known and value is not None)
+    others = sorted(str(key) for key, value in given.items() if key not in known and _could_be_rate(value))
     if others and any(map(_lacks_rate, clips)):
         raise ValueError(
-            f"The rate of an array of samples is not under 'sampling_rate'; there is {others} instead. Rename the key, "
-            "or give `sampling_rate`."
+            f"The rate of an array of samples is not under 'sampling_rate'; there is {others} instead. Rename it "
+            "if it is the rate, or remove it."
         )
 
 
@@ -206,7 +221,7 @@ def _item_with_rate(item: Any, rate: int | None) -> Any:
     if not isinstance(item, dict) or not is_audio(item) or item.get("sampling_rate") is not None:
         return item
     sources = [item[key] for key in SOURCES if item.get(key) is not None]
-    _check_rate_is_read(item, {"type", "text", "sampling_rate", *SOURCES}, sources)
+    _check_rate_is_read(item, {"type", "text", *SOURCES}, sources)
     return item if rate is None else item | {"sampling_rate": rate}
 
 

@@ -22,7 +22,17 @@ CHUNKED: dict[str, tuple[slice, Any]] = {
     "CAF": (slice(4, 12), "big"),
 }
 _NAME = re.compile(rb"[ -~]{4}")
+# Chunks of WAV, then of AIFF and CAF, that can follow the audio.
+_AFTER_AUDIO = re.compile(
+    rb"LIST|[Ii][Dd]3 |bext|iXML|_PMX|cue |smpl|inst|acid|fact|PEAK|JUNK|junk|PAD |FLLR|"
+    rb"NAME|AUTH|\(c\) |ANNO|COMT|MARK|INST|APPL|info|strg|mark|free|uuid|midi"
+)
 _MATROSKA = b"\x1aE\xdf\xa3"
+# Names of the parts of Matroska (RFC 9559) that can be outermost, or inside those of unknown size: segments, clusters.
+_ELEMENT = re.compile(
+    rb"\x1aE\xdf\xa3|\x18S\x80g|\x11M\x9bt|\x15I\xa9f|\x16T\xaek|\x1fC\xb6u|\x1cS\xbbk|\x19A\xa4i|\x10C\xa7p|\x12T\xc3g|"
+    rb"[\xec\xbf\xe7\xa7\xab\xa3\xa0\xaf]|XT"
+)
 
 
 class _Audio(NamedTuple):
@@ -54,10 +64,13 @@ def with_actual_size(data: bytes) -> bytes:
     announced = int.from_bytes(data[audio.size], audio.order)
     if audio.before_samples < announced < 2**64 - 1:
         return data
-    rest = data[audio.start + audio.before_samples :]  # of zeros, it is silence
-    if len(rest) < 8 or _begins_chunk(rest, slice(4, 8), audio.order) or (any(rest) and after_tags(rest) == len(rest)):
+    rest = data[audio.start + audio.before_samples :]
+    is_silence = not rest.strip(b"\0") or not rest.strip(b"\xff")  # the latter in u-law
+    if len(rest) < 8 or _begins_chunk(rest, slice(4, 8), audio.order):
         return data
-    actual = min(len(data) - audio.start, 256**width - 1)
+    if not is_silence and after_tags(rest) == len(rest):
+        return data
+    actual = min(_chunks_at_end(data, audio) - audio.start, 256**width - 1)
     return data[: audio.size.start] + actual.to_bytes(width, audio.order) + data[audio.size.stop :]
 
 
@@ -69,12 +82,30 @@ def _find_audio(data: bytes) -> _Audio | None:
         return None
     at, title, width, order, before_samples = _AUDIO_CHUNKS[data[:4]]
     while not data.startswith(title, at):
-        if not _NAME.match(data, at):
+        if at >= len(data) or not _NAME.match(data, at):  # the first, since a damaged size can be beyond any index
             return None
-        size = int.from_bytes(data[at + 4 : at + 4 + width], order)
-        at += 4 + width + size + (size % 2 if width == 4 else 0)
+        at = _after_chunk(data, at, width, order)
     field = slice(28, 36) if data.startswith(b"RF64") else slice(at + 4, at + 4 + width)
     return _Audio(field, order, at + 4 + width, before_samples)
+
+
+def _after_chunk(data: bytes, at: int, width: int, order: Any) -> int:
+    size = int.from_bytes(data[at + 4 : at + 4 + width], order)
+    return at + 4 + width + size + (size % 2 if width == 4 else 0)
+
+
+def _chunks_at_end(data: bytes, audio: _Audio) -> int:
+    """Where chunks start that follow audio of unknown size: they reach exactly to the end of the file."""
+    if data[:4] not in _AUDIO_CHUNKS:  # AU has none
+        return len(data)
+    width = _AUDIO_CHUNKS[data[:4]][2]
+    for match in _AFTER_AUDIO.finditer(data, audio.start):
+        at = match.start()
+        while at < len(data) and _NAME.match(data, at):
+            at = _after_chunk(data, at, width, audio.order)
+        if len(data) <= at <= len(data) + 1:  # the last byte of padding is often left out
+            return match.start()
+    return len(data)
 
 
 def is_chunk(rest: bytes, is_odd: bool, size: slice, order: Any) -> bool:
@@ -118,9 +149,11 @@ def check_container(kind: str, data: bytes, decoded: int, name: str):
     next_part = _PARTS.get(kind)
     at, seen = 0 if next_part else decoded, set()
     while at < len(data):
-        title, end = (next_part and next_part(data, at)) or (b"", len(data) + 1)
+        part = next_part(data, at) if next_part else None
+        title, end = part or (b"", len(data) + 1)
         if end > len(data):
-            if after_tags(data, at) == len(data):
+            is_stray = part is None and len(data) - at < 8  # as after the chunks of WAV
+            if is_stray or after_tags(data, at) == len(data):
                 return
             raise ValueError(
                 f"{name} is truncated, or something else follows it: its last {len(data) - at} bytes are no complete "
@@ -142,9 +175,10 @@ def _box(data: bytes, at: int) -> tuple[bytes, int] | None:
 
 
 def _element(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """Matroska (RFC 8794): name and size, whose lengths their leading zeros give. All bits set: the size is unknown."""
-    size_at = at + 9 - data[at].bit_length()
-    if size_at > at + 4 or size_at >= len(data):
+    """Matroska (RFC 8794): name and size, whose length its leading zeros give. All bits set: the size is unknown."""
+    title = _ELEMENT.match(data, at)
+    size_at = title.end() if title else len(data)
+    if size_at >= len(data):
         return None
     start = size_at + 9 - data[size_at].bit_length()
     most = (1 << 7 * (start - size_at)) - 1
@@ -167,7 +201,7 @@ def _tag(data: bytes, at: int) -> tuple[bytes, int] | None:
     """FLV: a header that gives its own size, then tags of sound, pictures and text. 4 bytes with the size end each."""
     if data.startswith(b"FLV\x01", at):
         return b"FLV", at + int.from_bytes(data[at + 5 : at + 9], "big") + 4
-    if data[at] & 31 not in (8, 9, 18):
+    if data[at] & 31 not in (8, 9, 18) or len(data) - at < 15:
         return None
     return b"tag", at + 11 + int.from_bytes(data[at + 1 : at + 4], "big") + 4
 
@@ -178,11 +212,17 @@ def _object(data: bytes, at: int) -> tuple[bytes, int] | None:
     return (data[at : at + 16], at + size if size > 50 else len(data)) if len(data) - at >= 24 else None
 
 
-def _packets(data: bytes, _) -> tuple[bytes, int]:
-    """MPEG-TS: packets of equal size, on discs with 4 bytes before each."""
+def _packets(data: bytes, at: int) -> tuple[bytes, int] | None:
+    """MPEG-TS: packets of equal size that start with G, on discs with 4 bytes before it. All whole ones are one part."""
     for size, first in ((188, 0), (192, 4), (204, 0)):
-        if data[first : first + 2 * size + 1 : size] == b"GGG":
-            return b"packets", -(-len(data) // size) * size
+        starts = data[first::size]
+        if starts.startswith(b"GGG"):
+            count = len(starts) - len(starts.lstrip(b"G"))
+            end = min(count, len(data) // size) * size
+            if at == 0:
+                return b"packets", end
+            is_cut = data[end + first : end + first + 1] in (b"", b"G")
+            return (b"packet", end + size) if is_cut else None
     return b"packets", len(data)
 
 

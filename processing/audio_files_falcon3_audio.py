@@ -11,7 +11,7 @@ file. Saved with every checkpoint.
 import io
 import os
 import re
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from transformers.utils import logging
@@ -243,16 +243,26 @@ def _is_unknown(promised: int, held: int, size: int) -> bool:
     return held > 0 and promised * size / held >= UNKNOWN_BYTES
 
 
-def gives_length(head: bytes, held: int, size: int) -> bool:
+def gives_length(file: BinaryIO, kind: str, held: int) -> bool:
     """
     Whether a file's header gives a length, be it wrong, and not a mere sign that it is unknown.
 
     Args:
-        head: the first bytes of the file, with all of its header.
-        held: the number of samples that libsndfile finds in the file, of `size` bytes.
+        file: is left at another position.
+        kind, held: the format and the number of samples that libsndfile finds in the file.
     """
-    with _Stream(_Endless(head)) as file:
-        return held < UNKNOWN_FRAMES and (file.frames <= held or not _is_unknown(file.frames, held, size))
+    if kind == "FLAC" or held >= UNKNOWN_FRAMES:  # FLAC gives a number of samples, not a size
+        return held < UNKNOWN_FRAMES
+    size, length = file.seek(0, os.SEEK_END), 2**16
+    while True:  # a header can hold pictures
+        file.seek(0)
+        try:
+            with _Stream(_Endless(file.read(length))) as stream:
+                return stream.frames <= held or not _is_unknown(stream.frames, held, size)
+        except soundfile.LibsndfileError:
+            if length >= size:
+                raise
+            length *= 8
 
 
 def _check_last_page(data: bytes, name: str):

@@ -83,8 +83,8 @@ def load_audio(
         name (`str`): Name of this clip in errors.
         max_seconds (`float`, *optional*): A longer file is an error, and is decoded only up to this length: a few
             kilobytes can hold hours.
-        unread (`Collection[str]`): Names of what was given next to the source and is not read. Next to samples
-            without a rate this is an error, since one of them could be the rate.
+        unread (`Collection[str]`): Names of what was given next to the source, is not read, and could be the rate
+            (`could_be_rate`). Next to samples without a rate this is an error.
 
     Raises:
         `UnreadableAudioError`, a `ValueError`: for empty, non-finite or unreadable audio, a truncated file, a file
@@ -219,6 +219,20 @@ def is_with_rate(source: Any) -> bool:
     return sum(rates) == 1 and isinstance(source[rates.index(False)], (np.ndarray, torch.Tensor, list, tuple))
 
 
+def could_be_rate(value: Any) -> bool:
+    """
+    Whether an unknown value next to samples could be their rate: a number of Hz, also as text or an array, or a list of
+    them. Ids, names, flags and small numbers could not.
+    """
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(map(could_be_rate, value))
+    if isinstance(value, str) and value.replace(".", "", 1).isdecimal():
+        value = float(value)
+    return _is_number(value, _NUMBER) and MIN_SAMPLING_RATE <= value <= MAX_SAMPLING_RATE
+
+
 def is_list_of_clips(audio: Any) -> bool:
     """Whether `audio` is a list of clips. One clip is a list of numbers, and what was meant as samples and rate."""
     if not isinstance(audio, (list, tuple)) or any(isinstance(part, bool) or _is_scalar(part) for part in audio):
@@ -270,7 +284,8 @@ def _read_dict(source: dict, name: str, most: float | None) -> tuple[np.ndarray,
             samples, rate = _read(source[key], name, most)
             rate = source.get("sampling_rate") if rate is None else rate
             if rate is None:
-                _check_rate_is_read(source.keys() - _DICT_KEYS, name)
+                others = source.keys() - _DICT_KEYS
+                _check_rate_is_read([key for key in others if could_be_rate(source[key])], name)
             return samples, rate
     for key in ("bytes", "path"):
         if source.get(key) is not None:
@@ -362,6 +377,7 @@ __all__ = [
     "check_limit",
     "check_pooling_window",
     "check_silence",
+    "could_be_rate",
     "count_encoded_frames",
     "count_frames",
     "count_tokens",

@@ -12,7 +12,7 @@ import re
 # RF64, CAF and W64. Without groups, which make the search several times slower.
 _BEGINNING = re.compile(
     rb"RIF[FX]....WAVE[ -~]{4}|FORM....AIF[FC]|\.snd\x00\x00......\x00\x00\x00[\x01-\x1b]|"
-    rb'dns\...\x00\x00....[\x01-\x1b]\x00\x00\x00|NIST_1A\n|fLaC\x00\x00\x00"|OggS\x00\x02|'
+    rb'dns\...\x00\x00....[\x01-\x1b]\x00\x00\x00|NIST_1A\n   1024\n|fLaC\x00\x00\x00"|OggS\x00\x02|'
     rb"RF64....WAVEds64|caff\x00\x01\x00\x00desc|riff\x2e\x91\xcf\x11",
     re.DOTALL,
 )
@@ -29,18 +29,21 @@ _KILOBITS = {  # per second, by whether it is MPEG 1 and the two bits of the lay
 # What can be before the first frame of an mp3 file: headers of a radio stream, or the rest of a frame.
 _TEXT = re.compile(rb"[\t\n\r -~]*")
 _MOST_TEXT, _LARGEST_FRAME = 4096, 1728  # bytes
-# First bytes of other formats: mp4 and mov, some by their names, then mp3 and AAC, AC3, webm, wma and TS.
+# First bytes of other formats: mp4 and mov, some by their names, then AC3, webm, wma and TS. MPEG audio and AAC have only
+# 11 bits, so their whole first frame is looked at.
 _OTHER = re.compile(
-    rb"....(ftyp|moov|mdat|free|skip|wide)|RIF[FX]|RF64|riff|FORM|caff|fLaC|OggS|FLV|#!AMR|wvpk|MAC |TTA1|MPCK|MP\+|"
-    rb"\xff[\xe0-\xff]|\x0bw|\x1aE\xdf\xa3|0&\xb2u|G.{187}G",
+    rb"\x00...(ftyp|moov|mdat|free|skip|wide)|RIF[FX]|RF64|riff|FORM|caff|fLaC|OggS|FLV|#!AMR|wvpk|MAC |TTA1|MPCK|MP\+|"
+    rb"\x0bw|\x1aE\xdf\xa3|0&\xb2u|G.{187}G",
     re.DOTALL,
 )
 _APE_ITEM = re.compile(rb"....[\x00-\x07]\x00\x00\x00[ -~]{2,255}\x00", re.DOTALL)
-_TAG = re.compile(rb"(?=" + _APE_ITEM.pattern + rb")|ID3|TAG|APETAGEX|LYRICSBEGIN|\x00{4}", re.DOTALL)
+_TAG = re.compile(rb"(?=" + _APE_ITEM.pattern + rb")|ID3|TAG|APETAGEX|LYRICSBEGIN|\x00{4}|\xff{4}", re.DOTALL)
+# The first box of an m4a file starts with three zeros; the last set byte can be the first of a frame of MPEG audio.
+_PADDING = re.compile(rb"\x00{4,}|\xff{4,}(?![\xe0-\xfe])")
 
 
 def after_tags(data: bytes, at: int = 0) -> int:
-    """The first place from `at` on that belongs to no tag (ID3, APE, Lyrics3) and no padding with zeros."""
+    """The first place from `at` on that belongs to no tag (ID3, APE, Lyrics3) and no padding with zeros or 0xFF."""
     while (end := _end_of_tag(data, at)) > at:
         at = end
     return min(at, len(data))
@@ -63,9 +66,8 @@ def _end_of_tag(data: bytes, at: int) -> int:
     if head.startswith(b"LYRICSBEGIN"):
         end = re.compile(rb"LYRICS200|LYRICSEND").search(data, at)
         return end.end() if end else at
-    # The first box of an m4a file starts with three zeros.
-    zeros = re.compile(rb"\x00{4,}").match(data, at)
-    return zeros.end() if zeros else at
+    padding = _PADDING.match(data, at)
+    return padding.end() if padding else at
 
 
 def split(data: bytes, name: str) -> list[bytes]:
@@ -114,14 +116,18 @@ def start_of_mp3(data: bytes) -> int | None:
     start = find_mpeg(data, _MOST_TEXT)
     if start is None:
         return None
-    if not _TEXT.fullmatch(data, 0, start) and (start > _LARGEST_FRAME or _OTHER.match(data)):
+    if not _TEXT.fullmatch(data, 0, start) and (start > _LARGEST_FRAME or _begins_other(data, 0)):
         return None
     return start if len(data) - _after_frames(data, start) < 4 else None  # no room for another header
 
 
 def is_file(data: bytes, at: int = 0) -> bool:
     """Whether the bytes there are the first of a format."""
-    return bool(_BEGINNING.match(data, at) or _OTHER.match(data, at))
+    return bool(_BEGINNING.match(data, at)) or _begins_other(data, at)
+
+
+def _begins_other(data: bytes, at: int) -> bool:
+    return bool(_OTHER.match(data, at)) or 0 < (_frame_size(data, at) or _aac_size(data, at)) <= len(data) - at
 
 
 def is_followed_by_file(data: bytes) -> bool:
@@ -145,6 +151,15 @@ def _frame_size(data: bytes, at: int) -> int:
     bits = 1000 * _KILOBITS[version == 3, layer][(data[at + 2] >> 4) - 1]
     samples = 576 if layer == 1 and version != 3 else 1152
     return samples // 8 * bits // hertz + (data[at + 2] >> 1 & 1)
+
+
+def _aac_size(data: bytes, at: int) -> int:
+    """Bytes of the frame of AAC whose header (ADTS) is there; 0 if none is."""
+    head = data[at : at + 7]
+    if not re.match(rb"\xff[\xf0\xf1\xf8\xf9].{5}", head, re.DOTALL) or head[2] >> 2 & 15 > 12:  # no sampling rate
+        return 0
+    size = int.from_bytes(head[3:6], "big") >> 5 & 2**13 - 1
+    return size if size > 7 else 0
 
 
 def _same_kind(data: bytes, first: int, second: int) -> bool:

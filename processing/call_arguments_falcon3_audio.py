@@ -8,6 +8,8 @@ transformers warns of an argument that a processor does not have, and goes on: s
 from collections.abc import Mapping
 from typing import Any
 
+from .audio_inputs_falcon3_audio import could_be_rate
+
 
 # Of `apply_chat_template`, besides those of the template and of the processor's call.
 _OF_CHATS = {"tools", "documents", "add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"}
@@ -27,18 +29,12 @@ def unread_arguments(processor: Any, arguments: Mapping[str, Any]) -> list[str]:
     parts = [getattr(part, "valid_kwargs", None) for part in (processor.tokenizer, processor.feature_extractor)]
     known = {"common_kwargs", *groups, *_OF_CHATS}
     known |= {name for part in (*groups.values(), *parts) for name in getattr(part, "__annotations__", ())}
-    given = {name for place in _places(arguments) for name, value in place.items() if _could_be_rate(value)}
+    given = {name for place in _places(arguments) for name, value in place.items() if could_be_rate(value)}
     return sorted(given - known)
 
 
 def _places(arguments: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [arguments, *(arguments.get(group) or {} for group in ("audio_kwargs", "common_kwargs"))]
-
-
-def _could_be_rate(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.isdecimal()
-    return value is not None and not isinstance(value, (bool, dict))
 
 
 __all__ = ["given_rate", "unread_arguments"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .audio_inputs_falcon3_audio import load_audio
+from .audio_inputs_falcon3_audio import could_be_rate, load_audio
 
 
 # Of an audio item; an empty `text` is allowed.
@@ -139,7 +139,8 @@ def load_item(item: dict, sampling_rate: int | None, message: int, unread: Colle
             f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url', got {item!r:.200}."
         )
     rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
-    others = [key for key in item.keys() - _ITEM_KEYS if _is_given(item[key]) and item.get("sampling_rate") is None]
+    has_rate = item.get("sampling_rate") is not None
+    others = [] if has_rate else [key for key in item.keys() - _ITEM_KEYS if could_be_rate(item[key])]
     unread = [*others, *(unread if rate is None else ())]
     return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}", unread=unread)}
 

@@ -20,7 +20,7 @@ from transformers.utils.chat_template_utils import Chat
 from falcon3_audio import AudioTextToTextPipeline, Falcon3AudioForConditionalGeneration
 from falcon3_audio import pipeline_inputs_falcon3_audio as pipeline_inputs
 from falcon3_audio.pipeline_falcon3_audio import Request
-from falcon3_audio.processing.audio_inputs_falcon3_audio import is_list_of_clips, is_with_rate
+from falcon3_audio.processing.audio_inputs_falcon3_audio import could_be_rate, is_list_of_clips, is_with_rate
 
 
 CLIPS = {"a": tone(0.5, 300), "b": tone(1.3, 1000), "c": tone(0.9, 2000)}
@@ -774,9 +774,14 @@ def test_a_sampling_rate_under_another_name_is_refused(pipe):
     for name in ("sample_rate", "sr", "rate"):
         for source in (clip, clip.tolist(), torch.from_numpy(clip), {"array": clip}, [clip, clip]):
             row = {"audio": source, "text": "What?", name: 44_100}
-            for rows in (row, [row], (one for one in [row])):
-                with pytest.raises(ValueError, match=rf"not under 'sampling_rate'; there is \['{name}'\]"):
-                    list(pipe(rows))
+            for rows, options in (
+                (row, {}),
+                ([row], {}),
+                ((one for one in [row]), {}),
+                (row, {"sampling_rate": 16_000}),
+            ):
+                with pytest.raises(ValueError, match=rf"'sampling_rate'; there is \['{name}'\].*or remove it"):
+                    list(pipe(rows, **options))
         for options in ({}, {"sampling_rate": 16_000}):
             chat = [{"role": "user", "content": [{"type": "audio", "audio": clip, name: 44_100}, question]}]
             with pytest.raises(ValueError, match=rf"not under 'sampling_rate'; there is \['{name}'\]"):
@@ -787,6 +792,42 @@ def test_a_sampling_rate_under_another_name_is_refused(pipe):
     assert pipe(row | {"sampling_rate": 44_100})[0]["generated_text"] == wanted
     assert pipe(row | {"audio": (clip, 44_100)})[0]["generated_text"] == wanted
     assert pipe(row | {"audio": {"array": clip, "sampling_rate": 44_100}})[0]["generated_text"] == wanted
+
+
+def test_keys_that_are_no_rate_go_with_samples_of_unknown_rate(pipe):
+    clip = CLIPS["a"]
+    wanted = pipe(clip, text="What?")[0]["generated_text"]
+    for more in (
+        {"id": "a"},
+        {"cache_control": {"type": "ephemeral"}},
+        {"label": "dog"},
+        {"index": 0},
+        {"loss": False},
+    ):
+        item = {"type": "audio", "audio": clip, **more}
+        chat = [{"role": "user", "content": [item, {"type": "text", "text": "What?"}]}]
+        for options in ({}, {"sampling_rate": 16_000}):
+            assert pipe({"audio": clip, "text": "What?", **more}, **options)[0]["generated_text"] == wanted
+            assert pipe(chat, **options)[0]["generated_text"] == wanted
+
+
+def test_what_could_be_a_rate_is_what_the_processor_takes_for_one():
+    rates = [
+        1_000,
+        44_100,
+        22_050.5,
+        "8000",
+        "44100.0",
+        np.int64(8_000),
+        np.array(8_000),
+        torch.tensor(8e3),
+        [8_000] * 2,
+    ]
+    others = [None, True, 0, 7, 999, 10**9, float("nan"), "", "dog", "7", "9" * 5000, {}, {"a": 8_000}, [], ["a"]]
+    others += [torch.float32, torch.device("cpu"), np.zeros(9), np.zeros((0, 2)), object()]
+    for value in (*rates, *others):
+        wanted = any(value is rate for rate in rates)
+        assert could_be_rate(value) == pipeline_inputs._could_be_rate(value) == wanted, value
 
 
 def test_items_without_a_type(pipe, files):

@@ -37,6 +37,7 @@ TAGS = {
     "ape with a footer alone": ape(header=False),
     "lyrics": LYRICS,
     "zeros": bytes(5000),
+    "set bits": b"\xff" * 5000,
     "several": bytes(9) + ape(header=False) + LYRICS + TAG + ID3,
 }
 with_each_tag = pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS)
@@ -150,6 +151,28 @@ def test_mp3_after_other_bytes_is_not_lost(caplog):
     assert "3000 bytes after the audio of an mp3 file are not audio" in caplog.text
     with pytest.raises(ValueError, match="clip 7 (is truncated|holds several files)"):
         heard(first + NOISE + second[: len(second) // 2])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"\xff" * 1000, TAG + b"\xff" * 10, TAG + b"\xff" * 3, b"\r\n\r\nfree mp3 of the day", b"----wide----"]
+    + [b"abcdmoov of the sea", b"\xff\xee" * 40, b"\xff\xf1" + b"\xff" * 40, b"NIST_1A\nis a format"],
+)
+def test_what_only_resembles_a_file_after_mp3(more):
+    np.testing.assert_allclose(heard(MP3[0] + more), plain(MP3[0]), atol=1e-6)
+
+
+def test_a_part_of_a_frame_after_mp3(caplog):
+    first = with_ffmpeg("mp3", "libmp3lame")  # with the number of its frames
+    start = find_mpeg(first)
+    frames = first[start + 1 :]
+    part = frames[find_mpeg(frames) :][:60]
+    np.testing.assert_array_equal(heard(first + part), heard(first))
+    assert "60 bytes after the audio of an mp3 file are not audio" in caplog.text
+
+
+def test_padding_before_mp3_does_not_take_the_first_byte_of_its_frame():
+    np.testing.assert_allclose(heard(b"\xff" * 1000 + MP3[0]), plain(MP3[0]), atol=1e-6)
 
 
 def test_files_of_other_formats_after_mp3():

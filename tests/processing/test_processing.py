@@ -404,6 +404,24 @@ def test_arguments_that_are_read_go_with_samples_of_unknown_rate(processor):
     processor(text=processor.audio_token, audio=SOUND[:SECOND], **read)
 
 
+OTHERS = [{"id": "a"}, {"cache_control": {"type": "ephemeral"}}, {"name": "dog.wav"}, {"index": 0}, {"loss": False}]
+
+
+@pytest.mark.parametrize("more", [*OTHERS, {"tags": ["a"]}, {"offset": np.array(0.5)}])
+@pytest.mark.parametrize("rate", [{}, {"sampling_rate": 8_000}])
+def test_keys_that_are_no_rate_go_with_samples_of_unknown_rate(processor, more, rate):
+    wanted = features_of(processor, load_audio(SOUND[:SECOND], *rate.values()))
+    for item in ({"audio": SOUND[:SECOND], **more}, {"audio": {"array": SOUND[:SECOND], **more}}):
+        inputs = tokenized(processor, [{"role": "user", "content": [{"type": "audio", **item}]}], **rate)
+        np.testing.assert_array_equal(inputs["input_features"][0].numpy(), wanted)
+
+
+@pytest.mark.parametrize("more", [{"legacy": 1}, {"num_frames": 3}, {"unknown": object()}])
+def test_arguments_that_are_no_rate_go_with_samples_of_unknown_rate(processor, more):
+    processor(text=processor.audio_token, audio=SOUND[:SECOND], **more)
+    processor(text=processor.audio_token, audio=SOUND[:SECOND], dtype=torch.float32)
+
+
 def test_a_tuple_that_is_no_pair_is_not_taken_for_several_clips(processor):
     for audio in ((SOUND[None], 16_000, "a dog", 7), (SOUND, "16000"), (SOUND, None), ("clip.wav", 16_000)):
         with pytest.raises(ValueError, match=r"audio 0 is the tuple \(.*expected .*\(samples, rate\)"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from ffmpeg_files import flac_of_a_stream
-from sound_files import LONG, SHORT, streamed_wav
+from sound_files import LONG, SHORT, chunk, put, streamed_wav
 from tiny import SAMPLING_RATE
 
 from falcon3_audio.processing import load_audio
@@ -90,8 +90,22 @@ def test_samples_have_segments_too(samples):
 
 def test_long_files_are_not_decoded_for_a_segment(samples, monkeypatch):
     monkeypatch.setattr("falcon3_audio.training.data.segments.load_audio", lambda *_: pytest.fail("decoded"))
-    for kind in ("WAV", "FLAC"):
-        assert len(load_audio(Segment(encoded(samples, kind), 1.0, 0.5))) == SAMPLING_RATE // 2
+    wav, flac, caf = (encoded(samples, kind) for kind in ("WAV", "FLAC", "CAF"))
+    more = bytes(100_000)
+    large = wav[:12] + chunk(b"LIST", more) + wav[12:]
+    at = caf.index(b"data")
+    files = {
+        "wav": wav,
+        "flac": flac,
+        "wav with a large chunk": put(large, 4, (len(large) - 8).to_bytes(4, "little")),
+        "caf with a large chunk": caf[:at] + b"free" + len(more).to_bytes(8, "big") + more + caf[at:],
+        **{
+            f"flac, {kind}": flac[:42] + bytes([kind]) + len(more).to_bytes(3, "big") + more + flac[42:]
+            for kind in (1, 2)
+        },
+    }
+    for data in files.values():
+        assert len(load_audio(Segment(data, 1.0, 0.5))) == SAMPLING_RATE // 2
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "AIFF", "AU", "MP3", "OGG"])

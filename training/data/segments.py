@@ -8,7 +8,6 @@ Run: `load_audio(Segment("talk.wav", 12.5, 3.0))`
 
 import io
 import math
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,6 @@ from falcon3_audio.processing.audio_files_falcon3_audio import gives_length
 
 
 SEEKABLE = ("WAV", "WAVEX", "FLAC", "AIFF", "RF64", "AU", "CAF")  # formats with samples at known places
-HEAD = 2**16  # bytes, in which the header of a file ends
 TOLERANCE = 0.1  # seconds by which a segment may end after its file: lengths in manifests are rounded
 
 
@@ -74,15 +72,15 @@ class Segment:
             return None
         try:
             with open(self.source, "rb") if is_path else io.BytesIO(self.source) as file:
-                head, size = file.read(HEAD), file.seek(0, os.SEEK_END)
-                file.seek(0)
                 with soundfile.SoundFile(file) as sound:
-                    rate, held = sound.samplerate, sound.frames
+                    rate, kind, held = sound.samplerate, sound.format, sound.frames
                     first, last = round(self.offset * rate), round((self.offset + self.duration) * rate)
-                    if sound.format not in SEEKABLE or last > held or not gives_length(head, held, size):
+                    if kind not in SEEKABLE or last > held:
                         return None
                     sound.seek(first)
                     samples = sound.read(last - first, dtype="float32", always_2d=True)
+                if not gives_length(file, kind, held):
+                    return None
         except (soundfile.SoundFileError, OSError):
             return None  # `load_audio` reads more formats, and says what is wrong
         return (samples, rate) if len(samples) == last - first else None
