@@ -98,10 +98,11 @@ def test_the_table_of_long_clips_has_the_numbers_of_the_report():
     benchmarks = read(STUDIES / "long_clips" / "report.json")["benchmarks"]
 
     def share(found):
-        return f"{percent(found['accuracy'])} {interval_text(found['interval'])}" if found else ""
+        return f"{percent(found['accuracy'])} {interval_text(found['interval'])}" if found else "-"
 
     for name, benchmark in benchmarks.items():
-        (arm,) = benchmark["arms"].values()
-        cells = [f"{name.removesuffix('-seconds')} s", share(arm), share(arm["controls"].get("silence"))]
-        assert f"| {' | '.join(cells)} | {arm['peak_memory_gib']:.2f} |" in PAGE
+        shortest, longest = benchmark["arms"].values()
+        found = (shortest, longest, *(arm["controls"].get("silence") for arm in (shortest, longest)))
+        cells = [f"{name.removesuffix('-seconds')} s", *map(share, found)]
+        assert f"| {' | '.join(cells)} | {max(shortest['peak_memory_gib'], longest['peak_memory_gib']):.2f} |" in PAGE
     assert len(benchmarks) == 5
