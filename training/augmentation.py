@@ -150,12 +150,6 @@ class Augmenter:
     def __init__(self, options: Augmentation, seed: int, longest: float | None = None):
         self.options, self.seed, self.longest = options, seed, longest
         self._noises, self._rooms = (sound_files(getattr(options, name), name) for name in FOLDERS)
-        # Shared with the loader's workers, which can outlive an epoch.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int):
-        """Counts as the pass of examples without one: those of a data set that `load_training_data` did not return."""
-        self._epoch[0] = epoch
 
     def of_example(self, example: dict[str, Any]) -> dict[str, Any]:
         """
@@ -218,8 +212,7 @@ class Augmenter:
         """Seeded by the pass, and by the clip if several rows share it, else by the row."""
         name = example.get("clip") or example.get("origin") or ""
         digest = hashlib.sha256(f"{what} {name}".encode()).digest()
-        turn = example.get(PASS, int(self._epoch[0]))
-        return np.random.default_rng([self.seed, turn, int.from_bytes(digest[:8])])
+        return np.random.default_rng([self.seed, example.get(PASS, 0), int.from_bytes(digest[:8])])
 
     def _faster(self, samples: np.ndarray, factor: float) -> np.ndarray:
         seconds = len(samples) / SAMPLING_RATE / factor

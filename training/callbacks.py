@@ -16,7 +16,6 @@ from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-from .augmentation import Augmenter
 from .best import PREFIX, checkpoint_of, find_best, measured, note_best
 from .data.sampler import MixtureSampler
 from .run_folder import STATE
@@ -28,16 +27,15 @@ EXIT_CODE = 128 + signal.SIGTERM  # as a shell reports a program killed by it
 
 class EpochOrder(TrainerCallback):
     """
-    Tells the sampler and the augmenters which epoch it is. Accelerate's loaders would, except for the one it creates
-    to resume in the middle of an epoch on several devices: that would silently restart with the first epoch's order.
+    Tells the sampler which epoch it is. Accelerate's loaders would, except for the one it creates to resume in the
+    middle of an epoch on several devices: that would silently restart with the first epoch's order.
     """
 
-    def __init__(self, *ordered: MixtureSampler | Augmenter):
-        self.ordered = ordered
+    def __init__(self, sampler: MixtureSampler):
+        self.sampler = sampler
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        for one in self.ordered:
-            one.set_epoch(int(state.epoch or 0))
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class EvaluateAtTheEnd(TrainerCallback):

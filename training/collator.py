@@ -235,14 +235,12 @@ class AudioChatCollator:
         } | (join_audio(rows) | _join_asked(asked))
 
 
-def augmenting(
-    collator: AudioChatCollator, options: dict[str, Any] | None, seed: int
-) -> tuple[AudioChatCollator, list[Augmenter]]:
-    """The collator of training questions: unchanged, or with an augmenter, which has to be told the epoch."""
+def augmenting(collator: AudioChatCollator, options: dict[str, Any] | None, seed: int) -> AudioChatCollator:
+    """The collator of training questions: unchanged, or with an augmenter."""
     if not options:
-        return collator, []
+        return collator
     augmenter = Augmenter(Augmentation(**options), seed, collator.processor.max_audio_seconds)
-    return replace(collator, augmenter=augmenter), [augmenter]
+    return replace(collator, augmenter=augmenter)
 
 
 @contextmanager

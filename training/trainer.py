@@ -33,7 +33,7 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECON
 from .best import METRICS, EarlyStopping, check_metric, measured
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, LogTheEnd, TimeToGo
 from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
-from .data.sampler import MixtureSampler
+from .data.sampler import MixtureSampler, WithPass
 from .data.stream import TrainingStream
 from .distributed import broken_weights, reshard
 from .generated import Asked, Examination, measured_of
@@ -105,8 +105,8 @@ class AudioSFTTrainer(SFTTrainer):
         self._eval_sets = dict(eval_sets or {})
         check_metric(self.args, list(self._eval_sets), [*METRICS, *measured_of(asked)])
         self.examination = self._examination(asked) if asked else None
-        self._train_collator, augmenters = augmenting(self.data_collator, self.args.augmentation, seed)
-        self.add_callback(EpochOrder(self.sampler, *augmenters))
+        self._train_collator = augmenting(self.data_collator, self.args.augmentation, seed)
+        self.add_callback(EpochOrder(self.sampler))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience, self.args.early_stopping_threshold))
         for callback in (LogTheEnd(), EvaluateAtTheEnd(), EvaluateAfterSaving(self)):
@@ -151,7 +151,7 @@ class AudioSFTTrainer(SFTTrainer):
         if self.stream is not None:
             return outlive_sigterm(stream_loader(self.stream, collate, **options))
         options |= {"sampler": self.sampler, "drop_last": arguments.dataloader_drop_last}
-        loader = DataLoader(self.train_dataset, collate_fn=collate, **options)
+        loader = DataLoader(WithPass(self.train_dataset), collate_fn=collate, **options)
         return outlive_sigterm(self.accelerator.prepare(loader))
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:

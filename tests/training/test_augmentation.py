@@ -27,7 +27,7 @@ from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, Unrea
 from falcon3_audio.training import sft
 from falcon3_audio.training.augmentation import Augmentation, Augmenter, in_room, read_augmentation, with_noise
 from falcon3_audio.training.collator import AudioChatCollator
-from falcon3_audio.training.data.sampler import PASS, MixtureSampler
+from falcon3_audio.training.data.sampler import PASS, MixtureSampler, Place, WithPass
 from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data, questions_per_clip
 
@@ -57,9 +57,8 @@ def draw():
     return np.random.default_rng(0)
 
 
-def collator(processor, seed=0, epoch=0, **options):
+def collator(processor, seed=0, **options):
     augmenter = Augmenter(Augmentation(**(options or ALL)), seed)
-    augmenter.set_epoch(epoch)
     return AudioChatCollator(processor, augmenter=augmenter, questions_per_row=None)
 
 
@@ -137,26 +136,25 @@ def test_masks_leave_the_silence_behind_a_clip(backbone_folders, sound, seed, op
 def test_it_follows_seed_epoch_and_row_alone(processor, examples):
     """Not the batch or the workers, even workers that persist across epochs."""
 
-    def features(collate, rows):
-        return [collate([examples[row]])["input_features"] for row in rows]
+    def features(collate, rows, turn=0):
+        return [collate([examples[row] | {PASS: turn}])["input_features"] for row in rows]
 
     def same(some, others):
         return [one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others)]
 
     first = features(collator(processor), [3, 4])
     assert same(first, features(collator(processor), [3, 4])) == [True, True]
-    for other in (collator(processor, seed=1), collator(processor, epoch=1), AudioChatCollator(processor)):
-        assert same(first, features(other, [3, 4])) == [False, False]
-    collate = collator(processor)
-    loader = DataLoader(examples, batch_size=1, num_workers=1, collate_fn=collate, persistent_workers=True)
+    for other, turn in ((collator(processor, seed=1), 0), (collator(processor), 1), (AudioChatCollator(processor), 0)):
+        assert same(first, features(other, [3, 4], turn)) == [False, False]
+    collate, places = collator(processor), []
+    options = {"num_workers": 1, "collate_fn": collate, "persistent_workers": True}
+    loader = DataLoader(WithPass(examples), batch_size=1, sampler=places, **options)
     epochs = []
     for epoch in (0, 1):
-        collate.augmenter.set_epoch(epoch)
+        places[:] = [Place(row, epoch) for row in range(len(examples))]
         epochs.append([batch["input_features"] for batch in loader])
     assert same([epochs[0][3]], first[:1]) == [True]
-    assert same([epochs[1][3]], features(collator(processor, epoch=1), [3])) == [True]
-    batch = collate([examples[4], examples[3]])
-    collate.augmenter.set_epoch(0)
+    assert same([epochs[1][3]], features(collator(processor), [3], turn=1)) == [True]
     batch = collate([examples[4], examples[3]])
     frames = first[0].shape[-1]
     assert torch.equal(batch["input_features"][1, :, :frames], first[0][0])
@@ -176,7 +174,11 @@ def test_repeats_within_an_epoch_differ(processor, about_a_clip):
     def heard_in(batch_size, collate, workers=0):
         sampler = MixtureSampler([3], [4], clips=questions_per_clip(about_a_clip, [3]), questions_per_row=None)
         loader = DataLoader(
-            about_a_clip, batch_size, sampler=sampler, num_workers=workers, collate_fn=lambda rows: collate(rows)
+            WithPass(about_a_clip),
+            batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=lambda rows: collate(rows),
         )
         batches = [(batch["input_features"], batch["input_features_mask"]) for batch in loader]
         return [

@@ -12,10 +12,11 @@ devices, accelerate fills the last round of an epoch with that epoch's first exa
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 
 # How many groups are searched for one that fits into the rest of a step.
@@ -35,6 +36,19 @@ class Place(int):
 
     def __reduce__(self):  # for the loader's workers: that of `int` leaves out `turn`
         return Place, (int(self), self.turn)
+
+
+class WithPass(Dataset):
+    """The examples of a `datasets.Dataset`, each with the `pass` of the `Place` that asks for it."""
+
+    def __init__(self, examples: Any):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, places: list[Place]) -> list[dict[str, Any]]:
+        return [example | {PASS: place.turn} for place, example in zip(places, self.examples.__getitems__(places))]
 
 
 class MixtureSampler(Sampler[int]):

@@ -21,7 +21,6 @@ from .formats import AUDIO, SEGMENT
 from .json_features import check_texts_are_kept
 from .open_dataset import open_dataset, other_folders
 from .reading import Reading, choose
-from .sampler import PASS, Place
 from .sources import DataSource
 
 
@@ -53,7 +52,7 @@ def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
         "row": np.concatenate([part[:, 0] for part in parts]),
         "question": np.concatenate([part[:, 1] for part in parts]).astype(np.int32),
     }
-    examples = _Examples.from_dict(columns).with_transform(_Reader(sets))
+    examples = Dataset.from_dict(columns).with_transform(_Reader(sets))
     return examples, [len(part) for part in parts]
 
 
@@ -162,16 +161,6 @@ def _lengths(rows: Dataset, column: str) -> Iterator[int]:
 
 
 OpenSet = tuple[DataSource, Dataset, Reading]
-
-
-class _Examples(Dataset):
-    """Examples that a data loader gets with `pass`, if a `MixtureSampler` determines their order."""
-
-    def __getitems__(self, keys: list) -> list:
-        examples = super().__getitems__(keys)
-        return [
-            example | {PASS: key.turn} if isinstance(key, Place) else example for key, example in zip(keys, examples)
-        ]
 
 
 class _Reader:
