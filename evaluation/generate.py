@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -165,11 +164,10 @@ def _own_text(prompt: Prompt) -> dict[str, str]:
 
 def _check_audio(items: Sequence[Item], answerer: Answerer, journal: Journal):
     """Records whether the model hears; if the server fails, only in this run, and the next one checks again."""
-    done = all(item.question.id in journal.outcomes and not _is_asked_again(item, journal.outcomes) for item in items)
     try:
         journal.append({"audio_check": answerer.check_audio()})
     except (EndpointFailed, EndpointUnavailable) as error:
-        if isinstance(error, EndpointUnavailable) and not done:
+        if isinstance(error, EndpointUnavailable) and _left([items], journal.outcomes):
             raise
         journal.audio_check = f"unknown: {error}"
 
@@ -197,20 +195,16 @@ class Failures:
                     raise EndpointUnavailable(f"{said}. It failed on {IN_A_ROW} clips in a row.")
 
 
-def _is_asked_again(item: Item, outcomes: Mapping[str, Outcome]) -> bool:
-    return ASK_AGAIN in outcomes.get(item.question.id, {})
-
-
-def _left(share: Sequence[list[Item]], is_left: Callable[[Item], bool]) -> list[list[Item]]:
-    batches = [[item for item in batch if is_left(item)] for batch in share]
-    return [batch for batch in batches if batch]
+def _left(share: Sequence[Sequence[Item]], outcomes: Mapping[str, Outcome]) -> list[list[Item]]:
+    """The batches of what is to be asked: questions without an outcome, then those that the server failed on."""
+    new = [[item for item in batch if item.question.id not in outcomes] for batch in share]
+    again = [[item for item in batch if ASK_AGAIN in outcomes.get(item.question.id, {})] for batch in share]
+    return [batch for batch in [*new, *again] if batch]
 
 
 def _ask_what_is_left(share: Sequence[list[Item]], answerer: Answerer, journal: Journal):
-    before = dict(journal.outcomes)
-    new = _left(share, lambda item: item.question.id not in before)
-    left = new + _left(share, lambda item: _is_asked_again(item, before))
-    failures = Failures(chain.from_iterable(new))
+    left = _left(share, journal.outcomes)
+    failures = Failures(item for batch in left for item in batch if item.question.id not in journal.outcomes)
     total, asked, start = sum(map(len, share)), sum(map(len, left)), time.perf_counter()
     with tqdm(total=total, initial=total - asked, unit="question", disable=None) as bar:
 

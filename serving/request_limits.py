@@ -4,8 +4,9 @@ A body is read whole before the engine sees its request, and only then takes a p
 that have arrived and are not answered yet take at most `max_bodies_mib`; joining one briefly takes its size once more.
 A client that is cut off while it sends sees only a broken connection, not the reason: so a refusal is sent
 immediately, and the rest of the body is discarded for some seconds before the connection is closed. Errors are in
-OpenAI's format. Neither engine decompresses bodies, so those with a Content-Encoding are refused. Requests without a body, such as /health, have no limits, but their sender is checked. vLLM imports
-the class by name, so there it reads its settings from the environment, and vLLM's key (`VLLM_API_KEY`).
+OpenAI's format. Neither engine decompresses bodies, so those with a Content-Encoding are refused. Requests without a
+body, such as /health, have no limits, but their sender is checked. vLLM imports the class by name, so there it reads
+its settings from the environment, and vLLM's key (`VLLM_API_KEY`).
 """
 
 import asyncio
