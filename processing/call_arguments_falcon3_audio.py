@@ -25,11 +25,13 @@ def given_rate(processor: Any, arguments: Mapping[str, Any]) -> tuple[int | None
 
 def unread_arguments(processor: Any, arguments: Mapping[str, Any]) -> list[str]:
     """The names of the arguments that no part of a processor has, and whose values could be a rate."""
+    given = {name for place in _places(arguments) for name, value in place.items() if could_be_rate(value)}
+    if not given:  # as nearly always
+        return []
     groups = processor.valid_processor_kwargs.__annotations__
     parts = [getattr(part, "valid_kwargs", None) for part in (processor.tokenizer, processor.feature_extractor)]
     known = {"common_kwargs", *groups, *_OF_CHATS}
     known |= {name for part in (*groups.values(), *parts) for name in getattr(part, "__annotations__", ())}
-    given = {name for place in _places(arguments) for name, value in place.items() if could_be_rate(value)}
     return sorted(given - known)
 
 

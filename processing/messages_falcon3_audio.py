@@ -138,11 +138,13 @@ def load_item(item: dict, sampling_rate: int | None, message: int, unread: Colle
         raise ValueError(
             f"An audio item of message {message} needs exactly one of 'audio', 'path' and 'url', got {item!r:.200}."
         )
-    rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
-    has_rate = item.get("sampling_rate") is not None
-    others = [] if has_rate else [key for key in item.keys() - _ITEM_KEYS if could_be_rate(item[key])]
-    unread = [*others, *(unread if rate is None else ())]
-    return {"type": "audio", "audio": load_audio(sources[0], rate, f"The audio in message {message}", unread=unread)}
+    rate, name = item.get("sampling_rate"), f"The audio in message {message}"
+    others: list[str] = []
+    if rate is None:
+        others = [key for key in item.keys() - _ITEM_KEYS if could_be_rate(item[key])]
+        others += unread if sampling_rate is None else ()
+        rate = sampling_rate
+    return {"type": "audio", "audio": load_audio(sources[0], rate, name, unread=others)}
 
 
 def prepare_messages(

@@ -347,9 +347,9 @@ class Falcon3AudioProcessor(ProcessorMixin):
         return_labels = _take("return_labels", kwargs, processor_kwargs, processor_kwargs.get("text_kwargs"))
         groups = [processor_kwargs.get(group) for group in ("audio_kwargs", "common_kwargs")]
         rate = _take("sampling_rate", kwargs, processor_kwargs, *groups)
-        of_template = set(re.findall(r"\w+", str(chat_template or self.chat_template)))
-        others = {name: value for name, value in kwargs.items() if name not in of_template}
-        unread = unread_arguments(self, processor_kwargs | others)
+        if unread := unread_arguments(self, processor_kwargs | kwargs):
+            of_template = set(re.findall(r"\w+", str(chat_template or self.chat_template))) - processor_kwargs.keys()
+            unread = [name for name in unread if name not in kwargs.keys() & of_template]
         load = kwargs.get("tokenize", False)
         conversation = prepare_messages(
             conversation, self.audio_token, rate, load, any_items=chat_template is not None, unread=unread

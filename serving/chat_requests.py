@@ -1,9 +1,9 @@
 """Reads OpenAI's requests into the pipeline's input, or refuses them with the reason.
 
 Nothing that would change an answer is ignored: unsupported fields are refused by name, unless their value asks for
-what the server does anyway (request_fields.py). The tokens of a prompt are counted here, without features, so that one that is too long
-costs nothing. Differences from OpenAI: without `temperature` and `top_p` decoding is greedy, as in `pipeline()`; the
-last message must be the user's.
+what the server does anyway (request_fields.py). The tokens of a prompt are counted here, without features, so that one
+that is too long costs nothing. Differences from OpenAI: without `temperature` and `top_p` decoding is greedy, as in
+`pipeline()`; the last message must be the user's.
 
     request = ChatReader("name", processor, context=8192, ...).chat(body)
 """

@@ -1,7 +1,7 @@
 """Data loader workers that outlive a SIGTERM to all processes of a run, so that the run can still save a checkpoint.
 
-SLURM sends it to every process of a job step and torchrun to the group of each of its processes, not to the trainer alone. A worker
-that ended would make the trainer's loader raise an error before the current step is finished.
+SLURM sends it to every process of a job step and torchrun to the group of each of its processes, not to the trainer
+alone. A worker that ended would make the trainer's loader raise an error before the current step is finished.
 """
 
 import os
