@@ -8,11 +8,12 @@ programs of this package load an adapter's folder with the functions here.
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from transformers import AutoModelForMultimodalLM, PreTrainedModel, pipeline
+from transformers import AutoConfig, AutoModelForMultimodalLM, PreTrainedModel, pipeline
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, PROCESSOR_NAME, is_peft_available
 
+from .configuration_falcon3_audio import Falcon3AudioConfig
 from .pipeline_falcon3_audio import AudioTextToTextPipeline
-from .saved_json import read_object
+from .saved_json import read_object, readable_json
 
 
 TASK = "audio-text-to-text"
@@ -50,20 +51,37 @@ def find_base(run: str | Path) -> str:
     return str(found or named)  # otherwise a Hub id
 
 
+def _is_adapter(folder: Path) -> bool:
+    """With a config.json it is a whole model that contains an adapter."""
+    return (folder / ADAPTER_CONFIG_NAME).exists() and not (folder / CONFIG_NAME).exists()
+
+
 def base_of(model: str | Path) -> str | None:
     """
     The base model of an adapter's folder; `None` for a whole model and for a Hub id.
 
     Raises the errors of `find_base`, and an `ImportError` without PEFT.
     """
-    folder = Path(model)
-    # With a config.json it is a whole model that contains an adapter.
-    is_adapter = (folder / ADAPTER_CONFIG_NAME).exists() and not (folder / CONFIG_NAME).exists()
-    if not is_adapter:
+    if not _is_adapter(Path(model)):
         return None
     if not is_peft_available():
         raise ImportError(f"{model} is an adapter, which PEFT loads: pip install peft")
-    return find_base(folder)
+    return find_base(model)
+
+
+def whole_model_config(model: str | Path) -> Falcon3AudioConfig:
+    """
+    The config of a whole checkpoint, for programs that cannot load an adapter on its base model.
+
+    Raises a `ValueError` for an adapter and for other models, and an `OSError` if there is no model.
+    """
+    if _is_adapter(Path(model)):
+        raise ValueError(f"{model} is an adapter; merge it into a checkpoint first: falcon3-audio merge {model} OUT")
+    with readable_json(model):
+        config = AutoConfig.from_pretrained(model)
+    if config.model_type != "falcon3_audio":
+        raise ValueError(f"{model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
+    return config
 
 
 def load_model(model: str | Path, **options: Any) -> PreTrainedModel:
@@ -87,4 +105,4 @@ def load_pipeline(model: str, **options: Any) -> AudioTextToTextPipeline:
     return pipe
 
 
-__all__ = ["BASE", "base_of", "find_base", "load_model", "load_pipeline", "root_of"]
+__all__ = ["BASE", "base_of", "find_base", "load_model", "load_pipeline", "root_of", "whole_model_config"]

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
+    GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
@@ -151,12 +152,17 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
             for processor in processors
         )
 
-    def _get_candidate_generator(self, *args, **kwargs):
+    def _get_candidate_generator(self, generation_config: GenerationConfig, *args, **kwargs):
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                f"got `assistant_early_exit={generation_config.assistant_early_exit}`, which transformers supports only "
+                "for text models. Remove it, or pass a smaller Falcon3-Audio as `assistant_model`."
+            )
         assistant, given = kwargs.get("assistant_model"), kwargs["model_kwargs"]
         kwargs["model_kwargs"] = {name: value for name, value in given.items() if name != "clips"}
         if assistant is not None and assistant is not self and given.get("audio_embeds") is not None:
             kwargs["model_kwargs"]["audio_embeds"] = self._heard_by(assistant, given["clips"], given["audio_embeds"])
-        generator = super()._get_candidate_generator(*args, **kwargs)
+        generator = super()._get_candidate_generator(generation_config, *args, **kwargs)
         if isinstance(generator, PromptLookupCandidateGenerator) and not self.config.audio_token_is_embedded:
             # It runs the processors on logits of its own to decide which tokens can be drafted.
             token = self.config.audio_token_id

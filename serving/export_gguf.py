@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
 
-from falcon3_audio import Falcon3AudioConfig, Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
+from falcon3_audio.adapters import whole_model_config
 from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
 from falcon3_audio.saved_json import readable_json
 from falcon3_audio.user_errors import user_errors
@@ -220,12 +221,7 @@ def find_converter(given: str | None) -> Path | None:
 
 
 def _check(model: str) -> None:
-    if (Path(model) / "adapter_config.json").exists():
-        raise ValueError(f"{model} is an adapter; merge it into a checkpoint first: falcon3-audio merge {model} OUT")
-    with readable_json(model):
-        config: Falcon3AudioConfig = AutoConfig.from_pretrained(model)
-    if config.model_type != "falcon3_audio":
-        raise ValueError(f"{model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
+    config = whole_model_config(model)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{model} is quantised; export the checkpoint that it was made from.")
     if not config.read_trailing_silence:

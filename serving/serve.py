@@ -17,9 +17,10 @@ import sys
 from dataclasses import fields
 from importlib.util import find_spec
 
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 
 from falcon3_audio import Falcon3AudioProcessor
+from falcon3_audio.adapters import whole_model_config
 from falcon3_audio.saved_json import readable_json
 from falcon3_audio.user_errors import user_errors
 
@@ -36,12 +37,9 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
     """
     The command that starts vLLM.
 
-    Raises a `ValueError` for a checkpoint that is not this package's, and an `OSError` if there is none.
+    Raises the errors of `whole_model_config`.
     """
-    with readable_json(options.model):
-        config = AutoConfig.from_pretrained(options.model)
-    if config.model_type != "falcon3_audio":
-        raise ValueError(f"{options.model} is a model of type {config.model_type!r}; expected one of Falcon3-Audio.")
+    config = whole_model_config(options.model)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model]
     command += ["--host", options.host, "--port", str(options.port)]
     command += ["--served-model-name", options.served_model_name or options.model]

@@ -564,6 +564,11 @@ def test_an_assistant_that_cannot_hear_the_audio_is_refused(model, processor):
         answer(model, inputs, assistant_model=drafter(processor))
 
 
+def test_early_exit_is_for_text_models(model, processor):
+    with pytest.raises(ValueError, match="got `assistant_early_exit=1`, which transformers supports only for text"):
+        answer(model, prompt(processor, question(tone(1))), assistant_early_exit=1)
+
+
 @pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
 def test_audio_that_does_not_match_is_counted_as_it_was_given(model, processor, options):
     inputs, shorter = prompt(processor, question(tone(1))), prompt(processor, question(tone(0.5)))

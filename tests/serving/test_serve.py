@@ -101,6 +101,14 @@ def test_what_cannot_be_served_is_one_line(started, checkpoint, capsys, options,
     assert started == []
 
 
+def test_vllm_gets_no_adapter_of_a_run(started, tmp_path, capsys):
+    """vLLM would look for a config.json, which such a folder does not have."""
+    (tmp_path / "adapter_config.json").touch()
+    assert serve.main([str(tmp_path), "--engine", "vllm"]) == 1
+    assert f"{tmp_path} is an adapter; merge it into a checkpoint first: falcon3-audio merge" in capsys.readouterr().err
+    assert started == []
+
+
 def test_other_models_and_missing_ones(started, backbone_folders, tmp_path, capsys):
     assert serve.main([backbone_folders[1], "--engine", "vllm"]) == 1
     assert "is a model of type 'llama'; expected one of Falcon3-Audio" in capsys.readouterr().err
