@@ -12,6 +12,6 @@ RUN useradd --create-home app
 USER app
 ENV LD_PRELOAD=libjemalloc.so.2
 EXPOSE 8000
-# The key is in the variable KEY; without one the server refuses to be asked from outside of the container.
+# The API key is in the variable KEY; without it the server does not start.
 ENTRYPOINT ["falcon3-audio", "serve", "--host", "0.0.0.0", "--api-key-env", "KEY"]
 CMD ["/model"]

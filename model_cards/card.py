@@ -14,15 +14,15 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
+from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
+from falcon3_audio.text_sizes import nf4_bytes
+
 from .card_facts import check_facts
 from .results import check_entry, eval_results, table
 from .sources import APACHE, TINY, is_english_encoder, is_hub_id, licence_of
 
 
 TAGS = ("audio-language-model", "audio-question-answering", "falcon3-audio", "speech", "sound", "music")
-POSITIONS_PER_SECOND = 50  # of Whisper's encoder
-# Bits per weight in NF4 with double quantisation: 4, an 8-bit scale per 64 weights, and 32 bits per 256 such scales.
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 GIB = 2**30
 
 
@@ -124,13 +124,10 @@ def _cell(value: Any) -> str:
 def memory(parameters: dict[str, int]) -> list[tuple[str, str]]:
     """Memory for the weights: (precision, GiB)."""
     total = sum(parameters[part] for part in ("audio_tower", "multi_modal_projector", "language_model"))
-    quantized = parameters["quantizable"]
     sizes = {
         "float32": 4 * total,
         "bfloat16 or float16": 2 * total,
-        "4 bits (NF4) in the language model's layers, 16 bits elsewhere": (
-            2 * (total - quantized) + NF4_BITS / 8 * quantized
-        ),
+        "4 bits (NF4) in the language model's layers, 16 bits elsewhere": nf4_bytes(total, parameters["quantizable"]),
     }
     return [(precision, f"{size / GIB:.3g}") for precision, size in sizes.items()]
 

@@ -1,10 +1,7 @@
 """The facts of a card: which ones are required, and how a recipe and its training sets are described."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from .sources import Dataset, is_hub_id
 
@@ -100,17 +97,6 @@ GRPO = (
     "GRPO, after supervised training: several answers are sampled for each question, and those with a higher reward "
     "than the others become more likely. LoRA is applied as listed in the table, and the projector is trained in full."
 )
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """A YAML file of facts or of a recipe. Raises a `ValueError` if it is not a mapping."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a YAML mapping, got {type(content).__name__}.")
-    return content
 
 
 def check_facts(facts: dict[str, Any]):

@@ -1,6 +1,14 @@
-"""Sizes of a language model by its config. Not every config has `head_dim`, or fewer heads for keys and values."""
+"""Sizes of a language model: by its config, and in 4 bits."""
 
+from torch import nn
 from transformers import PreTrainedConfig
+
+
+# Bits per weight in NF4 with double quantisation: 4, an 8-bit scale per 64 weights, and 32 bits per 256 such scales.
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+
+
+# Not every config has `head_dim`, or fewer heads for keys and values.
 
 
 def head_size(text: PreTrainedConfig) -> int:
@@ -12,3 +20,13 @@ def cache_values_per_token(text: PreTrainedConfig) -> int:
     """Numbers that the cache keeps for each token: a key and a value for each layer and key-value head."""
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * head_size(text)
+
+
+def quantizable_layers(language_model: nn.Module) -> list[nn.Linear]:
+    """The layers that are quantised in 8 and 4 bits: all linear ones. Embedding and output head stay as they are."""
+    return [module for module in language_model.modules() if isinstance(module, nn.Linear)]
+
+
+def nf4_bytes(parameters: int, quantizable: int) -> float:
+    """Memory for a number of parameters, of which `quantizable` are in NF4 and the others have 16 bits."""
+    return 2 * (parameters - quantizable) + NF4_BITS / 8 * quantizable

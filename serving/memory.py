@@ -13,14 +13,13 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import AutoConfig
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
-from falcon3_audio.model_cards.card import GIB, NF4_BITS
+from falcon3_audio.model_cards.card import GIB
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND, WINDOW_SECONDS
-from falcon3_audio.text_sizes import cache_values_per_token
+from falcon3_audio.text_sizes import cache_values_per_token, nf4_bytes, quantizable_layers
 from falcon3_audio.user_errors import user_errors
 
 from .request_limits import MIB
@@ -48,14 +47,15 @@ def compute_memory(config: Falcon3AudioConfig) -> Memory:
     """From the shapes only; no weights are created."""
     with torch.device("meta"):
         model = Falcon3AudioForConditionalGeneration(config)
-    layers = [part.weight for part in model.model.language_model.modules() if isinstance(part, nn.Linear)]
+    layers = [layer.weight for layer in quantizable_layers(model.model.language_model)]
     quantised = sum(weight.numel() for weight in layers)
-    rest = BYTES * (sum(weight.numel() for weight in model.parameters()) - quantised)
+    total = sum(weight.numel() for weight in model.parameters())
+    rest = BYTES * (total - quantised)
     return Memory(
         {
-            "bfloat16": rest + BYTES * quantised,
+            "bfloat16": BYTES * total,
             "8 bits": rest + quantised + BYTES_OF_SCALE * sum(weight.shape[0] for weight in layers),
-            "4 bits (NF4)": rest + NF4_BITS / 8 * quantised,
+            "4 bits (NF4)": nf4_bytes(total, quantised),
         },
         BYTES * cache_values_per_token(config.text_config),
         WINDOW_SECONDS * POSITIONS_PER_SECOND // config.pooling_window + DEFAULT_MAX_NEW_TOKENS,

@@ -17,7 +17,7 @@ from .distributed import begin_run, check_same_strategy, whole_weights
 from .learning import count_parameters, describe_parts
 from .loss_curve import plot_loss
 from .model import check_precision, load_model
-from .run_folder import STATE
+from .run_folder import save_state
 from .workers import outlive_sigterm
 
 
@@ -84,6 +84,6 @@ def run_and_save(trainer: Trainer, checkpoint: Path | None, stopper: SaveAtSigte
     trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(str(trainer.args.output_dir))
-        trainer.state.save_to_json(str(folder / STATE))
+        save_state(trainer.state, folder)
         plot_loss(trainer.state.log_history, folder / "loss_curve.png", loss)
         print(f"saved in {folder}", flush=True)

@@ -18,7 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from .best import PREFIX, checkpoint_of, find_best, measured, note_best
 from .data.sampler import MixtureSampler
-from .run_folder import STATE
+from .run_folder import STATE, save_state
 
 
 STEPS_TO_TIME = 20  # steps of a run before it prints how long it will take
@@ -98,9 +98,9 @@ class EvaluateAfterSaving(TrainerCallback):
     def _evaluate(self, args, state, control):
         note_best(args, state, measured(args, self.trainer.evaluate()))
         control.should_save = False  # early stopping requests it, but the step is saved already
-        saved = checkpoint_of(args, state.global_step) / STATE
-        if state.is_world_process_zero and saved.exists():
-            state.save_to_json(str(saved))
+        saved = checkpoint_of(args, state.global_step)
+        if state.is_world_process_zero and (saved / STATE).exists():
+            save_state(state, saved)
 
 
 def _is_due(args: TrainingArguments, state: TrainerState) -> bool:

@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
 from falcon3_audio.adapters import base_of
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
-from falcon3_audio.text_sizes import head_size
+from falcon3_audio.text_sizes import head_size, nf4_bytes, quantizable_layers
 from falcon3_audio.user_errors import user_errors
 
 from .arguments import OF_COMPOSED, AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
@@ -39,7 +39,6 @@ UTILISATION = 0.4
 PUBLISHED = {"data/open_asqa": (10_324_230, 1_089_204, 9.2), "data/voice_instructions": (440_000, 440_000, 5.0)}
 TEXT_TOKENS = 60  # of a question with its answer and the chat format, about what Open-ASQA has
 BYTES_TRAINED = 16  # float32: weight, gradient and Adam's two moments
-BYTES_4BIT = 0.55  # per weight in NF4 with its double-quantised scales
 BYTES_ACTIVATION = 2  # bfloat16
 OVERHEAD = 2 * 2**30  # CUDA context, loss chunks, fragmentation: a guess
 
@@ -64,6 +63,7 @@ def estimate(
     config = _config(model)
     with torch.device("meta"):
         network = Falcon3AudioForConditionalGeneration(config)
+    quantizable = sum(layer.weight.numel() for layer in quantizable_layers(network.model.language_model))
     adapter = choose_trained_weights(network, lora)
     trained = count_parameters(network if adapter is None else get_peft_model(network, adapter))
     passes = _passes(trained, bool(training.activation_checkpointing))
@@ -86,7 +86,7 @@ def estimate(
         forward = _forward_flops(config, trained, seconds, shared_by)
         flops += count * sum(forward[part] * passes[part] for part in forward)
     minutes = flops / (devices * CARDS[card][0] * UTILISATION) / 60
-    gib = _bytes(model, config, trained, training, devices, *longest) / 2**30
+    gib = _bytes(model, config, trained, quantizable, training, devices, *longest) / 2**30
     return Cost(minutes, gib, round(questions))
 
 
@@ -158,6 +158,7 @@ def _bytes(
     model: ModelArguments,
     config: Falcon3AudioConfig,
     parameters: dict[str, tuple[int, int]],
+    quantizable: int,
     training: AudioSFTConfig,
     devices: int,
     positions: float,
@@ -166,8 +167,7 @@ def _bytes(
     """Memory of one device that holds all weights; `positions` and `heard` (audio tokens) are those per question."""
     element = 4 if model.dtype == "float32" else 2
     frozen = {part: total - trained for part, (total, trained) in parameters.items()}
-    weights = element * (frozen["audio_tower"] + frozen[PROJECTOR])
-    weights_of_llm = frozen["language_model"] * (BYTES_4BIT if model.load_in_4bit else element)
+    weights = nf4_bytes(sum(frozen.values()), quantizable) if model.load_in_4bit else element * sum(frozen.values())
     learned = BYTES_TRAINED * sum(trained for _, trained in parameters.values())
     tokens = heard + TEXT_TOKENS
     questions: float = _questions_at_once(training, devices)
@@ -178,7 +178,7 @@ def _bytes(
     activations = _activations(config.text_config, tokens, recomputed, gated=True)
     if parameters["audio_tower"][1]:
         activations += _activations(config.audio_config, positions, recomputed, gated=False)
-    return weights + weights_of_llm + learned + activations + OVERHEAD
+    return weights + learned + activations + OVERHEAD
 
 
 def _activations(config: PreTrainedConfig, tokens: float, recomputed: bool, gated: bool) -> float:

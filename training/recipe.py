@@ -1,6 +1,6 @@
 """Recipes: YAML files with the options of a run, and the command line that overrides them.
 
-A recipe can start with `extends: other.yaml` (in the same folder) and then contains only the differences, so an
+A recipe can start with `extends: other.yaml` (relative to its own folder) and then contains only the differences, so an
 ablation shows at a glance what it changes. Unknown options are errors, both in the file and on the command line. A
 model can be given in two ways, and so can the length of a run; if an overriding source uses one and the overridden source
 the other, the overriding one wins.
@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from trl import TrlParser
 
 from falcon3_audio.user_errors import user_errors
+from falcon3_audio.yaml_files import read_yaml
 
 from .callbacks import EXIT_CODE, Terminated
 from .model_arguments import check_type
@@ -44,7 +44,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def read_extended(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The mapping that a file extends (in the same folder; empty if none), and its own. Errors as in `read_recipe`."""
+    """The mapping that a file extends (empty if none), and its own. Errors as in `read_recipe`."""
     own = read_yaml(path)
     if EXTENDS not in own:
         return {}, own
@@ -63,29 +63,6 @@ def override(options: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
             others = {name for names in ways if names not in said for name in names}
             options = {name: value for name, value in options.items() if name not in others}
     return options | by
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A file's mapping; errors as in `read_recipe`."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a YAML mapping of options, got {type(content).__name__}.")
-    return content
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Rejects duplicate keys, of which PyYAML silently takes the last."""
-
-    def compose_mapping_node(self, anchor):
-        node = super().compose_mapping_node(anchor)
-        keys = [self.construct_object(key) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if twice is not None:
-            raise yaml.composer.ComposerError(None, None, f"{twice!r} is given twice", node.start_mark)
-        return node
 
 
 def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str) -> tuple[Any, ...]:

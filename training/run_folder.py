@@ -17,12 +17,13 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from falcon3_audio.adapters import BASE
 from falcon3_audio.whole_files import whole_file
+from falcon3_audio.yaml_files import read_yaml
 
 from .data.sources import DataSource
 
@@ -157,7 +158,7 @@ def start_or_go_on(
     folder = Path(output_dir)
     path = folder / RECIPE
     checkpoint = _given_checkpoint(Path(resume)) if resume else find_checkpoint(output_dir)
-    recorded = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    recorded = read_yaml(path) if path.exists() else {}
     before = with_defaults(recorded, recipe, options) if recorded else {}
     has_ended = (folder / STATE).exists()
     if before and (checkpoint or has_ended):
@@ -231,6 +232,12 @@ def makes_base(model: str | None) -> bool:
     return model is None or (Path(model) / ADAPTER_CONFIG_NAME).exists()
 
 
+def save_state(state: TrainerState, folder: str | Path):
+    """Writes a trainer's state, the last file of a checkpoint or a run, completely or not at all."""
+    with whole_file(Path(folder) / STATE) as file:
+        state.save_to_json(file.name)
+
+
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """
     The last complete checkpoint of a run, or `None` if there is none yet.
@@ -239,7 +246,7 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
     """
     paths = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for path in sorted(paths, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
-        if _is_complete(path):
+        if is_complete(path):
             check_readable(path)
             return path
         print(f"{path} was interrupted while it was written; skipping it.")
@@ -247,7 +254,7 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def _given_checkpoint(path: Path) -> Path:
-    if not _is_complete(path):
+    if not is_complete(path):
         raise ValueError(
             f"{path} is not a complete checkpoint: it has no readable {STATE}. Give a folder checkpoint-N of a run."
         )
@@ -258,7 +265,7 @@ def _given_checkpoint(path: Path) -> Path:
 def check_readable(checkpoint: Path):
     """Raises a `ValueError` that names the first file of a checkpoint that is truncated or damaged."""
     for path in sorted(checkpoint.rglob("*")):
-        problem = _problem(path)
+        problem = find_damage(path)
         if problem:
             raise ValueError(f"{path} cannot be read: {problem}. {other_than(checkpoint)}")
 
@@ -268,7 +275,8 @@ def other_than(checkpoint: Path) -> str:
     return f"Remove {checkpoint} to resume from the previous one, or give another one with --resume_from_checkpoint."
 
 
-def _problem(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a file of weights or of a training's state; `None` for files that can be read."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):  # compares the header with the file's length
@@ -303,7 +311,8 @@ def explain(error: Exception) -> str:
     return message
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint, or the folder of a run, has its last file."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -35,7 +35,7 @@ from .model import check_precision, load_model
 from .plan import describe_plan
 from .publishing.push import check_token, push_finished, whole_repo_id
 from .recipe import run_recipe
-from .run_folder import STATE, describe_recipe
+from .run_folder import STATE, describe_recipe, save_state
 from .streaming import make_stream
 from .trainer import AudioSFTTrainer
 
@@ -133,7 +133,7 @@ def train(
                     f"best step: {trainer.state.best_global_step}, {args.metric_for_best_model} "
                     f"{trainer.state.best_metric:.4g}"
                 )
-            trainer.state.save_to_json(str(Path(args.output_dir) / STATE))
+            save_state(trainer.state, args.output_dir)
             plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
             print(f"saved in {args.output_dir}", flush=True)
         if to_hub and trainer.is_world_process_zero():

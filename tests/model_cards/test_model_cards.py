@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
 from falcon3_audio.model_cards import render_card
-from falcon3_audio.model_cards.card_facts import MAY_BE_NULL, REQUIRED, read_mapping
+from falcon3_audio.model_cards.card_facts import MAY_BE_NULL, REQUIRED
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POOLING_WINDOW
 from falcon3_audio.processing.processing_falcon3_audio import MAX_AUDIO_SECONDS
 from falcon3_audio.training.publishing.card import read_facts
+from falcon3_audio.yaml_files import read_yaml
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +127,7 @@ def test_snippets_run(facts, checkpoint, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", FACTS, ids=lambda path: path.stem)
 def test_the_numbers_are_those_of_the_model(path):
-    facts = read_mapping(path)
+    facts = read_yaml(path)
     if path.stem in PRESETS:
         config = Falcon3AudioConfig.from_preset(path.stem)
         assert facts["backbones"] == {part: PRESETS[path.stem][part] for part in ("audio", "text")}
@@ -172,7 +173,7 @@ def test_the_prompt_is_what_the_processor_makes(path):
     content = [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": "What sound is heard?"}]
     chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert read_mapping(path)["prompt"] == prompt.replace(processor.audio_token, "{audio}")
+    assert read_yaml(path)["prompt"] == prompt.replace(processor.audio_token, "{audio}")
 
 
 def test_memory_is_computed_from_the_weights():

@@ -9,12 +9,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from falcon3_audio.model_cards.card_facts import read_mapping
 from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from falcon3_audio.training.publishing.run_facts import describe_outcome
 from falcon3_audio.training.real import NANO, RECIPE
 from falcon3_audio.training.recipe import parse_options
 from falcon3_audio.training.run_folder import describe_recipe, with_defaults
+from falcon3_audio.yaml_files import read_yaml
 
 
 # The options of falcon3-audio train.
@@ -50,7 +50,7 @@ def test_it_was_trained_with_the_recipe():
 
 
 def test_the_card_says_what_was_recorded():
-    facts = read_mapping(FACTS)
+    facts = read_yaml(FACTS)
     outcome = facts["training"]["outcome"]
     state = json.loads((NANO / "trainer_state.json").read_text(encoding="utf-8"))
     assert set(describe_outcome(state)) <= set(outcome)

@@ -105,7 +105,9 @@ def test_vllm_gets_no_adapter_of_a_run(started, tmp_path, capsys):
     """vLLM would look for a config.json, which such a folder does not have."""
     (tmp_path / "adapter_config.json").touch()
     assert serve.main([str(tmp_path), "--engine", "vllm"]) == 1
-    assert f"{tmp_path} is an adapter; merge it into a checkpoint first: falcon3-audio merge" in capsys.readouterr().err
+    assert (
+        f"{tmp_path} is an adapter; merge it into a checkpoint first: falcon3-audio merge" in capsys.readouterr().err
+    )
     assert started == []
 
 

@@ -255,7 +255,7 @@ def test_mistakes_are_one_clear_line(read, tmp_path, capsys, line, options, mess
     [
         ("a: b: c", "recipe.yaml is not valid YAML"),
         ("a: 1\na: 2", "'a' is given twice"),
-        ("- a", "must be a YAML mapping of options, got list"),
+        ("- a", "must be a YAML mapping, got list"),
     ],
 )
 def test_a_recipe_that_is_none(tmp_path, capsys, text, message):

@@ -114,6 +114,16 @@ def test_questions_about_one_clip_pay_for_its_sound_once():
     assert minutes("data/open_asqa", per_device_train_batch_size=32) == minutes("data/open_asqa", **BUDGET)
 
 
+def test_four_bits_are_those_of_the_linear_layers():
+    """Falcon3-7B has 28 layers of q and o (3072 x 3072), k and v (1024 x 3072), and 3 x 23040 x 3072."""
+    linear = 28 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 23040)
+    bits = 4 + 8 / 64 + 32 / (64 * 256)  # with a scale per 64 weights, and one per 256 of these
+    plain, quantised = (
+        estimate.estimate(*recipe_7b({"load_in_4bit": flag}), devices=1, card="h100").gib for flag in (False, True)
+    )
+    assert plain - quantised == pytest.approx(linear * (16 - bits) / 8 / 2**30)
+
+
 def test_memory_is_at_least_the_weights_and_grows_with_what_is_kept():
     frozen = (7.456e9 + 307.2e6) * 2 / 2**30
     checkpointed = estimate.estimate(*recipe_7b(), devices=1, card="h100").gib

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from training_runs import files_up_to, parse
+from transformers import TrainerState
 
 from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from falcon3_audio.training.dpo import AudioDPOConfig
@@ -23,11 +24,14 @@ from falcon3_audio.training.run_folder import (
     OF_BATCHES,
     OF_EVALUATION,
     RECIPE,
+    STATE,
     check_readable,
     describe_recipe,
     explain,
     find_checkpoint,
+    is_complete,
     is_write_failure,
+    save_state,
     start_or_go_on,
     with_defaults,
 )
@@ -216,6 +220,30 @@ def test_an_option_of_a_later_release_is_recorded(tmp_path):
     now = describe_recipe(*options)
     assert now["new_coefficient"] == 0.5
     assert with_defaults(recorded_by(AudioGRPOConfig), now, options) == now
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("a: [1\n", "is not valid YAML"), ("", "must be a YAML mapping"), ("a: 1\na: 2\n", "twice")]
+)
+def test_a_recorded_recipe_that_was_edited_wrongly(options, tmp_path, text, reason):
+    (tmp_path / RECIPE).write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)recipe\.yaml .*{reason}"):
+        start_or_go_on(tmp_path, options)
+    assert (tmp_path / RECIPE).read_text() == text
+
+
+def test_a_state_that_cannot_be_written_leaves_the_former_one(tmp_path, monkeypatch):
+    save_state(TrainerState(global_step=1), tmp_path)
+
+    def fill_the_disk(self, path):
+        Path(path).write_text('{"global_')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TrainerState, "save_to_json", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(TrainerState(global_step=2), tmp_path)
+    assert os.listdir(tmp_path) == [STATE] and is_complete(tmp_path)
+    assert TrainerState.load_from_json(str(tmp_path / STATE)).global_step == 1
 
 
 def test_a_new_run_records_its_recipe(options, tmp_path):

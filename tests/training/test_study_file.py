@@ -1,5 +1,7 @@
 """Study files, as the options that their runs get: nothing is trained here."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from training_runs import write_recipe
@@ -7,6 +9,39 @@ from training_runs import write_recipe
 from falcon3_audio.training.arguments import AudioSFTConfig
 from falcon3_audio.training.studies.study_file import Study, make_study, read_study
 from falcon3_audio.training.studies.study_runs import runs_of, steps_of
+
+
+TRAINING = Path(__file__).resolve().parents[2] / "training"
+# Arms of paper.yaml, and the recipes that train them on several GPUs.
+ABLATIONS = {
+    "two-stage": ["two_stage_1_projector", "two_stage_2_lora"],
+    "frozen-language-model": ["frozen_language_model"],
+    "frozen-encoder": ["frozen_encoder"],
+    "linear-projector": ["linear_projector"],
+    "no-pooling": ["no_pooling"],
+    "rank-4": ["lora_rank_4"],
+    "rank-16": ["lora_rank_16"],
+    "lora-attention": ["lora_attention"],
+    "lora-qv": ["lora_qv"],
+    "mean-over-layers": ["weighted_layer_sum"],
+    "open-asqa-alone": ["open_asqa_only"],
+    "other-language-model": ["qwen2_5"],
+    "multilingual-encoder": ["multilingual_encoder"],
+}
+
+
+def test_the_papers_arms_are_those_of_its_recipes():
+    arms = yaml.safe_load((TRAINING / "studies" / "paper.yaml").read_text())["arms"]
+    recipes = {path.stem: yaml.safe_load(path.read_text()) for path in (TRAINING / "recipes" / "ablations").iterdir()}
+    assert sorted(recipes) == sorted(name for names in ABLATIONS.values() for name in names)
+    for arm, names in ABLATIONS.items():
+        stages = arms[arm] if isinstance(arms[arm], list) else [arms[arm]]
+        for stage, recipe in zip(stages, (recipes[name] for name in names), strict=True):
+            assert recipe.pop("extends") == "../falcon3_audio_7b.yaml"
+            place = {"output_dir", "model"} | {
+                name for name in ("audio_model", "text_model") if recipe.get(name) is None
+            }
+            assert {name: value for name, value in recipe.items() if name not in place} == stage
 
 
 @pytest.fixture

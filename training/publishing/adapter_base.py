@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import safe_open
 
 from falcon3_audio.compose import compose
+from falcon3_audio.yaml_files import read_yaml
 
 from ..arguments import COMPOSED
 from ..run_folder import RECIPE
@@ -84,7 +84,7 @@ def _names(path: Path) -> list[str]:
 def recipe_of(folder: Path) -> dict[str, Any]:
     """The recipe of a run that composed its model."""
     path = folder / RECIPE
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    recipe = read_yaml(path) if path.exists() else {}
     if not recipe.get("audio_model"):
         raise ValueError(
             f"{path} names no audio_model and text_model: the model was not composed in this run. Its adapter belongs to the "

@@ -16,10 +16,12 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from falcon3_audio.model_cards import render_card
-from falcon3_audio.model_cards.card_facts import check_facts, describe_settings, describe_source, read_mapping
+from falcon3_audio.model_cards.card_facts import check_facts, describe_settings, describe_source
 from falcon3_audio.model_cards.results import RESULTS, results_of
 from falcon3_audio.model_cards.sources import DATASETS, REAL_SOUNDS
 from falcon3_audio.user_errors import user_errors
+from falcon3_audio.whole_files import whole_file
+from falcon3_audio.yaml_files import read_yaml
 
 from ..prepare.real_sounds.tables import read_packages
 from ..recipe import read_recipe
@@ -61,7 +63,7 @@ def read_facts(path: str | Path, repo_id: str) -> dict[str, Any]:
         `ValueError`: if facts are missing or invalid.
         `OSError`: if a file cannot be read.
     """
-    facts = read_mapping(path) | {"repo_id": repo_id}
+    facts = read_yaml(path) | {"repo_id": repo_id}
     check_facts(facts)
     if facts["training"]["status"] not in ("planned", "trained"):
         return facts
@@ -97,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
                 read_facts(options.source, options.repo_id), results_of(options.repo_id, path=options.results)
             )
         if options.output:
-            card.save(options.output)
+            with whole_file(options.output) as file:
+                file.write(str(card).encode())
         else:
             print(card)
     return end.status

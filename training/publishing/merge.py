@@ -20,7 +20,7 @@ from pathlib import Path
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForMultimodalLM, AutoProcessor
-from transformers.utils import ADAPTER_CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.adapters import BASE, find_base
@@ -56,7 +56,7 @@ def merge(run: str | Path, output: str | Path, audio_model: str | None = None, t
         raise ValueError(
             "A base model is composed of two backbones; give both audio_model and text_model, or neither."
         )
-    is_whole = not (run / ADAPTER_CONFIG_NAME).exists() and (run / STATE).exists() and (run / "config.json").exists()
+    is_whole = not (run / ADAPTER_CONFIG_NAME).exists() and (run / STATE).exists() and (run / CONFIG_NAME).exists()
     if is_whole and audio_model:
         raise ValueError(f"{run} holds a whole model and no adapter: leave out audio_model and text_model.")
     if not is_whole:
@@ -129,7 +129,7 @@ def _check_adapter(run: Path):
         last = find_checkpoint(run)
         if last is not None:
             raise ValueError(f"{run} is a run that has not finished. Start it again to resume, or merge {last}.")
-        plain = ": it is already a plain checkpoint" if (run / "config.json").exists() else ""
+        plain = ": it is already a plain checkpoint" if (run / CONFIG_NAME).exists() else ""
         raise ValueError(f"{run} holds no adapter ({ADAPTER_CONFIG_NAME}){plain}. Give the folder of a training run.")
 
 

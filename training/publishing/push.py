@@ -29,17 +29,17 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
-from transformers.utils import ADAPTER_CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from falcon3_audio.adapters import find_base, root_of
 from falcon3_audio.model_cards import render_card
 from falcon3_audio.model_cards.results import RESULTS, eval_result_files, results_of
 from falcon3_audio.user_errors import user_errors
+from falcon3_audio.yaml_files import read_yaml
 
 from ..arguments import OF_COMPOSED
-from ..run_folder import RECIPE, STATE, explain, find_checkpoint
+from ..run_folder import RECIPE, STATE, explain, find_checkpoint, find_damage, is_complete
 from .merge import SHARD_SIZE, forget_folders, load_merged, load_processor
 from .run_facts import facts_of_run
 from .verify_push import ask
@@ -113,7 +113,7 @@ def copy_records(run: Path, root: Path, folder: Path):
         elif path.exists():
             shutil.copyfile(path, folder / path.name)
     if (root / RECIPE).exists():
-        recipe = without_folders(yaml.safe_load((root / RECIPE).read_text(encoding="utf-8")))
+        recipe = without_folders(read_yaml(root / RECIPE))
         (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 
@@ -131,7 +131,7 @@ def without_folders(value: Any) -> Any:
 
 def check_whole(run: Path):
     """Raises a `ValueError` if `run` holds no model, or an incomplete or damaged one."""
-    if not any((run / name).exists() for name in (ADAPTER[0], "config.json")):
+    if not any((run / name).exists() for name in (ADAPTER[0], CONFIG_NAME)):
         last = find_checkpoint(run)
         if last:
             raise ValueError(f"The training in {run} has not finished. Start it again to resume, or push {last}.")
@@ -140,23 +140,18 @@ def check_whole(run: Path):
             "checkpoints, or a folder from `falcon3-audio merge`."
         )
     trained = any((run / name).exists() for name in (ADAPTER[0], RECIPE)) or root_of(run) != run
-    if trained:
-        try:
-            json.loads((run / STATE).read_text(encoding="utf-8"))  # written last
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{run} was interrupted while it was written: it has no readable {STATE}. Resume the training, or "
-                "push a complete checkpoint."
-            ) from error
+    if trained and not is_complete(run):
+        raise ValueError(
+            f"{run} was interrupted while it was written: it has no readable {STATE}. Resume the training, or push a "
+            "complete checkpoint."
+        )
     weights = sorted(run.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"{run} holds no weights (*.safetensors).")
     for path in weights:
-        try:
-            with safe_open(path, framework="pt"):  # compares the header with the file's length
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read: {error}. Push another checkpoint, or train again.") from error
+        problem = find_damage(path)
+        if problem:
+            raise ValueError(f"{path} cannot be read: {problem}. Push another checkpoint, or train again.")
 
 
 def name_base(folder: Path, base: str):

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.adapters import BASE
-from falcon3_audio.model_cards.card_facts import describe_settings, describe_source, read_mapping
+from falcon3_audio.model_cards.card_facts import describe_settings, describe_source
 from falcon3_audio.model_cards.sources import (
     DATASETS,
     FALCON,
@@ -27,7 +27,8 @@ from falcon3_audio.model_cards.sources import (
     licence_of,
 )
 from falcon3_audio.saved_json import read_object, readable_json
-from falcon3_audio.text_sizes import cache_values_per_token
+from falcon3_audio.text_sizes import cache_values_per_token, quantizable_layers
+from falcon3_audio.yaml_files import read_yaml
 
 from ..best import LOADED
 from ..data.shards import REPORT
@@ -70,15 +71,15 @@ def _read_recipe(run: Path) -> tuple[dict[str, Any], str]:
     for folder, status in ((run, "run"), (run.resolve().parent, "composed")):
         path = folder / RECIPE
         if path.exists() and (status == "run" or run.resolve().name == BASE):
-            return read_mapping(path), status
+            return read_yaml(path), status
     return {}, "unknown"
 
 
 def _base_of_adapter(checkpoint: Path, base_model: str | None) -> str | None:
-    config = checkpoint / "adapter_config.json"
+    config = checkpoint / ADAPTER_CONFIG_NAME
     if not config.exists():
         return None
-    base = base_model or read_mapping(config).get("base_model_name_or_path")
+    base = base_model or read_object(config).get("base_model_name_or_path")
     if not isinstance(base, str) or not is_hub_id(base) or Path(base).exists():
         raise ValueError(
             f"The base model of the adapter in {checkpoint} is {base!r}, which others cannot load. Push that first, "
@@ -91,7 +92,7 @@ def _config(run: Path, checkpoint: Path, recipe: dict[str, Any], adapter_of: str
     composed = run / BASE
     place: str | Path = checkpoint
     if adapter_of is not None:
-        place = composed if (composed / "config.json").exists() else recipe.get("model") or adapter_of
+        place = composed if (composed / CONFIG_NAME).exists() else recipe.get("model") or adapter_of
     with readable_json(place):
         return AutoConfig.from_pretrained(place)
 
@@ -209,7 +210,7 @@ def _shape(config: PreTrainedConfig) -> dict[str, Any]:
         network = Falcon3AudioForConditionalGeneration(config)
     network.tie_weights()
     text = config.text_config
-    layers = [module for module in network.model.language_model.modules() if isinstance(module, nn.Linear)]
+    layers = quantizable_layers(network.model.language_model)
     return {
         "parameters": {part: total for part, (total, _) in count_parameters(network).items()}
         | {"quantizable": sum(layer.weight.numel() for layer in layers)},

@@ -151,7 +151,7 @@ def steps_of(run: Run) -> list[Step]:
         which = f" stage {number}" if len(run.stages) > 1 else ""
         steps.append(_training(stage, place, model, f"train{which}", run.digests.sets))
         arguments, model = [str(place / "run"), str(place / "model")], place / "model"
-        product = model / "config.json"
+        product = model / CONFIG_NAME
         steps.append(
             Step(f"merge{which}", "training.publishing.merge", arguments, model, product, place / "merge.log")
         )
