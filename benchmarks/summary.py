@@ -6,12 +6,15 @@
 prints the tables in README.md; a test checks that they agree.
 """
 
+import argparse
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from falcon3_audio.user_errors import user_errors
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -148,13 +151,12 @@ def as_markdown(table: Rows) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        print(as_markdown(rows(*map(Path, arguments[:1]))))
-    except OSError as error:
-        print(f"summary: {error}", file=sys.stderr)
-        return 1
-    return 0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS, help="of the records (default: %(default)s)")
+    folder = parser.parse_args(arguments).folder
+    with user_errors("summary") as end:
+        print(as_markdown(rows(folder)))
+    return end.status
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
             _, address, _ = page.launch(
                 server_name=options.host,
                 server_port=options.port,
-                max_file_size=int(limits.megabytes * 2**20),
+                max_file_size=int(limits.megabytes * 1e6),
                 theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 css=CSS,
                 head=HEAD,

@@ -96,7 +96,7 @@ def read_clip(path: str, limits: Limits) -> Clip:
     name = Path(path).name
     if not Path(path).is_file():
         raise ConversationError(f"{name} is no longer on the server. Please attach it again.")
-    megabytes = Path(path).stat().st_size / 2**20
+    megabytes = Path(path).stat().st_size / 1e6
     if megabytes > limits.megabytes:
         raise ConversationError(f"{name} has {megabytes:.1f} MB; the limit is {limits.megabytes:g} MB.")
     announced = announced_length(path)

@@ -31,7 +31,7 @@ from .paired import Paired, compare_pairs, interval_text, p_text, points, verdic
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .questions import some
 from .rules import RULES, Verdict
-from .scored_rows import answer_of, options_of, tidy
+from .scored_rows import NO_GROUP, answer_of, options_of, tidy
 
 
 GROUPS = ("task", "category", "difficulty")  # the default breakdown: those of them that the files have
@@ -121,7 +121,9 @@ def compare(
         )
     verdicts = [[RULES[rule](row) for row in side] for side in zip(*pairs)]
     right_a, right_b = (np.array([verdict is Verdict.RIGHT for verdict in side]) for side in verdicts)
-    clips = clips_of(pairs)
+    # Where only B's file names clips or groups, they count for A's row too.
+    rows = [replace(one, audio=one.audio or other.audio, groups=other.groups | one.groups) for one, other in pairs]
+    clips = clips_of(rows)
 
     def paired(rows: np.ndarray) -> Paired:
         return compare_pairs(right_a[rows], right_b[rows], clips[rows], resamples, seed)
@@ -137,7 +139,7 @@ def compare(
         overall=overall,
         groups={
             name: {value: paired(rows) for value, rows in members.items()}
-            for name, members in grouped(pairs, by).items()
+            for name, members in grouped(rows, by).items()
         },
         only_a=ids[right_a & ~right_b].tolist(),
         only_b=ids[right_b & ~right_a].tolist(),
@@ -178,19 +180,18 @@ def pair(a: Predictions, b: Predictions, common: bool) -> tuple[Pairs, dict[str,
     return pairs, left_out
 
 
-def clips_of(pairs: Pairs) -> np.ndarray:
+def clips_of(rows: Sequence[Prediction]) -> np.ndarray:
     """
     Int `(questions,)`: the same number for questions that share a clip, directly or through others: (a, b) - (b, c).
 
-    Names are A's, or B's if A has none. A question without clip names has its own number.
+    A question without clip names has its own number.
     """
-    return np.array(clip_numbers([one.audio or other.audio for one, other in pairs]))
+    return np.array(clip_numbers([row.audio for row in rows]))
 
 
-def grouped(pairs: Pairs, by: Sequence[str] | None) -> dict[str, dict[str, np.ndarray]]:
-    """For each group of `by`: the indices of its rows, by value. Rows without a value are under "(none)"."""
-    groups = [other.groups | one.groups for one, other in pairs]
-    known = {name for row in groups for name in row}
+def grouped(rows: Sequence[Prediction], by: Sequence[str] | None) -> dict[str, dict[str, np.ndarray]]:
+    """For each group of `by`: the indices of its rows, by value. Rows without a value are under `NO_GROUP`."""
+    known = {name for row in rows for name in row.groups}
     if by is None:
         by = [name for name in GROUPS if name in known]
     unknown = [name for name in by if name not in known]
@@ -198,7 +199,7 @@ def grouped(pairs: Pairs, by: Sequence[str] | None) -> dict[str, dict[str, np.nd
         raise ValueError(
             f"No question has the group {unknown[0]!r}; the files have {', '.join(sorted(known)) or 'none'}."
         )
-    values = {name: np.array([row.get(name, "(none)") for row in groups]) for name in by}
+    values = {name: np.array([row.groups.get(name, NO_GROUP) for row in rows]) for name in by}
     return {
         name: {str(value): np.flatnonzero(column == value) for value in np.unique(column)}
         for name, column in values.items()

@@ -5,6 +5,7 @@ Wording changes scores by points, so each prompt is fixed: those with which othe
 `python -m falcon3_audio.evaluation.prompts` prints each with an example. `read_prompt` reads a custom one from a file.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,6 +164,7 @@ PROMPTS: dict[str, Callable[[Question], str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    argparse.ArgumentParser(description="Prints every prompt with an example question.").parse_args(arguments)
     example = Question("example", (), "What animal is heard?", ("A dog", "A cat"))
     for name, prompt in PROMPTS.items():
         print(f"{name}:\n{prompt(example)}\n")

@@ -24,7 +24,6 @@ USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, Sa
 # What to do after an interruption.
 BEGINS_AGAIN = "Run the same command again to start over."
 GOES_ON = "Run the same command again to resume."
-CONTINUES = "Run the same command again to resume where it stopped."
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 

@@ -38,7 +38,6 @@ POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION  # 50 encoder po
 POOLING_WINDOW = 2  # encoder positions per audio token, unless the checkpoint says otherwise
 TOKENS_PER_SECOND = POSITIONS_PER_SECOND // POOLING_WINDOW  # 25 audio tokens per second
 WINDOW_SECONDS = 30  # longest stretch that Whisper encodes at once
-TOKENS_PER_WINDOW = WINDOW_SECONDS * TOKENS_PER_SECOND  # 750 audio tokens
 # Silence after the clip that affects its last frames: the convolutions look 2 frames ahead, and a frame reaches 200
 # samples to either side of its centre. With it, features are exactly those of the clip padded to 30 s.
 TAIL_SAMPLES = 3 * HOP_LENGTH  # 480 samples

@@ -33,6 +33,7 @@ from .transcription_requests import TranscriptionReader
 logger = logging.getLogger(__name__)
 
 ENDS = (signal.SIGINT, signal.SIGTERM)
+MAX_BATCH = 8  # requests that are generated together
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Settings:
         served_model_name: the model name that clients use.
         host, port: to listen on; port 0 takes a free one.
         max_audios: in one chat.
-        max_batch: requests that are generated together.
         allowed_media_domains: hosts from which audio can be fetched.
         limits: on bodies, concurrent requests and seconds.
         key: that clients must send; `None` requires none.
@@ -52,7 +52,6 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     max_audios: int = 8
-    max_batch: int = 8
     allowed_media_domains: tuple[str, ...] = ()
     limits: Limits = Limits()
     key: str | None = None
@@ -83,7 +82,7 @@ class Server:
             settings.max_audios,
             audio,
         )
-        self.queue = GenerationQueue(pipe, settings.max_batch)
+        self.queue = GenerationQueue(pipe, MAX_BATCH)
         transcriptions = TranscriptionReader(self.reader, processor.window_samples)
         about = (self.queue, limits, settings.key, settings.host)
         app = ChatApp(settings.served_model_name, self.reader, transcriptions, *about)

@@ -118,13 +118,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a checkpoint (transformers: or of a run)")
     parser.add_argument(
-        "--engine", choices=("vllm", "transformers"), default="transformers", help="(default: transformers)"
+        "--engine", choices=("vllm", "transformers"), default="transformers", help="(default: %(default)s)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
+    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument("--served-model-name", metavar="NAME", help="model name that clients use (default: MODEL)")
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key for clients")
-    parser.add_argument("--max-audios", type=int, default=8, help="clips in one chat (default: 8)")
+    parser.add_argument("--max-audios", type=int, default=8, help="clips in one chat (default: %(default)s)")
     parser.add_argument(
         "--allowed-media-domain",
         dest="allowed_media_domains",
@@ -132,12 +132,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="HOST",
         help="host from which audio can be fetched; repeat for more (default: none, requests contain their audio)",
     )
-    parser.add_argument("--max-body-mib", type=float, default=defaults.max_body_mib, help="per request (default: 64)")
+    parser.add_argument(
+        "--max-body-mib", type=float, default=defaults.max_body_mib, help="per request (default: %(default)s)"
+    )
     parser.add_argument(
         "--max-bodies-mib",
         type=float,
         default=defaults.max_bodies_mib,
-        help="for all requests together (default: 1024)",
+        help="for all requests together (default: %(default)s)",
     )
     parser.add_argument(
         "--allowed-origin",
@@ -146,8 +148,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="ORIGIN",
         help="origin whose web pages can send requests, such as https://example.org; repeat for more (default: none)",
     )
-    parser.add_argument("--max-requests", type=int, default=defaults.max_requests, help="at a time (default: 256)")
-    parser.add_argument("--timeout", type=float, default=defaults.timeout, help="seconds per request (default: 600)")
+    parser.add_argument(
+        "--max-requests", type=int, default=defaults.max_requests, help="at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=defaults.timeout, help="seconds per request (default: %(default)s)"
+    )
     options = parser.parse_args(ours)
     options.allowed_media_domains = tuple(options.allowed_media_domains or ())
     options.allowed_origins = tuple(options.allowed_origins or ())

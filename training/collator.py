@@ -182,7 +182,7 @@ class AudioChatCollator:
         """An example encoded with silence for its clip, with as many audio tokens as the clip has in `first`."""
         silent = self._encode(example | {"messages": _silenced(example["messages"])})
         if silent is None:
-            raise ValueError(f"{example.get('origin')}: a hundredth of a second exceeds the processor's limit.")
+            raise ValueError(f"{example.get('origin')}: the processor's max_audio_seconds is below 0.01 s; raise it.")
         token = self.processor.audio_token_id
         counts = [end - start for start, end in _stretches(first["input_ids"] == token)]
         places = _stretches(silent["input_ids"] == token)

@@ -67,8 +67,8 @@ def scores(run: Run) -> str:
         [tidy(row) for row in read_predictions(scores_of(run, evaluation, control)).rows]
         for control in evaluation.controls
     )
-    clips = clips_of([(row, row) for row in heard])
-    parts = {"all": np.arange(len(heard))} | grouped([(row, row) for row in heard], ["task"])["task"]
+    clips = clips_of(heard)
+    parts = {"all": np.arange(len(heard))} | grouped(heard, ["task"])["task"]
     rows = []
     for name, part in parts.items():
         cells = [

@@ -20,6 +20,7 @@ from tiny import SAMPLING_RATE, tone
 from training_runs import write_jsonl
 
 from falcon3_audio.processing import load_audio
+from falcon3_audio.serving import TRANSCRIBE
 from falcon3_audio.training.arguments import DataArguments, DataSource
 from falcon3_audio.training.data import formats
 from falcon3_audio.training.data.stream import TrainingStream, open_streams
@@ -186,7 +187,7 @@ def test_the_table_of_the_page_is_the_table_of_the_code():
         assert re.findall(r"`(\w+)`", clips.partition(", or in")[0]) == list(layout.clips)
         assert (", or in `" in clips) == layout.inside
     assert EXAMPLES.keys() == SAID.keys()
-    assert f'"{formats.TRANSCRIBE}"' in PAGE and f'"{formats.DESCRIBE}"' in PAGE
+    assert f'"{TRANSCRIBE}"' in PAGE and f'"{formats.DESCRIBE}"' in PAGE
 
 
 def test_the_entries_of_the_page_are_entries():
@@ -194,12 +195,6 @@ def test_the_entries_of_the_page_are_entries():
     some, labelled, texts = DataArguments(**yaml.safe_load(recipe)).train_data
     assert some.columns == {"audio": "path", "text": "utterance"} and len(some.prompt) == 2
     assert labelled.prompt.endswith("?") and texts.sound is False
-
-
-def test_the_default_prompt_is_that_of_transcriptions():
-    from falcon3_audio.serving import TRANSCRIBE
-
-    assert formats.TRANSCRIBE == TRANSCRIBE
 
 
 # Chats as others publish them.

@@ -180,7 +180,7 @@ def check_tables(output, report):
     assert f"| {100 * arms['b']['accuracy']:.1f} [" in line and line.endswith("| better | 3.25 |")
     assert f"{100 * arms['b']['difference']['difference']:.1f} [" in line
     assert f"{100 * arms['b']['controls']['silence']['accuracy']:.1f} [" in line
-    assert "| run | steps | training seconds | peak memory (GiB) | final loss (nats) | hearing (nats) |" in text
+    assert "| run | steps | training seconds | memory of training (GiB) | final loss (nats) | hearing (nats) |" in text
     assert "| a, seed 0 | 2 | 22 | 2.75 | 3 | 0.46 [-0.10, 1.00] |" in text
     assert "## mmau" in text and "### By task" in text and "questions.json (sha256 " in text
     for name in ("report.json", "report.md"):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from falcon3_audio.serving import TRANSCRIBE
+
 from . import rows_as_chats as chat_of
 from .chats import COLUMNS
 
@@ -33,7 +35,6 @@ AUDIO = "audio"
 MANIFEST = "audio_filepath"  # of NeMo, whose `duration` limits what is heard
 SEGMENT = ("offset", "duration")  # in seconds
 ROLES = (AUDIO, *KNOWN, *SEGMENT)
-TRANSCRIBE = "Transcribe the speech."  # as `/v1/audio/transcriptions` asks
 DESCRIBE = "Describe what you hear."
 
 

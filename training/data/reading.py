@@ -20,6 +20,7 @@ from datasets import Audio, ClassLabel, Dataset
 
 from .chats import clips_of
 from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
+from .json_features import OF_LISTS
 from .segments import Segment
 from .signs_of_sound import is_given, looks_like_sound
 
@@ -30,7 +31,6 @@ NO_NAMES = (
     "the set has no names for such numbers, unlike a `ClassLabel` of `datasets`. Write the names into a column, and "
     "name that column in the set's entry: `columns: {label: COLUMN}`"
 )
-OF_LISTS = ("messages", "questions", "conversations")
 UNKNOWN = "COLUMN"  # in the error's advice if no column is likely
 
 

@@ -28,7 +28,7 @@ from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from falcon3_audio.processing import SAMPLING_RATE, load_audio
-from falcon3_audio.user_errors import CONTINUES, user_errors
+from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import write_json
 
 from ..data.shards import AUDIO, REPORT, begin_set, encode_flac, finish_set, run_jobs, write_shard
@@ -350,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     options = vars(parser.parse_args(arguments))
     options.pop("verb")
-    with user_errors(parser.prog, breaks=(OSError, BrokenProcessPool), goes_on=CONTINUES) as end:
+    with user_errors(parser.prog, breaks=(OSError, BrokenProcessPool), goes_on=GOES_ON) as end:
         report = prepare(**options, progress=sys.stderr.isatty())
         _print_summary(report)
     return end.status

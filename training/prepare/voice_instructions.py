@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from falcon3_audio.user_errors import CONTINUES, user_errors
+from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import write_json
 
 from ..data.shards import AUDIO, REPORT, begin_set, finish_set, write_shard
@@ -341,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     running = {name: options.pop(name) for name in ("workers", "device", "max_failed")}
     text, limits = ({f.name: options.pop(f.name) for f in fields(group)} for group in (TextSource, SpokenLimits))
     breaks = (BrokenProcessPool, torch.OutOfMemoryError)
-    with user_errors("falcon3-audio voice-instructions", breaks=breaks, goes_on=CONTINUES) as end:
+    with user_errors("falcon3-audio voice-instructions", breaks=breaks, goes_on=GOES_ON) as end:
         wanted = VoiceSet(TextSource(**text), SpokenLimits(**limits), **options)
         summary = make_voice_instructions(wanted, out, progress=sys.stderr.isatty(), **running)
         _print_summary(summary, out)

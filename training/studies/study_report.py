@@ -102,7 +102,7 @@ def state_of(run: Run) -> dict[str, Any] | None:
 ################
 def _benchmark(evaluation: Evaluation, study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     rows = _rows(runs[0], evaluation, SOUND)
-    clips = clips_of([(row, row) for row in rows])
+    clips = clips_of(rows)
     right = {
         control: {str(run): _right(run, evaluation, control, rows) for run in runs} for control in evaluation.controls
     }
@@ -110,7 +110,7 @@ def _benchmark(evaluation: Evaluation, study: Study, runs: Sequence[Run]) -> dic
         {name for row in rows for name in row.groups}
     )
     known = [name for name in names if any(name in row.groups for row in rows)]
-    parts = grouped([(row, row) for row in rows], known)
+    parts = grouped(rows, known)
     first = [run for run in runs if run.arm == study.arms[0].name]
     arms = {}
     for arm in study.arms:

@@ -69,7 +69,15 @@ def _unanswered(found: Sequence[dict[str, Any]]) -> str:
 
 def _accuracies(report: dict[str, Any], benchmark: dict[str, Any]) -> str:
     controls = benchmark["controls"]
-    heads = ["arm", "seeds", "accuracy", *controls, f"difference to {report['reference']}", "", "memory (GiB)"]
+    heads = [
+        "arm",
+        "seeds",
+        "accuracy",
+        *controls,
+        f"difference to {report['reference']}",
+        "",
+        "memory of answering (GiB)",
+    ]
     rows = []
     for name, arm in benchmark["arms"].items():
         row = [name, ", ".join(map(str, arm["seeds"])), _share(arm)]
@@ -116,7 +124,7 @@ def _trained(report: dict[str, Any]) -> str:
                 _hearing(run["stages"][-1]["evaluated"]),
             ]
         )
-    heads = ["run", "steps", "training seconds", "peak memory (GiB)", "final loss (nats)", "hearing (nats)"]
+    heads = ["run", "steps", "training seconds", "memory of training (GiB)", "final loss (nats)", "hearing (nats)"]
     return table(heads, rows)
 
 
@@ -145,5 +153,5 @@ def _made(report: dict[str, Any]) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
         lines.append(f"commit {one['commit'] or 'unknown'}; {versions}.")
     for name, digests in report["data"].items():
-        lines.append(f"Training data {name}: sha256 {', '.join(digest[:16] for digest in digests)}.")
+        lines.append(f"Training reads {name}: sha256 {', '.join(digest[:16] for digest in digests)}.")
     return "\n\n".join(lines)

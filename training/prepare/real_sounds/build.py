@@ -25,7 +25,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from falcon3_audio.user_errors import CONTINUES, user_errors
+from falcon3_audio.user_errors import GOES_ON, user_errors
 from falcon3_audio.whole_files import write_json
 
 from ...data.shards import REPORT, begin_set
@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if out is None:
         parser.error("give the folder OUT of the set, or --sources")
-    with user_errors(parser.prog, breaks=(OSError, subprocess.CalledProcessError), goes_on=CONTINUES) as end:
+    with user_errors(parser.prog, breaks=(OSError, subprocess.CalledProcessError), goes_on=GOES_ON) as end:
         report = make_real_sounds(out, cache, Wanted(**options), progress=sys.stderr.isatty())
         print_summary(report, out)
     return end.status
