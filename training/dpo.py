@@ -21,7 +21,7 @@ from trl import DPOConfig, DPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .after_sft import AfterSFT, begin_with_model, print_plan, run_and_save
+from .after_sft import AfterSFT, print_plan
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
@@ -34,6 +34,7 @@ from .model import check_loss, train_in_float32
 from .preferences import load_preferences
 from .recipe import run_recipe
 from .run_folder import describe_recipe
+from .running import begin_with_model, run_and_save
 
 
 NOT_OURS = ("padding_free", "precompute_ref_log_probs", "sync_ref_model", "remove_unused_columns", "push_to_hub")

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .after_sft import AfterSFT, begin_with_model, print_plan, run_and_save
+from .after_sft import AfterSFT, print_plan
 from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_sound_everywhere, check_together
@@ -37,6 +37,7 @@ from .model import check_loss, train_in_float32
 from .recipe import run_recipe
 from .rewards import TAGS_REQUEST, content_answer, load_rewards, words
 from .run_folder import describe_recipe
+from .running import begin_with_model, run_and_save
 
 
 # TRL has no public hook for extra model inputs, so `AudioGRPOTrainer` overrides these private methods. They are listed

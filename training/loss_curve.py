@@ -16,9 +16,10 @@ matplotlib.use("Agg")  # draws to files; no screen is needed
 from matplotlib import pyplot
 
 
-def plot_loss(
-    log_history: Sequence[dict[str, Any]], path: Path, label: str = "loss (nats per answer token)"
-) -> Path | None:
+NATS = "loss (nats per answer token)"
+
+
+def plot_loss(log_history: Sequence[dict[str, Any]], path: Path, label: str = NATS) -> Path | None:
     """
     Plots `TrainerState.log_history` to a PNG and returns its path, `None` if nothing was logged.
 

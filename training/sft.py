@@ -14,30 +14,59 @@ recipe.yaml, log and loss_curve.png.
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from datasets import Dataset
 from transformers import TrainerCallback, TrainerState
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
-from .best import describe_best, name_sets
+from .best import name_sets
 from .callbacks import SaveAtSigterm
 from .checks import check_learning_rates, check_push, check_streaming, check_together
 from .collator import AudioChatCollator
-from .data.stream import open_streams
+from .data.stream import StreamedSet, open_streams
 from .data.training_sets import load_training_data, questions_per_clip
 from .data_digests import data_digests
-from .distributed import begin_run, check_same_strategy, leave_group, whole_weights
-from .generated import draw_questions
+from .distributed import leave_group
+from .generated import Asked, draw_questions
 from .hearing import ask_training_questions, first_step_to_judge, last_deafness
 from .learning import choose_trained_weights
-from .loss_curve import plot_loss
-from .model import check_precision, load_model
 from .plan import describe_plan
 from .publishing.push import check_token, push_finished, whole_repo_id
 from .recipe import run_recipe
-from .run_folder import STATE, describe_recipe, save_state
+from .run_folder import STATE, describe_recipe
+from .running import begin_with_model, run_and_save
 from .streaming import make_stream
 from .trainer import AudioSFTTrainer
+
+
+@dataclass
+class Data:
+    """
+    What a run reads.
+
+    Attributes:
+        streamed: the training sets, if they are streamed.
+        train: all examples of the training sets; if these are streamed, a sample.
+        sizes: how many of them each set has.
+        held_out: all examples to evaluate, if there are any; a few of the training, by name, if none were given.
+        held_out_sizes: how many of the given ones each set has, by name.
+        asked: questions of them that are answered at each evaluation.
+    """
+
+    streamed: list[StreamedSet]
+    train: Dataset
+    sizes: list[int]
+    held_out: Dataset | dict[str, Dataset] | None
+    held_out_sizes: dict[str, int]
+    asked: list[Asked]
+
+    def sets(self) -> list[Dataset]:
+        """The training sets one by one."""
+        ends = itertools.accumulate(self.sizes)
+        return [self.train.select(range(end - size, end)) for end, size in zip(ends, self.sizes)]
 
 
 def train(
@@ -48,9 +77,6 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
 ):
     """Runs a recipe from the start, or from its last checkpoint, and returns the trainer."""
-    ################
-    # Data, and the run's folder
-    ################
     check_together(data_args, args)
     check_learning_rates(lora_args, args)
     check_streaming(data_args, args)
@@ -60,86 +86,69 @@ def train(
     if to_hub:
         check_token()
         repo_id = whole_repo_id(args.hub_model_id, args.output_dir)
-    streamed, (train_dataset, sizes) = (
-        open_streams(data_args.train_data) if data_args.is_streamed else ([], load_training_data(data_args.train_data))
-    )
-    eval_dataset, eval_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
+    data = _read_data(data_args, args)
     options = model_args, lora_args, data_args, args
-    examples = [None] * len(sizes) if streamed else sizes
+    examples = [None] * len(data.sizes) if data.streamed else data.sizes
     recipe = describe_recipe(*options) | {"examples": examples} | data_digests(data_args)
-    names = name_sets(data_args.eval_data)
-    held_out = dict(zip(names, eval_sizes))
-    asked = draw_questions(eval_dataset, held_out, args.eval_generate) if args.eval_generate else []
-    if not eval_dataset and args.eval_strategy == "no":
-        eval_dataset = ask_training_questions(train_dataset, args, recipe["global_batch_size"])
-    with begin_run(args, recipe, options) as checkpoint:
-        before = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
-        stream = make_stream(streamed, args, data_args.shuffle_buffer_size, checkpoint) if streamed else None
-
-        ################
-        # Model, processor
-        ################
-        with whole_weights(args):
-            ends = list(itertools.accumulate(sizes))
-            sets = [train_dataset.select(range(end - size, end)) for end, size in zip(ends, sizes)]
-            skip = args.on_bad_audio == "skip"
-            model, processor = load_model(
-                model_args, args.output_dir, args.seed, sets, skip_bad_audio=skip, anew=checkpoint is None
-            )
-        check_precision(model, args)
-        peft_config = choose_trained_weights(model, lora_args)
-
-        ################
-        # Training
-        ################
+    if not data.held_out and args.eval_strategy == "no":
+        data.held_out = ask_training_questions(data.train, args, recipe["global_batch_size"])
+    skip = args.on_bad_audio == "skip"
+    with begin_with_model(args, model_args, recipe, options, data.sets(), skip) as (checkpoint, model, processor):
         stopper = SaveAtSigterm()
         trainer = AudioSFTTrainer(
             model=model,
             args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            set_sizes=[] if stream else sizes,
-            set_weights=[] if stream else [source.weight for source in data_args.train_data],
-            stream=stream,
-            clips=None if stream else questions_per_clip(train_dataset, sizes),
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            **_order_of_questions(data, data_args, args, checkpoint),
             questions_per_row=args.questions_per_row,
-            eval_sets=held_out if len(held_out) > 1 else {},
-            asked=asked,
+            eval_sets=data.held_out_sizes if len(data.held_out_sizes) > 1 else {},
+            asked=data.asked,
             processing_class=processor,
             data_collator=AudioChatCollator(processor, args.max_length, args.questions_per_row, skip),
-            peft_config=peft_config,
+            peft_config=choose_trained_weights(model, lora_args),
             callbacks=[*callbacks, stopper],
         )
-        if checkpoint:
-            check_same_strategy(checkpoint, trainer)
         if trainer.is_world_process_zero():
-            print(describe_plan(trainer, lora_args, recipe["global_batch_size"], before.global_step), flush=True)
-            for line in last_deafness(before.log_history, first_step_to_judge(args, before.max_steps)):
-                print(f"{'NOTE':<22} {line}", flush=True)
-            if checkpoint:
-                print(f"{'resuming from':<22} {checkpoint}", flush=True)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stopper.raise_if_stopped()
-
-        ################
-        # Results
-        ################
-        if args.load_best_model_at_end:
-            trainer.log(describe_best(trainer.state))
-        trainer.save_model()
-        if trainer.is_world_process_zero():
-            if args.load_best_model_at_end:
-                print(
-                    f"best step: {trainer.state.best_global_step}, {args.metric_for_best_model} "
-                    f"{trainer.state.best_metric:.4g}"
-                )
-            save_state(trainer.state, args.output_dir)
-            plot_loss(trainer.state.log_history, Path(args.output_dir) / "loss_curve.png")
-            print(f"saved in {args.output_dir}", flush=True)
+            _print_plan(trainer, lora_args, recipe["global_batch_size"], checkpoint)
+        run_and_save(trainer, checkpoint, stopper)
         if to_hub and trainer.is_world_process_zero():
             commit = push_finished(Path(args.output_dir), repo_id, bool(args.hub_private_repo), args.hub_revision)
             print(f"pushed: {commit.commit_url}", flush=True)
         return trainer
+
+
+def _read_data(data_args: DataArguments, args: AudioSFTConfig) -> Data:
+    if data_args.is_streamed:
+        streamed, (examples, sizes) = open_streams(data_args.train_data)
+    else:
+        streamed, (examples, sizes) = [], load_training_data(data_args.train_data)
+    held_out, held_out_sizes = load_training_data(data_args.eval_data) if data_args.eval_data else (None, [])
+    by_name = dict(zip(name_sets(data_args.eval_data), held_out_sizes))
+    asked = draw_questions(held_out, by_name, args.eval_generate) if args.eval_generate else []
+    return Data(streamed, examples, sizes, held_out, by_name, asked)
+
+
+def _order_of_questions(
+    data: Data, data_args: DataArguments, args: AudioSFTConfig, checkpoint: Path | None
+) -> dict[str, Any]:
+    """What the trainer needs to draw questions from the sets, or to read their streams."""
+    if data.streamed:
+        return {"stream": make_stream(data.streamed, args, data_args.shuffle_buffer_size, checkpoint)}
+    return {
+        "set_sizes": data.sizes,
+        "set_weights": [source.weight for source in data_args.train_data],
+        "clips": questions_per_clip(data.train, data.sizes),
+    }
+
+
+def _print_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: int, checkpoint: Path | None):
+    before = TrainerState.load_from_json(str(checkpoint / STATE)) if checkpoint else TrainerState()
+    print(describe_plan(trainer, lora, global_batch, before.global_step), flush=True)
+    for line in last_deafness(before.log_history, first_step_to_judge(trainer.args, before.max_steps)):
+        print(f"{'NOTE':<22} {line}", flush=True)
+    if checkpoint:
+        print(f"{'resuming from':<22} {checkpoint}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
