@@ -35,6 +35,7 @@ from falcon3_audio.processing import SAMPLING_RATE, Falcon3AudioProcessor, load_
 from falcon3_audio.processing.announced_length import announced_length
 from falcon3_audio.processing.audio_files_falcon3_audio import UnknownFormatError
 from falcon3_audio.saved_json import readable_json
+from falcon3_audio.text_sizes import context_length
 
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class Assistant:
                 )
 
     def _check_room(self, tokens: int, new_tokens: int):
-        room = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = context_length(self.model.config.get_text_config())
         if room is not None and tokens + new_tokens > room:
             raise ConversationError(
                 f"This conversation takes {tokens} tokens, and the answer up to {new_tokens}; the model holds {room}. "

@@ -14,7 +14,6 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
-from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND
 from falcon3_audio.text_sizes import nf4_bytes
 
 from .card_facts import check_facts
@@ -23,6 +22,7 @@ from .sources import APACHE, TINY, is_english_encoder, is_hub_id, licence_of
 
 
 TAGS = ("audio-language-model", "audio-question-answering", "falcon3-audio", "speech", "sound", "music")
+POSITIONS_PER_SECOND = 50  # of Whisper's encoder
 GIB = 2**30
 
 

@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, Aut
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from .releases_falcon3_audio import CACHE
 
@@ -54,7 +55,7 @@ def combine_backbones(
     elif audio_token is not None:
         raise ValueError("Specify at most one of `audio_token` and `audio_token_id`.")
     encoder = _load_whisper(audio).get_encoder()
-    language_model = AutoModelForCausalLM.from_pretrained(text, dtype="auto") if isinstance(text, NAME) else text
+    language_model = _load(AutoModelForCausalLM, text) if isinstance(text, NAME) else text
     _check_language_model(language_model)
     head = language_model.get_output_embeddings()
     tensors = {f"model.audio_tower.{name}": tensor for name, tensor in encoder.state_dict().items()}
@@ -72,8 +73,32 @@ def combine_backbones(
     )
 
 
-def check_loaded(model: PreTrainedModel, info: dict[str, Any]):
-    """Raises a `ValueError` if the backbones' weights do not match the model, or it does not fit into memory."""
+def load_composed(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, backbones: Backbones, **options: Any
+) -> PreTrainedModel:
+    """
+    The model with the backbones' weights and a new projector; `options` are those of `from_pretrained`.
+
+    Raises a `ValueError` if the weights do not match the model, or it does not fit into memory.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers would report the projector as missing
+    try:
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=backbones.state_dict,
+            dtype=backbones.dtype,
+            output_loading_info=True,
+            **options,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_loaded(model, info)
+    return model
+
+
+def _check_loaded(model: PreTrainedModel, info: dict[str, Any]):
     strangers = {key for key in info["missing_keys"] if not key.startswith("model.multi_modal_projector.")}
     strangers |= set(info["unexpected_keys"]) | {str(key) for key in info["mismatched_keys"]}
     if strangers:
@@ -95,9 +120,23 @@ def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
             "for example 'openai/whisper-medium.en'."
         )
     _check_not_quantised(audio, config)
-    model = AutoModel.from_pretrained(audio, config=config, dtype="auto") if isinstance(audio, NAME) else audio
+    model = _load(AutoModel, audio, part="encoder.") if isinstance(audio, NAME) else audio
     if not hasattr(model, "get_encoder"):
         raise ValueError(f"The audio backbone must contain Whisper's encoder, got a {type(model).__name__}.")
+    return model
+
+
+def _load(auto_class: Any, name: str | os.PathLike, part: str = "") -> PreTrainedModel:
+    """Loads a backbone. Raises a `ValueError` if weights of it, or of the part used here, are not in its files."""
+    model, info = auto_class.from_pretrained(name, dtype="auto", output_loading_info=True)
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(part))
+    if missing:
+        found = f", such as {sorted(info['unexpected_keys'])[0]}" if info["unexpected_keys"] else ""
+        raise ValueError(
+            f"{_name_of(name)} has no weights for {len(missing)} tensors of a {type(model).__name__}, such as "
+            f"{missing[0]}, but {len(info['unexpected_keys'])} others{found}: they would stay random. Give the files of "
+            "the whole model, as its `save_pretrained` writes them."
+        )
     return model
 
 
@@ -202,4 +241,4 @@ def _find_audio_token_id(text: str | PreTrainedModel, audio_token: str | None) -
     return choose_audio_token(load_tokenizer(name), _config_of(text).get_text_config().vocab_size, audio_token)[1]
 
 
-__all__ = ["Backbones", "check_loaded", "combine_backbones"]
+__all__ = ["Backbones", "combine_backbones", "load_composed"]

@@ -70,6 +70,10 @@ def compose(
             f"but the encoder takes {frames}. Use the feature extractor that was saved with this Whisper."
         )
     _end_answers(model, processor)
+    try:
+        check_answers_can_be_learned(processor)
+    except ValueError as error:
+        logger.warning(f"This model can be asked, but not trained: {error}")
     with whole_folder(output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -97,6 +101,28 @@ def _end_answers(model: Falcon3AudioForConditionalGeneration, processor: Falcon3
     ends = given if isinstance(given, list) else [given]
     ends = list(dict.fromkeys([*ends, processor.tokenizer.eos_token_id, *behind]))
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+
+def check_answers_can_be_learned(processor: Falcon3AudioProcessor):
+    """Raises a `ValueError` if training could not tell the answer from the rest of a rendered chat."""
+    if not processor.tokenizer.is_fast:
+        raise ValueError(
+            f"a {type(processor.tokenizer).__name__} does not tell which tokens are an answer's; training needs a fast "
+            "tokenizer. Choose another text backbone, or convert its tokenizer."
+        )
+    question = [{"role": "user", "content": "A question?"}]
+    answered = [*question, {"role": "assistant", "content": "An answer."}]
+    try:
+        processor.apply_chat_template(
+            answered, tokenize=True, return_dict=True, processor_kwargs={"return_labels": True}
+        )
+    except ValueError as error:
+        prompt = processor.apply_chat_template(question, add_generation_prompt=True)
+        raise ValueError(
+            f"the chat template asks for an answer with {prompt[-20:]!r}, but renders answers without that, as "
+            "templates of reasoning models do, so an answer to learn cannot be found. Choose another text backbone, "
+            "or set another `chat_template` in its tokenizer."
+        ) from error
 
 
 def _report(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor, output: Path):

@@ -18,9 +18,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .audio_features_falcon3_audio import Falcon3AudioFeatures
-from .backbones_falcon3_audio import check_loaded, combine_backbones
+from .backbones_falcon3_audio import combine_backbones, load_composed
 from .configuration_falcon3_audio import Falcon3AudioConfig
-from .generation_falcon3_audio import Falcon3AudioGenerationMixin, holds_a_prompt
+from .generation_falcon3_audio import (
+    Falcon3AudioGenerationMixin,
+    check_positions,
+    holds_a_prompt,
+    learned_positions,
+)
 from .modeling_falcon3_audio_encoder import (
     Falcon3AudioEncoder,
     Falcon3AudioMultiModalProjector,
@@ -70,6 +75,7 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
         self.audio_tower = Falcon3AudioEncoder._from_config(config.audio_config)
         self.multi_modal_projector = Falcon3AudioMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        self._learned_positions = learned_positions(self.language_model)
         if config.use_weighted_layer_sum:
             # Computed before the rest of the projector, so FSDP gathers it separately; other models must not list it.
             self._no_split_modules = [*Falcon3AudioPreTrainedModel._no_split_modules, "Falcon3AudioLayerWeights"]
@@ -205,6 +211,8 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
                 raise ValueError("`segment_ids` need `prefix_ids` and `position_ids`, and no `cache`.")
             rows = (segment_ids, prefix_ids, position_ids)
             attention_mask = shared_prefix_mask(self.config.text_config, inputs_embeds, *rows)
+        elif self._learned_positions is not None:
+            check_positions(self._learned_positions, inputs_embeds, cache)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -291,15 +299,7 @@ class Falcon3AudioForConditionalGeneration(Falcon3AudioPreTrainedModel, Falcon3A
             trailing_silence=trailing_silence,
             read_trailing_silence=read_trailing_silence,
         )
-        model, info = cls.from_pretrained(
-            None,
-            config=config,
-            state_dict=backbones.state_dict,
-            dtype=backbones.dtype,
-            output_loading_info=True,
-            **kwargs,
-        )
-        check_loaded(model, info)
+        model = load_composed(cls, config, backbones, **kwargs)
         model.generation_config = backbones.generation_config
         if config.audio_token_is_embedded:
             # The placeholder must never be generated, neither by the model nor by a draft copied from the prompt.

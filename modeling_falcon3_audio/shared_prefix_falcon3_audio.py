@@ -17,6 +17,34 @@ from .releases_falcon3_audio import CACHE
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
+def check_can_share_rows(config: PreTrainedConfig):
+    """
+    Raises a `ValueError` if the language model with this config cannot be given rows with shared prefixes: if its
+    attention takes no mask (flash attention), if its layers attend in different ways or without a mask, or if it
+    ignores positions (ALiBi).
+    """
+    if config._attn_implementation not in MASKED_ATTENTION:
+        raise ValueError(
+            f"Rows with shared prefixes need attention with a mask: set attn_implementation to one of "
+            f"{', '.join(MASKED_ATTENTION)}, got {config._attn_implementation!r}."
+        )
+    kinds = set(_layer_types(config) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"Rows with shared prefixes need a language model with full attention in every layer, got "
+            f"{sorted(kinds)}. Set questions_per_row: 1 to train it."
+        )
+    if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
+        raise ValueError(
+            f"Rows with shared prefixes need a language model that reads position ids, but {config.model_type} uses "
+            "ALiBi. Set questions_per_row: 1 to train it."
+        )
+
+
+def _layer_types(config: PreTrainedConfig) -> list[str] | None:
+    return getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)  # GPT-Neo's name
+
+
 def shared_prefix_mask(
     config: PreTrainedConfig,
     inputs_embeds: torch.Tensor,
@@ -40,30 +68,11 @@ def shared_prefix_mask(
         The mask that the attention implementation takes: a 4-D tensor for sdpa and eager, a `BlockMask` for flex
         attention.
 
-    Raises:
-        `ValueError`: if attention takes no mask (flash attention), if layers of the language model attend in different
-        ways or without a mask, or if it ignores positions (ALiBi).
+    Raises the errors of `check_can_share_rows`.
     """
-    if config._attn_implementation not in MASKED_ATTENTION:
-        raise ValueError(
-            f"Rows with shared prefixes need attention with a mask: set attn_implementation to one of "
-            f"{', '.join(MASKED_ATTENTION)}, got {config._attn_implementation!r}."
-        )
-    # GPT-Neo has another name for it.
-    layer_types = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    kinds = set(layer_types or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(
-            f"Rows with shared prefixes need a language model with full attention in every layer, got "
-            f"{sorted(kinds)}. Set questions_per_row: 1 to train it."
-        )
-    if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
-        raise ValueError(
-            f"Rows with shared prefixes need a language model that reads position ids, but {config.model_type} uses "
-            "ALiBi. Set questions_per_row: 1 to train it."
-        )
+    check_can_share_rows(config)
     # Families that do not list their layers have one window for all of them, or none.
-    window = None if layer_types else getattr(config, "sliding_window", None)
+    window = None if _layer_types(config) else getattr(config, "sliding_window", None)
 
     def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         seen = segment_ids[row, key]
@@ -75,4 +84,4 @@ def shared_prefix_mask(
     return create_causal_mask(config, inputs_embeds, attention_mask=None, and_mask_function=sees, **{CACHE: None})
 
 
-__all__ = ["shared_prefix_mask"]
+__all__ = ["check_can_share_rows", "shared_prefix_mask"]

@@ -22,6 +22,11 @@ def cache_values_per_token(text: PreTrainedConfig) -> int:
     return 2 * text.num_hidden_layers * heads * head_size(text)
 
 
+def context_length(text: PreTrainedConfig) -> int | None:
+    """Positions that a prompt and its answer can take together; `None` for families without a limit (Bloom's ALiBi)."""
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)  # MPT's name
+
+
 def quantizable_layers(language_model: nn.Module) -> list[nn.Linear]:
     """The layers that are quantised in 8 and 4 bits: all linear ones. Embedding and output head stay as they are."""
     return [module for module in language_model.modules() if isinstance(module, nn.Linear)]

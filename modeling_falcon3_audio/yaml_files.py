@@ -6,6 +6,9 @@ from typing import Any
 import yaml
 
 
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<, whose mapping is inserted
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     The mapping in a file.
@@ -28,7 +31,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
-        keys = [self.construct_object(key) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]
+        keys = [self.construct_object(key) for key in scalars]
         twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
             raise yaml.composer.ComposerError(None, None, f"{twice!r} is given twice", node.start_mark)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 from transformers.utils import logging
 
 from .audio_files_falcon3_audio import decode_file
@@ -132,6 +133,17 @@ def count_encoded_frames(frames: int, silence: int, window_frames: int) -> int:
 def count_tokens(frames: int, pooling_window: int) -> int:
     """Audio tokens for `frames` real mel frames: the encoder halves them, pooling divides again, both rounded up."""
     return math.ceil(math.ceil(frames / FRAMES_PER_POSITION) / pooling_window)
+
+
+def whisper_feature_extractor(audio: Any) -> WhisperFeatureExtractor:
+    """Loads the feature extractor if a name or folder is given. Raises a `ValueError` for one that is not Whisper's."""
+    extractor = AutoFeatureExtractor.from_pretrained(audio) if isinstance(audio, (str, os.PathLike)) else audio
+    if not isinstance(extractor, WhisperFeatureExtractor):
+        raise ValueError(
+            f"The audio backbone must be a Whisper model, got {audio!r:.100}, whose features are those of a "
+            f"{type(extractor).__name__}. Use for example 'openai/whisper-medium.en'."
+        )
+    return extractor
 
 
 def check_pooling_window(pooling_window: Any, window: float):

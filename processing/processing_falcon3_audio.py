@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor
+from transformers import AutoConfig
 from transformers.audio_utils import AudioInput
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
@@ -39,6 +39,7 @@ from .audio_inputs_falcon3_audio import (
     count_tokens,
     is_list_of_clips,
     load_audio,
+    whisper_feature_extractor,
 )
 from .call_arguments_falcon3_audio import given_rate, unread_arguments
 from .messages_falcon3_audio import plain_messages, prepare_messages
@@ -159,14 +160,13 @@ class Falcon3AudioProcessor(ProcessorMixin):
                 Falcon3's format, with a warning, if it has none.
             **options: `pooling_window`, `pad_to_window`, `trailing_silence`, `read_trailing_silence`, `max_audio_seconds`.
 
-        Raises a `ValueError` for a tokenizer without an end token or with tokens that have no embedding row, for an
-        `audio_token` that text can contain, and for several chat templates without a default one.
+        Raises a `ValueError` for features that are not of a Whisper, a tokenizer without an end token or with tokens
+        without an embedding row, an `audio_token` that text can contain, and several chat templates without a default.
         """
         if isinstance(text, (str, os.PathLike)) and vocab_size is None:
             vocab_size = AutoConfig.from_pretrained(text).get_text_config().vocab_size
         text = load_tokenizer(text)
-        if isinstance(audio, (str, os.PathLike)):
-            audio = AutoFeatureExtractor.from_pretrained(audio)
+        audio = whisper_feature_extractor(audio)
         token, _ = choose_audio_token(text, vocab_size, audio_token)
         template = chat_template or own_chat_template(text)
         return cls(audio, text, chat_template=make_chat_template(template, token), audio_token=token, **options)

@@ -8,6 +8,7 @@ The language model is never resized, whichever placeholder is used, and its own 
 import os
 import re
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -161,8 +162,8 @@ def _of(tokenizer) -> str:
 
 def own_chat_template(tokenizer) -> str:
     """
-    The language model's chat template; Falcon3's format, with a warning, if the tokenizer has none. A tokenizer
-    without Falcon3's tokens reads that as ordinary text; it starts as the tokenizer starts every text.
+    The language model's chat template, without thoughts by default; Falcon3's format, with a warning, if the tokenizer
+    has none. A tokenizer without Falcon3's tokens reads that as ordinary text; it starts as the tokenizer starts every text.
 
     Raises a `ValueError` for several templates without a "default" one.
     """
@@ -175,7 +176,7 @@ def own_chat_template(tokenizer) -> str:
             )
         template = template["default"]
     if template is not None:
-        return template
+        return _without_thoughts(template, tokenizer)
     logger.warning(
         f"The tokenizer{_of(tokenizer)} has no chat template, as is usual for a language model without instruction "
         "tuning. Prompts use Falcon3's format, which it has to learn in training; an instruction-tuned version of "
@@ -183,6 +184,21 @@ def own_chat_template(tokenizer) -> str:
     )
     begins_texts = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{ bos_token }}" * begins_texts + FALCON3_CHAT_TEMPLATE
+
+
+def _without_thoughts(template: str, tokenizer) -> str:
+    """
+    Answers to sound are learned without thoughts. Templates that begin with thoughts unless told otherwise (Qwen3) put
+    empty ones into each answer to learn, or look for an answer where there is none; so `enable_thinking` is false
+    unless it is given, if prompts then end where answers begin.
+    """
+    if "enable_thinking" not in template:
+        return template
+    quiet = "{% set enable_thinking = enable_thinking if enable_thinking is defined else false %}" + template
+    question, answer = {"role": "user", "content": "A question?"}, {"role": "assistant", "content": "An answer."}
+    render = partial(tokenizer.apply_chat_template, chat_template=quiet, tokenize=False)
+    fits = render([question, answer]).startswith(render([question], add_generation_prompt=True))
+    return quiet if fits else template
 
 
 def make_chat_template(language_model_template: str, audio_token: str) -> str:

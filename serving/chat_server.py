@@ -11,6 +11,7 @@ running requests finish; a second signal does not wait for them.
 import argparse
 import logging
 import signal
+import sys
 import threading
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,6 +21,7 @@ from falcon3_audio.adapters import load_pipeline
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing import SAMPLING_RATE
 from falcon3_audio.saved_json import readable_json
+from falcon3_audio.text_sizes import context_length
 
 from .chat_app import ChatApp
 from .chat_requests import ChatReader
@@ -70,14 +72,15 @@ class Server:
     def __init__(self, pipe: AudioTextToTextPipeline, settings: Settings):
         self.settings, limits = settings, settings.limits
         processor, config = pipe.processor, pipe.model.config.get_text_config()
+        context = context_length(config) or sys.maxsize
         longest = processor.max_audio_seconds
         counted = processor._get_num_multimodal_tokens(audio_lengths=[int(longest * SAMPLING_RATE)])
-        held = longest * config.max_position_embeddings / counted["num_audio_tokens"][0]  # seconds in a context
+        held = longest * context / counted["num_audio_tokens"][0]  # seconds in a context
         audio = AudioReader(longest, settings.allowed_media_domains, int(limits.max_body_mib * MIB), held)
         self.reader = ChatReader(
             settings.served_model_name,
             processor,
-            config.max_position_embeddings,
+            context,
             pipe.model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
             settings.max_audios,
             audio,

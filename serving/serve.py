@@ -22,6 +22,7 @@ from transformers import AutoProcessor
 from falcon3_audio import Falcon3AudioProcessor
 from falcon3_audio.adapters import whole_model_config
 from falcon3_audio.saved_json import readable_json
+from falcon3_audio.text_sizes import context_length
 from falcon3_audio.user_errors import user_errors
 
 from .request_limits import LOOPBACK, PREFIX, Limits
@@ -43,7 +44,8 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model]
     command += ["--host", options.host, "--port", str(options.port)]
     command += ["--served-model-name", options.served_model_name or options.model]
-    command += ["--max-model-len", str(config.text_config.max_position_embeddings)]
+    context = context_length(config.text_config)
+    command += ["--max-model-len", str(context)] if context else []
     command += ["--limit-mm-per-prompt", json.dumps({"audio": options.max_audios})]
     command += ["--allowed-media-domains", *(options.allowed_media_domains or [NOWHERE])]
     command += ["--allowed-origins", json.dumps(options.allowed_origins)]

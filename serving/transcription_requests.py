@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from falcon3_audio.processing import SAMPLING_RATE
+from falcon3_audio.processing import SAMPLING_RATE, TRANSCRIBE
 
-from . import TRANSCRIBE
 from .chat_requests import ChatReader, ChatRequest
 from .request_audio import RefusedRequest
 from .request_fields import NEUTRAL, check_fields

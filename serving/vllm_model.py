@@ -31,8 +31,7 @@ from vllm.multimodal.audio import AudioResampler
 from vllm.multimodal.parse import MultiModalDataParser
 from vllm.transformers_utils.processor import cached_processor_from_config
 
-from falcon3_audio.processing import SAMPLING_RATE, AudioTooLongError, load_audio
-from falcon3_audio.serving import TRANSCRIBE
+from falcon3_audio.processing import SAMPLING_RATE, TRANSCRIBE, AudioTooLongError, load_audio
 
 
 TRANSLATE = "Translate the speech into {language}."

@@ -1,7 +1,12 @@
 """Checks for combinations of options that are each valid on their own."""
 
-from transformers import Trainer, TrainingArguments
+import sys
+
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
+
+from falcon3_audio.generation_falcon3_audio import learned_positions
+from falcon3_audio.shared_prefix_falcon3_audio import check_can_share_rows
 
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments
 
@@ -14,7 +19,7 @@ def check_push(training: TrainingArguments):
         raise ValueError("hub_token would be saved in training_args.bin. Set HF_TOKEN, or log in (hf auth login).")
     if training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):  # the latter is the default
         raise ValueError(
-            f"hub_strategy must stay off, got {training.hub_strategy.value}: the results are pushed when the run has "
+            f"Leave out hub_strategy, got {training.hub_strategy.value}: the results are pushed when the run has "
             "finished, in one commit. To push a checkpoint, use `falcon3-audio push RUN/checkpoint-N ORG/NAME`."
         )
 
@@ -22,15 +27,28 @@ def check_push(training: TrainingArguments):
 def check_together(data: DataArguments, training: TrainingArguments):
     """Raises a `ValueError` for options that would silently be ignored, or do something other than the recipe says."""
     check_ignored(data, training)
-    if getattr(training, "eval_generate", 0) and not data.eval_data:
-        raise ValueError(
-            "eval_generate runs the model on held-out questions, and there are none: give eval_data, or leave it out."
-        )
     if training.n_gpu > 1:
         # transformers would use DataParallel: larger batches than requested, and audio separated from its text.
         raise ValueError(
             f"One process sees {training.n_gpu} GPUs. Start one process per GPU (`accelerate launch --config_file "
             "training/accelerate/ddp.yaml ...`), or make only one visible: CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def check_fits(model: PreTrainedModel, training: AudioSFTConfig, may_share: bool):
+    """
+    Raises a `ValueError` for rows that the language model cannot take; it would do so only at the first such row.
+
+    Args:
+        may_share: whether any clip has several questions.
+    """
+    if training.questions_per_row != 1 and (may_share or training.tokens_per_device):
+        check_can_share_rows(model.config.text_config)
+    positions = learned_positions(model.model.language_model)
+    if positions is not None and (training.max_length or sys.maxsize) > positions:
+        raise ValueError(
+            f"max_length is {training.max_length}, but the language model has learned only {positions} positions: set "
+            f"max_length to at most {positions}."
         )
 
 
@@ -48,7 +66,11 @@ def check_streaming(data: DataArguments, training: TrainingArguments):
 
 
 def check_ignored(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for `eval_data` that would never be used, and for epochs next to `max_steps`."""
+    """Raises a `ValueError` for `eval_data` or `eval_generate` that would never be used, and epochs next to `max_steps`."""
+    if getattr(training, "eval_generate", 0) and not data.eval_data:
+        raise ValueError(
+            "eval_generate runs the model on held-out questions, and there are none: give eval_data, or leave it out."
+        )
     if training.max_steps > 0 and training.num_train_epochs != type(training).num_train_epochs:
         by_epochs = "" if data.is_streamed else ", or set max_steps to -1 to train by epochs"
         raise ValueError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from falcon3_audio.configuration_falcon3_audio import check_trailing_silence
-from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS
+from falcon3_audio.processing.audio_inputs_falcon3_audio import WINDOW_SECONDS, check_pooling_window
 
 
 # `all`: attention and feed-forward layers; `attention`: the four attention projections; `qv`: two of them; `full`:
@@ -81,8 +81,7 @@ class ModelArguments:
                 "Give either `model`, a composed checkpoint, or both `audio_model` and `text_model`; got "
                 f"model={self.model!r}, audio_model={self.audio_model!r}, text_model={self.text_model!r}."
             )
-        if self.pooling_window < 1:
-            raise ValueError(f"pooling_window must be at least 1 (no pooling), got {self.pooling_window}.")
+        check_pooling_window(self.pooling_window, WINDOW_SECONDS)
         silence = self.trailing_silence, self.read_trailing_silence
         check_trailing_silence(*silence, self.pad_to_window, window=WINDOW_SECONDS)
 

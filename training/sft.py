@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerState
 from .arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from .best import name_sets
 from .callbacks import SaveAtSigterm
-from .checks import check_learning_rates, check_push, check_streaming, check_together
+from .checks import check_fits, check_learning_rates, check_push, check_streaming, check_together
 from .collator import AudioChatCollator
 from .data.stream import StreamedSet, open_streams
 from .data.training_sets import load_training_data, questions_per_clip
@@ -63,6 +63,14 @@ class Data:
     held_out_sizes: dict[str, int]
     asked: list[Asked]
 
+    def has_shared_clips(self) -> bool:
+        """Whether a clip may have several questions; of streams that is not known."""
+        sets = [(self.train, self.sizes)]
+        if isinstance(self.held_out, Dataset):
+            sets.append((self.held_out, list(self.held_out_sizes.values())))
+        counts = (count for examples, sizes in sets for count in questions_per_clip(examples, sizes))
+        return bool(self.streamed) or any(bool((count > 1).any()) for count in counts)
+
     def sets(self) -> list[Dataset]:
         """The training sets one by one."""
         ends = itertools.accumulate(self.sizes)
@@ -94,6 +102,7 @@ def train(
         data.held_out = ask_training_questions(data.train, args, recipe["global_batch_size"])
     skip = args.on_bad_audio == "skip"
     with begin_with_model(args, model_args, recipe, options, data.sets(), skip) as (checkpoint, model, processor):
+        check_fits(model, args, data.has_shared_clips())
         stopper = SaveAtSigterm()
         trainer = AudioSFTTrainer(
             model=model,

@@ -250,7 +250,7 @@ def ended_gently() -> Iterator[None]:
 
 
 def _study(options: argparse.Namespace) -> int:
-    study = read_study(options.study)
+    study = read_study(options.study, to_train=not options.report)
     output = options.output.resolve()
     failed: list[str] = []
     if is_set(output):
@@ -259,7 +259,7 @@ def _study(options: argparse.Namespace) -> int:
     if not options.report:
         runs = _selected(runs_of(study, output, read_data(study)), options.only)
         check_unchanged(runs, "give another OUT, or choose other arms with --only")
-        failed = perform_all(runs, options.jobs)
+        failed = perform_all(runs, options.jobs or 1)
     print(write_report(study, output))
     if options.pack:
         print(f"{pack(study, output, options.pack)} runs are packed in {options.pack}")
@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file, see training/studies/README.md")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the runs and the report")
     parser.add_argument("--only", metavar="ARM", nargs="+", default=[], help="train and evaluate only these arms")
-    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, help="number of parallel runs (default: 1)")
     parser.add_argument("--report", action="store_true", help="only write the report, from existing results")
     parser.add_argument(
         "--pack", metavar="FILE", type=Path, help="write the inputs of the report to a .tar.xz, without weights"
@@ -281,7 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.pack and not options.pack.parent.is_dir():
         parser.error(f"--pack: there is no folder {options.pack.parent} for {options.pack.name}")
-    if options.jobs < 1:
+    if options.report and (options.only or options.jobs is not None):
+        parser.error("--report trains nothing and reports all arms: leave out --only and --jobs")
+    if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     # Some messages have lines with commands to copy.
     with user_errors(parser.prog, goes_on=GOES_ON, join_lines=False) as end, ended_gently():

@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from tiny import make_llm, make_tokenizer, question, tone
-from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
+from tiny import FALCON3_TEMPLATE, make_llm, make_tokenizer, question, tone
+from transformers import (
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    GenerationConfig,
+    HubertConfig,
+    Wav2Vec2FeatureExtractor,
+)
 
-from falcon3_audio.compose import compose
+from falcon3_audio.compose import check_answers_can_be_learned, compose
+from falcon3_audio.training.arguments import ModelArguments
+from falcon3_audio.training.model import load_model
 from falcon3_audio_cli import main
 
 
@@ -41,6 +49,39 @@ def test_errors_are_one_line_and_leave_nothing(backbone_folders, tmp_path, capsy
     error = capsys.readouterr().err.strip()
     assert error.startswith("falcon3-audio compose: ") and "\n" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_audio_model_is_refused(backbone_folders, tmp_path, capsys):
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "hubert")
+    HubertConfig().save_pretrained(tmp_path / "hubert")
+    options = ["--audio", str(tmp_path / "hubert"), "--text", backbone_folders[1], str(tmp_path / "model")]
+    assert main(["compose", *options]) == 1
+    said = capsys.readouterr().err
+    assert "must be a Whisper model, got '" in said and "those of a Wav2Vec2FeatureExtractor" in said
+
+
+def test_only_the_new_projector_is_new_which_needs_no_report(backbone_folders, tmp_path, caplog):
+    compose(*backbone_folders, tmp_path / "model")
+    assert not any("MISSING" in record.getMessage() for record in caplog.records)
+
+
+THINKS = FALCON3_TEMPLATE.replace(
+    "{{ '<|assistant|>\n' }}{% endif %}{% endfor %}", "{{ '<|assistant|>\n<think>\n' }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_model_whose_answers_cannot_be_learned_is_named(backbone_folders, tmp_path, caplog):
+    """As DeepSeek-R1's: the prompt opens thoughts, and answers come without."""
+    make_llm().save_pretrained(tmp_path / "thinks")
+    make_tokenizer(template=THINKS).save_pretrained(tmp_path / "thinks")
+    compose(backbone_folders[0], str(tmp_path / "thinks"), tmp_path / "model")
+    (said,) = [record.getMessage() for record in caplog.records if "trained" in record.getMessage()]
+    assert said.startswith("This model can be asked, but not trained: the chat template asks for an answer with ")
+    assert repr("<|assistant|>\n<think>\n")[-12:-1] in said
+    with pytest.raises(ValueError, match="the chat template asks for an answer with"):
+        load_model(ModelArguments(model=str(tmp_path / "model")), tmp_path)
+    compose(*backbone_folders, tmp_path / "other")
+    check_answers_can_be_learned(AutoProcessor.from_pretrained(tmp_path / "other"))
 
 
 def test_errors_name_options_as_they_are_typed(backbone_folders, tmp_path, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import SAMPLING_RATE, make_llm, make_processor, make_tokenizer, make_whisper, question, tone
 from torch._dynamo.testing import CompileCounter
 from transformers import (
@@ -41,6 +41,7 @@ from falcon3_audio import (
     Falcon3AudioModel,
     Falcon3AudioProcessor,
 )
+from falcon3_audio.generation_falcon3_audio import learned_positions
 from falcon3_audio.releases_falcon3_audio import CACHE
 
 
@@ -244,6 +245,36 @@ def test_folders_that_do_not_fit_are_named_before_weights_are_read(backbone_fold
     quantised.save_pretrained(tmp_path / "whisper-8bit")
     with pytest.raises(ValueError, match="'.*whisper-8bit' is quantised .bitsandbytes."):
         compose(str(tmp_path / "whisper-8bit"), text)
+
+
+def test_backbones_whose_files_lack_weights_are_refused(backbone_folders, tmp_path):
+    """transformers would fill in random ones."""
+    audio, text = backbone_folders
+    compose = Falcon3AudioForConditionalGeneration.from_backbones
+    make_llm().model.save_pretrained(tmp_path / "headless")
+    with pytest.raises(
+        ValueError, match="headless' has no weights for 1 tensors of a LlamaForCausalLM, such as lm_head"
+    ):
+        compose(audio, str(tmp_path / "headless"), audio_token_id=1)
+    shutil.copytree(audio, tmp_path / "renamed")
+    weights = load_file(tmp_path / "renamed" / "model.safetensors")
+    renamed = {f"module.{name}": weight for name, weight in weights.items()}
+    save_file(renamed, tmp_path / "renamed" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="renamed' has no weights for .* such as encoder.*others, such as module."):
+        compose(str(tmp_path / "renamed"), text)
+
+
+def test_learned_positions_are_not_exceeded():
+    for family in ("gpt2", "opt"):
+        llm = make_llm(family, max_position_embeddings=40, ffn_dim=96, word_embed_proj_dim=48)
+        model = Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(), llm, audio_token_id=1).eval()
+        ids = torch.full((1, 40), 5)
+        assert model(input_ids=ids).logits.shape[1] == 40
+        with pytest.raises(ValueError, match="got 41 tokens of text and audio, .* learned only 40 positions"):
+            model(input_ids=torch.full((1, 41), 5))
+        with pytest.raises(ValueError, match="got 41 tokens"):
+            model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, eos_token_id=299)
+    assert learned_positions(make_llm("llama").model) is None
 
 
 # ---------------------------------------------------------------------------------------------- prompts with audio

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, LlamaConfig, Qwen2Config
+from transformers import BloomConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MptConfig, Qwen2Config
 from transformers.models.auto import AutoModelForCausalLM
 
-from falcon3_audio.text_sizes import cache_values_per_token, head_size
+from falcon3_audio.text_sizes import cache_values_per_token, context_length, head_size
 
 
 SMALL = {"vocab_size": 20, "hidden_size": 24, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -26,3 +26,13 @@ def test_the_cache_of_a_model_has_this_size(config, size):
     assert cache_values_per_token(config) == sum(
         part[0, :, 0].numel() for layer in cache.layers for part in (layer.keys, layer.values)
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [(LlamaConfig(max_position_embeddings=70), 70), (GPT2Config(n_positions=80), 80), (MptConfig(max_seq_len=90), 90)],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_families_name_their_context_differently(config, positions):
+    assert context_length(config) == positions
+    assert context_length(BloomConfig()) is None

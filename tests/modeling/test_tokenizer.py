@@ -210,6 +210,37 @@ def test_labels_are_the_answers_and_their_end_tokens(family):
     assert torch.equal(labels[labels != -100], ids[labels != -100])
 
 
+# Of reasoning models: with empty thoughts in the last answer, as Qwen3; with a prompt that opens them, as Nemotron.
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and (loop.last or all_think) %}{{ empty }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ empty }}{% else %}{{ opened }}{% endif %}{% endif %}"
+)
+QWEN3 = "{% set empty, opened, all_think = '<think>\n\n</think>\n\n', '', false %}" + THINKING
+NEMOTRON = "{% set empty, opened, all_think = '<think></think>', '<think>\n', true %}" + THINKING
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "thinking", "turns"),
+    [
+        (QWEN3, "<think>\n\n</think>\n\n", "assistant\n", 1),
+        (NEMOTRON, "<think></think>", "<think>\n", 3),
+        (QWEN, "assistant\n", "assistant\n", 3),  # answers have no thoughts, whatever the prompt says
+    ],
+    ids=["qwen3", "nemotron", "qwen2.5"],
+)
+def test_answers_are_learned_without_thoughts(template, asked, thinking, turns):
+    processor = make_processor(chat_tokenizer(template))
+    answers = ["A dog.", "b", "c"][:turns]
+    inputs = tokenized(processor, with_answers(SOUND[:3_000], *answers), processor_kwargs={"return_labels": True})
+    assert spans(processor, inputs["labels"][0]) == [answer + "<|im_end|>" for answer in answers]
+    render = processor.apply_chat_template
+    assert render(question(), add_generation_prompt=True).endswith(asked)
+    assert render(question(), add_generation_prompt=True, enable_thinking=True).endswith(thinking)
+
+
 # Words that also appear in roles, tokens or other turns, or are empty.
 TRICKY = [
     ["a", "a", "a", "a"],

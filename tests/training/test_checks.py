@@ -3,9 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from tiny import make_llm, make_whisper
 
+from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments
 from falcon3_audio.training.checks import (
+    check_fits,
     check_ignored,
     check_learning_rates,
     check_sound_everywhere,
@@ -47,6 +50,29 @@ def test_a_rate_for_a_frozen_tower(tmp_path, tower):
     check_learning_rates(frozen, AudioSFTConfig(output_dir=str(tmp_path), bf16=False, projector_learning_rate=1e-3))
     with pytest.raises(ValueError, match=f"^{tower}_learning_rate=1e-05 would be ignored, because lora_{tower}: none"):
         check_learning_rates(frozen, training)
+
+
+def test_rows_that_a_language_model_cannot_take(tmp_path):
+    """Said before the first step, not at the first clip with several questions."""
+    sliding = make_llm("gemma3_text", layer_types=["sliding_attention", "full_attention"], sliding_window=8)
+    models = [
+        Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(), llm, audio_token_id=1)
+        for llm in (make_llm(), sliding, make_llm("gpt2", max_position_embeddings=40))
+    ]
+    plain, windows, learned = models
+
+    def options(**given):
+        return AudioSFTConfig(output_dir=str(tmp_path), bf16=False, **given)
+
+    check_fits(plain, options(), may_share=True)
+    check_fits(windows, options(), may_share=False)
+    check_fits(windows, options(questions_per_row=1), may_share=True)
+    for given, may_share in (({}, True), ({"tokens_per_device": 64, "max_length": 64, "global_batch_size": 4}, False)):
+        with pytest.raises(ValueError, match="full attention in every layer, got .*Set questions_per_row: 1"):
+            check_fits(windows, options(**given), may_share=may_share)
+    check_fits(learned, options(max_length=40), may_share=True)
+    with pytest.raises(ValueError, match="max_length is 41, but the language model has learned only 40 positions"):
+        check_fits(learned, options(max_length=41), may_share=True)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])

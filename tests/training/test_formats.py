@@ -19,8 +19,7 @@ from datasets import Audio, ClassLabel, Features, List, Value
 from tiny import SAMPLING_RATE, tone
 from training_runs import write_jsonl
 
-from falcon3_audio.processing import load_audio
-from falcon3_audio.serving import TRANSCRIBE
+from falcon3_audio.processing import TRANSCRIBE, load_audio
 from falcon3_audio.training.arguments import DataArguments, DataSource
 from falcon3_audio.training.data import formats
 from falcon3_audio.training.data.stream import TrainingStream, open_streams

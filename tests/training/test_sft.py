@@ -597,7 +597,7 @@ def test_a_push_that_would_go_wrong_is_refused_before_training(launch, checkpoin
         assert not (tmp_path / "run").exists()
         return capsys.readouterr().err
 
-    assert "hub_strategy must stay off, got all_checkpoints" in said("org/base", "--hub_strategy", "all_checkpoints")
+    assert "Leave out hub_strategy, got all_checkpoints" in said("org/base", "--hub_strategy", "all_checkpoints")
     assert "hub_token would be saved in training_args.bin" in said("org/base", "--hub_token", "hf_secret")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("falcon3_audio.training.publishing.push.get_token", lambda: None)

@@ -9,6 +9,7 @@ from training_runs import write_recipe
 from falcon3_audio.training.arguments import AudioSFTConfig
 from falcon3_audio.training.studies.study_file import Study, make_study, read_study
 from falcon3_audio.training.studies.study_runs import runs_of, steps_of
+from falcon3_audio.yaml_files import read_yaml
 
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
@@ -42,6 +43,11 @@ def test_the_papers_arms_are_those_of_its_recipes():
                 name for name in ("audio_model", "text_model") if recipe.get(name) is None
             }
             assert {name: value for name, value in recipe.items() if name not in place} == stage
+
+
+def test_merge_keys_of_yaml(tmp_path):
+    (tmp_path / "some.yaml").write_text("a: &a {lora_r: 4, seed: 1}\nb: {<<: *a, lora_r: 8}\n")
+    assert read_yaml(tmp_path / "some.yaml")["b"] == {"lora_r": 8, "seed": 1}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from falcon3_audio.serving import TRANSCRIBE
+from falcon3_audio.processing import TRANSCRIBE
 
 from . import rows_as_chats as chat_of
 from .chats import COLUMNS

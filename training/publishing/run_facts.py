@@ -27,7 +27,7 @@ from falcon3_audio.model_cards.sources import (
     licence_of,
 )
 from falcon3_audio.saved_json import read_object, readable_json
-from falcon3_audio.text_sizes import cache_values_per_token, quantizable_layers
+from falcon3_audio.text_sizes import cache_values_per_token, context_length, quantizable_layers
 from falcon3_audio.yaml_files import read_yaml
 
 from ..best import LOADED
@@ -215,7 +215,7 @@ def _shape(config: PreTrainedConfig) -> dict[str, Any]:
         "parameters": {part: total for part, (total, _) in count_parameters(network).items()}
         | {"quantizable": sum(layer.weight.numel() for layer in layers)},
         "cache_values_per_token": cache_values_per_token(text),
-        "context": text.max_position_embeddings,
+        "context": context_length(text),
         "dtype": str(config.dtype).removeprefix("torch.") if config.dtype else None,
     }
 

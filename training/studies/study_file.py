@@ -21,7 +21,7 @@ from falcon3_audio.evaluation.controls import CONTROLS
 from falcon3_audio.evaluation.rules import RULES
 
 from ..arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
-from ..checks import check_ignored, check_learning_rates
+from ..checks import check_ignored, check_learning_rates, check_streaming
 from ..grpo import AudioGRPOConfig, RewardArguments
 from ..recipe import check_keys, check_numbers, option_names, override, read_extended, read_recipe
 from ..run_folder import describe_recipe
@@ -54,6 +54,7 @@ COMPOSING = tuple(name for name in option_names([ModelArguments]) if name not in
 FORMER = "the stage before"  # instead of its model, which does not exist yet
 SOUND = "none"  # in `CONTROLS`: the question's own audio
 FILES = ("data", "audio_root", "prompt_file", "paraphrases")  # options of an evaluation
+ANYWHERE = {"use_cpu": True, "report_to": "none"}  # for a machine that only reads results
 RULE = "content"  # of the report, as in `falcon3-audio compare`
 
 
@@ -117,8 +118,11 @@ class Study:
     evaluations: list[Evaluation]
 
 
-def read_study(path: str | Path) -> Study:
+def read_study(path: str | Path, to_train: bool = True) -> Study:
     """
+    Args:
+        to_train: whether this machine must have what the options need (a GPU for bf16, say).
+
     Raises:
         `OSError`: for a file that cannot be read.
         `ValueError`: for an invalid study, recipe or option.
@@ -132,7 +136,7 @@ def read_study(path: str | Path) -> Study:
         raise ValueError(
             f"{path} needs `recipe`, a path relative to its folder, and `arms`, a mapping of names to options."
         )
-    return make_study(path.stem, path.parent / recipe, given | {"arms": arms}, str(path), path.parent)
+    return make_study(path.stem, path.parent / recipe, given | {"arms": arms}, str(path), path.parent, to_train)
 
 
 def _arms(inherited: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
@@ -156,7 +160,9 @@ def _arms(inherited: dict[str, Any], own: dict[str, Any], where: str) -> dict[st
     return {name: arm for name, arm in (others | mine).items() if arm is not False}
 
 
-def make_study(name: str, recipe: Path, given: dict[str, Any], where: str, folder: Path = Path()) -> Study:
+def make_study(
+    name: str, recipe: Path, given: dict[str, Any], where: str, folder: Path = Path(), to_train: bool = True
+) -> Study:
     """
     The study of a mapping with the keys of STUDY.yaml.
 
@@ -164,12 +170,16 @@ def make_study(name: str, recipe: Path, given: dict[str, Any], where: str, folde
         recipe: the file.
         where: names the mapping in errors; these are as in `read_study`.
         folder: base of the paths of other recipes.
+        to_train: as in `read_study`.
     """
     base = _read_recipe(recipe, SFT)
     common = _overrides(given.get("overrides"), f"{where}, overrides", SFT)
     seeds = _seeds(given.get("seeds", [0]), where)
     base = override(base, common)
-    arms = [_arm(key, arm, base, seeds, f"{where}, arm {key!r}", folder) for key, arm in given["arms"].items()]
+    arms = [
+        _arm(key, arm, base, seeds, f"{where}, arm {key!r}", folder, {} if to_train else ANYWHERE)
+        for key, arm in given["arms"].items()
+    ]
     entries = given.get("evaluate") or []
     if not isinstance(entries, list):
         raise ValueError(f"{where}: `evaluate` must be a list, got {entries!r}.")
@@ -187,7 +197,9 @@ def _read_recipe(path: Path, method: Method) -> dict[str, Any]:
     return recipe
 
 
-def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: str, folder: Path) -> Arm:
+def _arm(
+    name: str, given: Any, base: dict[str, Any], seeds: list[int], where: str, folder: Path, machine: dict[str, Any]
+) -> Arm:
     _check_name(name, where)
     given = {"stages": given} if isinstance(given, list) else {} if given is None else given
     own = _overrides(given, where, SFT, OF_AN_ARM)
@@ -205,7 +217,7 @@ def _arm(name: str, given: Any, base: dict[str, Any], seeds: list[int], where: s
             change = _overrides(change, place, SFT)
             overrides.append(override(own, change))
             stages.append((SFT, _sft_options(override(base, own), change, number, place), place))
-    return Arm(name, overrides, {seed: [_stage(*stage, seed) for stage in stages] for seed in seeds})
+    return Arm(name, overrides, {seed: [_stage(*stage, seed, machine) for stage in stages] for seed in seeds})
 
 
 def _sft_options(base: dict[str, Any], change: dict[str, Any], number: int, where: str) -> dict[str, Any]:
@@ -237,12 +249,15 @@ def _check_composes_nothing(change: dict[str, Any], where: str):
         )
 
 
-def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> Stage:
-    """Checks the options as the run will, with placeholders for folders that do not exist yet."""
+def _stage(method: Method, options: dict[str, Any], where: str, seed: int, machine: dict[str, Any]) -> Stage:
+    """
+    Checks the options as the run will, with placeholders for folders that do not exist yet. `machine` has those that
+    depend on the machine, if it need not train.
+    """
     options = {"disable_tqdm": True} | options  # the output goes to a log file
     options = {name: value for name, value in options.items() if name not in OURS} | {"seed": seed}
     parser = TrlParser(method.options, prog="falcon3-audio train")
-    parser.set_defaults_with_config(**options, output_dir="OUT")
+    parser.set_defaults_with_config(**(options | machine), output_dir="OUT")
     try:
         check_numbers(options, method.options)
         with exits_as_errors():
@@ -250,10 +265,13 @@ def _stage(method: Method, options: dict[str, Any], where: str, seed: int) -> St
         check_ignored(parsed[2], parsed[-1])  # not the number of GPUs: a study gives each run one
         if method is SFT:
             check_learning_rates(parsed[1], parsed[-1])
+            check_streaming(parsed[2], parsed[-1])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     models = (parsed[0].model, parsed[0].audio_model, parsed[0].text_model)
-    data = tuple(source.path for source in parsed[2].train_data) + tuple(path for path in models if path)
+    data = tuple(source.path for source in parsed[2].train_data) + tuple(
+        path for path in models if path not in (None, FORMER)
+    )
     return Stage(method, options, describe_recipe(*parsed), data)
 
 
@@ -269,9 +287,9 @@ def _overrides(given: Any, where: str, method: Method, also: tuple[str, ...] = (
 
 
 def _seeds(given: Any, where: str) -> list[int]:
-    right = isinstance(given, list) and given and all(type(seed) is int and seed >= 0 for seed in given)
+    right = isinstance(given, list) and given and all(type(seed) is int and 0 <= seed < 2**32 for seed in given)
     if not right or len(set(given)) < len(given):
-        raise ValueError(f"{where}: `seeds` must be a list of different integers of at least 0, got {given!r}.")
+        raise ValueError(f"{where}: `seeds` must be a list of different integers from 0 to 2**32 - 1, got {given!r}.")
     return given
 
 

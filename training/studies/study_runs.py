@@ -29,6 +29,7 @@ from falcon3_audio.evaluation.questions import file_sha256
 from falcon3_audio.evaluation.score import SCORE
 from falcon3_audio.whole_files import write_json
 
+from ..data.open_dataset import is_here
 from ..data.shards import REPORT, is_set, read_report
 from ..run_folder import STATE, with_defaults
 from .study_file import FORMER, SOUND, Evaluation, Method, Stage, Study
@@ -242,11 +243,11 @@ def read_data(study: Study) -> Digests:
     Reads the benchmarks, and returns the digests of their files, and of the training sets and models that are on this
     machine.
 
-    Raises a `ValueError` for a benchmark that cannot be read, that does not publish its answers, or that has open
-    questions.
+    Raises a `ValueError` for a training set or model that is neither here nor a Hub id, and for a benchmark that
+    cannot be read, that does not publish its answers, or that has open questions.
     """
     sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
-    digests = Digests({path: set_digests(Path(path)) for path in sorted(sets) if Path(path).exists()})
+    digests = Digests({path: set_digests(Path(path)) for path in sorted(sets) if _is_here(path)})
     for evaluation in study.evaluations:
         given = evaluation.options
         data, root = Path(given["data"]), given.get("audio_root")
@@ -263,6 +264,13 @@ def read_data(study: Study) -> Digests:
         described |= {f"{key}: {given[key]}": file_sha256(Path(given[key])) for key in WORDS if key in given}
         digests.evaluations[evaluation.name] = questions.sha256 | described
     return digests
+
+
+def _is_here(path: str) -> bool:
+    try:
+        return is_here(path)
+    except ValueError as error:
+        raise ValueError(f"The study names {path}: {error}") from error
 
 
 def set_digests(path: Path) -> dict[str, str]:
