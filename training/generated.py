@@ -79,17 +79,24 @@ def draw_questions(examples: Dataset, sets: Mapping[str, int], count: int) -> li
     return asked
 
 
+def prompt_and_answer(example: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """
+    A chat without its last message, and the text of that. Raises a `ValueError` if it is not an answer to something.
+    """
+    *prompt, last = example["messages"]
+    if last["role"] != "assistant" or not prompt:
+        raise ValueError(
+            f"{example['origin']}: needs a question, followed by the right answer at the end; got {last}."
+        )
+    return prompt, "".join(item["text"] for item in last["content"] if item["type"] == "text")
+
+
 def _draw(examples: Dataset, part: range, name: str, count: int) -> Iterator[Asked]:
     sets, places = sets_of(examples), examples.with_format("numpy")
     for number in sorted(np.random.default_rng(SEED).permutation(len(part))[:count].tolist()):
         index = part[number]
         example, place = examples[index], places[index]
-        *prompt, last = example["messages"]
-        answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
-        if last["role"] != "assistant" or not prompt:
-            raise ValueError(
-                f"{example['origin']}: eval_generate needs a question, followed by its answer at the end."
-            )
+        prompt, answer = prompt_and_answer(example)
         _, rows, _ = sets[int(place["set"])]
         choices = choices_of(rows[int(place["row"])], int(place["question"]), example["origin"])
         answer = right_option(answer, choices, example["origin"]) if choices else answer

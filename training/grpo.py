@@ -31,7 +31,7 @@ from .data.sources import DataSource
 from .data.training_sets import load_training_data, set_of
 from .data_digests import data_digests
 from .distributed import leave_group
-from .generated import choices_of, right_option
+from .generated import choices_of, prompt_and_answer, right_option
 from .learning import choose_trained_weights
 from .model import check_loss, train_in_float32
 from .recipe import run_recipe
@@ -286,13 +286,10 @@ class _Questions:
 
     def _read(self, number: int, index: int) -> dict[str, Any]:
         example = self.sets[number][index]
-        *prompt, last = example["messages"]
-        answer = "".join(item["text"] for item in last["content"] if item["type"] == "text")
-        if last["role"] != "assistant" or not prompt or not words(answer):
-            raise ValueError(
-                f"{example['origin']}: needs a question, followed by the right answer at the end; got {last}."
-            )
-        others = sorted({item["type"] for item in last["content"]} - {"text"})
+        prompt, answer = prompt_and_answer(example)
+        if not words(answer):
+            raise ValueError(f"{example['origin']}: needs an answer with a word, got {answer!r}.")
+        others = sorted({item["type"] for item in example["messages"][-1]["content"]} - {"text"})
         if others:
             raise ValueError(
                 f"{example['origin']}: answers are compared as text, but this one also has {', '.join(others)}."

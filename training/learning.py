@@ -208,7 +208,7 @@ def _describe_part(part: str, arguments: LoraArguments) -> str:
 def learning_rates(arguments: AudioSFTConfig) -> dict[str, float]:
     """The peak rates of the parts that have their own."""
     given = {PROJECTOR: "projector_learning_rate"} | {tower: f"{tower}_learning_rate" for tower in TOWERS}
-    rates = {part: getattr(arguments, option, None) for part, option in given.items()}
+    rates = {part: getattr(arguments, option) for part, option in given.items()}
     return {part: rate for part, rate in rates.items() if rate is not None}
 
 

@@ -193,7 +193,7 @@ class AudioSFTTrainer(SFTTrainer):
                 "eval_generate needs the whole model on each device: leave it out, or train with training/accelerate/ddp.yaml. "
                 "`falcon3-audio evaluate` evaluates a checkpoint."
             )
-        skip = getattr(self.args, "on_bad_audio", "raise") == "skip"
+        skip = self.args.on_bad_audio == "skip"
         return Examination(asked, self.processing_class, self.args.eval_batch_size, skip)
 
     @torch.no_grad()
@@ -380,7 +380,8 @@ class AudioSFTTrainer(SFTTrainer):
                 f"{len(broken)} trained weights are no longer finite ({broken[0]} for one), so nothing is saved; the "
                 "checkpoints of earlier steps are intact. Lower the learning rate and resume from one of them."
             )
-        if self.stream is not None and _internal_call and output_dir:  # of a checkpoint
+        # Only checkpoints, which transformers saves this way, need it; there it must precede the state, the last file.
+        if self.stream is not None and _internal_call and output_dir:
             save_stream(self.stream, Path(output_dir))
         super().save_model(output_dir, _internal_call)
 

@@ -161,7 +161,7 @@ def test_a_recipe_extends_another(read, tmp_path):
         (
             (),
             {"model": None, "audio_model": "a", "text_model": "b", "pooling_window": 0},
-            "pooling_window must be at l",
+            "`pooling_window` must be a whole number",
         ),
         ((), {"projector_type": "big"}, "projector_type must be one of mlp, linear, got 'big'"),
         ((), {"dtype": "int8"}, "dtype must be one of auto, bfloat16, float16, float32, got 'int8'"),

@@ -98,20 +98,23 @@ def read_sources(given: Any, option: str) -> list[DataSource]:
 
     Raises a `ValueError` that names the option for anything else.
     """
-    sources = []
-    for entry in given if isinstance(given, list) else [] if given is None else [given]:
-        if isinstance(entry, DataSource):
-            sources.append(entry)
-        elif isinstance(entry, str):
-            sources.append(DataSource(entry))
-        elif isinstance(entry, dict):
-            unknown = set(entry) - set(DataSource.__dataclass_fields__)
-            wrong = f"has {', '.join(map(str, sorted(unknown)))}" if unknown else "has no path"
-            if unknown or "path" not in entry:
-                raise ValueError(
-                    f"An entry of `{option}` {wrong}; it takes {', '.join(DataSource.__dataclass_fields__)}, and needs the path. Got {entry}."
-                )
-            sources.append(DataSource(**entry))
-        else:
-            raise ValueError(f"An entry of `{option}` is a path or a mapping with a path, got {entry!r}.")
-    return sources
+    if given is None:
+        return []
+    return [_source(entry, option) for entry in (given if isinstance(given, list) else [given])]
+
+
+def _source(entry: Any, option: str) -> DataSource:
+    if isinstance(entry, DataSource):
+        return entry
+    if isinstance(entry, str):
+        return DataSource(entry)
+    if not isinstance(entry, dict):
+        raise ValueError(f"An entry of `{option}` is a path or a mapping with a path, got {entry!r}.")
+    unknown = set(entry) - set(DataSource.__dataclass_fields__)
+    if unknown or "path" not in entry:
+        wrong = f"has {', '.join(map(str, sorted(unknown)))}" if unknown else "has no path"
+        raise ValueError(
+            f"An entry of `{option}` {wrong}; it takes {', '.join(DataSource.__dataclass_fields__)}, and needs the "
+            f"path. Got {entry}."
+        )
+    return DataSource(**entry)
