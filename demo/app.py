@@ -26,6 +26,7 @@ import gradio as gr
 import torch
 
 # Absolute imports: on a Space this file is run as a script.
+from falcon3_audio.adapters import root_of
 from falcon3_audio.demo.conversation import Assistant, ConversationError, Limits, Turn
 from falcon3_audio.demo.examples import write_examples
 from falcon3_audio.demo.spectrogram import draw
@@ -144,7 +145,7 @@ def name_of(model: str) -> str:
     if not Path(model).is_dir():
         return model
     path = Path(model).resolve()
-    return path.parent.name if path.name == "model" or path.name.startswith("checkpoint-") else path.name
+    return path.parent.name if path.name == "model" else root_of(path).name
 
 
 def _path(file: Any) -> str:

@@ -74,6 +74,11 @@ def judge(
         said = _ask_all(endpoint, wanted, output / REPLIES, concurrency)
         replies[endpoint.model] = {name: [said[prompt] for prompt in several] for name, several in prompts.items()}
         outcomes[endpoint.model] = [_outcome(row, rubric, replies[endpoint.model].get(row.id, [])) for row in rows]
+        for row, outcome in zip(rows, outcomes[endpoint.model]):
+            if not isinstance(outcome, Judgement) and outcome[0] in (CUT, UNREADABLE):
+                # The next run asks again; what was said is in judgements.jsonl.
+                for prompt in prompts[row.id]:
+                    _place(endpoint, prompt, output / REPLIES).unlink(missing_ok=True)
     panel = [_panel(several) for several in zip(*outcomes.values())]
     left_out = predictions.provenance.get("left_out", {})
     result = {
@@ -118,13 +123,11 @@ def _ask_all(endpoint: Endpoint, prompts: Iterable[str], folder: Path, concurren
     prompts = list(prompts)
 
     def ask(prompt: str) -> Reply | str:
-        messages = [{"role": "user", "content": prompt}]
-        asked = json.dumps([endpoint.base_url, endpoint.model, messages, SAMPLING], sort_keys=True)
-        path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+        path = _place(endpoint, prompt, folder)
         if path.exists():
             return _kept(path)
         try:
-            reply = endpoint.ask(messages, **SAMPLING)
+            reply = endpoint.ask(_messages(prompt), **SAMPLING)
         except EndpointUnavailable:
             raise
         except EndpointError as error:
@@ -135,6 +138,16 @@ def _ask_all(endpoint: Endpoint, prompts: Iterable[str], folder: Path, concurren
     with ThreadPoolExecutor(concurrency) as pool:  # after an error, `map` cancels requests that were not sent yet
         replies = tqdm(pool.map(ask, prompts), endpoint.model, len(prompts), unit="reply", disable=None)
         return dict(zip(prompts, replies))
+
+
+def _messages(prompt: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _place(endpoint: Endpoint, prompt: str, folder: Path) -> Path:
+    """Where the reply to a prompt is kept."""
+    asked = json.dumps([endpoint.base_url, endpoint.model, _messages(prompt), SAMPLING], sort_keys=True)
+    return folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
 
 
 def _kept(path: Path) -> Reply:
@@ -338,7 +351,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nwritten to {output / RESULT} and {output / JUDGEMENTS}")
         gaps = _gaps(result)
         if gaps:
-            print(f"falcon3-audio judge: not every answer has a score. {gaps}.", file=sys.stderr)
+            again = "The same command asks the judge again where its reply could not be read."
+            print(f"falcon3-audio judge: not every answer has a score. {gaps}. {again}", file=sys.stderr)
         return 1 if gaps and not options.allow_incomplete else 0
     return end.status
 

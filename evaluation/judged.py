@@ -14,7 +14,7 @@ from typing import Any
 
 from .judge_prompts import RUBRICS
 from .load_checks import read_rows
-from .predictions import Prediction
+from .predictions import ANSWERED, Prediction
 from .questions import spelled_id
 
 
@@ -59,9 +59,10 @@ def overall(
         clips: the number of each row's clip, see `intervals.clip_numbers`.
 
     Raises:
-        `ValueError`: an open question without a judgement.
+        `ValueError`: an answered open question without a judgement. Those without a reply count 0.
     """
-    missing = [row.id for row in rows if row.is_open and shares.get(row.id) is None]
+    unanswered = {row.id for row in rows if row.is_open and row.status != ANSWERED}
+    missing = [row.id for row in rows if row.is_open and shares.get(row.id) is None and row.id not in unanswered]
     if missing:
         raise ValueError(
             f"{len(missing)} open questions have no judgement, the first is {missing[0]!r}; judge them first."
@@ -70,7 +71,8 @@ def overall(
 
     from .length_control import mean  # scores without a judge do not need scipy
 
-    values = [shares[row.id] if row.is_open else float(right[row.id]) for row in rows]
+    scores = {name: float(value) for name, value in right.items()} | shares | dict.fromkeys(unanswered, 0.0)
+    values = [scores[row.id] for row in rows]
     return {"n": len(rows), **asdict(mean(np.array(values), np.array(clips)))}
 
 

@@ -31,9 +31,13 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
 
 
 class CountingPipeline(AudioTextToTextPipeline):
-    """Counts the audio tokens of each prompt of the last batch; raises `NoAudio` if a prompt with a clip has none."""
+    """
+    Counts the audio tokens of each prompt of the last batch, and tells which replies have no end; raises `NoAudio` if a
+    prompt with a clip has no audio token.
+    """
 
     audio_tokens: list[int | None] = []
+    cut: list[bool] = []
 
     @property
     def audio_token_id(self) -> int | None:
@@ -57,6 +61,13 @@ class CountingPipeline(AudioTextToTextPipeline):
                 )
         self.audio_tokens = counts
         return prepared
+
+    def postprocess(self, model_outputs, **options):
+        ends = self.model.generation_config.eos_token_id
+        tokens = model_outputs["tokens"]
+        ended = torch.isin(tokens, torch.as_tensor([] if ends is None else ends, device=tokens.device)).any(-1)
+        self.cut = (~ended).tolist()
+        return super().postprocess(model_outputs, **options)
 
 
 class LocalModel:
@@ -186,8 +197,8 @@ class LocalModel:
             rows.append({"text": item.prompt} | ({"audio": clips, "sampling_rate": SAMPLING_RATE} if clips else {}))
         replies = self._pipe(rows, batch_size=len(rows), **self._decoding)
         return [
-            answered(item, records[0]["generated_text"], audio_tokens=count)
-            for item, records, count in zip(items, replies, self._pipe.audio_tokens)
+            answered(item, records[0]["generated_text"], audio_tokens=count, finish_reason="length" if cut else "stop")
+            for item, records, count, cut in zip(items, replies, self._pipe.audio_tokens, self._pipe.cut)
         ]
 
     def _stop_if_hopeless(self, error: Exception, items: list[Item]):

@@ -7,7 +7,7 @@ rows are read with one key, the first of these in the file; if another key has d
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class Prediction:
             file has a row without a reply.
         reply: the model's full reply, even if empty; `None` unless answered.
         error: what went wrong, for a failed row.
+        finish_reason: "length" if the reply was cut at the limit of tokens, "stop" if the model ended it; `None` if it
+            is not known.
         prompt: the text given to the model.
     """
 
@@ -61,6 +63,7 @@ class Prediction:
     groups: dict[str, str] = field(default_factory=dict)
     description: str | None = None
     error: str | None = None
+    finish_reason: str | None = None
     prompt: str | None = None
     check: dict[str, Any] | None = None
     references: tuple[str, ...] = ()
@@ -118,7 +121,7 @@ def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
     if not path.exists():
         raise ValueError(f"{path} does not exist; `falcon3-audio evaluate` writes it when all questions are asked.")
     content, sha256 = plain_rows(path) if is_parquet(path) else read_rows(path)
-    found, warnings = _reply_key(content, key, path)
+    found, others = _reply_key(content, key, path)
     rows = tuple(_checked(row, found, f"{path}, {place}") for place, row in content)
     first: dict[str, str] = {}
     for (place, _), row in zip(content, rows):
@@ -126,7 +129,13 @@ def read_predictions(path: str | Path, key: str | None = None) -> Predictions:
         if first.setdefault(identity, place) != place:
             raise ValueError(f"{path}: {first[identity]} and {place} have the same id {identity!r}.")
     provenance = _provenance(path.parent / RUN) if path.name == PREDICTIONS else {}
-    return Predictions(rows, provenance, str(path), sha256[path.name], found, warnings)
+    return Predictions(rows, provenance, str(path), sha256[path.name], found, (*others, *_cut(rows)))
+
+
+def _cut(rows: Sequence[Prediction]) -> list[str]:
+    """A warning if replies were cut, whose answer may have come later."""
+    cut = sum(row.finish_reason == "length" for row in rows)
+    return [f"{cut} of {len(rows)} replies were cut at the limit of new tokens; raise --max-new-tokens"] if cut else []
 
 
 def _reply_key(content: list[Row], key: str | None, path: Path) -> tuple[str | None, tuple[str, ...]]:
@@ -143,7 +152,7 @@ def _reply_key(content: list[Row], key: str | None, path: Path) -> tuple[str | N
     key = key or next(iter(known), None)
     differing = {name: sum(name in row and row[name] != row.get(key) for row in rows) for name in known if name != key}
     return key, tuple(
-        f"replies are read from {key!r}; {name!r} differs in {count} of {len(rows)} rows"
+        f"replies are read from {key!r}; {name!r} differs in {count} of {len(rows)} rows; --key chooses another"
         for name, count in differing.items()
         if count
     )
@@ -237,7 +246,7 @@ def _of_run(row: dict[str, Any]) -> Prediction:
         groups=groups_of(groups, groups),
         check=_check(row.get("check")),
         references=_references(row.get("references")),
-        **{name: optional_text_of(row, name) for name in ("description", "error", "prompt")},
+        **{name: optional_text_of(row, name) for name in ("description", "error", "finish_reason", "prompt")},
     )
 
 
@@ -283,7 +292,7 @@ def _published(row: dict[str, Any], key: str | None) -> Prediction:
         answer=optional_text_of(row, "answer" if row.get("answer") is not None else "answer_gt"),
         audio=tuple(folder + clip for clip in clips),
         groups=groups,
-        description=optional_text_of(row, "meta_info"),
+        description=optional_text_of(row, "description" if row.get("description") is not None else "meta_info"),
     )
 
 

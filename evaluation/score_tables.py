@@ -32,7 +32,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     if read["key"]:
         console.print(f"replies under {read['key']!r} in {read['path']}", soft_wrap=True)
     for warning in result["warnings"]:
-        console.print(f"Warning: {warning}; --key chooses another.", style="bold red", soft_wrap=True)
+        console.print(f"Warning: {warning}.", style="bold red", soft_wrap=True)
     told = [
         f"{number} {name}"
         for name, number in counts.items()

@@ -5,6 +5,7 @@ path is gone, and that in a copy leads to the original's base, which another tra
 programs of this package load an adapter's folder with the functions here.
 """
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -22,7 +23,7 @@ BASE = "base"  # in a run's folder: the model that it composed, and on which its
 
 def root_of(run: Path) -> Path:
     """The folder of a run, given that folder or one of its checkpoints."""
-    return run.parent if run.name.startswith("checkpoint-") else run
+    return run.parent if re.fullmatch(r"checkpoint-\d+", run.name) else run
 
 
 def find_base(run: str | Path) -> str:

@@ -245,11 +245,18 @@ def test_answers_without_a_score_are_counted_named_and_make_the_run_fail(tmp_pat
         reasons = [line.get("reason", "") for line in lines(out)]
         assert reasons[0] == "" and "'I like both.'" in reasons[1] and "too long" in reasons[2]
         assert "1024 tokens" in reasons[3] and reasons[4] == "out of memory"
-        # Only what the endpoint did not answer is asked again. With --allow-incomplete, the run succeeds.
+        # Asked again: what the endpoint did not answer, and both orders of what could not be read. With
+        # --allow-incomplete, the run succeeds.
         broken.pop(2)
         status, out = run(folder, stub, "--allow-incomplete")
-        assert status == 0 and len(stub.requests) == first + 1
-    assert json.loads((out / "judge.json").read_text())["judges"]["m"]["judged"] == 2
+        assert status == 0 and len(stub.requests) == first + 1 + 2 + 2
+        assert json.loads((out / "judge.json").read_text())["judges"]["m"]["judged"] == 2
+        broken.clear()
+        run(folder, stub, "--allow-incomplete")
+        assert json.loads((out / "judge.json").read_text())["judges"]["m"]["judged"] == 4
+        asked = len(stub.requests)
+        run(folder, stub, "--allow-incomplete")
+        assert len(stub.requests) == asked
 
 
 def test_if_no_answer_has_a_score_there_is_none(tmp_path, capsys):

@@ -225,6 +225,15 @@ def test_a_model_is_asked_all_and_scored_without_what_a_judge_must_rate(folder, 
     assert (out / "predictions.judge-mmau-pro" / "judge.json").exists()
 
 
+def test_an_open_question_without_a_reply_counts_nothing(folder, capsys):
+    path = predictions(folder, ("The second", None, "A dog barks loudly"))
+    with StubEndpoint(lambda body: "correctness: 4, relevance: 5, completeness: 3, clarity: 5") as stub:
+        options = ["--endpoint", stub.url, "--judge", "m", "--rubric", "mmau-pro", "--allow-incomplete"]
+        assert judge.main([str(path), *options]) == 0
+    result = score.score(read_predictions(path), "mmau-pro", judged=folder / "predicted.judge-mmau-pro")
+    assert result["overall"]["rules"]["mmau-pro"]["value"] == pytest.approx((1 + 0 + 0) / 3)
+
+
 def test_rules_and_judge_make_one_number_and_models_are_compared(folder, capsys):
     path = predictions(folder, ("The second", "A dog, I think.", "A dog barks loudly"))
     with StubEndpoint(lambda body: "correctness: 4, relevance: 5, completeness: 3, clarity: 5") as stub:

@@ -63,6 +63,16 @@ def test_replies_are_the_pipelines(folder, questions, by_hand, tmp_path):
     assert {"torch", "transformers", "soundfile"} <= set(run["versions"]) and run["peak_memory_gib"] > 0.05
 
 
+def test_whether_a_reply_ended_is_recorded(folder, questions, tmp_path):
+    """The model never says its end token by itself; with every token as one, each reply ends at once."""
+    model = load(folder)
+    generate(questions, model, tmp_path / "cut", "question")
+    assert {row["finish_reason"] for row in rows_of(tmp_path / "cut").values()} == {"length"}
+    model._pipe.model.generation_config.eos_token_id = list(range(model._pipe.model.config.text_config.vocab_size))
+    generate(questions, model, tmp_path / "ended", "question")
+    assert {row["finish_reason"] for row in rows_of(tmp_path / "ended").values()} == {"stop"}
+
+
 def test_the_model_is_identified_by_its_files(folder, tmp_path):
     """As computed by `sha256sum *.json ... | sha256sum`."""
     import hashlib

@@ -87,6 +87,17 @@ def test_published_air_bench_rows(tmp_path):
     (found,) = read_predictions(written(tmp_path / "theirs.jsonl", json.dumps(row))).rows
     assert (found.id, found.choices, found.answer, found.reply) == ("3", ("x", "y"), "y", "B")
     assert found.groups == {"task_name": "Music_AQA"} and found.description == "a piano"
+    row |= {"description": "a bell rings"}  # as in files of one's own
+    (found,) = read_predictions(written(tmp_path / "mine.jsonl", json.dumps(row))).rows
+    assert found.description == "a bell rings"
+
+
+def test_replies_that_were_cut_are_told(tmp_path):
+    reply = {"status": "answered", "reply": "The sound is", "error": None}
+    reasons = ("length", "stop", None, "length")
+    rows = [{"id": number, "finish_reason": reason} | reply for number, reason in enumerate(reasons)]
+    found = read_predictions(written(tmp_path / "mine.jsonl", "\n".join(map(json.dumps, rows))))
+    assert found.warnings == ("2 of 4 replies were cut at the limit of new tokens; raise --max-new-tokens",)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +227,9 @@ def test_all_rows_are_read_under_one_key(tmp_path):
     path = written(tmp_path / "theirs.json", json.dumps(rows))
     found = read_predictions(path)
     assert found.key == "model_output" and [row.reply for row in found.rows] == [None, "y", "y"]
-    assert found.warnings == ("replies are read from 'model_output'; 'model_prediction' differs in 2 of 3 rows",)
+    assert found.warnings == (
+        "replies are read from 'model_output'; 'model_prediction' differs in 2 of 3 rows; --key chooses another",
+    )
     found = read_predictions(path, "model_prediction")
     assert [row.reply for row in found.rows] == ["x", "y", "z"] and "'model_output' differs" in found.warnings[0]
     with pytest.raises(ValueError, match="has the key 'said'; they have id, model_prediction, model_output"):

@@ -11,7 +11,7 @@ from tiny import question, tokenized, tone
 from training_runs import weights_of
 from transformers import AutoModelForMultimodalLM
 
-from falcon3_audio.adapters import base_of, find_base, load_model, load_pipeline
+from falcon3_audio.adapters import base_of, find_base, load_model, load_pipeline, root_of
 from falcon3_audio.demo.conversation import Assistant, Limits
 from falcon3_audio.evaluation.local_model import LocalModel
 from falcon3_audio.serving import chat_server
@@ -26,6 +26,12 @@ LOADERS = {
     "evaluate": lambda folder: LocalModel(folder, device="cpu")._pipe.model,
     "demo": lambda folder: Assistant.load(folder, Limits(seconds=3), "cpu").model,
 }
+
+
+def test_only_numbered_folders_are_checkpoints_of_a_run():
+    assert root_of(Path("runs/mine/checkpoint-200")) == Path("runs/mine")
+    for name in ("checkpoint-1b", "checkpoint-mine", "checkpoint-"):
+        assert root_of(Path("runs") / name) == Path("runs") / name
 
 
 def edit(path, **changes):
