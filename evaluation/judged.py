@@ -71,7 +71,7 @@ def overall(
 
     from .length_control import mean  # scores without a judge do not need scipy
 
-    scores = {name: float(value) for name, value in right.items()} | shares | dict.fromkeys(unanswered, 0.0)
+    scores = {**{name: float(value) for name, value in right.items()}, **shares, **dict.fromkeys(unanswered, 0.0)}
     values = [scores[row.id] for row in rows]
     return {"n": len(rows), **asdict(mean(np.array(values), np.array(clips)))}
 

@@ -71,12 +71,14 @@ def metadata(facts: dict[str, Any], results: list[dict[str, Any]]) -> ModelCardD
 
 
 def _licence(backbones: list[str | None]) -> dict[str, str]:
-    """The strictest licence: the first of language model and encoder that the Hub has no name for, else the first."""
-    licences = [licence_of(base) for base in backbones if base]
-    if len(licences) < len(backbones) or None in licences:
-        return {}
+    """
+    The strictest licence: the first of language model and encoder that the Hub has no name for, else the first. Empty
+    if that is not known.
+    """
+    licences = [licence_of(base) if base else None for base in backbones]
     known = [licence.metadata for licence in licences if licence]
-    return dict(next((terms for terms in known if terms["license"] == "other"), known[0]))
+    strict = next((terms for terms in known if terms["license"] == "other"), None)
+    return dict(strict or ({} if None in licences else known[0]))
 
 
 def _text(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:

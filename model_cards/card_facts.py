@@ -86,7 +86,7 @@ SETTINGS = {
     "num_generations": "answers per question",
     "max_completion_length": "maximum answer length (tokens)",
     "temperature": "temperature",
-    "beta": "KL coefficient",
+    "beta": "beta (strength of the tie to the model before)",
     "seed": "seed",
 }
 SUPERVISED = (
@@ -96,6 +96,10 @@ SUPERVISED = (
 GRPO = (
     "GRPO, after supervised training: several answers are sampled for each question, and those with a higher reward "
     "than the others become more likely. LoRA is applied as listed in the table, and the projector is trained in full."
+)
+DPO = (
+    "DPO, after supervised training: of two answers to each question, the preferred one becomes more likely than the "
+    "other. LoRA is applied as listed in the table, and the projector is trained in full."
 )
 
 
@@ -139,7 +143,9 @@ def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """`method` and `settings` of the facts, from a recipe or from a run's record."""
     found = {label: recipe[name] for name, label in SETTINGS.items() if recipe.get(name) is not None}
     settings = {label: _plain(value) for label, value in found.items()}
-    return {"method": GRPO if "num_generations" in recipe else SUPERVISED, "settings": settings}
+    is_dpo = "precompute_ref_log_probs" in recipe or "beta" in recipe  # older records lack the first
+    method = GRPO if "num_generations" in recipe else DPO if is_dpo else SUPERVISED
+    return {"method": method, "settings": settings}
 
 
 def _plain(value: Any) -> Any:

@@ -62,9 +62,13 @@ def combine_backbones(
     for name, tensor in language_model.base_model.state_dict().items():
         tensors[f"model.language_model.{name}"] = tensor
     tensors["lm_head.weight"] = head.weight
-    text_config = copy.deepcopy(language_model.config)
+    audio_config, text_config = copy.deepcopy(encoder.config), copy.deepcopy(language_model.config)
+    for config in (audio_config, text_config):
+        # Relative folders look like Hub ids, and mean another one elsewhere.
+        if os.path.isdir(config.name_or_path):
+            config.name_or_path = os.path.abspath(config.name_or_path)
     return Backbones(
-        audio_config=encoder.config,
+        audio_config=audio_config,
         text_config=text_config,
         audio_token_id=audio_token_id,
         dtype=language_model.dtype if dtype == "auto" else dtype,

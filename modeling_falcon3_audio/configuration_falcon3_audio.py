@@ -321,7 +321,9 @@ def _audio_config(value: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     fields = value if isinstance(value, dict) else value.to_dict()
     model_type = fields.get("model_type", Falcon3AudioEncoderConfig.model_type)
     if model_type == "whisper":
-        return Falcon3AudioEncoderConfig.from_whisper(fields)
+        config = Falcon3AudioEncoderConfig.from_whisper(fields)
+        config.name_or_path = fields.get("_name_or_path") or ""
+        return config
     if model_type != Falcon3AudioEncoderConfig.model_type:
         raise ValueError(
             f"`audio_config` must describe a Whisper encoder (model_type 'whisper' or "

@@ -61,7 +61,8 @@ OF_EVALUATION = (
 # And these unless `global_batch_size` is an option: then it alone counts, however a batch is divided.
 OF_BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Recorded, but they can change on resuming: the result is as if they had been given from the start.
-MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold")
+LOCAL = "local"  # in a recipe: the names in it of local files and folders; others are Hub ids
+MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold", LOCAL)
 # Disk full, over quota, file too large for the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # Messages of torch and safetensors when a file cannot be written; they do not raise OSError.
@@ -171,11 +172,25 @@ def start_or_go_on(
         )
     if not checkpoint:
         _check_place_of_base(folder, before, recipe)
+    if LOCAL in recipe:  # what was local may be gone by now
+        recipe = recipe | {LOCAL: sorted({*recorded.get(LOCAL, ()), *recipe[LOCAL]})}
     if write and recorded != recipe:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(yaml.safe_dump(recipe, sort_keys=False).encode())
     return checkpoint
+
+
+def local_names(recipe: dict[str, Any]) -> set[str]:
+    """The names in a recorded recipe that were local. Older records know it only of sets with a digest."""
+    if LOCAL in recipe:
+        return set(recipe[LOCAL])
+    return {
+        source["path"]
+        for option, digests in (recipe.get(DATA_SHA256) or {}).items()
+        for source, digest in zip(recipe.get(option) or (), digests)
+        if digest is not None
+    }
 
 
 def _check_unchanged(

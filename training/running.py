@@ -10,13 +10,21 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from falcon3_audio.processing import Falcon3AudioProcessor
 
-from .arguments import ModelArguments
+from .arguments import DataArguments, ModelArguments
 from .best import describe_best
 from .callbacks import SaveAtSigterm
 from .distributed import begin_run, check_same_strategy, whole_weights
 from .loss_curve import NATS, plot_loss
 from .model import check_precision, load_model
-from .run_folder import save_state
+from .run_folder import LOCAL, save_state
+
+
+def _local(model_args: ModelArguments, options: Sequence[Any]) -> dict[str, list[str]]:
+    """For the recipe: which of its names are local, since a relative path of two parts looks like a Hub id."""
+    (data,) = (group for group in options if isinstance(group, DataArguments))
+    names = [model_args.model, model_args.audio_model, model_args.text_model]
+    names += [source.path for source in (*data.train_data, *data.eval_data)]
+    return {LOCAL: sorted({name for name in names if name and Path(name).exists()})}
 
 
 @contextmanager
@@ -33,7 +41,7 @@ def begin_with_model(
 
     `sets` and `skip_bad_audio` are those of `load_model`.
     """
-    with begin_run(args, recipe, options) as checkpoint:
+    with begin_run(args, recipe | _local(model_args, options), options) as checkpoint:
         with whole_weights(args):
             model, processor = load_model(
                 model_args, str(args.output_dir), args.seed, sets, skip_bad_audio, anew=checkpoint is None

@@ -158,6 +158,31 @@ def test_a_run_that_has_not_ended(run, checkpoint):
         card_for_run(run, checkpoint, REPO)
 
 
+def test_what_was_local_is_no_hub_id_after_it_is_gone(run, checkpoint):
+    """A set's digest says so in older records, and any name in newer ones."""
+    recipe = RECIPE | {"data_sha256": {"train_data": [None, "abc"], "eval_data": []}}
+    shutil.rmtree(run.parents[1] / "mine")
+    for record in (recipe, RECIPE | {"local": ["mine/prepared", "models/base"], "model": "models/base"}):
+        (run / "recipe.yaml").write_text(yaml.safe_dump(record))
+        card = card_for_run(run, checkpoint, REPO)
+        assert card.data.datasets == ["somebody/sounds"]
+        assert "huggingface.co/datasets/mine" not in card.content and "huggingface.co/models" not in card.content
+    assert "It started from an earlier checkpoint, whose data and training are not listed here." in card.content
+
+
+def test_a_card_of_preferences(run, checkpoint):
+    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"beta": 0.1, "precompute_ref_log_probs": False}))
+    text = card_for_run(run, checkpoint, REPO).content
+    assert "DPO, after supervised training" in text and "in one stage" not in text
+
+
+def test_without_the_encoder_no_language_is_claimed_but_the_known_terms_are(run, checkpoint):
+    record = RECIPE | {"audio_model": None}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(record))
+    data = card_for_run(run, checkpoint, REPO).data
+    assert not data.language and data.license_name == "falcon-llm-license"
+
+
 def test_the_command_writes_a_card(run, checkpoint, tmp_path, capsys):
     assert main([str(WORLD), "--repo-id", REPO]) == 0
     assert capsys.readouterr().out.strip() == render_card(read_facts(WORLD, REPO), []).content.strip()

@@ -26,6 +26,7 @@ from falcon3_audio.model_cards.results import NEEDED_OF_RUN
 from falcon3_audio.training.publishing import merge as merging
 from falcon3_audio.training.publishing import push
 from falcon3_audio.training.publishing.merge import load_adapted, merge
+from falcon3_audio.training.run_folder import local_names
 
 
 # Runs the commands that it reads, one per line, and prints their exit codes and output.
@@ -171,6 +172,7 @@ def test_a_push_is_one_commit_that_loads_anywhere(run, hub, send, environment, c
         "audio_model": Path(recorded["audio_model"]).name,
         "text_model": Path(recorded["text_model"]).name,
         "train_data": [source | {"path": Path(source["path"]).name} for source in recorded["train_data"]],
+        "local": [Path(name).name for name in recorded["local"]],
     }
     assert ModelCard(files["README.md"].decode()).data.pipeline_tag == "audio-text-to-text"
     # No file contains local paths.
@@ -266,6 +268,23 @@ def test_what_is_merged_is_in_the_files_that_are_pushed(run, tmp_path, monkeypat
 def test_folders_of_this_machine_are_taken_out_of_what_is_recorded(text, told):
     assert push.without_folders(text) == told
     assert push.without_folders({text: [text, 3, None]}) == {told: [told, 3, None]}
+
+
+def test_relative_folders_are_private_too():
+    recipe = {
+        "model": "models/secret-base",
+        "text_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "train_data": [{"path": "private_customer/q.jsonl"}, {"path": "https://me:pass@host/x.jsonl"}],
+        "noise": "C:\\Users\\me\\noise.wav",
+        "local": ["models/secret-base", "private_customer/q.jsonl"],
+    }
+    assert push.without_folders(recipe, local_names(recipe)) == {
+        "model": "secret-base",
+        "text_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "train_data": [{"path": "q.jsonl"}, {"path": "https://host/x.jsonl"}],
+        "noise": "noise.wav",
+        "local": ["secret-base", "q.jsonl"],
+    }
 
 
 def test_a_dry_run_sends_nothing(run, here, hub):

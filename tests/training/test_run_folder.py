@@ -31,6 +31,7 @@ from falcon3_audio.training.run_folder import (
     find_checkpoint,
     is_complete,
     is_write_failure,
+    local_names,
     save_state,
     start_or_go_on,
     with_defaults,
@@ -230,6 +231,13 @@ def test_a_recorded_recipe_that_was_edited_wrongly(options, tmp_path, text, reas
     with pytest.raises(ValueError, match=rf"(?s)recipe\.yaml .*{reason}"):
         start_or_go_on(tmp_path, options)
     assert (tmp_path / RECIPE).read_text() == text
+
+
+def test_what_was_local_stays_so(options, tmp_path):
+    start_or_go_on(tmp_path, options | {"local": ["a/b.jsonl", "c/d"]})
+    start_or_go_on(tmp_path, options | {"local": ["c/d", "e"]})  # in the meantime a/b.jsonl was removed
+    recipe = yaml.safe_load((tmp_path / RECIPE).read_text())
+    assert recipe["local"] == ["a/b.jsonl", "c/d", "e"] and local_names(recipe) == {"a/b.jsonl", "c/d", "e"}
 
 
 def test_a_state_that_cannot_be_written_leaves_the_former_one(tmp_path, monkeypatch):

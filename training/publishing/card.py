@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
                 read_facts(options.source, options.repo_id), results_of(options.repo_id, path=options.results)
             )
         if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(options.output) as file:
                 file.write(str(card).encode())
         else:

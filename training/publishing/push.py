@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,7 +39,7 @@ from falcon3_audio.user_errors import user_errors
 from falcon3_audio.yaml_files import read_yaml
 
 from ..arguments import OF_COMPOSED
-from ..run_folder import RECIPE, STATE, explain, find_checkpoint, find_damage, is_complete
+from ..run_folder import RECIPE, STATE, explain, find_checkpoint, find_damage, is_complete, local_names
 from .merge import SHARD_SIZE, forget_folders, load_merged, load_processor
 from .run_facts import facts_of_run
 from .verify_push import ask
@@ -53,6 +53,8 @@ SCORES = ".eval_results/*.yaml"  # of the weights of an earlier push
 # Local paths anywhere in a text: from the root, a home, or a parent folder. URLs do not match.
 _NAME = r"""[^\s/,;:=<>|"'`()\[\]{}]+(?: (?![-~]|\.\.)[^\s/,;:=<>|"'`()\[\]{}]+)*"""
 PLACE = re.compile(rf"(?<![\w/.~])(?:(?:file://[\w.-]*|~[\w.-]*|(?:[\w.-]+/)*\.\.)|/{_NAME})/{_NAME}(?:/{_NAME})*/?")
+WINDOWS_PLACE = re.compile(r"(?<!\w)(?:[A-Za-z]:|\\)(?:[\\/][^\\/\s'\"]+)*[\\/]([^\\/\s'\"]+)")
+USER = re.compile(r"(\w://)[^\s/@]+@")
 # Configuration fields in which a base model must match the one that an adapter was trained on.
 OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", *OF_COMPOSED)
 AGAIN = "Run the same command again to resume; large files that arrived are not sent again."
@@ -113,19 +115,26 @@ def copy_records(run: Path, root: Path, folder: Path):
         elif path.exists():
             shutil.copyfile(path, folder / path.name)
     if (root / RECIPE).exists():
-        recipe = without_folders(read_yaml(root / RECIPE))
+        recipe = read_yaml(root / RECIPE)
+        recipe = without_folders(recipe, local_names(recipe))
         (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 
-def without_folders(value: Any) -> Any:
-    """A record's names and values with paths reduced to their last part, as local folders are private."""
+def without_folders(value: Any, local: Collection[str] = ()) -> Any:
+    """
+    A record's names and values with paths reduced to their last part, as local folders are private, and URLs without
+    user names and passwords. `local`: relative paths in it.
+    """
     if isinstance(value, dict):
-        return {without_folders(key): without_folders(item) for key, item in value.items()}
+        return {without_folders(key, local): without_folders(item, local) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_folders(item) for item in value]
+        return [without_folders(item, local) for item in value]
     if not isinstance(value, str):
         return value
-    text = PLACE.sub(lambda place: place.group().rstrip("/").rpartition("/")[2], value)
+    if value in local:
+        return Path(value).name
+    text = USER.sub(r"\1", WINDOWS_PLACE.sub(r"\1", value))
+    text = PLACE.sub(lambda place: place.group().rstrip("/").rpartition("/")[2], text)
     return Path(text).name if Path(text).is_absolute() else text
 
 

@@ -31,10 +31,11 @@ from falcon3_audio.text_sizes import cache_values_per_token, context_length, qua
 from falcon3_audio.yaml_files import read_yaml
 
 from ..best import LOADED
+from ..data.open_dataset import ALL
 from ..data.shards import REPORT
 from ..hearing import hearing_names
 from ..learning import count_parameters
-from ..run_folder import RECIPE, STATE
+from ..run_folder import RECIPE, STATE, local_names
 
 
 QUESTION = "What sound is heard?"
@@ -49,6 +50,10 @@ def facts_of_run(run: Path, checkpoint: Path, repo_id: str, base_model: str | No
     relation = {"run": "finetune", "composed": "merge"}.get(status)
     training = {"status": status, **(describe_settings(recipe) if status == "run" else {})}
     if status == "run":
+        if recipe.get("model"):
+            training["method"] += (
+                " It started from an earlier checkpoint, whose data and training are not listed here."
+            )
         streamed = any(source.get("streaming") for source in recipe.get("train_data", []))
         training["outcome"] = describe_outcome(_last_state(run, checkpoint), streamed)
     return {
@@ -99,18 +104,28 @@ def _config(run: Path, checkpoint: Path, recipe: dict[str, Any], adapter_of: str
 
 def _backbones(recipe: dict[str, Any], config: PreTrainedConfig, run: Path) -> dict[str, str | None]:
     """Hub ids or absolute local paths; if training started from a checkpoint, its id in both roles."""
-    recorded = getattr(config.text_config, "name_or_path", None) or None
     model = recipe.get("model")
-    if model and is_hub_id(model) and not _find_local(model, run):
+    if model and _is_on_hub(model, recipe, run):
         return {"audio": model, "text": model}
-    names = {"audio": recipe.get("audio_model"), "text": recipe.get("text_model") or recorded}
-    return {part: name and str(_find_local(name, run) or name) for part, name in names.items()}
+    recorded = {"audio": config.audio_config.name_or_path, "text": config.text_config.name_or_path}
+    names = {part: recipe.get(f"{part}_model") or name or None for part, name in recorded.items()}
+    return {
+        part: name
+        if not name or _is_on_hub(name, recipe, run)
+        else str((_find_local(name, run) or Path(name)).absolute())
+        for part, name in names.items()
+    }
+
+
+def _is_on_hub(name: str, recipe: dict[str, Any], run: Path) -> bool:
+    """Whether a name of the recipe is a Hub id: a relative path of two parts, which may be gone by now, looks like one."""
+    is_file = Path(name).suffix.lower() in ALL
+    return is_hub_id(name) and not is_file and name not in local_names(recipe) and not _find_local(name, run)
 
 
 def _find_local(name: str, run: Path) -> Path | None:
     """
-    A local folder or file that a recipe names, relative to here or to where the run was started. A path of two parts
-    that has been removed looks like a Hub id: recipes do not record which it was.
+    A local folder or file that a recipe names, relative to here or to where the run was started, if it is still there.
     """
     places = (folder / name for folder in (Path.cwd(), *run.resolve().parents))
     return next((place.resolve() for place in places if place.exists()), None)
@@ -120,14 +135,14 @@ def _data(recipe: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     sources = recipe.get("train_data", [])
     counts = recipe.get("examples")  # of each set; GRPO records their sum
     counts = counts if isinstance(counts, list) else [counts] if len(sources) == 1 else [None] * len(sources)
-    return [describe_source(source, _dataset(source, run), count) for source, count in zip(sources, counts)]
+    return [describe_source(source, _dataset(source, recipe, run), count) for source, count in zip(sources, counts)]
 
 
-def _dataset(source: dict[str, Any], run: Path) -> Dataset:
+def _dataset(source: dict[str, Any], recipe: dict[str, Any], run: Path) -> Dataset:
     path = source["path"]
     local = _find_local(path, run)
     known = DATASETS.get(path)
-    if known is None and local is None and is_hub_id(path):
+    if known is None and _is_on_hub(path, recipe, run):
         parts = [f"{key} `{source[key]}`" for key in ("name", "split") if source.get(key)]
         return Dataset(path, ", ".join(parts) + ".", hub_id=path)
     known = known or Dataset("A local set", "it is not on the Hub.")
@@ -200,7 +215,10 @@ def _interval(name: str, entry: dict[str, Any]) -> str:
 
 
 def _languages(backbones: dict[str, str | None]) -> list[str]:
-    if is_english_encoder(str(backbones["audio"])):
+    audio = str(backbones["audio"])
+    if licence_of(audio) is None:  # an encoder that is not listed
+        return []
+    if is_english_encoder(audio):
         return ["en"]
     return list(FALCON_LANGUAGES) if licence_of(str(backbones["text"])) is FALCON else []
 
