@@ -129,6 +129,7 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
     def __init__(self, config: Falcon3AudioEncoderConfig):
         super().__init__(config)
         width = config.hidden_size
+        self.dropout, self.layerdrop = config.dropout, config.layerdrop
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1)
         self.embed_positions = Falcon3AudioPositions(config.max_source_positions, width)
@@ -199,10 +200,10 @@ class Falcon3AudioEncoder(Falcon3AudioPreTrainedModel):
         outputs = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             hidden_states = self._embed(input_features, windows)
-            hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
+            hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
             arguments = {"attention_mask": None} | windows.attention_arguments(self.config, hidden_states)
             for layer in self.layers:
-                dropped = self.training and self.config.layerdrop > 0.0 and torch.rand([]) < self.config.layerdrop
+                dropped = self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop
                 if not dropped:
                     hidden_states = layer(hidden_states, **arguments, **kwargs)
                 if layer_weights is not None:

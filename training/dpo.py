@@ -30,7 +30,7 @@ from .data.chats import audio_items, check_answers, clips_of, fill_in
 from .data_digests import data_digests
 from .distributed import leave_group
 from .learning import choose_trained_weights
-from .model import check_loss, train_in_float32
+from .model import check_loss, disable_functional_dropout, train_in_float32
 from .preferences import load_preferences
 from .recipe import run_recipe
 from .run_folder import describe_recipe
@@ -155,6 +155,8 @@ def train(
     options = model_args, lora_args, data_args, args
     recipe = describe_recipe(*options) | {"examples": sizes} | data_digests(data_args)
     with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):
+        if args.disable_dropout:
+            disable_functional_dropout(model)
         stopper = SaveAtSigterm()
         trainer = AudioDPOTrainer(
             model,

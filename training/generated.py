@@ -14,7 +14,6 @@ the same ones, greedily and in batches; each of several processes answers its sh
 """
 
 import itertools
-import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +31,12 @@ from falcon3_audio.evaluation.rules import is_right
 from falcon3_audio.evaluation.word_errors import count_word_errors
 from falcon3_audio.processing import AudioTooLongError, Falcon3AudioProcessor, UnreadableAudioError
 
+from .data.options import OPTIONS, listed
 from .data.signs_of_sound import is_given
 from .data.training_sets import WHOLE_ROW, sets_of
 from .rewards import same_words, words
 
 
-CHOICES = ("choices", "options")
 SEED = 0
 # A reply can have this many times the tokens of the longest right answer, and some more; endless replies are cut.
 ROOM, MORE_ROOM = 2, 16
@@ -122,29 +121,16 @@ def choices_of(row: dict[str, Any], question: int, origin: str) -> tuple[str, ..
     """
     parts = row.get("questions") if question != WHOLE_ROW else None
     holder = parts[question] if isinstance(parts, list) else row
-    name = next((name for name in CHOICES if is_given(holder.get(name))), None)
+    name = next((name for name in OPTIONS if is_given(holder.get(name))), None)
     if name is None:
         return ()
-    found = _listed(holder[name])
+    found = listed(holder[name])
     if found is None:
         raise ValueError(
             f"{origin}: `{name}` must be a list of texts, got {holder[name]!r:.200}. Convert it, or rename it if it "
             "is something else."
         )
     return found
-
-
-def _listed(given: Any) -> tuple[str, ...] | None:
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            return None
-    given = given.get("text") if isinstance(given, dict) else given
-    if not isinstance(given, (list, tuple)):
-        return None
-    options = [one.get("text") if isinstance(one, dict) else one for one in given]
-    return tuple(map(str, options)) if all(isinstance(option, (str, int, float)) for option in options) else None
 
 
 def measured_of(asked: Sequence[Asked]) -> list[str]:

@@ -33,7 +33,7 @@ from .data_digests import data_digests
 from .distributed import leave_group
 from .generated import choices_of, prompt_and_answer, right_option
 from .learning import choose_trained_weights
-from .model import check_loss, train_in_float32
+from .model import check_loss, disable_functional_dropout, train_in_float32
 from .recipe import run_recipe
 from .rewards import TAGS_REQUEST, content_answer, load_rewards, words
 from .run_folder import describe_recipe
@@ -107,6 +107,11 @@ class AudioGRPOTrainer(AfterSFT, GRPOTrainer):
         finally:
             del model.config.image_token_id
         train_in_float32(self.model)
+
+    def training_step(self, *args, **kwargs):
+        if self._step == 0:  # TRL counts from 0 after a resume too, which would shift when answers are generated
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        return super().training_step(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._encoded = [self._encode(row) for row in inputs]
@@ -245,13 +250,19 @@ class RewardArguments:
 
 @dataclass
 class AudioGRPOConfig(GRPOConfig):
-    """`trl.GRPOConfig` with two other defaults."""
+    """`trl.GRPOConfig` with three other defaults: the best step is that with the highest reward."""
 
     # With dropout every pass is a different policy, and none of them generated the answers.
     disable_dropout: bool = field(default=True, metadata={"help": "No dropout in policy and reference."})
     report_to: None | str | list[str] = field(
         default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."}
     )
+
+    def __post_init__(self):
+        # GRPO's loss is little more than the KL term, which is smallest for a model that has learned nothing.
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "reward", True
+        super().__post_init__()
 
 
 def load_questions(sources: Sequence[DataSource], answer_tags: bool, with_choices: bool = False) -> Dataset:
@@ -334,6 +345,8 @@ def train(
     options = model_args, lora_args, data_args, reward_args, args
     recipe = describe_recipe(*options) | {"examples": len(questions)} | data_digests(data_args)
     with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):
+        if args.disable_dropout:
+            disable_functional_dropout(model)
         stopper = SaveAtSigterm()
         trainer = AudioGRPOTrainer(
             model,

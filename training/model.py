@@ -215,6 +215,17 @@ def compile_layers(model: PreTrainedModel):
         layer.compile(dynamic=True)
 
 
+def disable_functional_dropout(model: torch.nn.Module):
+    """
+    Turns off the dropout that layers apply as a function, as Whisper's do; TRL's `disable_dropout` turns off modules.
+    The config, with which the model is saved, keeps its values.
+    """
+    for module in model.modules():
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def train_in_float32(model: nn.Module):
     """TRL casts a quantised model's trained weights to bfloat16, where small steps round to 0; this undoes it."""
     if getattr(model, "is_quantized", False):

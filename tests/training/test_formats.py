@@ -285,7 +285,8 @@ def test_texts_alone(folder):
         ({"query": "?", "response": "a", "history": [["?", None]]}, "`history` must be a list of pairs"),
         ({"instruction": "?", "input": 3, "output": "a"}, "its `input` must be a text, got 3"),
         ({"query": "?", "response": "a", "images": ["a.png"]}, "'images', which is not read"),
-        ({"question": "Which?", "answer": "b", "choices": ["a", "b"]}, "'choices', which is not read"),
+        ({"question": "Which?", "answer": "b", "choices": ["a", "b"]}, "'choices', which its question does not name"),
+        ({"question": "The?", "answer": "The", "options": 3}, "'options', which its question does not name"),
     ],
 )
 def test_rows_that_are_wrong_are_named(folder, row, message):

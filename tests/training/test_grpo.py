@@ -19,7 +19,7 @@ from falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioModel
 from falcon3_audio.training import grpo, rewards
 from falcon3_audio.training.grpo import AudioGRPOTrainer
 from falcon3_audio.training.learning import choose_trained_weights
-from falcon3_audio.training.model import load_model
+from falcon3_audio.training.model import disable_functional_dropout, load_model
 from falcon3_audio.training.recipe import parse_options
 
 
@@ -396,6 +396,54 @@ def test_the_script_leaves_an_adapter_and_goes_on_from_a_checkpoint(recipe, chec
         shutil.rmtree(path)
     assert grpo.main([*arguments, "--answer_tags", "true"]) == 1
     assert f"{folder} holds a finished run without checkpoints" in capsys.readouterr().err
+
+
+def test_a_resumed_run_generates_at_the_same_steps(recipe, monkeypatch):
+    """Each generation serves two steps; the first after a resume has to generate, whichever of the two it is."""
+    arguments, folder = recipe
+    monkeypatch.setitem(rewards.REWARDS, "exact", length_reward)
+    arguments = [*arguments, "--max_steps", "4", "--num_iterations", "2"]
+    generate, steps = AudioGRPOTrainer._generate_and_score_completions, []
+
+    def spy(self, inputs):
+        steps.append(self.state.global_step)
+        return generate(self, inputs)
+
+    monkeypatch.setattr(AudioGRPOTrainer, "_generate_and_score_completions", spy)
+    assert grpo.main(arguments) == 0 and steps == [0, 2]
+    steps.clear()
+    for number in (2, 3, 4):
+        shutil.rmtree(folder / f"checkpoint-{number}")
+    assert grpo.main(arguments) == 0 and steps == [1, 2]
+
+
+def test_the_best_step_is_that_with_the_highest_reward(tmp_path):
+    options = {"output_dir": str(tmp_path), "bf16": False, "load_best_model_at_end": True, "eval_strategy": "steps"}
+    options |= {"eval_steps": 2, "save_steps": 2}
+    best = grpo.AudioGRPOConfig(**options)
+    assert (best.metric_for_best_model, best.greater_is_better) == ("reward", True)
+    chosen = grpo.AudioGRPOConfig(**options, metric_for_best_model="loss", greater_is_better=False)
+    assert (chosen.metric_for_best_model, chosen.greater_is_better) == ("loss", False)
+
+
+def test_policy_and_reference_have_no_dropout(model, processor, questions):
+    """Whisper's layers apply it as a function, which TRL does not turn off."""
+    noisy = copy.deepcopy(model).train()
+    for module in noisy.model.audio_tower.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
+    noisy.model.audio_tower.layerdrop = 0.5
+    inputs = processor.apply_chat_template(questions[0]["prompt"], tokenize=True, return_dict=True)
+    assert not torch.equal(noisy(**inputs).logits, noisy(**inputs).logits)
+    disable_functional_dropout(noisy)
+    torch.testing.assert_close(noisy(**inputs).logits, noisy(**inputs).logits, rtol=0, atol=0)
+
+
+def test_options_may_stand_in_the_question_and_in_a_column(tmp_path, clips):
+    row = {"audio": clips[0], "question": "Which? (A) dog (B) cat", "answer": "dog", "choices": ["dog", "cat"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (question,) = grpo.load_questions([grpo.DataSource(str(tmp_path / "rows.jsonl"))], False, with_choices=True)
+    assert question["choices"] == ["dog", "cat"] and question["answer"] == "dog"
 
 
 def test_a_sharded_run_needs_clips_everywhere(recipe, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from falcon3_audio.processing import TRANSCRIBE
 
 from . import rows_as_chats as chat_of
 from .chats import COLUMNS
+from .options import OPTIONS
 
 
 # What rows can hold, and the columns that hold it if the set's entry names no other (`columns: {text: utterance}`).
@@ -49,7 +50,7 @@ class Format:
         chat: turns what a row holds, and the question if the row has none, into messages.
         takes: what rows can hold in addition.
         clips: the columns of clips.
-        not_read: columns that belong to the question, if rows have any, and are not read.
+        not_read: columns with options, which must be in the question too.
         inside: whether audio sources can also be inside what rows hold.
         several: the one of `needs` that is a list, of which each element is an example.
         part: the name of such an element in errors.
@@ -89,7 +90,7 @@ FORMATS = (
     ),
     Format(
         *("queries and responses", ("query", "response"), chat_of.query, ("history", "system")),
-        not_read=("choices", "options"),
+        not_read=OPTIONS,
         inside=True,
     ),
     Format(

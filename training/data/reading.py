@@ -21,6 +21,7 @@ from datasets import Audio, ClassLabel, Dataset
 from .chats import clips_of
 from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
 from .json_features import OF_LISTS
+from .options import listed
 from .segments import Segment
 from .signs_of_sound import is_given, looks_like_sound
 
@@ -110,9 +111,12 @@ class Reading:
     def _check_all_is_read(self, row: Mapping[str, Any]):
         left = next((name for name in self.format.not_read if name not in self.read and is_given(row.get(name))), None)
         if left:
-            raise ValueError(
-                f"the row has {left!r}, which is not read. Write it into the question, or leave the column out"
-            )
+            options, asked = listed(row[left]), str(row.get(self.columns["query"]))
+            if options is None or not all(option in asked for option in options):
+                raise ValueError(
+                    f"the row has {left!r}, which its question does not name. Write them there, too, or leave the column "
+                    "out"
+                )
 
     def _part(self, parts: Any, part: int) -> Any:
         if not parts:

@@ -53,7 +53,7 @@ SCORES = ".eval_results/*.yaml"  # of the weights of an earlier push
 # Local paths anywhere in a text: from the root, a home, or a parent folder. URLs do not match.
 _NAME = r"""[^\s/,;:=<>|"'`()\[\]{}]+(?: (?![-~]|\.\.)[^\s/,;:=<>|"'`()\[\]{}]+)*"""
 PLACE = re.compile(rf"(?<![\w/.~])(?:(?:file://[\w.-]*|~[\w.-]*|(?:[\w.-]+/)*\.\.)|/{_NAME})/{_NAME}(?:/{_NAME})*/?")
-WINDOWS_PLACE = re.compile(r"(?<!\w)(?:[A-Za-z]:|\\)(?:[\\/][^\\/\s'\"]+)*[\\/]([^\\/\s'\"]+)")
+WINDOWS_PLACE = re.compile(r"(?<![\w/])(?:[A-Za-z]:|\\)(?:[\\/][^\\/\s'\"]+)*[\\/]([^\\/\s'\"]+)")
 USER = re.compile(r"(\w://)[^\s/@]+@")
 # Configuration fields in which a base model must match the one that an adapter was trained on.
 OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", *OF_COMPOSED)
