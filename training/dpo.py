@@ -26,12 +26,12 @@ from .arguments import DataArguments, LoraArguments, ModelArguments
 from .callbacks import SaveAtSigterm
 from .checks import check_together
 from .collator import AUDIO_INPUTS, IGNORED, Chat, as_chat, end_in_silence, join_audio
-from .data.chats import audio_items, check_answers, clips_of, fill_in
+from .data.chats import clips_of, fill_in
 from .data_digests import data_digests
 from .distributed import leave_group
 from .learning import choose_trained_weights
 from .model import check_loss, disable_functional_dropout, train_in_float32
-from .preferences import load_preferences
+from .preferences import check_preference, check_preferences, load_preferences
 from .recipe import run_recipe
 from .run_folder import describe_recipe
 from .running import begin_with_model, run_and_save
@@ -84,13 +84,7 @@ class AudioPreferenceCollator:
             clips = clips_of(example)
             # In rows from `load_preferences` the clips are in place already, so a remaining tag is plain text.
             prompt, reply = fill_in(example["prompt"], clips, Path(), tags=bool(clips)), example[answer]
-            if [message["role"] for message in [*prompt[-1:], *reply]] != ["user", "assistant"]:
-                raise ValueError(
-                    f"`prompt` must end with a user's message and `{answer}` be one assistant message, got {reply}"
-                )
-            check_answers(reply)
-            if audio_items(reply):
-                raise ValueError(f"`{answer}` must be text, got {reply}")
+            check_preference(prompt, reply, answer)
             options = {"return_labels": True, "truncation": False}  # of audio: too long a clip is an error
             return as_chat(
                 self.processor.apply_chat_template(
@@ -152,6 +146,8 @@ def train(
         )
     rows, sizes = load_preferences(data_args.train_data)
     held_out = load_preferences(data_args.eval_data)[0] if data_args.eval_data else None
+    for some in filter(None, (rows, held_out)):
+        check_preferences(some)
     options = model_args, lora_args, data_args, args
     recipe = describe_recipe(*options) | {"examples": sizes} | data_digests(data_args)
     with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):

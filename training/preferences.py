@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .data.chats import COLUMNS, check_all_is_read, check_has_sound, check_sound_is_read, clips_of, fill_in
+from .data.chats import (
+    COLUMNS,
+    SOURCE_KEYS,
+    audio_items,
+    check_all_is_read,
+    check_answers,
+    check_has_sound,
+    check_sound_is_read,
+    clips_of,
+    fill_in,
+)
 from .data.json_features import check_texts_are_kept
 from .data.open_dataset import open_dataset
 from .data.sources import DataSource
@@ -22,6 +32,7 @@ from .data.sources import DataSource
 
 NEEDED = ("prompt", "chosen", "rejected")
 READ = (*NEEDED, *COLUMNS)
+SHOWN = 5  # bad rows in an error
 
 
 def load_preferences(sources: Sequence[DataSource]) -> tuple[Dataset, list[int]]:
@@ -78,6 +89,49 @@ class _Reader:
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
         return chats | {"origin": origin, "images": []}
+
+
+def check_preferences(rows: Dataset):
+    """
+    Reads all rows of `load_preferences`, without decoding clips.
+
+    Raises a `ValueError` that lists those that cannot be used: a training would stop at the first of them.
+    """
+    bad = []
+    for number in range(len(rows)):
+        try:
+            row = rows[number]  # whose errors name it
+        except ValueError as error:
+            bad.append(str(error))
+            continue
+        try:
+            for name in NEEDED[1:]:
+                check_preference(row["prompt"], row[name], name)
+            for place in map(_place, audio_items(row["prompt"])):
+                if place and not place.exists():
+                    raise ValueError(f"there is no file '{place}'")
+        except ValueError as error:
+            bad.append(f"{row['origin']}: {error}")
+    if bad:
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} preferences cannot be used: {'; '.join(bad[:SHOWN])}{more}. Mend or remove them."
+        )
+
+
+def check_preference(prompt: Sequence[dict[str, Any]], reply: Sequence[dict[str, Any]], name: str):
+    """Raises a `ValueError` unless `reply`, the answer called `name`, is a text that answers the prompt."""
+    if [message["role"] for message in [*prompt[-1:], *reply]] != ["user", "assistant"]:
+        raise ValueError(f"`prompt` must end with a user's message and `{name}` be one assistant message, got {reply}")
+    check_answers(reply)
+    if audio_items(reply):
+        raise ValueError(f"`{name}` must be text, got {reply}")
+
+
+def _place(item: dict[str, Any]) -> Path | None:
+    """The local file of an audio item, if it is one."""
+    source = next((item[key] for key in SOURCE_KEYS if item.get(key) is not None), None)
+    return Path(source) if isinstance(source, str) and "://" not in source and not source.startswith("data:") else None
 
 
 def _as_chats(row: Mapping[str, Any], sound: bool | str, folder: Path) -> dict[str, list[dict[str, Any]]]:

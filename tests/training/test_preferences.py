@@ -13,7 +13,7 @@ from training_runs import TEXT, assistant, farthest, heard, history_of, user, we
 from falcon3_audio.training import dpo
 from falcon3_audio.training.data.shards import write_shard
 from falcon3_audio.training.data.sources import DataSource
-from falcon3_audio.training.preferences import load_preferences
+from falcon3_audio.training.preferences import check_preferences, load_preferences
 from falcon3_audio.training.publishing.merge import merge
 
 
@@ -127,6 +127,21 @@ def launch(checkpoint, clips, tmp_path):
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     recipe = str(dpo.__file__).replace("dpo.py", "recipes/dpo.yaml")
     return lambda *more: dpo.main(["--config", recipe, *arguments, *more])
+
+
+def test_all_rows_that_cannot_be_used_are_listed(clips, tmp_path):
+    """A run would stop at the first of them, and could not resume with a shorter set."""
+    good = {"prompt": "What?", "chosen": "a dog", "rejected": "a bell", "audio": clips[0].name}
+    check_preferences(read(write_jsonl(tmp_path / "good.jsonl", [good])))
+    rows = [good, good | {"audio": "gone.wav"}, good | {"chosen": ""}, good | {"rejected": "a dog"}, good]
+    with pytest.raises(ValueError, match="^3 of 5 preferences cannot be used: ") as error:
+        check_preferences(read(write_jsonl(tmp_path / "bad.jsonl", rows)))
+    said = str(error.value)
+    assert "row 1: there is no file" in said and "gone.wav" in said
+    assert (
+        "row 2: message 0, an answer, has no text to learn" in said
+        and "row 3: `chosen` and `rejected` are the same" in said
+    )
 
 
 def test_a_run_learns_to_prefer_and_goes_on(launch, tmp_path, capsys):
