@@ -35,7 +35,8 @@ def readable_json(folder: str | Path) -> Iterator[None]:
         yield
     except (KeyError, AttributeError, TypeError, IndexError, StrictDataclassError) as error:
         raise ValueError(
-            f"{folder} cannot be loaded: one of its JSON files has unexpected contents ({error!r:.200})."
+            f"{folder} cannot be loaded: one of its JSON files has unexpected contents, or this release of transformers "
+            f"does not take them ({error!r:.200})."
         ) from error
     except OSError as error:
         if Path(folder).exists():

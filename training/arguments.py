@@ -189,14 +189,32 @@ class AudioSFTConfig(SFTConfig):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed here."})
 
     def __post_init__(self):
+        self._check_stays_off()
+        self._check_ranges()
+        self._set_best()
+        self.augmentation = read_augmentation(self.augmentation)
+        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+            self.activation_checkpointing = True
+        # The processor prepares the rows in the collator; TRL must not tokenize them.
+        self.dataset_kwargs = {"skip_prepare_dataset": True} | (self.dataset_kwargs or {})
+        is_given = self.per_device_train_batch_size != 0
+        if not is_given:
+            self.per_device_train_batch_size = AT_ONCE
+        super().__post_init__()
+        self._check_report_to()
+        for name in ("dispatch_batches", "split_batches"):
+            if getattr(self.accelerator_config, name):
+                raise ValueError(f"accelerator_config.{name} must stay off: each device reads the sampler's batches.")
+        if self.global_batch_size is not None:
+            self._set_batch(self.global_batch_size, is_given)
+
+    def _check_stays_off(self):
         for name in NOT_OURS:
             if getattr(self, name):
                 raise ValueError(
                     f"{name} must stay off: the collator prepares the rows and masks the prompts itself, and the sampler "
                     "determines their order and number."
                 )
-        if not 0 <= self.max_bad_audio <= 1:
-            raise ValueError(f"max_bad_audio must be a share from 0 to 1, got {self.max_bad_audio}.")
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint must stay off: SIGTERM saves a checkpoint without it.")
         if self.train_sampling_strategy != "random":
@@ -208,10 +226,12 @@ class AudioSFTConfig(SFTConfig):
             raise ValueError("save_only_model must stay off: a run could not resume from such checkpoints.")
         if self.label_smoothing_factor and self.loss_type == "dft":
             raise ValueError("label_smoothing_factor has no effect with loss_type `dft`; leave one of the two out.")
+
+    def _check_ranges(self):
+        if not 0 <= self.max_bad_audio <= 1:
+            raise ValueError(f"max_bad_audio must be a share from 0 to 1, got {self.max_bad_audio}.")
         if self.eval_generate < 0:
             raise ValueError(f"eval_generate must be a number of questions, 0 for none; got {self.eval_generate}.")
-        self._set_best()
-        self.augmentation = read_augmentation(self.augmentation)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 token, or null for no limit; got {self.max_length}.")
         if self.questions_per_row is not None and self.questions_per_row < 1:
@@ -226,27 +246,18 @@ class AudioSFTConfig(SFTConfig):
                 f"tokens_per_device={self.tokens_per_device} is less than the longest example, max_length={self.max_length}. Raise "
                 "it, or lower max_length."
             )
-        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
-            self.activation_checkpointing = True
-        # The processor prepares the rows in the collator; TRL must not tokenize them.
-        self.dataset_kwargs = {"skip_prepare_dataset": True} | (self.dataset_kwargs or {})
-        is_given = self.per_device_train_batch_size != 0
-        if not is_given:
-            self.per_device_train_batch_size = AT_ONCE
-        super().__post_init__()
-        self._check_report_to()
-        for name in ("dispatch_batches", "split_batches"):
-            if getattr(self.accelerator_config, name):
-                raise ValueError(f"accelerator_config.{name} must stay off: each device reads the sampler's batches.")
-        if self.global_batch_size is not None and self.tokens_per_device:
-            needed = self._questions_per_device(self.global_batch_size)
+
+    def _set_batch(self, questions: int, is_given: bool):
+        """Divides the questions of a step; `is_given`: whether `per_device_train_batch_size` was."""
+        if self.tokens_per_device:
+            needed = self._questions_per_device(questions)
             self._check_packed(self.per_device_train_batch_size if is_given else needed, needed)
             self.per_device_train_batch_size = needed
-        elif self.global_batch_size is not None:
-            if not is_given:
-                share = self._questions_per_device(self.global_batch_size)
-                self.per_device_train_batch_size = max(n for n in range(1, AT_ONCE + 1) if share % n == 0)
-            self.gradient_accumulation_steps = self._accumulation(self.global_batch_size)
+            return
+        if not is_given:
+            share = self._questions_per_device(questions)
+            self.per_device_train_batch_size = max(n for n in range(1, AT_ONCE + 1) if share % n == 0)
+        self.gradient_accumulation_steps = self._accumulation(questions)
 
     def _set_best(self):
         """Sets what choosing the best step needs: a metric, its direction, and a checkpoint of each evaluated step."""

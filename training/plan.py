@@ -31,59 +31,60 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
         global_batch: questions per step over all devices.
         done: steps already done in the checkpoint to resume from.
     """
-    arguments = trainer.args
     lines = [("data", line) for line in describe_sets(trainer.train_dataset)]
     if isinstance(trainer.eval_dataset, Dataset):
         lines += [("eval data", line) for line in describe_sets(trainer.eval_dataset)]
     counts = count_parameters(trainer.model)
-    lines += describe_parts(counts, lora, learning_rates(arguments))
+    lines += describe_parts(counts, lora, learning_rates(trainer.args))
     total, trained = (sum(values) for values in zip(*counts.values()))
     lines.append(("together", f"{total / 1e6:,.2f} M parameters, {trained / total:.2%} trained"))
     lines.append(("precision", _precision(trainer)))
     lines.append(("attention", _attention(trainer)))
-    times = f"{arguments.gradient_accumulation_steps} times"
-    if arguments.tokens_per_device:
-        times = f"in micro-batches of at most {arguments.tokens_per_device:,} tokens"
-    each = f"{arguments.per_device_train_batch_size} on each of {arguments.world_size} device(s)"
-    lines.append(("batch", f"{global_batch} questions: {each}, {times}"))
-    length = "the data is a stream of unknown length"
-    if trainer.stream is None:
-        length = f"{len(trainer.sampler):,} questions per epoch"
-    steps = math.ceil(math.ceil(len(trainer.sampler) / global_batch) * arguments.num_train_epochs)
-    steps = arguments.max_steps if arguments.max_steps > 0 else steps
-    tokens, seconds = estimate_example(trainer)
-    lines.append(
-        (
-            "a step",
-            f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of audio "
-            f"(mean of the first {min(SAMPLE, len(trainer.sampler) or len(trainer.train_dataset))} questions)",
-        )
-    )
-    if arguments.augmentation:
-        options = Augmentation(**arguments.augmentation)
+    lines.append(("batch", _batch(trainer, global_batch)))
+    lines.append(("a step", _step(trainer, global_batch)))
+    if trainer.args.augmentation:
+        options = Augmentation(**trainer.args.augmentation)
         lines.append(
             ("augmentation", f"of training clips, each with a probability of {options.prob:g}: {options.described()}")
         )
     lines.append(("hearing", _hearing(trainer)))
     if trainer.examination is not None:
         asked, longest = trainer.examination.asked, trainer.examination.max_new_tokens
-        lines.append(
-            (
-                "answers",
-                f"{len(asked)} questions of eval_data are answered at each evaluation, in at most {longest} tokens",
-            )
-        )
+        each = f"{len(asked)} questions of eval_data are answered at each evaluation, in at most {longest} tokens"
+        lines.append(("answers", each))
     lines += [("best", line) for line in _best(trainer)]
-    if steps <= arguments.get_warmup_steps(steps):
-        lines.append(
-            (
-                "NOTE",
-                f"all {steps} step(s) are warm-up, so hardly anything is learned. Use a smaller global_batch_size, or "
-                "more num_train_epochs.",
-            )
-        )
-    lines.append(("steps", f"{steps - done} to go of {steps}, {length}"))
+    lines += _length(trainer, global_batch, done)
     return "\n".join(f"{name:<22} {text}" for name, text in lines)
+
+
+def _batch(trainer: AudioSFTTrainer, global_batch: int) -> str:
+    arguments = trainer.args
+    times = f"{arguments.gradient_accumulation_steps} times"
+    if arguments.tokens_per_device:
+        times = f"in micro-batches of at most {arguments.tokens_per_device:,} tokens"
+    each = f"{arguments.per_device_train_batch_size} on each of {arguments.world_size} device(s)"
+    return f"{global_batch} questions: {each}, {times}"
+
+
+def _step(trainer: AudioSFTTrainer, global_batch: int) -> str:
+    tokens, seconds = estimate_example(trainer)
+    return (
+        f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of audio "
+        f"(mean of the first {min(SAMPLE, len(trainer.sampler) or len(trainer.train_dataset))} questions)"
+    )
+
+
+def _length(trainer: AudioSFTTrainer, global_batch: int, done: int) -> list[tuple[str, str]]:
+    arguments, lines = trainer.args, []
+    length = "the data is a stream of unknown length"
+    if trainer.stream is None:
+        length = f"{len(trainer.sampler):,} questions per epoch"
+    steps = math.ceil(math.ceil(len(trainer.sampler) / global_batch) * arguments.num_train_epochs)
+    steps = arguments.max_steps if arguments.max_steps > 0 else steps
+    if steps <= arguments.get_warmup_steps(steps):
+        advice = "Use a smaller global_batch_size, or more num_train_epochs."
+        lines.append(("NOTE", f"all {steps} step(s) are warm-up, so hardly anything is learned. {advice}"))
+    return [*lines, ("steps", f"{steps - done} to go of {steps}, {length}")]
 
 
 def estimate_example(trainer: AudioSFTTrainer) -> tuple[float, float]:
