@@ -74,11 +74,6 @@ def judge(
         said = _ask_all(endpoint, wanted, output / REPLIES, concurrency)
         replies[endpoint.model] = {name: [said[prompt] for prompt in several] for name, several in prompts.items()}
         outcomes[endpoint.model] = [_outcome(row, rubric, replies[endpoint.model].get(row.id, [])) for row in rows]
-        for row, outcome in zip(rows, outcomes[endpoint.model]):
-            if not isinstance(outcome, Judgement) and outcome[0] in (CUT, UNREADABLE):
-                # The next run asks again; what was said is in judgements.jsonl.
-                for prompt in prompts[row.id]:
-                    _place(endpoint, prompt, output / REPLIES).unlink(missing_ok=True)
     panel = [_panel(several) for several in zip(*outcomes.values())]
     left_out = predictions.provenance.get("left_out", {})
     result = {
@@ -100,6 +95,12 @@ def judge(
     )
     _write(output / JUDGEMENTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     _write(output / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    for endpoint in endpoints:
+        for row, outcome in zip(rows, outcomes[endpoint.model]):
+            if not isinstance(outcome, Judgement) and outcome[0] in (CUT, UNREADABLE):
+                # The next run asks again; what was said is in judgements.jsonl.
+                for prompt in prompts[row.id]:
+                    _place(endpoint, prompt, output / REPLIES).unlink(missing_ok=True)
     return result
 
 

@@ -143,8 +143,7 @@ def describe_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """`method` and `settings` of the facts, from a recipe or from a run's record."""
     found = {label: recipe[name] for name, label in SETTINGS.items() if recipe.get(name) is not None}
     settings = {label: _plain(value) for label, value in found.items()}
-    is_dpo = "precompute_ref_log_probs" in recipe or "beta" in recipe  # older records lack the first
-    method = GRPO if "num_generations" in recipe else DPO if is_dpo else SUPERVISED
+    method = GRPO if "num_generations" in recipe else DPO if "beta" in recipe else SUPERVISED
     return {"method": method, "settings": settings}
 
 

@@ -135,10 +135,11 @@ def _load(auto_class: Any, name: str | os.PathLike, part: str = "") -> PreTraine
     model, info = auto_class.from_pretrained(name, dtype="auto", output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"] if key.startswith(part))
     if missing:
-        found = f", such as {sorted(info['unexpected_keys'])[0]}" if info["unexpected_keys"] else ""
+        others = sorted(info["unexpected_keys"])
+        found = f", but {len(others)} others, such as {others[0]}" if others else ""
         raise ValueError(
             f"{_name_of(name)} has no weights for {len(missing)} tensors of a {type(model).__name__}, such as "
-            f"{missing[0]}, but {len(info['unexpected_keys'])} others{found}: they would stay random. Give the files of "
+            f"{missing[0]}{found}: they would stay random. Give the files of "
             "the whole model, as its `save_pretrained` writes them."
         )
     return model

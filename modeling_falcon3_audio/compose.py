@@ -73,7 +73,7 @@ def compose(
     try:
         check_answers_can_be_learned(processor)
     except ValueError as error:
-        logger.warning(f"This model can be asked, but not trained: {error}")
+        logger.warning(f"This model can be asked and trained with GRPO, but not on given answers: {error}")
     with whole_folder(output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

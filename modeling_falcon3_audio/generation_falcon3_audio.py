@@ -65,18 +65,26 @@ def holds_a_prompt(cache: Cache | None) -> bool:
 
 def learned_positions(language_model: nn.Module) -> int | None:
     """The number of positions that a language model has learned (GPT-2, OPT); `None` if it computes them."""
-    number, words = (
-        getattr(language_model.config, "max_position_embeddings", None),
-        language_model.get_input_embeddings(),
-    )
+    number = getattr(language_model.config, "max_position_embeddings", None)
+    words = language_model.get_input_embeddings()
     others = [one for one in language_model.modules() if isinstance(one, nn.Embedding) and one is not words]
     # OPT's table has two more rows.
     return number if number and any(0 <= one.num_embeddings - number <= 2 for one in others) else None
 
 
-def check_positions(positions: int, inputs_embeds: torch.Tensor, cache: Cache | None):
-    """Raises a `ValueError` for more tokens than there are learned positions, which is an IndexError in the model."""
-    tokens = inputs_embeds.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+def check_positions(
+    positions: int, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, cache: Cache | None
+):
+    """
+    Raises a `ValueError` for more tokens than there are learned positions, which is an IndexError in the model. Not in
+    compiled code, where numbers in tensors are not known.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if position_ids is not None:
+        tokens = int(position_ids.max()) + 1
+    else:
+        tokens = inputs_embeds.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
     if tokens > positions:
         raise ValueError(
             f"got {tokens} tokens of text and audio, but this language model has learned only {positions} positions. "

@@ -212,7 +212,7 @@ class Falcon3AudioModel(Falcon3AudioFeatures):
             rows = (segment_ids, prefix_ids, position_ids)
             attention_mask = shared_prefix_mask(self.config.text_config, inputs_embeds, *rows)
         elif self._learned_positions is not None:
-            check_positions(self._learned_positions, inputs_embeds, cache)
+            check_positions(self._learned_positions, inputs_embeds, position_ids, cache)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

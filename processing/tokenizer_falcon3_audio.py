@@ -2,7 +2,8 @@
 """Prepares a language model's tokenizer: padding, a placeholder for audio, and a chat template that uses it.
 
 The language model is never resized, whichever placeholder is used, and its own template is embedded unchanged in ours
-(chat_template.jinja), so that text-only chats are rendered and tokenized as before.
+(chat_template.jinja), so that text-only chats are rendered and tokenized as before; only `enable_thinking` has another
+default.
 """
 
 import os

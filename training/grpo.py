@@ -344,7 +344,7 @@ def train(
     held_out = load_questions(data_args.eval_data, *kind) if data_args.eval_data else None
     options = model_args, lora_args, data_args, reward_args, args
     recipe = describe_recipe(*options) | {"examples": len(questions)} | data_digests(data_args)
-    with begin_with_model(args, model_args, recipe, options) as (checkpoint, model, processor):
+    with begin_with_model(args, model_args, recipe, options, samples_answers=True) as (checkpoint, model, processor):
         if args.disable_dropout:
             disable_functional_dropout(model)
         stopper = SaveAtSigterm()

@@ -34,7 +34,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from falcon3_audio import FULL_PRECISION_MODULES
 from falcon3_audio.adapters import BASE
-from falcon3_audio.compose import check_answers_can_be_learned, compose
+from falcon3_audio.compose import compose
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import COMPOSED, ModelArguments
@@ -66,7 +66,7 @@ def load_model(
         anew: whether to recreate a base model that is already in `output_dir`.
 
     Raises the errors of `compose`, of `from_pretrained` and of `merge`, and a `ValueError` if `arguments.model` was composed with
-    other options than `arguments` has, or is a folder without a model, or if its answers cannot be learned.
+    other options than `arguments` has, or is a folder without a model.
     """
     folder = str(arguments.model)
     if makes_base(arguments.model):
@@ -76,7 +76,6 @@ def load_model(
     # Absolute if it is a folder: adapters record it, and the Auto classes then find it from any directory.
     folder = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
     processor = AutoProcessor.from_pretrained(folder)
-    check_answers_can_be_learned(processor)
     if arguments.model:
         _check_composed(arguments, processor, AutoConfig.from_pretrained(folder))
         if arguments.projector_start != ModelArguments.projector_start:
@@ -221,8 +220,8 @@ def disable_functional_dropout(model: torch.nn.Module):
     The config, with which the model is saved, keeps its values.
     """
     for module in model.modules():
-        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if name.endswith(("dropout", "layerdrop")) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

@@ -60,8 +60,8 @@ OF_EVALUATION = (
 )
 # And these unless `global_batch_size` is an option: then it alone counts, however a batch is divided.
 OF_BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
-# Recorded, but they can change on resuming: the result is as if they had been given from the start.
 LOCAL = "local"  # in a recipe: the names in it of local files and folders; others are Hub ids
+# Recorded, but they can change on resuming: the result is as if they had been given from the start.
 MAY_CHANGE = ("early_stopping_patience", "early_stopping_threshold", LOCAL)
 # Disk full, over quota, file too large for the file system, a broken or read-only disk.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

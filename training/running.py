@@ -8,9 +8,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from falcon3_audio.compose import check_answers_can_be_learned
 from falcon3_audio.processing import Falcon3AudioProcessor
 
 from .arguments import DataArguments, ModelArguments
+from .augmentation import FOLDERS
 from .best import describe_best
 from .callbacks import SaveAtSigterm
 from .distributed import begin_run, check_same_strategy, whole_weights
@@ -24,6 +26,8 @@ def _local(model_args: ModelArguments, options: Sequence[Any]) -> dict[str, list
     (data,) = (group for group in options if isinstance(group, DataArguments))
     names = [model_args.model, model_args.audio_model, model_args.text_model]
     names += [source.path for source in (*data.train_data, *data.eval_data)]
+    augmentation = getattr(options[-1], "augmentation", None) or {}
+    names += [augmentation.get(name) for name in FOLDERS]
     return {LOCAL: sorted({name for name in names if name and Path(name).exists()})}
 
 
@@ -35,17 +39,21 @@ def begin_with_model(
     options: Sequence[Any],
     sets: Sequence[Dataset] = (),
     skip_bad_audio: bool = False,
+    samples_answers: bool = False,
 ) -> Iterator[tuple[Path | None, PreTrainedModel, Falcon3AudioProcessor]]:
     """
     `begin_run`; yields besides the checkpoint the model that the run starts from, and its processor.
 
-    `sets` and `skip_bad_audio` are those of `load_model`.
+    `sets` and `skip_bad_audio` are those of `load_model`. Unless the run `samples_answers` itself (GRPO), those of its
+    data must be found in rendered chats: otherwise a `ValueError` is raised.
     """
     with begin_run(args, recipe | _local(model_args, options), options) as checkpoint:
         with whole_weights(args):
             model, processor = load_model(
                 model_args, str(args.output_dir), args.seed, sets, skip_bad_audio, anew=checkpoint is None
             )
+        if not samples_answers:
+            check_answers_can_be_learned(processor)
         check_precision(model, args)
         yield checkpoint, model, processor
 

@@ -102,7 +102,8 @@ def train(
         data.held_out = ask_training_questions(data.train, args, recipe["global_batch_size"])
     skip = args.on_bad_audio == "skip"
     with begin_with_model(args, model_args, recipe, options, data.sets(), skip) as (checkpoint, model, processor):
-        check_fits(model, args, data.has_shared_clips())
+        if checkpoint is None:  # an earlier release may have begun the run, with options that cannot change any more
+            check_fits(model, args, data.has_shared_clips())
         stopper = SaveAtSigterm()
         trainer = AudioSFTTrainer(
             model=model,

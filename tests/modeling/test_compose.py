@@ -12,8 +12,6 @@ from transformers import (
 )
 
 from falcon3_audio.compose import check_answers_can_be_learned, compose
-from falcon3_audio.training.arguments import ModelArguments
-from falcon3_audio.training.model import load_model
 from falcon3_audio_cli import main
 
 
@@ -76,10 +74,12 @@ def test_a_model_whose_answers_cannot_be_learned_is_named(backbone_folders, tmp_
     make_tokenizer(template=THINKS).save_pretrained(tmp_path / "thinks")
     compose(backbone_folders[0], str(tmp_path / "thinks"), tmp_path / "model")
     (said,) = [record.getMessage() for record in caplog.records if "trained" in record.getMessage()]
-    assert said.startswith("This model can be asked, but not trained: the chat template asks for an answer with ")
+    assert said.startswith(
+        "This model can be asked and trained with GRPO, but not on given answers: the chat template"
+    )
     assert repr("<|assistant|>\n<think>\n")[-12:-1] in said
     with pytest.raises(ValueError, match="the chat template asks for an answer with"):
-        load_model(ModelArguments(model=str(tmp_path / "model")), tmp_path)
+        check_answers_can_be_learned(AutoProcessor.from_pretrained(tmp_path / "model"))
     compose(*backbone_folders, tmp_path / "other")
     check_answers_can_be_learned(AutoProcessor.from_pretrained(tmp_path / "other"))
 

@@ -171,7 +171,7 @@ def test_what_was_local_is_no_hub_id_after_it_is_gone(run, checkpoint):
 
 
 def test_a_card_of_preferences(run, checkpoint):
-    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"beta": 0.1, "precompute_ref_log_probs": False}))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"beta": 0.1}))
     text = card_for_run(run, checkpoint, REPO).content
     assert "DPO, after supervised training" in text and "in one stage" not in text
 

@@ -404,6 +404,8 @@ def test_a_resumed_run_generates_at_the_same_steps(recipe, monkeypatch):
     monkeypatch.setitem(rewards.REWARDS, "exact", length_reward)
     arguments = [*arguments, "--max_steps", "4", "--num_iterations", "2"]
     generate, steps = AudioGRPOTrainer._generate_and_score_completions, []
+    without_dropout: list[torch.nn.Module] = []
+    monkeypatch.setattr(grpo, "disable_functional_dropout", without_dropout.append)
 
     def spy(self, inputs):
         steps.append(self.state.global_step)
@@ -414,7 +416,7 @@ def test_a_resumed_run_generates_at_the_same_steps(recipe, monkeypatch):
     steps.clear()
     for number in (2, 3, 4):
         shutil.rmtree(folder / f"checkpoint-{number}")
-    assert grpo.main(arguments) == 0 and steps == [1, 2]
+    assert grpo.main(arguments) == 0 and steps == [1, 2] and len(without_dropout) == 2
 
 
 def test_the_best_step_is_that_with_the_highest_reward(tmp_path):
@@ -444,6 +446,10 @@ def test_options_may_stand_in_the_question_and_in_a_column(tmp_path, clips):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     (question,) = grpo.load_questions([grpo.DataSource(str(tmp_path / "rows.jsonl"))], False, with_choices=True)
     assert question["choices"] == ["dog", "cat"] and question["answer"] == "dog"
+    for text in ("What bird is it?", "Which of the cats and dogs?"):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"question": text}))
+        with pytest.raises(ValueError, match="'choices', which its question does not name"):
+            grpo.load_questions([grpo.DataSource(str(tmp_path / "rows.jsonl"))], False, with_choices=True)[0]
 
 
 def test_a_sharded_run_needs_clips_everywhere(recipe, tmp_path, monkeypatch, capsys):

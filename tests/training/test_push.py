@@ -275,7 +275,8 @@ def test_relative_folders_are_private_too():
         "model": "models/secret-base",
         "text_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "train_data": [{"path": "private_customer/q.jsonl"}, {"path": "https://me:pass@host/x.jsonl"}],
-        "noise": "C:\\Users\\me\\noise.wav",
+        "noise": "C:\\Users\\John Smith\\noise.wav",
+        "prompt": ["Is it a:/b or c?", "in C:\\Users\\me\\x.wav.", "https://me:p@ss@host/x"],
         "local": ["models/secret-base", "private_customer/q.jsonl"],
     }
     assert push.without_folders(recipe, local_names(recipe)) == {
@@ -283,6 +284,7 @@ def test_relative_folders_are_private_too():
         "text_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "train_data": [{"path": "q.jsonl"}, {"path": "https://host/x.jsonl"}],
         "noise": "noise.wav",
+        "prompt": ["Is it a:/b or c?", "in x.wav.", "https://host/x"],
         "local": ["secret-base", "q.jsonl"],
     }
 

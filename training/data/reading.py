@@ -112,7 +112,7 @@ class Reading:
         left = next((name for name in self.format.not_read if name not in self.read and is_given(row.get(name))), None)
         if left:
             options, asked = listed(row[left]), str(row.get(self.columns["query"]))
-            if options is None or not all(option in asked for option in options):
+            if options is None or not all(_names(asked, option) for option in options):
                 raise ValueError(
                     f"the row has {left!r}, which its question does not name. Write them there, too, or leave the column "
                     "out"
@@ -257,6 +257,11 @@ def _some_labels(rows: Dataset, column: str, is_named: bool) -> tuple[str, ...]:
             f"entry the column with the names, or this one if these are the answers: {_as_entry({'label': column})}"
         )
     return tuple(dict.fromkeys(map(str, labels)))
+
+
+def _names(text: str, option: str) -> bool:
+    """Whether a text has an option as a word or words of its own."""
+    return bool(re.search(rf"(?<!\w){re.escape(option.strip())}(?!\w)", text, re.IGNORECASE))
 
 
 def _is_number(value: Any) -> bool:

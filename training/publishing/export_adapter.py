@@ -20,7 +20,7 @@ from falcon3_audio.adapters import find_base, root_of
 from falcon3_audio.user_errors import user_errors
 from falcon3_audio.whole_files import check_new_folder, whole_folder, write_json
 
-from ..run_folder import explain
+from ..run_folder import explain, local_names
 from .adapter_base import BACKBONES, describe_backbones, recipe_of
 from .push import ADAPTER, check_whole, copy_records, name_base, without_folders
 
@@ -57,7 +57,10 @@ def export_adapter(run: str | Path, output: str | Path, dtype: str = "bfloat16")
         copy_records(run, root, folder)
         write_json(
             folder / BACKBONES,
-            {option: {"name": without_folders(recipe[option])} | found for option, found in backbones.items()},
+            {
+                option: {"name": without_folders(recipe[option], local_names(recipe))} | found
+                for option, found in backbones.items()
+            },
         )
     return output
 

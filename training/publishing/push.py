@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import httpx2
@@ -53,8 +53,8 @@ SCORES = ".eval_results/*.yaml"  # of the weights of an earlier push
 # Local paths anywhere in a text: from the root, a home, or a parent folder. URLs do not match.
 _NAME = r"""[^\s/,;:=<>|"'`()\[\]{}]+(?: (?![-~]|\.\.)[^\s/,;:=<>|"'`()\[\]{}]+)*"""
 PLACE = re.compile(rf"(?<![\w/.~])(?:(?:file://[\w.-]*|~[\w.-]*|(?:[\w.-]+/)*\.\.)|/{_NAME})/{_NAME}(?:/{_NAME})*/?")
-WINDOWS_PLACE = re.compile(r"(?<![\w/])(?:[A-Za-z]:|\\)(?:[\\/][^\\/\s'\"]+)*[\\/]([^\\/\s'\"]+)")
-USER = re.compile(r"(\w://)[^\s/@]+@")
+WINDOWS_PLACE = re.compile(r"(?<![\w/\\])(?:[A-Za-z]:|\\)(?:\\[^\\/:*?\"<>|\n]+)*\\([^\\/:*?\"<>|\s]+)")
+USER = re.compile(r"(\w://)[^\s/]+@")
 # Configuration fields in which a base model must match the one that an adapter was trained on.
 OF_THE_BASE = ("audio_config", "text_config", "audio_token_id", *OF_COMPOSED)
 AGAIN = "Run the same command again to resume; large files that arrived are not sent again."
@@ -131,8 +131,9 @@ def without_folders(value: Any, local: Collection[str] = ()) -> Any:
         return [without_folders(item, local) for item in value]
     if not isinstance(value, str):
         return value
-    if value in local:
-        return Path(value).name
+    windows = PureWindowsPath(value)
+    if value in local or windows.is_absolute() and windows.drive:
+        return windows.name or "."
     text = USER.sub(r"\1", WINDOWS_PLACE.sub(r"\1", value))
     text = PLACE.sub(lambda place: place.group().rstrip("/").rpartition("/")[2], text)
     return Path(text).name if Path(text).is_absolute() else text
