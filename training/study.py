@@ -38,6 +38,7 @@ from .studies.study_runs import (
     FAILED,
     Run,
     Step,
+    check_sets_exist,
     check_unchanged,
     data_sha256,
     read_data,
@@ -257,7 +258,8 @@ def _study(options: argparse.Namespace) -> int:
         raise ValueError(f"{output} is a prepared set, whose report the study would overwrite; give another OUT.")
     check_own_report(study, output)
     if not options.report:
-        runs = _selected(runs_of(study, output, read_data(study, options.only)), options.only)
+        runs = _selected(runs_of(study, output, read_data(study)), options.only)
+        check_sets_exist(runs)
         check_unchanged(runs, "give another OUT, or choose other arms with --only")
         failed = perform_all(runs, options.jobs or 1)
     print(write_report(study, output))

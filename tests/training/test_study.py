@@ -19,7 +19,7 @@ from transformers import TrainerState
 from falcon3_audio.evaluation.score import SCORE
 from falcon3_audio.training import study as module
 from falcon3_audio.training.studies.study_file import KEYS, read_study
-from falcon3_audio.training.studies.study_runs import read_data
+from falcon3_audio.training.studies.study_runs import check_sets_exist, read_data, runs_of, steps_of
 from falcon3_audio.training.study import main
 
 
@@ -194,12 +194,16 @@ def test_mistakes_are_found_before_anything_is_done(write, here, tmp_path, capsy
     assert not here and not (tmp_path / "out").exists()
 
 
-def test_only_what_is_trained_must_be_there(write, tmp_path):
+def test_only_what_is_yet_to_be_trained_on_must_be_there(write, tmp_path):
     study = read_study(write(arms={"a": None, "b": {"train_data": ["not_copied_yet.jsonl"]}}))
-    assert "not_copied_yet.jsonl" not in read_data(study, ["a"]).sets
-    for only in ([], ["b"]):
-        with pytest.raises(ValueError, match="The study names not_copied_yet.jsonl: there is no such file"):
-            read_data(study, only)
+    a, b = runs_of(study, tmp_path / "out", read_data(study))
+    check_sets_exist([a])
+    with pytest.raises(ValueError, match="The study names not_copied_yet.jsonl: there is no such file"):
+        check_sets_exist([a, b])
+    training = steps_of(b)[0]
+    training.product.parent.mkdir(parents=True)
+    training.product.touch()
+    check_sets_exist([a, b])
 
 
 @pytest.mark.parametrize("option", [["--only", "a"], ["--jobs", "2"]])

@@ -246,7 +246,8 @@ def test_a_stage_of_grpo_has_no_loss_in_nats(world, tmp_path, capsys):
     """
     path, right = world
     right["c", 0, "none"] = right["c", 0, "silence"] = right["a", 0, "none"]
-    write_recipe(tmp_path / "grpo.yaml", train_data=["asked.jsonl"], bf16=False, num_generations=4)
+    (tmp_path / "asked.jsonl").touch()
+    write_recipe(tmp_path / "grpo.yaml", train_data=[str(tmp_path / "asked.jsonl")], bf16=False, num_generations=4)
     study = yaml.safe_load(path.read_text())
     study["arms"]["c"] = {"seeds": [0], "stages": [{}, {"grpo": "grpo.yaml"}]}
     path.write_text(yaml.safe_dump(study))

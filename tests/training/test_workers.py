@@ -111,7 +111,7 @@ def test_a_worker_still_ends_when_the_trainer_ends_it():
         workers[:] = multiprocessing.active_children()
         for worker in workers:
             worker.terminate()
-            worker.join(20)
+            worker.join(120)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os._exit([worker.exitcode for worker in workers] != [0, 0])
 

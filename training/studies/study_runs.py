@@ -238,22 +238,16 @@ def check_unchanged(runs: Sequence[Run], otherwise: str = "give another OUT"):
         )
 
 
-def read_data(study: Study, only: Sequence[str] = ()) -> Digests:
+def read_data(study: Study) -> Digests:
     """
     Reads the benchmarks, and returns the digests of their files, and of the training sets and models that are on this
     machine.
 
-    Raises a `ValueError` for a training set or model of the arms `only` (default: all) that is neither here nor a Hub
-    id, and for a benchmark that cannot be read, that does not publish its answers, or that has open questions.
+    Raises a `ValueError` for a benchmark that cannot be read, that does not publish its answers, or that has open
+    questions.
     """
-    sets = {
-        arm.name: {path for stages in arm.stages.values() for stage in stages for path in stage.data}
-        for arm in study.arms
-    }
-    for path in sorted(set().union(*(paths for name, paths in sets.items() if not only or name in only))):
-        _check_exists(path)
-    paths = sorted(set().union(*sets.values()))
-    digests = Digests({path: set_digests(Path(path)) for path in paths if Path(path).exists()})
+    sets = {path for arm in study.arms for stages in arm.stages.values() for stage in stages for path in stage.data}
+    digests = Digests({path: set_digests(Path(path)) for path in sorted(sets) if Path(path).exists()})
     for evaluation in study.evaluations:
         given = evaluation.options
         data, root = Path(given["data"]), given.get("audio_root")
@@ -272,11 +266,17 @@ def read_data(study: Study, only: Sequence[str] = ()) -> Digests:
     return digests
 
 
-def _check_exists(path: str):
-    try:
-        is_here(path)
-    except ValueError as error:
-        raise ValueError(f"The study names {path}: {error}") from error
+def check_sets_exist(runs: Sequence[Run]) -> None:
+    """Raises a `ValueError` for a set or model that is neither here nor a Hub id, if a run has yet to train on it."""
+    for run in runs:
+        trainings = (step for step in steps_of(run) if step.trains)
+        for path in sorted(
+            {path for step, stage in zip(trainings, run.stages) if not step.product.exists() for path in stage.data}
+        ):
+            try:
+                is_here(path)
+            except ValueError as error:
+                raise ValueError(f"The study names {path}: {error}") from error
 
 
 def set_digests(path: Path) -> dict[str, str]:
