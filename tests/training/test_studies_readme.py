@@ -106,3 +106,21 @@ def test_the_table_of_long_clips_has_the_numbers_of_the_report():
         cells = [f"{name.removesuffix('-seconds')} s", *map(share, found)]
         assert f"| {' | '.join(cells)} | {max(shortest['peak_memory_gib'], longest['peak_memory_gib']):.2f} |" in PAGE
     assert len(benchmarks) == 5
+
+
+def test_the_table_of_encodings_has_the_numbers_of_the_report():
+    arms = read(STUDIES / "encodings" / "report.json")["benchmarks"]["mmau"]["arms"]
+    for name, arm in arms.items():
+        found = arm["difference"]
+        differs = (
+            f"{points(found['difference'])} {interval_text(found['interval'])}, {found['verdict']}" if found else ""
+        )
+        accuracy = f"{percent(arm['accuracy'])} {interval_text(arm['interval'])}"
+        cells = [
+            f"`{name}`",
+            ", ".join(map(str, arm["seeds"])),
+            accuracy,
+            percent(arm["controls"]["silence"]["accuracy"]),
+        ]
+        assert f"| {' | '.join([*cells, differs])} |" in PAGE
+    assert len(arms) == 2
