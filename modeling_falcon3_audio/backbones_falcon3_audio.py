@@ -139,8 +139,8 @@ def _load(auto_class: Any, name: str | os.PathLike, part: str = "") -> PreTraine
         found = f", but {len(others)} others, such as {others[0]}" if others else ""
         raise ValueError(
             f"{_name_of(name)} has no weights for {len(missing)} tensors of a {type(model).__name__}, such as "
-            f"{missing[0]}{found}: they would stay random. Give the files of "
-            "the whole model, as its `save_pretrained` writes them."
+            f"{missing[0]}{found}: they would stay random. Give the files of the whole model, as its "
+            "`save_pretrained` writes them."
         )
     return model
 
