@@ -13,9 +13,9 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig
 
 from falcon3_audio import PRESETS, Falcon3AudioConfig, Falcon3AudioForConditionalGeneration
+from falcon3_audio.adapters import whole_model_config
 from falcon3_audio.model_cards.card import GIB
 from falcon3_audio.pipeline_falcon3_audio import DEFAULT_MAX_NEW_TOKENS
 from falcon3_audio.processing.audio_inputs_falcon3_audio import POSITIONS_PER_SECOND, WINDOW_SECONDS
@@ -63,16 +63,10 @@ def compute_memory(config: Falcon3AudioConfig) -> Memory:
 
 
 def load_config(name: str) -> Falcon3AudioConfig:
-    """The config of a preset, or of a checkpoint (folder or Hub). Raises a `ValueError` or `OSError` otherwise."""
+    """The config of a preset, or of a checkpoint (folder or Hub). Raises the errors of `whole_model_config`."""
     if name in PRESETS:
         return Falcon3AudioConfig.from_preset(name)
-    config = AutoConfig.from_pretrained(name)
-    if not isinstance(config, Falcon3AudioConfig):
-        raise ValueError(
-            f"{name} is a model of type {config.model_type!r}; expected a checkpoint of Falcon3-Audio, or one of "
-            f"{', '.join(PRESETS)}."
-        )
-    return config
+    return whole_model_config(name)
 
 
 def make_table(models: dict[str, Memory]) -> str:

@@ -37,10 +37,7 @@ class AfterSFT:
 
 def print_plan(model: nn.Module, lora: LoraArguments, lines: dict[str, str], checkpoint: Path | None):
     """Prints what is trained, `lines`, and the checkpoint that the run resumes from."""
-    counts = count_parameters(model)
-    plan = dict(describe_parts(counts, lora))
-    total, trained = (sum(values) for values in zip(*counts.values()))
-    plan |= {"parameters": f"{total / 1e6:,.2f} M, {trained / total:.2%} trained"} | lines
+    plan = dict(describe_parts(count_parameters(model), lora)) | lines
     plan |= {"resuming from": str(checkpoint)} if checkpoint else {}
     for name, text in plan.items():
         print(f"{name:<22} {text}", flush=True)

@@ -182,7 +182,7 @@ def describe_parts(
 ) -> list[tuple[str, str]]:
     """
     For the plan of a run: the parts, with their size, how they are trained, and their learning rate if they have
-    their own.
+    their own; and all of them together.
 
     Args:
         counts, rates: from `count_parameters` and `learning_rates`.
@@ -192,7 +192,8 @@ def describe_parts(
         how = _describe_part(part, arguments) if trained else "frozen"
         how += f", at a rate of {rates[part]:g}" if rates and part in rates and trained else ""
         lines.append((part, f"{total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M trained ({how})"))
-    return lines
+    total, trained = (sum(values) for values in zip(*counts.values()))
+    return [*lines, ("together", f"{total / 1e6:,.2f} M parameters, {trained / total:.2%} trained")]
 
 
 def _describe_part(part: str, arguments: LoraArguments) -> str:

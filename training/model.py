@@ -207,7 +207,7 @@ def compile_layers(model: PreTrainedModel):
     Marks the language model's layers to be compiled on their first call, for any number of tokens; in place, so that
     names and checkpoints stay the same.
 
-    The encoder is not compiled: its operations depend on the number of window lengths in a batch, so it would be
+    The encoder is not compiled: its operations depend on how many groups of similar lengths a batch has, so it would be
     recompiled until dynamo gives up. For the same reason transformers' `torch_compile` is not used.
     """
     for layer in model.model.language_model.layers:

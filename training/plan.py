@@ -34,10 +34,7 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     lines = [("data", line) for line in describe_sets(trainer.train_dataset)]
     if isinstance(trainer.eval_dataset, Dataset):
         lines += [("eval data", line) for line in describe_sets(trainer.eval_dataset)]
-    counts = count_parameters(trainer.model)
-    lines += describe_parts(counts, lora, learning_rates(trainer.args))
-    total, trained = (sum(values) for values in zip(*counts.values()))
-    lines.append(("together", f"{total / 1e6:,.2f} M parameters, {trained / total:.2%} trained"))
+    lines += describe_parts(count_parameters(trainer.model), lora, learning_rates(trainer.args))
     lines.append(("precision", _precision(trainer)))
     lines.append(("attention", _attention(trainer)))
     lines.append(("batch", _batch(trainer, global_batch)))

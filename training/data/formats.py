@@ -50,7 +50,7 @@ class Format:
         chat: turns what a row holds, and the question if the row has none, into messages.
         takes: what rows can hold in addition.
         clips: the columns of clips.
-        not_read: columns with options, which must be in the question too.
+        options: columns that are not read: the question must name the options in them.
         inside: whether audio sources can also be inside what rows hold.
         several: the one of `needs` that is a list, of which each element is an example.
         part: the name of such an element in errors.
@@ -64,7 +64,7 @@ class Format:
     chat: Callable[[Mapping[str, Any], str], list[dict[str, Any]]]
     takes: tuple[str, ...] = ()
     clips: tuple[str, ...] = (*COLUMNS, MANIFEST)
-    not_read: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     inside: bool = False
     several: str | None = None
     part: str = ""
@@ -90,7 +90,7 @@ FORMATS = (
     ),
     Format(
         *("queries and responses", ("query", "response"), chat_of.query, ("history", "system")),
-        not_read=OPTIONS,
+        options=OPTIONS,
         inside=True,
     ),
     Format(

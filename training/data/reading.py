@@ -109,7 +109,7 @@ class Reading:
         return f"{what}, asked {one}{self.prompts[0]!r}{' (the default of `prompt`)' if self.is_default else ''}"
 
     def _check_all_is_read(self, row: Mapping[str, Any]):
-        left = next((name for name in self.format.not_read if name not in self.read and is_given(row.get(name))), None)
+        left = next((name for name in self.format.options if name not in self.read and is_given(row.get(name))), None)
         if left:
             options, asked = listed(row[left]), str(row.get(self.columns["query"]))
             if options is None or not all(_names(asked, option) for option in options):
