@@ -86,3 +86,14 @@ def tokenized(processor, conversation, **kwargs):
 
 def audio_tokens(processor, row) -> int:
     return int((row == processor.audio_token_id).sum())
+
+
+def prompt(processor, *conversations, **kwargs):
+    """The model's inputs for conversations that wait for an answer."""
+    return tokenized(processor, list(conversations), add_generation_prompt=True, **kwargs)
+
+
+def answer(model, inputs, **options):
+    """Greedy new tokens, eight per prompt."""
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False} | options
+    return model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]

@@ -16,11 +16,6 @@ MIXED = [question(SHORT), question(MIDDLE), question(LONG), question(text="What 
 SEVERAL = question(SHORT, MIDDLE, text="Which is louder?")
 
 
-@pytest.fixture(scope="module")
-def pipe(sensitive):
-    return pipeline("audio-text-to-text", model=sensitive, max_new_tokens=8, do_sample=False)
-
-
 @pytest.fixture(autouse=True)
 def nothing_compiled(pipe):
     torch.compiler.reset()

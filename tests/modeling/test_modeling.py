@@ -1,4 +1,4 @@
-"""The model: composed from backbones, answering with audio in the prompt, saved and loaded."""
+"""The model: prompts with audio, attention, training, and what is saved and loaded."""
 
 import copy
 import json
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from tiny import SAMPLING_RATE, make_llm, make_processor, make_tokenizer, make_whisper, question, tone
+from safetensors.torch import load_file
+from tiny import SAMPLING_RATE, answer, make_llm, make_processor, make_tokenizer, make_whisper, prompt, question, tone
 from torch._dynamo.testing import CompileCounter
 from transformers import (
     AutoConfig,
@@ -24,12 +24,7 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     BitsAndBytesConfig,
-    CLIPVisionConfig,
     DynamicCache,
-    LlamaConfig,
-    LlavaConfig,
-    StaticCache,
-    T5Config,
     WhisperFeatureExtractor,
 )
 
@@ -41,37 +36,7 @@ from falcon3_audio import (
     Falcon3AudioModel,
     Falcon3AudioProcessor,
 )
-from falcon3_audio.generation_falcon3_audio import learned_positions
 from falcon3_audio.releases_falcon3_audio import CACHE
-
-
-def prompt(processor, *conversations, **kwargs):
-    return processor.apply_chat_template(
-        list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
-    )
-
-
-def answer(model, inputs, **kwargs):
-    """Greedy new tokens, eight per prompt."""
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False} | kwargs
-    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
-
-
-class Calls:
-    """Counts the forward calls of a module."""
-
-    def __init__(self, module):
-        self.count = 0
-        self.hook = module.register_forward_hook(self._count)
-
-    def _count(self, *args):
-        self.count += 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        self.hook.remove()
 
 
 @pytest.fixture
@@ -84,197 +49,6 @@ def golden():
     model = Falcon3AudioForConditionalGeneration(Falcon3AudioConfig.from_pretrained(folder))
     model.load_state_dict(tensors)
     return model.eval(), inputs, expected
-
-
-# ---------------------------------------------------------------------------------------------- composing backbones
-
-
-@pytest.mark.parametrize("num_mel_bins", [80, 128])
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("llama", {}),
-        ("qwen2", {"tie_word_embeddings": True}),
-        ("gemma", {"tie_word_embeddings": True}),
-        ("phi3", {}),
-        ("gpt_neox", {"tie_word_embeddings": True}),
-    ],
-)
-def test_backbones_keep_their_weights(num_mel_bins, family, options):
-    """Text only gives the language model's own logits, audio the Whisper encoder's own states."""
-    whisper, llm = make_whisper(num_mel_bins), make_llm(family, **options)
-    model = Falcon3AudioForConditionalGeneration.from_backbones(whisper, llm, audio_token_id=1).eval()
-    ids = torch.randint(4, 300, (2, 9))
-    features = torch.randn(1, num_mel_bins, 3000)
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, llm(ids).logits)
-        states = whisper.get_encoder()(features).last_hidden_state
-        assert torch.equal(model.get_audio_features(features).last_hidden_state, states)
-        audio_prompt = torch.cat([torch.full((1, 750), 1), ids[:1]], dim=1)
-        assert model(audio_prompt, features).logits.isfinite().all()
-    assert model.config.text_config.model_type == family
-    tied = model.lm_head.weight is model.get_input_embeddings().weight
-    assert tied == options.get("tie_word_embeddings", False)
-
-
-def test_tied_weights_survive_saving(tmp_path):
-    model = Falcon3AudioForConditionalGeneration.from_backbones(
-        make_whisper(), make_llm("qwen2", tie_word_embeddings=True), audio_token_id=1
-    )
-    model.save_pretrained(tmp_path)
-    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-    loaded = AutoModelForMultimodalLM.from_pretrained(tmp_path)
-    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
-
-
-def test_names_and_objects_give_the_same_model(backbone_folders, model):
-    audio, text = backbone_folders
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_pretrained(text)
-    composed = Falcon3AudioForConditionalGeneration.from_backbones(AutoModel.from_pretrained(audio), llm)
-    assert composed.config.audio_token_id == model.config.audio_token_id == 1
-    for (name, left), (_, right) in zip(composed.named_parameters(), model.named_parameters()):
-        assert torch.equal(left, right) or "projector" in name, name
-    assert composed.generation_config.eos_token_id == 2
-
-
-def test_only_the_projector_is_new(backbone_folders):
-    """Two compositions under different seeds differ in the projector's linear layers and nowhere else."""
-    models = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        models.append(Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders))
-    pairs = zip(models[0].named_parameters(), models[1].named_parameters())
-    different = {name for (name, left), (_, right) in pairs if not torch.equal(left, right)}
-    assert different == {f"model.multi_modal_projector.linear_{n}.weight" for n in (1, 2)}
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
-def test_dtype_is_respected(backbone_folders, processor, dtype):
-    model = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, dtype=dtype).eval()
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
-    inputs = prompt(processor, question(tone(1), tone(0.3)))  # float32 features
-    assert model(**inputs).logits.dtype == wanted
-
-
-def test_auto_dtype_is_the_language_models(backbone_folders, tmp_path):
-    make_llm().to(torch.bfloat16).save_pretrained(tmp_path)
-    model = Falcon3AudioForConditionalGeneration.from_backbones(backbone_folders[0], str(tmp_path), audio_token_id=1)
-    assert model.dtype == torch.bfloat16
-
-
-def test_device_map_and_offloading_give_the_same_logits(backbone_folders, checkpoint, model, processor, tmp_path):
-    inputs = prompt(processor, question(tone(1), tone(0.3)))
-    with torch.no_grad():
-        expected = model(**inputs).logits
-        placed = Falcon3AudioForConditionalGeneration.from_pretrained(checkpoint, device_map={"": "cpu"})
-        assert torch.equal(placed(**inputs).logits, expected)
-        # "auto" with next to no memory: most parts are on disk and hooks load them.
-        split = Falcon3AudioForConditionalGeneration.from_pretrained(
-            checkpoint, device_map="auto", max_memory={"cpu": 150_000}, offload_folder=tmp_path
-        )
-        assert "disk" in set(split.hf_device_map.values())
-        assert torch.equal(split(**inputs).logits, expected)
-        weighted = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, use_weighted_layer_sum=True)
-        weighted.eval().save_pretrained(tmp_path / "weighted")
-        split = Falcon3AudioForConditionalGeneration.from_pretrained(
-            tmp_path / "weighted", device_map="auto", max_memory={"cpu": 20_000}, offload_folder=tmp_path
-        )
-        assert split.model.multi_modal_projector.layer_weights.weight.is_meta
-        assert torch.equal(split(**inputs).logits, weighted(**inputs).logits)
-    # Composing accepts the same map, but raises if it would need weights of a checkpoint that does not exist yet.
-    composed = Falcon3AudioForConditionalGeneration.from_backbones(*backbone_folders, device_map="auto")
-    assert composed.device.type == "cpu"
-    with pytest.raises(ValueError, match="cannot be offloaded to disk"):
-        Falcon3AudioForConditionalGeneration.from_backbones(
-            *backbone_folders, device_map="auto", max_memory={"cpu": 150_000}, offload_folder=tmp_path
-        )
-
-
-def test_backbones_that_do_not_fit_are_named(backbone_folders, tmp_path):
-    audio, text = backbone_folders
-    compose = Falcon3AudioForConditionalGeneration.from_backbones
-    with pytest.raises(ValueError, match="must be a Whisper model, got .* of type 'llama'"):
-        compose(text, text)
-    with pytest.raises(ValueError, match="Pass `audio_token_id"):
-        compose(make_whisper(), make_llm())
-    with pytest.raises(ValueError, match="final_logit_softcapping=30.0"):
-        compose(audio, make_llm("gemma2", final_logit_softcapping=30.0), audio_token_id=1)
-    with pytest.raises(ValueError, match="bias in its output head"):
-        compose(audio, make_llm("phi"), audio_token_id=1)
-    with pytest.raises(ValueError, match="FalconMambaForCausalLM (gives other logits, or no key-value|cannot be run)"):
-        compose(audio, make_llm("falcon_mamba"), audio_token_id=1)
-    with pytest.raises(ValueError, match="CohereForCausalLM changes its logits .*logit_scale=0.0625"):
-        compose(audio, make_llm("cohere"), audio_token_id=1)
-    with pytest.raises(ValueError, match="FalconH1ForCausalLM gives other logits"):
-        compose(audio, make_llm("falcon_h1", embedding_multiplier=5.0, lm_head_multiplier=0.5), audio_token_id=1)
-    with pytest.raises(
-        ValueError, match="has no end token .eos_token_id in its generation_config., so generation would"
-    ):
-        compose(audio, make_llm(eos_token_id=None), audio_token_id=1)
-    with pytest.raises(ValueError, match="LlavaForConditionalGeneration of type 'llava' takes more than text"):
-        compose(audio, AutoModelForMultimodalLM.from_config(tiny_llava()), audio_token_id=1)
-
-
-def tiny_llava():
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1),
-        text_config=make_llm().config,
-    )
-
-
-def test_folders_that_do_not_fit_are_named_before_weights_are_read(backbone_folders, tmp_path):
-    audio, text = backbone_folders
-    compose = Falcon3AudioForConditionalGeneration.from_backbones
-    wrong = {
-        "llava": (tiny_llava(), "'.*llava' of type 'llava' takes more than text"),
-        "t5": (T5Config(), "must be a causal language model, got '.*t5' of type 't5'"),
-        "gptq": (
-            LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}),
-            "'.*gptq' is quantised .gptq., and quantised .* Use the original, unquantised model, .*`load_in_4bit`",
-        ),
-        "awq": (LlamaConfig(quantization_config={"quant_method": "awq", "bits": 4}), "is quantised .awq."),
-    }
-    for name, (config, message) in wrong.items():
-        config.save_pretrained(tmp_path / name)
-        with pytest.raises(ValueError, match=message):
-            compose(audio, str(tmp_path / name), audio_token_id=1)
-    quantised = AutoConfig.from_pretrained(audio)
-    quantised.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    quantised.save_pretrained(tmp_path / "whisper-8bit")
-    with pytest.raises(ValueError, match="'.*whisper-8bit' is quantised .bitsandbytes."):
-        compose(str(tmp_path / "whisper-8bit"), text)
-
-
-def test_backbones_whose_files_lack_weights_are_refused(backbone_folders, tmp_path):
-    """transformers would fill in random ones."""
-    audio, text = backbone_folders
-    compose = Falcon3AudioForConditionalGeneration.from_backbones
-    make_llm().model.save_pretrained(tmp_path / "headless")
-    with pytest.raises(
-        ValueError, match="headless' has no weights for 1 tensors of a LlamaForCausalLM, such as lm_head"
-    ):
-        compose(audio, str(tmp_path / "headless"), audio_token_id=1)
-    shutil.copytree(audio, tmp_path / "renamed")
-    weights = load_file(tmp_path / "renamed" / "model.safetensors")
-    renamed = {f"module.{name}": weight for name, weight in weights.items()}
-    save_file(renamed, tmp_path / "renamed" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="renamed' has no weights for .* such as encoder.*others, such as module."):
-        compose(str(tmp_path / "renamed"), text)
-
-
-def test_learned_positions_are_not_exceeded():
-    for family in ("gpt2", "opt"):
-        llm = make_llm(family, max_position_embeddings=40, ffn_dim=96, word_embed_proj_dim=48)
-        model = Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(), llm, audio_token_id=1).eval()
-        ids = torch.full((1, 40), 5)
-        assert model(input_ids=ids).logits.shape[1] == 40
-        with pytest.raises(ValueError, match="got 41 tokens of text and audio, .* learned only 40 positions"):
-            model(input_ids=torch.full((1, 41), 5))
-        with pytest.raises(ValueError, match="got 41 tokens"):
-            model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, eos_token_id=299)
-    assert learned_positions(make_llm("llama").model) is None
 
 
 # ---------------------------------------------------------------------------------------------- prompts with audio
@@ -300,38 +74,6 @@ def test_left_and_right_padding_give_equal_logits(model, processor):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
 
 
-def test_greedy_generation_is_the_argmax_of_the_full_forward(model, processor):
-    inputs = prompt(processor, question(tone(1.5)))
-    tokens = answer(model, inputs, min_new_tokens=None)
-    full = torch.cat([inputs["input_ids"], tokens], dim=1)
-    with torch.no_grad():
-        logits = model(full, inputs["input_features"], inputs["input_features_mask"]).logits
-    assert torch.equal(tokens[0], logits[0, -tokens.shape[1] - 1 : -1].argmax(-1))
-
-
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
-def test_beams_do_not_mix_the_audios_of_prompts(model, processor, options):
-    """A prompt with two clips and one with a clip of two windows get the same answers as on their own."""
-    conversations = [question(tone(1, 300), tone(2, 900)), question(tone(31, 500))]
-    together = answer(model, prompt(processor, *conversations), **options)
-    alone = torch.cat([answer(model, prompt(processor, chat), **options) for chat in conversations])
-    assert torch.equal(together, alone)
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}, {"num_beams": 2, "use_cache": False}])
-def test_the_encoder_runs_once_per_prompt(model, processor, options):
-    inputs = prompt(processor, question(tone(1), tone(2)))
-    with Calls(model.model.audio_tower) as encoder:
-        tokens = answer(model, inputs, **options)
-    assert encoder.count == 1
-    assert tokens.shape == (1, 8)
-
-
-def test_answers_do_not_depend_on_the_cache(model, processor):
-    inputs = prompt(processor, question(tone(1)), question(tone(0.4), tone(2)))
-    assert torch.equal(answer(model, inputs), answer(model, inputs, use_cache=False))
-
-
 def test_embeds_and_features_together(model, processor):
     inputs = prompt(processor, question(tone(1)), question(tone(0.4), tone(2)))
     with torch.no_grad():
@@ -346,72 +88,6 @@ def test_embeds_and_features_together(model, processor):
     assert torch.equal(reused, expected)
     tokens = model.generate(**embeds, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     assert torch.equal(tokens, answer(model, inputs))
-
-
-def test_a_second_turn_goes_on_from_the_cache(model, processor):
-    """The prompt cache of a chat holds the first clip; only the new one is inserted."""
-    chat = question(tone(1))
-    first = prompt(processor, chat)
-    cache = DynamicCache(config=model.config.text_config)
-    said = model.generate(**first, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
-    reply = processor.decode(said[0, first["input_ids"].shape[1] :])
-    turn = prompt(
-        processor, [*chat, {"role": "assistant", "content": "x"}, *question(tone(0.5, 800), text="And now?")]
-    )
-    ids = torch.cat([said, turn["input_ids"][:, first["input_ids"].shape[1] + 1 :]], dim=1)
-    second = dict(turn, input_ids=ids, attention_mask=torch.ones_like(ids))
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    with torch.no_grad():
-        cached = model.generate(**second, **{CACHE: cache}, **options)
-        fresh = model.generate(**second, **options)
-    assert reply and torch.equal(cached, fresh)
-
-
-def test_only_new_audio_has_to_be_given_with_a_cache(model, processor):
-    first = prompt(processor, question(tone(1)))
-    cache = DynamicCache(config=model.config.text_config)
-    said = model.generate(**first, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
-    new = prompt(processor, question(tone(0.5, 800), text="And now?"))
-    ids = torch.cat([said, new["input_ids"]], dim=1)
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    features = {name: new[name] for name in ("input_features", "input_features_mask")}
-    both = prompt(processor, question(tone(1), tone(0.5, 800)))
-    features_of_both = {name: both[name] for name in features}
-    cached = model.generate(ids, **features, **{CACHE: cache}, **options)
-    assert torch.equal(cached, model.generate(ids, **features_of_both, **options))
-
-
-@pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_prompt_in_chunks_gives_the_same_answer(model, processor, size):
-    chats = [question(tone(1)), question(tone(0.6, 600), tone(0.5, 900), text="Which is louder?"), question()]
-    inputs = prompt(processor, *chats)
-    assert torch.equal(answer(model, inputs, prefill_chunk_size=size), answer(model, inputs))
-
-
-def test_the_rest_of_a_prompt_in_chunks_goes_on_from_the_cache(model, processor):
-    inputs = prompt(processor, question(tone(1), tone(0.5, 800)))
-    length = int((inputs["input_ids"] == 1).sum()) // 2  # the cache ends within the first clip
-    cache = DynamicCache(config=model.config.text_config)
-    with torch.no_grad():
-        embeds = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
-        begun = inputs["input_ids"][:, :length]
-        model(begun, audio_embeds=embeds[: int((begun == 1).sum())], **{CACHE: cache})
-    assert torch.equal(answer(model, inputs, prefill_chunk_size=5, **{CACHE: cache}), answer(model, inputs))
-
-
-def test_a_cache_by_either_name(model, processor):
-    inputs = prompt(processor, question(tone(1)))
-    with torch.no_grad():
-        expected = model(**inputs).logits
-        for name in ("cache", "past_key_values"):
-            cache = DynamicCache(config=model.config.text_config)
-            assert torch.equal(model(**inputs, **{name: cache}).logits, expected)
-            assert cache.get_seq_length() == inputs["input_ids"].shape[1]
-
-
-def test_prompt_lookup_does_not_draft_placeholders(model, processor):
-    inputs = prompt(processor, question(tone(1)))
-    assert torch.equal(answer(model, inputs, prompt_lookup_num_tokens=5), answer(model, inputs))
 
 
 def test_a_loss_on_some_positions_is_that_of_all_where_only_they_are_learned(model, processor):
@@ -431,15 +107,6 @@ def test_audio_of_another_width_is_an_error(model, processor):
     inputs = prompt(processor, question(tone(1)))
     with pytest.raises(ValueError, match="embeddings are 96 wide, the language model's 48"):
         model(inputs["input_ids"], audio_embeds=torch.zeros(25, 96))
-
-
-def test_audio_in_the_cache_need_not_be_given_again(model, processor):
-    inputs = prompt(processor, question(tone(1)))
-    cache = DynamicCache(config=model.config.text_config)
-    options = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
-    said = model.generate(**inputs, **{CACHE: cache}, **options)
-    more = model.generate(said, **{CACHE: cache}, attention_mask=torch.ones_like(said), **options)
-    assert torch.equal(more[:, -8:], answer(model, inputs))
 
 
 def test_audio_and_placeholders_must_match(model, processor):
@@ -519,22 +186,6 @@ def test_flex_attention_gives_the_same_logits(attention):
     torch.testing.assert_close(logits[kept], expected[kept], atol=1e-5, rtol=0)
 
 
-def test_decoding_compiles_without_a_graph_break(model, processor):
-    inputs = prompt(processor, question(tone(1)))
-    length = inputs["input_ids"].shape[1]
-    cache = StaticCache(config=model.config.text_config, max_cache_len=length + 8)
-    graphs = CompileCounter()
-    decode = torch.compile(model, backend=graphs, fullgraph=True)
-    expected = answer(model, inputs)[0]
-    with torch.no_grad():
-        token = model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
-        for step in range(3):
-            assert token.item() == expected[step]
-            positions = torch.tensor([[length + step]])
-            token = decode(token, **{CACHE: cache}, position_ids=positions).logits[:, -1:].argmax(-1)
-    assert graphs.frame_count == 1
-
-
 def test_what_compiles_as_one_graph_and_what_does_not(model, processor):
     """Windows without a mask do; data-dependent shapes and checks break the graph, so the class does not claim it."""
     tower = model.model.audio_tower
@@ -548,63 +199,6 @@ def test_what_compiles_as_one_graph_and_what_does_not(model, processor):
         torch.compiler.reset()
         with pytest.raises(torch._dynamo.exc.TorchDynamoException):
             torch.compile(model, backend=CompileCounter(), fullgraph=True)(**prompt(processor, chat))
-
-
-def test_an_assistant_that_hears_gives_the_same_answer(model, processor):
-    for chat in (question(tone(1)), question(tone(0.4), tone(2)), question()):
-        inputs = prompt(processor, chat)
-        assert torch.equal(answer(model, inputs, assistant_model=model), answer(model, inputs))
-
-
-def drafter(processor, width=24, **options):
-    """Another Falcon3-Audio, to draft answers."""
-    llm = make_llm(hidden_size=width, head_dim=width // 4, seed=6)
-    return Falcon3AudioForConditionalGeneration.from_backbones(
-        make_whisper(seed=3), llm, audio_token_id=processor.audio_token_id, **options
-    ).eval()
-
-
-@pytest.mark.parametrize("width", [24, 48])
-def test_an_assistant_hears_the_audio_by_itself(model, processor, monkeypatch, width):
-    assistant, given = drafter(processor, width), []
-    generate = assistant.generate
-    monkeypatch.setattr(
-        assistant, "generate", lambda **options: given.append(options["audio_embeds"]) or generate(**options)
-    )
-    inputs = prompt(processor, question(tone(0.4), tone(2)))
-    assert torch.equal(answer(model, inputs, assistant_model=assistant), answer(model, inputs))
-    with torch.no_grad():
-        heard = assistant.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
-    assert given and all(torch.equal(embeds, heard) for embeds in given)
-
-
-def test_an_assistant_that_cannot_hear_the_audio_is_refused(model, processor):
-    inputs = prompt(processor, question(tone(1)))
-    for assistant, words in (
-        (make_llm(), "must hear the audio of these prompts, but a LlamaForCausalLM takes only text"),
-        (
-            drafter(processor, pooling_window=4),
-            "as 13 tokens with the id 1, this model as 25 with the id 1.*same token",
-        ),
-    ):
-        with pytest.raises(ValueError, match=f"`assistant_model` .*{words}"):
-            answer(model, inputs, assistant_model=assistant)
-    heard = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
-    inputs = {"input_ids": inputs["input_ids"], "audio_embeds": heard}
-    with pytest.raises(ValueError, match="encode the audio itself: pass `input_features` and"):
-        answer(model, inputs, assistant_model=drafter(processor))
-
-
-def test_early_exit_is_for_text_models(model, processor):
-    with pytest.raises(ValueError, match="got `assistant_early_exit=1`, which transformers supports only for text"):
-        answer(model, prompt(processor, question(tone(1))), assistant_early_exit=1)
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
-def test_audio_that_does_not_match_is_counted_as_it_was_given(model, processor, options):
-    inputs, shorter = prompt(processor, question(tone(1))), prompt(processor, question(tone(0.5)))
-    with pytest.raises(ValueError, match="prompts hold 25 audio tokens .*, but the audio gives 13; they must match"):
-        answer(model, {**shorter, "input_ids": inputs["input_ids"], "attention_mask": None}, **options)
 
 
 def test_the_tensor_parallel_plan_of_the_text_model_is_kept(model):

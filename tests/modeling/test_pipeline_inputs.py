@@ -3,24 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from pipeline_calls import texts
 from tiny import tone
-from transformers import pipeline
 
 from falcon3_audio import pipeline_inputs_falcon3_audio as pipeline_inputs
 from falcon3_audio.processing.audio_inputs_falcon3_audio import could_be_rate, is_list_of_clips, is_with_rate
 
 
 CLIP = tone(0.5, 300)
-
-
-@pytest.fixture(scope="module")
-def pipe(sensitive):
-    return pipeline("audio-text-to-text", model=sensitive, max_new_tokens=8, do_sample=False)
-
-
-def texts(results) -> list[str]:
-    """The first answers of several inputs."""
-    return [records[0]["generated_text"] for records in results]
 
 
 def test_samples_with_their_rate(pipe):

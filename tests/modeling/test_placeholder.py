@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import make_llm, make_processor, make_tokenizer, make_whisper, question, tokenized, tone
+from tiny import answer, make_llm, make_processor, make_tokenizer, make_whisper, prompt, question, tone
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForMultimodalLM, DynamicCache, StaticCache
 from trl import DPOConfig, DPOTrainer, GRPOConfig
@@ -59,15 +59,6 @@ CHATS = [
     question(tone(0.4, 800), tone(2), text="a dog a dog a bell?"),
     question(text="what is a dog?"),
 ]
-
-
-def prompt(processor, *chats):
-    return tokenized(processor, list(chats), add_generation_prompt=True)
-
-
-def answer(model, inputs, **options):
-    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False} | options
-    return model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
 
 
 def test_nothing_but_the_row_differs(models, processor):
@@ -161,7 +152,7 @@ def test_embeddings_alone_cannot_show_where_audio_goes(models, processor):
     with torch.no_grad():
         expected = beyond(ids, audio_embeds=heard).logits
         assert torch.equal(beyond(inputs_embeds=embeds).logits, expected)
-    said = beyond.generate(inputs_embeds=embeds, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    said = beyond.generate(inputs_embeds=embeds, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     assert torch.equal(said, answer(beyond, {"input_ids": ids, "audio_embeds": heard}))
 
 

@@ -38,9 +38,7 @@ FILTERED = {"empty answer": 1, "has an accompanying text": 1, "code": 1}
 TOO_LONG = {"instruction": "Read aloud 123456789012345678 " + "123456789012345678 " * 13, "input": "", "output": "No."}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def write_jsonl(path, rows):

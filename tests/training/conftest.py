@@ -1,0 +1,45 @@
+"""Sets of clips, and rows that are read as a training set."""
+
+import pytest
+import soundfile
+from tiny import SAMPLING_RATE, tone
+from training_runs import write_clips, write_jsonl
+
+from falcon3_audio.training.data.sources import DataSource
+from falcon3_audio.training.data.training_sets import load_training_data
+
+
+@pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    """The cache of `datasets` is in the test's folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    """With 0.wav, 1.wav and 2.wav."""
+    folder = tmp_path / "set"
+    write_clips(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def dog_and_bell(tmp_path):
+    """dog.wav and bell.wav, also in sounds/."""
+    folder = tmp_path / "set"
+    for place in (folder, folder / "sounds"):
+        place.mkdir()
+        for name, pitch in (("dog", 300), ("bell", 800)):
+            soundfile.write(place / f"{name}.wav", tone(0.5, pitch), SAMPLING_RATE)
+    return folder
+
+
+@pytest.fixture
+def read(clip_folder):
+    """The examples of rows that are stored as JSONL."""
+
+    def read(*rows, **entry):
+        path = str(write_jsonl(clip_folder / "set.jsonl", list(rows)))
+        return list(load_training_data([DataSource(path, **entry)])[0])
+
+    return read
