@@ -33,6 +33,7 @@ LONGEST = (
     "multi_process",
     "transformers_suite",
     "sft",
+    "interrupted_runs",
     "study",
     "grpo",
     "trainer",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import soundfile
 import yaml
 from datasets import Audio, Features, List, Value
@@ -147,3 +148,15 @@ def files_up_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def check_same_result(run, finished_run):
+    """Both have the same weights, and the same log from the first step to the last."""
+    finished = Path(finished_run.args.output_dir)
+    assert farthest(weights_of(run), weights_of(finished)) <= 1e-6
+    assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 6
+    for entry, expected in zip(log_of(run), log_of(finished), strict=True):
+        for name in ("step", "num_dropped", "num_shortened", "learning_rate", "epoch"):
+            assert entry[name] == expected[name], (name, entry["step"])
+        for name in ("loss", "grad_norm"):
+            assert entry[name] == pytest.approx(expected[name], abs=1e-6), (name, entry["step"])

@@ -1,10 +1,11 @@
-"""Sets of clips, and rows that are read as a training set."""
+"""The training command, sets of clips, and rows that are read as a training set."""
 
 import pytest
 import soundfile
 from tiny import SAMPLING_RATE, tone
 from training_runs import write_clips, write_jsonl
 
+from falcon3_audio.training import sft
 from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
 
@@ -13,6 +14,16 @@ from falcon3_audio.training.data.training_sets import load_training_data
 def datasets_cache(tmp_path, monkeypatch):
     """The cache of `datasets` is in the test's folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def launch(recipe, tmp_path):
+    """Starts the command; returns its exit code. The run's folder is `tmp_path / "run"`."""
+
+    def launch(*options, config=recipe):
+        return sft.main(["--config", config, "--output_dir", str(tmp_path / "run"), *options])
+
+    return launch
 
 
 @pytest.fixture
