@@ -80,6 +80,10 @@ def make_processor(tokenizer=None, mels=80, vocab_size=None, **options):
     )
 
 
+def features_of(processor, clip) -> np.ndarray:
+    return processor(audio=clip, sampling_rate=16_000)["input_features"][0].numpy()
+
+
 def tokenized(processor, conversation, **kwargs):
     return processor.apply_chat_template(conversation, tokenize=True, return_dict=True, **kwargs)
 
