@@ -1,4 +1,10 @@
-"""Chat templates in the formats of published language models, as their tokenizers have them."""
+"""Chat templates in the formats of published language models, as their tokenizers have them, and such tokenizers."""
+
+import copy
+
+from tiny import make_tokenizer
+from tokenizers.processors import TemplateProcessing
+
 
 QWEN = """{%- if messages[0]['role'] == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
@@ -37,3 +43,34 @@ MISTRAL = (
     "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
+PLAIN = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = [
+    ">>UNUSED_0<<",
+    ">>UNUSED_1<<",
+    "<|endoftext|>",
+    "<|pad|>",
+    "<s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+]
+SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>"]
+
+
+def chat_tokenizer(template):
+    """Like Llama's, it adds <s> before every text unless told not to."""
+    names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "bos_token": "<s>"}
+    tokenizer = make_tokenizer(SPECIAL, template, **names)
+    first = [("<s>", tokenizer.convert_tokens_to_ids("<s>"))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=first)
+    return tokenizer
+
+
+def make_with(tokenizer, **attributes):
+    tokenizer = copy.deepcopy(tokenizer)
+    for name, value in attributes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer

@@ -36,6 +36,7 @@ LONGEST = (
     "interrupted_runs",
     "study",
     "grpo",
+    "grpo_runs",
     "trainer",
     "demo",
     "demo_browser",

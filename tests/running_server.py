@@ -1,5 +1,6 @@
 """A server of the transformers engine in this process, and requests to it: for test_chat_server.py and others."""
 
+import asyncio
 import base64
 import http.client
 import io
@@ -132,3 +133,35 @@ class Running(Server):
         held = pool.submit(self.text, chat)
         self.wait("requests_running 1")
         return held
+
+
+class Echo:
+    """Answers with the body it was given, after `wait` is set; received bodies are in `bodies`."""
+
+    def __init__(self, begin_first: bool = False):
+        self.bodies: list[bytes] = []
+        self.wait = asyncio.Event()
+        self.wait.set()
+        self.begin_first = begin_first
+        self.cancelled = 0
+        self.types: list[str] = []
+
+    async def __call__(self, scope, receive, send):
+        self.types.append(scope["type"])
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        self.bodies.append(body)
+        if self.begin_first:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            await self.wait.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if not self.begin_first:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})

@@ -160,3 +160,13 @@ def check_same_result(run, finished_run):
             assert entry[name] == expected[name], (name, entry["step"])
         for name in ("loss", "grad_norm"):
             assert entry[name] == pytest.approx(expected[name], abs=1e-6), (name, entry["step"])
+
+
+def asked(text, *paths):
+    content = [*({"type": "audio", "path": path} for path in paths), {"type": "text", "text": text}]
+    return {"prompt": [{"role": "user", "content": content}], "answer": "a dog"}
+
+
+def length_reward(completions, **_):
+    """Differs between the replies to a prompt unless they all have the same length."""
+    return [len(completion[0]["content"]) / 10 for completion in completions]

@@ -1,23 +1,20 @@
 """Chat templates, labels and placeholders against the language models' own templates, for several families."""
 
-import copy
 import json
 import re
 
 import pytest
 import torch
-from chat_templates import GEMMA, LLAMA3, MISTRAL, QWEN
+from chat_templates import GEMMA, LLAMA3, MISTRAL, PLAIN, QWEN, SPECIAL, chat_tokenizer, make_with
 from jinja2 import Environment, TemplateError
-from tiny import FALCON3_TEMPLATE, audio_tokens, make_llm, make_processor, make_tokenizer, question, tokenized, tone
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoProcessor, WhisperFeatureExtractor
+from tiny import FALCON3_TEMPLATE, make_llm, make_processor, make_tokenizer, question, tokenized, tone
+from transformers import AutoProcessor
 
 from falcon3_audio import Falcon3AudioProcessor
-from falcon3_audio.processing import choose_audio_token, tokenizer_falcon3_audio
+from falcon3_audio.processing import tokenizer_falcon3_audio
 from falcon3_audio.processing.tokenizer_falcon3_audio import make_chat_template
 
 
-SECOND = 16_000
 SOUND = tone(61.0)
 
 
@@ -33,10 +30,6 @@ MACRO = (
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endmacro %}"
     "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
     "{% for m in messages %}{{ show(m, 2) }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-PLAIN = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # family -> (template, end of an answer)
@@ -59,26 +52,6 @@ EDGES = {
     "spaces behind": PLAIN + "\n   ",
 }
 TEMPLATES = {family: template for family, (template, _) in FAMILIES.items()} | EDGES
-SPECIAL = [
-    ">>UNUSED_0<<",
-    ">>UNUSED_1<<",
-    "<|endoftext|>",
-    "<|pad|>",
-    "<s>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-]
-SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>"]
-
-
-def chat_tokenizer(template):
-    """Like Llama's, it adds <s> before every text unless told not to."""
-    names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "bos_token": "<s>"}
-    tokenizer = make_tokenizer(SPECIAL, template, **names)
-    first = [("<s>", tokenizer.convert_tokens_to_ids("<s>"))]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=first)
-    return tokenizer
 
 
 def conversations(token, clip):
@@ -327,127 +300,6 @@ def test_labels_are_never_left_out_in_silence(processor):
     except ValueError:
         return
     assert spans(processor, inputs["labels"][0]) == ["A dog.<|endoftext|>"]
-
-
-# The placeholder token.
-
-
-@pytest.mark.parametrize(
-    "special, wanted",
-    [
-        (["<|endoftext|>", ">>UNUSED_0<<", ">>UNUSED_1<<", "<|pad|>"], ">>UNUSED_1<<"),
-        (["<|endoftext|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>", "<|pad|>"], "_1|>"),
-        (["<pad>", "<|endoftext|>", "<unused0>", "<unused1>", "<start_of_turn>"], "<unused1>"),
-        (["<|endoftext|>", "<|placeholder1|>", "<|user|>", "<|placeholder2|>"], "<|placeholder2|>"),
-    ],
-    ids=["falcon3", "llama3", "gemma", "phi3"],
-)
-def test_an_unused_slot_becomes_the_placeholder(special, wanted):
-    tokenizer = make_tokenizer(special, eos_token="<|endoftext|>")
-    size = len(tokenizer)
-    token, index = choose_audio_token(tokenizer)
-    assert token.endswith(wanted) and index == tokenizer.convert_tokens_to_ids(token) < size == len(tokenizer)
-    assert tokenizer.encode(f"a{token}{token}b").count(index) == 2
-
-
-def test_a_slot_that_is_the_padding_token_is_not_free():
-    tokenizer = make_tokenizer(pad_token=">>UNUSED_1<<", eos_token="<|endoftext|>", special_tokens=SPECIAL)
-    assert choose_audio_token(tokenizer)[0] == ">>UNUSED_0<<"
-
-
-def test_a_spare_row_of_the_embedding_becomes_the_placeholder():
-    tokenizer = make_tokenizer(["<|endoftext|>", "<|im_start|>"], eos_token="<|endoftext|>")
-    size = len(tokenizer)
-    assert choose_audio_token(tokenizer, size + 1) == ("<|audio|>", size)
-    assert choose_audio_token(tokenizer, size + 1) == ("<|audio|>", size)  # and is found again
-    ids = tokenizer.encode("a<|audio|><|audio|>b")
-    assert ids.count(size) == 2 and tokenizer.decode(ids, skip_special_tokens=True) == "ab"
-
-
-@pytest.mark.parametrize("rows", [280, None])
-def test_without_a_slot_or_a_row_the_placeholder_is_beyond_the_vocabulary(rows):
-    tokenizer = make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>")
-    assert len(tokenizer) == 280
-    assert choose_audio_token(tokenizer, rows) == ("<|audio|>", 280)
-    assert choose_audio_token(tokenizer, rows) == ("<|audio|>", 280)  # and is found again
-    ids = tokenizer.encode("a<|audio|><|audio|>b")
-    assert ids.count(280) == 2 and tokenizer.decode(ids, skip_special_tokens=True) == "ab"
-
-
-def test_the_placeholder_asked_for(tokenizer):
-    assert make_processor(copy.deepcopy(tokenizer), audio_token=">>UNUSED_0<<").audio_token_id == 0
-    processor = make_processor(copy.deepcopy(tokenizer), audio_token="<sound>", vocab_size=300)
-    assert processor.audio_token_id == len(tokenizer)
-    inputs = processor(text="<sound>x", audio=SOUND[:SECOND], sampling_rate=16_000)
-    assert audio_tokens(processor, inputs["input_ids"]) == 25
-    with pytest.raises(ValueError, match="must be a single token.*'never heard of it'"):
-        Falcon3AudioProcessor(WhisperFeatureExtractor(), tokenizer, audio_token="never heard of it")
-
-
-@pytest.mark.parametrize(
-    ("token", "why"),
-    [
-        ("sound", "which text may contain"),  # several tokens
-        ("what", "which text may contain"),  # one
-        ("<a sound>", "which text may contain"),
-        ("...", "which text may contain"),
-        ("<|endoftext|>", "uses in its prompts"),
-        ("<|im_start|>", "uses in its prompts"),
-    ],
-)
-def test_a_placeholder_that_prompts_may_contain_is_refused(token, why):
-    tokenizer = chat_tokenizer(QWEN)
-    size = len(tokenizer)
-    with pytest.raises(ValueError, match=f"`audio_token` must be .* got '{re.escape(token)}', .*{why}.*Leave it out"):
-        choose_audio_token(tokenizer, size, token)
-    assert len(tokenizer) == size
-
-
-def test_a_slot_that_the_chat_template_uses_is_not_free():
-    tokenizer = make_tokenizer(SPECIAL, "{{ '>>UNUSED_1<<' }}" + PLAIN, eos_token="<|endoftext|>")
-    assert choose_audio_token(tokenizer)[0] == ">>UNUSED_0<<"
-
-
-def test_tokens_without_a_row_are_refused():
-    """Except a single one that no prompt contains, which becomes the placeholder; texts must not contain it either."""
-    message = r"2 token\(s\) that the language model, with 280 rows .*: '<new>', '<newer>'. Use the tokenizer .*resize"
-    tokenizer = make_tokenizer(eos_token="<|endoftext|>", special_tokens=["<|endoftext|>"])
-    tokenizer.add_tokens(["<new>"], special_tokens=True)
-    assert choose_audio_token(copy.deepcopy(tokenizer), 280) == ("<new>", 280)
-    with pytest.raises(ValueError, match="1 token.*'<new>'. Leave out `audio_token`, and this token becomes"):
-        choose_audio_token(copy.deepcopy(tokenizer), 280, audio_token="<|audio|>")
-    with pytest.raises(ValueError, match="that the language model.*cannot read: '<new>'"):
-        choose_audio_token(make_with(tokenizer, chat_template="<new>" + PLAIN), 280)
-    with pytest.raises(ValueError, match=r"31 token\(s\).* and more\. Use"):
-        choose_audio_token(copy.deepcopy(tokenizer), 250)
-    tokenizer.add_tokens(["<newer>"])
-    with pytest.raises(ValueError, match=message):
-        make_processor(tokenizer, vocab_size=280)
-
-
-@pytest.mark.parametrize("word", ["pancake", "unused", "<laugh>"])
-def test_a_word_that_was_added_is_no_placeholder(word):
-    """Every text with it would be refused."""
-    tokenizer = make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>")
-    tokenizer.add_tokens([word])
-    with pytest.raises(ValueError, match=f"280 rows .* cannot read: '{word}'. Use the tokenizer that was saved"):
-        choose_audio_token(copy.deepcopy(tokenizer), 280)
-    assert choose_audio_token(copy.deepcopy(tokenizer), 281) == ("<|audio|>", 281)  # resized
-    if word != "<laugh>":
-        with pytest.raises(ValueError, match=f"got '{word}', which text may contain"):
-            choose_audio_token(tokenizer, 281, word)
-
-
-def make_with(tokenizer, **attributes):
-    tokenizer = copy.deepcopy(tokenizer)
-    for name, value in attributes.items():
-        setattr(tokenizer, name, value)
-    return tokenizer
-
-
-def test_a_tokenizer_without_an_end_token_is_refused():
-    with pytest.raises(ValueError, match="has no end token .* answers could never end. Set the token"):
-        make_processor(make_tokenizer(["<|pad|>"], pad_token="<|pad|>"))
 
 
 # Saving.

@@ -3,7 +3,7 @@
 import pytest
 import soundfile
 from tiny import SAMPLING_RATE, tone
-from training_runs import write_clips, write_jsonl
+from training_runs import asked, write_clips, write_jsonl
 
 from falcon3_audio.training import sft
 from falcon3_audio.training.data.sources import DataSource
@@ -54,3 +54,20 @@ def read(clip_folder):
         return list(load_training_data([DataSource(path, **entry)])[0])
 
     return read
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Three clips of different lengths and pitches."""
+    folder = tmp_path_factory.mktemp("clips")
+    paths = []
+    for number, (seconds, pitch) in enumerate(((0.5, 300), (1.3, 500), (0.9, 700))):
+        paths.append(str(folder / f"{number}.wav"))
+        soundfile.write(paths[-1], tone(seconds, pitch), SAMPLING_RATE)
+    return paths
+
+
+@pytest.fixture
+def questions(clips):
+    """One clip, several, none, and a different length."""
+    return [asked("One?", clips[0]), asked("Two of them?", clips[1], clips[2]), asked("Hi"), asked("?", clips[2])]

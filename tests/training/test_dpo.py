@@ -4,24 +4,14 @@ import copy
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from datasets import Audio, Dataset
 from peft import LoraConfig
-from tiny import SAMPLING_RATE, tone
+from tiny import SAMPLING_RATE
 from trl import DPOConfig, DPOTrainer
 
 from falcon3_audio import LORA_TARGET_MODULES, Falcon3AudioModel
 from falcon3_audio.training.dpo import AudioPreferenceCollator
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Two clips of different lengths and pitches."""
-    folder = tmp_path_factory.mktemp("clips")
-    for number, (seconds, pitch) in enumerate(((0.5, 300), (1.3, 500))):
-        soundfile.write(folder / f"{number}.wav", tone(seconds, pitch), SAMPLING_RATE)
-    return [str(folder / "0.wav"), str(folder / "1.wav")]
 
 
 def said(role, text, *paths):
@@ -128,11 +118,11 @@ def test_silence_trains_the_encoder_by_nothing(make, processor, rows):
 
 
 def test_clips_of_the_rows_columns_are_filled_in(processor, rows, clips):
-    stored = {"prompt": [said("user", "And these?")], "audios": clips, "chosen": rows[0]["chosen"]}
+    stored = {"prompt": [said("user", "And these?")], "audios": clips[:2], "chosen": rows[0]["chosen"]}
     stored["prompt"][0]["content"] = [{"type": "audio"}, {"type": "audio"}, *stored["prompt"][0]["content"]]
     stored["rejected"] = rows[0]["rejected"]
     dataset = Dataset.from_list([stored]).cast_column("audios", [Audio(decode=False)])
-    inline = stored | {"prompt": [said("user", "And these?", *clips)]}
+    inline = stored | {"prompt": [said("user", "And these?", *clips[:2])]}
     del inline["audios"]
     got, expected = (AudioPreferenceCollator(processor)(list(given)) for given in (dataset, [inline]))
     assert got.keys() == expected.keys()
