@@ -15,7 +15,7 @@ from .questions import Clip, Question
 
 # For one question: `id`, `status`, `reply` and `error` as in `Prediction`, and anything else to record.
 Outcome = dict[str, Any]
-ASK_AGAIN = "ask_again"  # true in outcomes of questions that a server failed to answer: a resumed run asks them again
+SERVER_FAILED = "server_failed"  # true in outcomes of questions that the server may answer later
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ def answered(item: Item, reply: str, **recorded: Any) -> Outcome:
 
 def failed(item: Item, error: Exception) -> Outcome:
     said = str(error) if isinstance(error, (EndpointError, ValueError)) else f"{type(error).__name__}: {error}"
-    again = {ASK_AGAIN: True} if isinstance(error, EndpointFailed) else {}
-    return {"id": item.question.id, "status": FAILED, "reply": None, "error": " ".join(said.split()), **again}
+    later = {SERVER_FAILED: True} if isinstance(error, EndpointFailed) else {}
+    return {"id": item.question.id, "status": FAILED, "reply": None, "error": " ".join(said.split()), **later}

@@ -72,7 +72,10 @@ def _everything(questions: Sequence[Question], seed: int) -> list[Clips]:
 
 
 def _silence(questions: Sequence[Question], seed: int) -> list[Clips]:
-    return [tuple(Clip(clip.name, partial(_read_silent, clip)) for clip in question.audio) for question in questions]
+    return [
+        tuple(Clip(clip.name, partial(_read_silent, clip), clip.path) for clip in question.audio)
+        for question in questions
+    ]
 
 
 def _read_silent(clip: Clip) -> bytes:

@@ -4,9 +4,9 @@ Finished questions are appended to `journal.jsonl` and are on disk before the ne
 therefore resumes where it stopped, asks no question twice and produces the same bytes: batches depend on all the
 questions, not on those that are left, nor on the number of processes. Each of several processes takes its share of the
 batches, and the last to finish writes the predictions; they need no connection except the folder. A run resumes only
-with the settings it was started with; another model, prompt, file or version is an error that names what differs.
-Failed questions count as finished: they are recorded with their error, and scored as failed. Only where the server
-failed is a question asked again by the same command; a run stops if that happens several times in a row.
+with the settings it was started with; another model, prompt, file, clip or version is an error that names what differs.
+Failed questions are recorded with their error, and scored as failed; the same command asks them again. A run stops if
+the server fails several times in a row.
 Run: `falcon3-audio evaluate` (evaluate.py).
 """
 
@@ -31,19 +31,20 @@ from falcon3_audio.locks import locked
 from falcon3_audio.peak_memory import peak_memory_gib
 from falcon3_audio.whole_files import whole_file, write_json
 
-from .answerers import ASK_AGAIN, Answerer, Item, Outcome
+from .answerers import SERVER_FAILED, Answerer, Item, Outcome
 from .controls import heard
 from .endpoint import EndpointFailed, EndpointUnavailable
 from .journal import Journal
 from .orders import in_orders
-from .predictions import ANSWERED, PREDICTIONS, RUN, Prediction
+from .predictions import ANSWERED, FAILED, PREDICTIONS, RUN, Prediction
 from .prompts import PROMPTS, Prompt
-from .questions import Clip, QuestionSet
+from .questions import Clip, QuestionSet, file_sha256, some
 from .wordings import Paraphrases, in_wordings
 
 
 OF_SOME = ("check", "references")  # fields that only some benchmarks' rows have
 IN_A_ROW = 5  # clips that the server fails on before the run stops
+CLIP_DIGESTS = "clips_sha256"  # in outcomes
 LOCK = "predictions.lock"  # while one of several processes writes the results
 
 
@@ -76,7 +77,8 @@ def generate(
         How many questions have each status; `None` if other processes are not finished yet.
 
     Raises:
-        `ValueError`: no questions, a duplicate id, a question that does not fit the prompt, another run in `output`.
+        `ValueError`: no questions, a duplicate id, a question that does not fit the prompt, another run in `output`, or
+            answers there about clips that have changed.
         `RunStopped`, `EndpointUnavailable`: continuing makes no sense now; the same call resumes later.
     """
     output = Path(output)
@@ -93,9 +95,11 @@ def generate(
     settings |= {"paraphrases_sha256": paraphrases.sha256} if paraphrases else {}
     journal = Journal(output, settings, process)
     try:
+        digests = ClipDigests()
+        _check_clips(items, journal, digests)
         if any(item.heard for item in items) and journal.audio_check is None:
             _check_audio(items, answerer, journal)
-        _ask_what_is_left(answerer.batches(items)[process::processes], answerer, journal)
+        _ask_what_is_left(answerer.batches(items)[process::processes], answerer, journal, digests)
     finally:
         journal.close()
     # One after the other: else outcomes read by one process could overwrite the later ones of another.
@@ -109,8 +113,8 @@ def generate(
             for item in items:
                 row = _row(item, journal.outcomes[item.question.id], control)
                 file.write((json.dumps(row) + "\n").encode())
-    if again := sum(ASK_AGAIN in outcome for outcome in journal.outcomes.values()):
-        print(f"the server failed on {again} questions; the same command asks them again", file=sys.stderr)
+    if failed := sum(outcome["status"] == FAILED for outcome in journal.outcomes.values()):
+        print(f"{failed} questions failed; the same command asks them again", file=sys.stderr)
     return Counter(outcome["status"] for outcome in journal.outcomes.values())
 
 
@@ -172,6 +176,40 @@ def _check_audio(items: Sequence[Item], answerer: Answerer, journal: Journal):
         journal.audio_check = f"unknown: {error}"
 
 
+class ClipDigests:
+    """SHA-256 (hex) of clips that are files of their own, to record with outcomes; `None` for unreadable ones."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str | None] = {}
+
+    def of(self, item: Item) -> dict[str, list[str | None]]:
+        paths = [clip.path for clip in item.heard if clip.path is not None]
+        return {CLIP_DIGESTS: [self._digest(path) for path in paths]} if paths else {}
+
+    def _digest(self, path: Path) -> str | None:
+        if path not in self._known:
+            try:
+                self._known[path] = file_sha256(path)
+            except OSError:
+                self._known[path] = None
+        return self._known[path]
+
+
+def _check_clips(items: Sequence[Item], journal: Journal, digests: ClipDigests):
+    """Raises a `ValueError` if answers are about clips that have changed; failed questions are asked again anyway."""
+    changed = []
+    for item in items:
+        outcome = journal.outcomes.get(item.question.id, {})
+        recorded = outcome.get(CLIP_DIGESTS) if outcome.get("status") == ANSWERED else None
+        if recorded is not None and digests.of(item).get(CLIP_DIGESTS) != recorded:
+            changed.append(item.question.id)
+    if changed:
+        raise ValueError(
+            f"{journal.folder} has answers about other clips of the same names: {some(changed)}. Give another "
+            "--output-dir, or the clips that the run was started with (--audio-root)."
+        )
+
+
 class Failures:
     """Stops a run when the server has failed on questions about `IN_A_ROW` clips without an answer in between."""
 
@@ -187,7 +225,7 @@ class Failures:
             with self._lock:
                 if outcome["status"] == ANSWERED:
                     self._failed.clear()
-                if ASK_AGAIN not in outcome or outcome["id"] not in self._clips:
+                if SERVER_FAILED not in outcome or outcome["id"] not in self._clips:
                     continue
                 self._failed.add(self._clips[outcome["id"]])
                 if len(self._failed) >= IN_A_ROW:
@@ -196,21 +234,23 @@ class Failures:
 
 
 def _left(share: Sequence[Sequence[Item]], outcomes: Mapping[str, Outcome]) -> list[list[Item]]:
-    """The batches of what is to be asked: questions without an outcome, then those that the server failed on."""
+    """The batches of what is to be asked: questions without an outcome, then those that failed."""
     new = [[item for item in batch if item.question.id not in outcomes] for batch in share]
-    again = [[item for item in batch if ASK_AGAIN in outcomes.get(item.question.id, {})] for batch in share]
+    failed = {identity for identity, outcome in outcomes.items() if outcome["status"] == FAILED}
+    again = [[item for item in batch if item.question.id in failed] for batch in share]
     return [batch for batch in [*new, *again] if batch]
 
 
-def _ask_what_is_left(share: Sequence[list[Item]], answerer: Answerer, journal: Journal):
+def _ask_what_is_left(share: Sequence[list[Item]], answerer: Answerer, journal: Journal, digests: ClipDigests):
     left = _left(share, journal.outcomes)
     failures = Failures(item for batch in left for item in batch if item.question.id not in journal.outcomes)
     total, asked, start = sum(map(len, share)), sum(map(len, left)), time.perf_counter()
     with tqdm(total=total, initial=total - asked, unit="question", disable=None) as bar:
 
         def work(batch: list[Item]):
+            heard = {item.question.id: digests.of(item) for item in batch}
             for outcomes in answerer.answer(batch):
-                journal.append({"outcomes": outcomes})
+                journal.append({"outcomes": [outcome | heard[outcome["id"]] for outcome in outcomes]})
                 bar.update(len(outcomes))
                 failures.check(outcomes)
 

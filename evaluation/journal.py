@@ -14,8 +14,8 @@ from typing import Any
 
 from falcon3_audio.locks import lock
 
-from .answerers import ASK_AGAIN, Outcome
-from .predictions import PREDICTIONS
+from .answerers import Outcome
+from .predictions import ANSWERED, PREDICTIONS
 
 
 JOURNAL = "journal.jsonl"
@@ -31,6 +31,7 @@ class Journal:
         process: the number of the process, from 0.
 
     Attributes:
+        folder: of the run.
         outcomes: by question id, including those of other processes.
         audio_check: see `Answerer.check_audio`; `None` until a process has appended it.
         begun: when the first line was written (ISO 8601, UTC).
@@ -43,7 +44,7 @@ class Journal:
         self.outcomes: dict[str, Outcome] = {}
         self.audio_check: str | None = None
         self.begun: str | None = None
-        self._lock, self._folder, self._settings = Lock(), folder, settings
+        self._lock, self.folder, self._settings = Lock(), folder, settings
         self._path = path = folder / (f"journal-{process}.jsonl" if process else JOURNAL)
         if (folder / PREDICTIONS).exists() and not any(self._others()) and not path.exists():
             raise ValueError(f"{folder} holds {PREDICTIONS} but no {JOURNAL}; give another --output-dir.")
@@ -79,7 +80,7 @@ class Journal:
             self._read(path)
 
     def _others(self) -> Iterator[Path]:
-        return (path for path in sorted(self._folder.glob("journal*.jsonl")) if path != self._path)
+        return (path for path in sorted(self.folder.glob("journal*.jsonl")) if path != self._path)
 
     def _read(self, path: Path) -> int:
         """Reads the whole lines of a file, and returns their length in bytes."""
@@ -109,8 +110,9 @@ class Journal:
             self.audio_check = line["audio_check"]
         else:
             for outcome in line["outcomes"]:
-                # In whatever order the files are read, a question that was asked again keeps its later outcome.
-                if outcome["id"] not in self.outcomes or ASK_AGAIN not in outcome:
+                # In whatever order the files are read, a question that failed and was asked again keeps its answer.
+                before = self.outcomes.get(outcome["id"], {})
+                if before.get("status") != ANSWERED or outcome["status"] == ANSWERED:
                     self.outcomes[outcome["id"]] = outcome
 
 

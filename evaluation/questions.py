@@ -25,14 +25,16 @@ class Clip:
     Attributes:
         name: its name in the benchmark's own files. Questions with the same name are about the same clip.
         read: returns the encoded file (wav, flac, mp3, ...) as bytes.
+        path: of the file; `None` if the clip is in the benchmark's own file, whose digest covers it.
     """
 
     name: str
     read: Callable[[], bytes] = field(compare=False, repr=False)
+    path: Path | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_file(cls, path: str | Path, name: str | None = None) -> "Clip":
-        return cls(str(path) if name is None else name, partial(Path(path).read_bytes))
+        return cls(str(path) if name is None else name, partial(Path(path).read_bytes), Path(path))
 
 
 @dataclass(frozen=True)

@@ -128,9 +128,36 @@ def test_a_finished_run_is_the_same_when_it_is_started_again(questions, log, tmp
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == written and not log.exists()
 
 
-def test_failed_questions_are_finished(questions, log, tmp_path):
-    generate(questions, Fake(log, fails=["q3"]), tmp_path / "out")
-    assert generate(questions, Fake(log), tmp_path / "out")["failed"] == 1
+def test_failed_questions_are_asked_again(questions, log, tmp_path, capsys):
+    generate(questions, Fake(log, fails=["q3", "q5"]), tmp_path / "out")
+    assert "2 questions failed; the same command asks them again" in capsys.readouterr().err
+    log.unlink()
+    assert generate(questions, Fake(log, fails=["q5"]), tmp_path / "out") == {"answered": 6, "failed": 1}
+    assert log.read_text().split() == ["q3", "q5"]
+    generate(questions, Fake(log), tmp_path / "out")
+    generate(questions, Fake(log), tmp_path / "whole")
+    assert (tmp_path / "out" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
+
+
+@pytest.mark.parametrize("control", ["none", "silence", "shuffled"])
+def test_answers_about_other_clips_of_the_same_names_are_refused(questions, log, tmp_path, control):
+    generate(questions, Fake(log, fails=["q1"]), tmp_path / "out", control=control)
+    changed = tmp_path / "clips" / "a.wav"
+    whole = changed.read_bytes()
+    changed.write_bytes(whole[:-2] + b"\1\1")
+    with pytest.raises(ValueError, match=r"has answers about other clips of the same names: \d questions? \(q"):
+        generate(questions, Fake(log), tmp_path / "out", control=control)
+    changed.write_bytes(whole)
+    assert generate(questions, Fake(log), tmp_path / "out", control=control) == {"answered": 7}
+
+
+def test_a_clip_that_was_repaired_is_heard(questions, log, tmp_path):
+    broken = tmp_path / "clips" / "c.wav"
+    whole = broken.read_bytes()
+    broken.unlink()
+    generate(questions, Fake(log, fails=["q2", "q5"]), tmp_path / "out")
+    broken.write_bytes(whole)
+    assert generate(questions, Fake(log), tmp_path / "out") == {"answered": 7}
 
 
 def test_a_later_answer_counts_whichever_process_gave_it(questions, log, tmp_path):
