@@ -16,6 +16,7 @@ from typing import Any
 
 from .intervals import bootstrap_rate
 from .predictions import Prediction
+from .unwrap_reply import without_thoughts
 
 
 CIDER, ROUGE, BLEU = "cider-d", "rouge-l", "bleu-4"
@@ -53,7 +54,7 @@ def caption_results(rule: str, rows: Sequence[Prediction]) -> list[Result]:
         )
     try:
         tokens = _tokenizer()
-        texts = [(tokens(row.reply or ""), tuple(map(tokens, row.references))) for row in rows]
+        texts = [(tokens(without_thoughts(row.reply or "")), tuple(map(tokens, row.references))) for row in rows]
         return list(texts) if rule == BLEU else _each(rule, texts)
     except ImportError as error:
         package = (error.name or "pycocoevalcap").partition(".")[0]

@@ -18,6 +18,9 @@ LONGEST_MESSAGE = 500  # characters of an error that are kept; servers send whol
 # Statuses with which other requests would fail too: no key, not allowed, no such model or path, rate limit or quota.
 UNAVAILABLE_STATUSES = (401, 403, 404, 429)
 REQUEST_TIMEOUT, SERVER_ERRORS = 408, 500  # and above
+# What OpenAI's newer models refuse, and the field that they take instead, if any.
+REFUSED = {"max_tokens": "max_completion_tokens", "temperature": None}
+WITHOUT_TEXT = ("length", "content_filter")  # reasons to end before the first word: in thoughts, or by a filter
 
 
 class EndpointError(Exception):
@@ -36,16 +39,18 @@ class EndpointUnavailable(EndpointError):
 class Reply:
     """
     Attributes:
-        text: the model's complete text; can be empty.
+        text: the model's complete text, or its words of refusal; can be empty.
         model: the server's name for the model, often with its version.
         finish_reason: "stop", "length", ...; `None` if the server does not say.
         usage: the server's token counts, such as `prompt_tokens`; `None` if it does not count.
+        sampling: the fields of the request that differ from those asked for, since the server refused these.
     """
 
     text: str
     model: str
     finish_reason: str | None
     usage: dict[str, Any] | None
+    sampling: dict[str, Any] | None = None
 
 
 class Endpoint:
@@ -84,6 +89,7 @@ class Endpoint:
         # The client requires a key; servers without keys accept any.
         key = self._key or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
+        self._renamed: dict[str, str | None] = {}  # fields that the server refused: what is sent instead
 
     def ask(self, messages: list[dict[str, Any]], **sampling: Any) -> Reply:
         """
@@ -99,11 +105,7 @@ class Endpoint:
             `EndpointError`: the server refused this request, or answered it without text.
         """
         try:
-            completion = self._client.chat.completions.create(
-                model=self.model,
-                messages=messages,  # type: ignore[arg-type]
-                **sampling,
-            )
+            completion = self._complete(messages, sampling)
         except openai.APIConnectionError as error:
             raise self._connection_error(error) from None
         except openai.APIStatusError as error:
@@ -111,6 +113,23 @@ class Endpoint:
         except (openai.APIError, ValueError) as error:  # ValueError: the body is not JSON
             raise self._error(EndpointFailed, f"sent an invalid response: {error}") from None
         return self._reply(completion)
+
+    def _complete(self, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> Any:
+        """Asks again without the fields that the server refuses; later requests do without them from the start."""
+        while True:
+            fields = {self._renamed.get(name, name): value for name, value in sampling.items()}
+            fields = {name: value for name, value in fields.items() if name is not None}
+            try:
+                return self._client.chat.completions.create(
+                    model=self.model,
+                    messages=messages,  # type: ignore[arg-type]
+                    **fields,
+                )
+            except openai.BadRequestError as error:
+                refused = next((name for name in REFUSED if name in fields and name == _param(error)), None)
+                if refused is None:
+                    raise
+                self._renamed[refused] = REFUSED[refused]
 
     def _reply(self, completion: Any) -> Reply:
         # The client does not check what servers send.
@@ -120,11 +139,14 @@ class Endpoint:
         if message is None:
             got = completion.model_dump() if hasattr(completion, "model_dump") else completion
             raise self._error(EndpointFailed, f"sent no chat completion: {got}")
-        text, finish_reason = getattr(message, "content", None), getattr(choice, "finish_reason", None)
-        if not isinstance(text, str):
+        finish_reason = getattr(choice, "finish_reason", None)
+        text = _text_of(message)
+        if text is None and finish_reason in WITHOUT_TEXT:
+            text = ""
+        if text is None:
             raise self._error(EndpointError, f"answered without text: finish_reason {finish_reason!r}, {message}")
         usage = completion.usage.model_dump() if hasattr(completion.usage, "model_dump") else None
-        return Reply(text, completion.model or self.model, finish_reason, usage)
+        return Reply(text, completion.model or self.model, finish_reason, usage, dict(self._renamed) or None)
 
     def _connection_error(self, error: openai.APIConnectionError) -> EndpointError:
         # By name, since the client has changed its HTTP library (httpx, httpx2).
@@ -152,6 +174,21 @@ class Endpoint:
         if len(what) > LONGEST_MESSAGE:
             what = what[:LONGEST_MESSAGE] + " ..."
         return kind(f"The endpoint {self.base_url} {what.rstrip()}{advice}")
+
+
+def _text_of(message: Any) -> str | None:
+    """The content, also if it is in parts, or else the words of refusal."""
+    content = getattr(message, "content", None)
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(filter(None, parts)) if parts else None
+    text = getattr(message, "refusal", None) if content is None else content
+    return text if isinstance(text, str) else None
+
+
+def _param(error: openai.BadRequestError) -> str:
+    """The field that a server does not support, by OpenAI's error; empty if that is not what is wrong."""
+    return error.param or "" if error.code in ("unsupported_parameter", "unsupported_value") else ""
 
 
 __all__ = ["Endpoint", "EndpointError", "EndpointFailed", "EndpointUnavailable", "Reply"]

@@ -17,7 +17,7 @@ import platform
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
@@ -39,10 +39,12 @@ from .length_control import RESAMPLES, Controlled, at_equal_length, count_words,
 from .load_air_bench import CHAT
 from .predictions import ANSWERED, Prediction, Predictions, read_predictions
 from .questions import TASK_KEYS, some
+from .unwrap_reply import without_thoughts
 
 
-# AIR-Bench's limit; its temperatures (1.0, and 2.0 for a random half) would give a different score each time.
-SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
+# AIR-Bench's temperatures (1.0, and 2.0 for a random half) would give a different score each time. Its limit is 1,024
+# tokens; a judge that thinks first needs more.
+SAMPLING = {"temperature": 0.0, "max_tokens": 4096}
 REPLIES = "replies"
 NO_REFERENCE = "answers without a reference have no length to be equal to"
 NO_REPLY, ERROR, CUT, UNREADABLE = "no answer from the model", "endpoint error", "reply cut off", "unreadable reply"
@@ -64,7 +66,8 @@ def judge(
         `EndpointUnavailable`: an endpoint would not answer other requests either. Its replies so far are kept.
         `OSError`: a file cannot be written.
     """
-    rubric, rows = RUBRICS[rubric_name], [row for row in predictions.rows if row.is_open]
+    rubric = RUBRICS[rubric_name]
+    rows = [replace(row, reply=row.reply and without_thoughts(row.reply)) for row in predictions.rows if row.is_open]
     _check(rows, predictions.path, rubric)
     (output / REPLIES).mkdir(parents=True, exist_ok=True)
     prompts = {row.id: rubric.prompts(row) for row in rows if row.status == ANSWERED}

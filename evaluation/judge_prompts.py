@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .predictions import Prediction
+from .unwrap_reply import without_thoughts
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,13 @@ REFERENCE = "<reference>\n{reference}\n</reference>\n"  # of the template, left 
 
 NUMBER = r"(\d+(?:\.\d+)?)"
 # Alone on its line, perhaps in bold. "8/10" is not a pair of scores.
-PAIR = re.compile(rf"[*`\s]*{NUMBER},?\s+{NUMBER}[*`\s]*")
-ONE_SCORE = re.compile(r"\W*score\W+(\d+)\W*", re.IGNORECASE)
+PAIR = re.compile(rf"[*`\s]*{NUMBER},?\s+{NUMBER}[*`.\s]*")
+OF_FIVE = r"(?:\s*/\s*5(?!\d))?"
+ONE_SCORE = re.compile(rf"\W*(?:score\W+)?(\d+){OF_FIVE}\W*", re.IGNORECASE)
 CLAIMS = ("right", "contradicted", "missing")
 COUNTS, SCORES = (
-    re.compile(r"\W*" + r"\W+".join(rf"{name}\W+(\d+)" for name in names) + r"\W*", re.IGNORECASE)
-    for names in (CLAIMS, CRITERIA)
+    re.compile(r"\W*" + r"\W+".join(rf"{name}\W+(\d+){out_of}" for name in names) + r"\W*", re.IGNORECASE)
+    for names, out_of in ((CLAIMS, ""), (CRITERIA, OF_FIVE))
 )
 
 
@@ -235,7 +237,8 @@ def _pair(reply: str) -> tuple[float, float]:
 
 def _line(pattern: re.Pattern, reply: str, expected: str) -> tuple[str, ...]:
     """The numbers of the lines that match: one such line, or several that agree."""
-    found = {match.groups() for line in reply.splitlines() if (match := pattern.fullmatch(line))}
+    said = without_thoughts(reply)
+    found = {match.groups() for line in said.splitlines() if (match := pattern.fullmatch(line))}
     if len(found) != 1:
         got = f"{len(found)} lines that differ" if found else f"no such line in {reply[:200]!r}"
         raise ValueError(f"expected a line with {expected}, got {got}")

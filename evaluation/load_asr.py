@@ -8,6 +8,7 @@ Run: `load_asr("LibriSpeech")`
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def load_asr(path: str | Path, audio_root: Path | None = None, on_error: OnError
     """
     A question for each recording, with the transcript as its answer, in the groups `split`, `dataset` and `language`.
 
-    The split is the row's own, or else the name of its file without "-00000-of-00001", or of LibriSpeech's folder.
+    If several recordings have the same id, the id is the file's name and the place there. The split is the row's own, or else the name of its file without "-00000-of-00001", or of LibriSpeech's folder.
 
     Args:
         path: a folder of LibriSpeech or of one of its splits; a parquet, JSON or JSON lines file, or a folder of those.
@@ -43,6 +44,9 @@ def load_asr(path: str | Path, audio_root: Path | None = None, on_error: OnError
     """
     path = Path(path)
     rows, clip, sha256 = _source(path, audio_root)
+    ids = Counter(str(row.get("id")) for _, row in rows if isinstance(row, dict))
+    if max(ids.values(), default=0) > 1:  # as in FLEURS, whose ids are of sentences that several people read
+        rows = [(place, row | {"id": place} if isinstance(row, dict) else row) for place, row in rows]
 
     def to_question(row: dict[str, Any]) -> Question:
         key = next((key for key in TEXTS if row.get(key) is not None), None)

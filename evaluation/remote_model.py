@@ -89,6 +89,7 @@ class RemoteModel:
             try:
                 reply = self.endpoint.ask(_chat(item.prompt, wavs), **self._sampling)
                 recorded = {"served_model": reply.model, "finish_reason": reply.finish_reason, "usage": reply.usage}
+                recorded |= {"sampling_changed": reply.sampling} if reply.sampling else {}
                 yield [answered(item, reply.text, **recorded)]
             except EndpointUnavailable:
                 raise

@@ -47,15 +47,17 @@ from .rules import RULES, Verdict, answer_option
 from .score_tables import ALWAYS, UNANSWERABLE, show
 from .scored_rows import NO_GROUP, check_answers, questions_of
 from .submission import write_submission
+from .unwrap_reply import without_thoughts
 from .word_errors import (
     UNITS,
     WER,
     WordErrors,
-    character_normalizer,
     count_word_errors,
     error_rate,
+    is_english,
     mean_rate,
     normalizer,
+    other_normalizer,
     read_spelling,
 )
 
@@ -298,12 +300,12 @@ def _mean_error_rate(unit: str, parts: Sequence[Results]) -> dict[str, Any]:
 
 
 def _errors(rule: str, rows: Sequence[Prediction], spelling: str | None) -> list[WordErrors]:
-    references, hypotheses = [row.answer or "" for row in rows], [row.reply or "" for row in rows]
+    references = [row.answer or "" for row in rows]
+    hypotheses = [without_thoughts(row.reply or "") for row in rows]
     try:
-        normalize = (
-            normalizer(read_spelling(spelling) if spelling else None) if rule == WER else character_normalizer()
-        )
-        found = count_word_errors(references, hypotheses, normalize)
+        english, other = normalizer(read_spelling(spelling) if spelling else None), other_normalizer(rule != WER)
+        normalizers = [english if rule == WER and is_english(row.groups.get("language")) else other for row in rows]
+        found = count_word_errors(references, hypotheses, normalizers)
     except ImportError as error:
         raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[eval]'") from error
     if not any(row.words for row in found):

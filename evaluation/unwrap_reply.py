@@ -30,6 +30,9 @@ _THOUGHTS = re.compile(
     r"|<unused95>|\bHere(?:'s| is) my response:)",
     re.DOTALL | re.IGNORECASE,
 )
+_TAGGED_THOUGHTS = re.compile(
+    rf"{_LEFT}(?:/|end_)?{_PREFIX}(?:(?:re)?think(?:ing)?|thoughts?){_RIGHT}|<\|channel\|?>", re.IGNORECASE
+)
 _THOUGHT_BEGINS = re.compile(
     rf"{_BEGIN}{_THOUGHT}{_RIGHT}|<\|channel\|?>\s*(?:analysis|commentary|thought)|<\|inner_prefix\|>|<unused94>"
     r"|\bHere(?:'s| is) my thought process:",
@@ -122,6 +125,11 @@ def unwrap(reply: str) -> str | None:
     return None if cut_off or NEGATION.search(sentence) or _WRONG_LEAD_IN.search(sentence) else rest
 
 
+def without_thoughts(reply: str) -> str:
+    """A transcript, a caption or a text without the thoughts in tags before it; other tags and markup stay."""
+    return _without_thoughts(reply).strip() if _TAGGED_THOUGHTS.search(reply) else reply
+
+
 def _without_thoughts(reply: str) -> str:
     """
     What comes after the thoughts, or before them if nothing does or only that has tags for an answer. Thoughts that
@@ -164,4 +172,4 @@ def _field(text: str) -> str:
     return only.group(2) if only else text
 
 
-__all__ = ["NEGATION", "unwrap"]
+__all__ = ["NEGATION", "unwrap", "without_thoughts"]

@@ -1,10 +1,10 @@
 """Word and character error rates of transcripts: jiwer's alignment after Whisper's text normalisers (those of transformers).
 
-"wer" is for English. "cer" is for scripts without spaces, and counts Unicode grapheme clusters, without white space,
-after Whisper's normaliser for all other languages, which treats vowel signs and tone marks (Thai, Hindi) as
-punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so clips weigh as
+"wer" uses Whisper's English normaliser, and for rows of another `language` Whisper's normaliser for all others. "cer" is
+for scripts without spaces, and counts Unicode grapheme clusters, without white space, after the latter, which treats
+vowel signs and tone marks (Thai, Hindi) as punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so clips weigh as
 much as their words; references of which the normaliser leaves nothing ("Uh.") have no rate, so their rows are left out
-and counted. Whisper's normaliser also converts British to American spelling, with a list that comes with Whisper's
+and counted. The English one also converts British to American spelling, with a list that comes with Whisper's
 tokenizers (`normalizer.json`), not with transformers. Without it, "colour" for "color" is an error, and rates are
 slightly above published ones: give the file, or the folder or Hub id of a Whisper
 (`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
@@ -58,11 +58,21 @@ def normalizer(spelling: dict[str, str] | None = None) -> Callable[[str], str]:
     return EnglishTextNormalizer(spelling or {})
 
 
-def character_normalizer() -> Callable[[str], str]:
-    """Whisper's normaliser for languages without spaces (`BasicTextNormalizer`), which splits it into characters."""
+def other_normalizer(split_letters: bool = False) -> Callable[[str], str]:
+    """
+    Whisper's normaliser for all languages but English: lower case, no punctuation.
+
+    Args:
+        split_letters: into characters, for languages without spaces.
+    """
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-    return BasicTextNormalizer(split_letters=True)
+    return BasicTextNormalizer(split_letters=split_letters)
+
+
+def is_english(language: str | None) -> bool:
+    """Whether a set's name of a language ("en", "en_us", "English") is English, as it is if there is no name."""
+    return language is None or re.split(r"[-_ (]", language.strip().lower())[0] in ("en", "eng", "english")
 
 
 def read_spelling(source: str) -> dict[str, str]:
@@ -102,10 +112,11 @@ def read_spelling(source: str) -> dict[str, str]:
 def count_word_errors(
     references: Sequence[str],
     hypotheses: Sequence[str],
-    normalize: Callable[[str], str],
+    normalize: Callable[[str], str] | Sequence[Callable[[str], str]],
 ) -> list[WordErrors]:
     """
-    The errors of each row, in words as the normaliser splits them; an empty hypothesis deletes every word.
+    The errors of each row, in words as the normaliser (one, or one for each row) splits them; an empty hypothesis deletes
+    every word.
 
     Raises a `ValueError` for unequal lengths.
     """
@@ -113,7 +124,10 @@ def count_word_errors(
 
     if len(references) != len(hypotheses):
         raise ValueError(f"got {len(references)} references but {len(hypotheses)} hypotheses; they must match.")
-    said, heard = ([normalize(text).strip() for text in texts] for texts in (references, hypotheses))
+    normalizers = [normalize] * len(references) if callable(normalize) else normalize
+    said, heard = (
+        [to_words(text).strip() for text, to_words in zip(texts, normalizers)] for texts in (references, hypotheses)
+    )
     counts = []
     for reference, hypothesis in zip(said, heard):
         if not re.search(r"\w", reference):

@@ -82,6 +82,7 @@ def test_words_are_those_of_the_penn_treebank_without_punctuation():
 
 def test_what_is_left_out_counts_0_and_a_row_without_references_is_an_error():
     assert values("rouge-l", row("1", None, "a"), row("2", "a", "a")) == pytest.approx([0, 1])
+    assert values("rouge-l", row("1", "<think>A dog?</think>a", "a")) == pytest.approx([1])
     with pytest.raises(ValueError, match="question q and 0 more have no references, which --rule cider-d"):
         metrics.caption_results("cider-d", [Prediction("q", ANSWERED, "a", answer="a")])
 

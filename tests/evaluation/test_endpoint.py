@@ -1,5 +1,6 @@
 """The client of chat endpoints, against a stub server."""
 
+import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,11 +105,46 @@ def test_malformed_answers_are_errors_of_the_server_and_never_empty_replies(answ
     "answer, said",
     [
         (Answer(body=b'{"choices": [{"message": "hello"}]}'), "answered without text"),
-        (Answer(None, finish_reason="content_filter"), "answered without text: finish_reason 'content_filter'"),
+        (Answer(None, finish_reason="tool_calls"), "answered without text: finish_reason 'tool_calls'"),
     ],
 )
 def test_answers_without_text_are_errors(answer, said):
     assert said in error_of(answer)
+
+
+@pytest.mark.parametrize(
+    "message, finish_reason, text",
+    [
+        ({"content": None}, "length", ""),  # cut off in thoughts, which the server keeps to itself
+        ({"content": None}, "content_filter", ""),
+        ({"content": None, "refusal": "I can't help with that."}, "stop", "I can't help with that."),
+        ({"content": [{"type": "text", "text": "a "}, {"type": "text", "text": "dog"}]}, "stop", "a dog"),
+    ],
+)
+def test_what_a_model_says_other_than_in_one_text(message, finish_reason, text):
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    body = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+    with StubEndpoint(lambda _: Answer(body=body.encode())) as stub:
+        reply = Endpoint(stub.url, "m").ask(CHAT)
+    assert (reply.text, reply.finish_reason) == (text, finish_reason)
+
+
+def test_fields_that_a_server_refuses_are_sent_in_its_way():
+    def newer(body):
+        for name, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
+            if name in body:
+                error = {"message": f"Unsupported: {name}", "param": name, "code": code}
+                return Answer(status=400, body=json.dumps({"error": error}).encode())
+        return "a dog"
+
+    with StubEndpoint(newer) as stub:
+        endpoint = Endpoint(stub.url, "m")
+        for _ in range(2):
+            reply = endpoint.ask(CHAT, temperature=0, max_tokens=5, seed=3)
+            assert reply.text == "a dog"
+            assert reply.sampling == {"max_tokens": "max_completion_tokens", "temperature": None}
+    assert len(stub.requests) == 4  # the second question is asked once
+    assert stub.requests[-1].body == {"model": "m", "messages": CHAT, "max_completion_tokens": 5, "seed": 3}
 
 
 def test_the_key_is_shown_to_the_server_and_to_nobody_else(monkeypatch):

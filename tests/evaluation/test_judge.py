@@ -244,7 +244,7 @@ def test_answers_without_a_score_are_counted_named_and_make_the_run_fail(tmp_pat
         )
         reasons = [line.get("reason", "") for line in lines(out)]
         assert reasons[0] == "" and "'I like both.'" in reasons[1] and "too long" in reasons[2]
-        assert "1024 tokens" in reasons[3] and reasons[4] == "out of memory"
+        assert "4096 tokens" in reasons[3] and reasons[4] == "out of memory"
         # Asked again: what the endpoint did not answer, and both orders of what could not be read. With
         # --allow-incomplete, the run succeeds.
         broken.pop(2)
@@ -301,6 +301,32 @@ def test_replies_without_three_counts():
     for reply in ("", "right: 1, missing: 2", "right: 1, contradicted: -, missing: 0", "all right"):
         with pytest.raises(ValueError, match="expected a line with three counts"):
             RUBRICS["correctness"].combine([reply])
+
+
+@pytest.mark.parametrize(
+    "reply", ["4", "Score: 4.", "**score: 4/5**", "<think>score: 1?</think>score: 4", "It is good.\nscore: 4 / 5"]
+)
+def test_one_score_in_other_forms(reply):
+    assert RUBRICS["voicebench"].combine([reply]).score == 4
+
+
+@pytest.mark.parametrize("reply", ["4.5", "score: 4/10", "4 3", "score: 4\nscore: 3", "<think>score: 4"])
+def test_replies_without_one_score(reply):
+    with pytest.raises(ValueError, match="expected a line with a score"):
+        RUBRICS["voicebench"].combine([reply])
+
+
+def test_four_scores_out_of_five():
+    said = "correctness: 5/5, relevance: 4/5, completeness: 3/5, clarity: 4/5"
+    assert RUBRICS["mmau-pro"].combine([said]).score == 4
+
+
+def test_thoughts_of_the_model_are_not_judged(tmp_path):
+    folder = write(tmp_path / "run", prediction(0, "<think>The clip is short.</think>\nA dog barks."))
+    with StubEndpoint(lambda body: "5 5") as stub:
+        status, out = run(folder, stub)
+    assert status == 0 and not any("The clip is short" in str(request.body) for request in stub.requests)
+    assert all("A dog barks." in str(request.body) for request in stub.requests)
 
 
 def test_answers_cannot_change_the_form():

@@ -90,6 +90,13 @@ def test_files_of_one_split_have_ids_of_their_own(tmp_path):
     assert first.groups == second.groups == {"split": "test"}
 
 
+def test_recordings_with_the_same_id_are_told_apart_by_their_place(tmp_path):
+    """As in FLEURS: an id is that of a sentence, which several people read."""
+    write_clip(tmp_path / "x.wav")
+    write_lines(tmp_path / "test.jsonl", [{"id": 7, "audio": "x.wav", "text": "Hi"}] * 2)
+    assert [question.id for question in load_asr(tmp_path).questions] == ["test.jsonl, line 1", "test.jsonl, line 2"]
+
+
 @pytest.mark.parametrize(
     "row, fault",
     [

@@ -3,6 +3,7 @@
 import pytest
 
 from falcon3_audio.evaluation.read_option import resolve
+from falcon3_audio.evaluation.unwrap_reply import without_thoughts
 
 
 ANIMALS = ("Dog", "Cat", "Two birds", "Rain")
@@ -114,3 +115,16 @@ def test_fields_that_contradict_each_other_mean_no_option(reply):
 
 def test_of_a_repeated_field_the_last_counts():
     assert resolve('{"answer": "A"} No: {"answer": "B"}', ANIMALS) == "Cat"
+
+
+def test_only_tagged_thoughts_are_taken_out_of_a_text():
+    for text in (
+        "<caption>A dog</caption>",
+        "[thunder] A dog",
+        "Here is my response: yes",
+        "analysis of a dog",
+        " a ",
+    ):
+        assert without_thoughts(text) == text
+    for text in ("<think>Hm.</think>\nA dog", "Hm.</think>A dog", "[THINK]Hm[/THINK]A dog", "◁think▷Hm◁/think▷ A dog"):
+        assert without_thoughts(text) == "A dog"

@@ -158,3 +158,25 @@ def test_transcripts_are_scored_by_wer(tmp_path, capsys):
         assert main([str(run), "--rule", "wer", "--spelling", source]) == 1
         message = capsys.readouterr().err
         assert message.startswith("falcon3-audio score: ") and source in message
+
+
+def rate_of(tmp_path, *rows):
+    run = write_run(tmp_path / "run", rows)
+    assert main([str(run), "--rule", "wer"]) == 0
+    return json.loads((run / "score.json").read_text())["rules"]["wer"]["word_error_rate"]
+
+
+def test_other_languages_keep_their_words_and_accents(tmp_path):
+    """The English normaliser would remove "um" as a filler, and accents."""
+    said = [("Ich komme um acht Uhr.", "Ich komme acht Uhr.", "de"), ("El niño está", "El nino esta", "Spanish")]
+    said += [("Um, colour?", "colour", name) for name in ("en", "en_us", "English", "en-GB")]
+    rows = [
+        (f"q{n}", "answered", reference, reply, {"language": name}) for n, (reference, reply, name) in enumerate(said)
+    ]
+    assert rate_of(tmp_path, *rows) == pytest.approx((1 + 2) / (5 + 3 + 4))
+
+
+def test_thoughts_are_not_part_of_a_transcript(tmp_path):
+    replies = ["<think>A transcript of a cat.</think>\n\nThe cat sat.", "So a cat.</think> The cat sat.", "<think>Hm"]
+    rows = [(f"q{n}", "answered", "The cat sat.", reply, {}) for n, reply in enumerate(replies)]
+    assert rate_of(tmp_path, *rows) == pytest.approx(3 / 9)
