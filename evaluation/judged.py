@@ -50,30 +50,32 @@ def overall(
     rows: Sequence[Prediction], right: Mapping[str, bool], shares: Mapping[str, float | None], clips: Sequence[int]
 ) -> dict[str, Any]:
     """
-    The mean over all rows, and its 95 % bootstrap interval over clips.
+    The mean over all rows, and its 95 % bootstrap interval over clips. Open questions without a reply or without a
+    judgement count 0; `not_judged` has the ids of the latter.
 
     Args:
         rows: all of them, open ones too.
         right: by id, whether a rule says that a reply is right.
         shares: of `read_judged`, by the ids of open questions.
         clips: the number of each row's clip, see `intervals.clip_numbers`.
-
-    Raises:
-        `ValueError`: an answered open question without a judgement. Those without a reply count 0.
     """
-    unanswered = {row.id for row in rows if row.is_open and row.status != ANSWERED}
-    missing = [row.id for row in rows if row.is_open and shares.get(row.id) is None and row.id not in unanswered]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} open questions have no judgement, the first is {missing[0]!r}; judge them first."
-        )
     import numpy as np
 
     from .length_control import mean  # scores without a judge do not need scipy
 
-    scores = {**{name: float(value) for name, value in right.items()}, **shares, **dict.fromkeys(unanswered, 0.0)}
+    unanswered = {row.id for row in rows if row.is_open and row.status != ANSWERED}
+    missing = [row.id for row in rows if row.is_open and shares.get(row.id) is None and row.id not in unanswered]
+    scores = (
+        {name: float(value) for name, value in right.items()} | shares | dict.fromkeys([*unanswered, *missing], 0.0)
+    )
     values = [scores[row.id] for row in rows]
-    return {"n": len(rows), **asdict(mean(np.array(values), np.array(clips)))}
+    return {"n": len(rows), "not_judged": missing, **asdict(mean(np.array(values), np.array(clips)))}
 
 
-__all__ = ["overall", "read_judged"]
+def not_judged(score: dict[str, Any]) -> list[str]:
+    """The ids in a score's `overall` that count 0 since a judge did not rate them."""
+    rules = score.get("overall", {}).get("rules", {})
+    return next((found["not_judged"] for found in rules.values()), [])
+
+
+__all__ = ["not_judged", "overall", "read_judged"]

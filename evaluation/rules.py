@@ -195,7 +195,10 @@ def _answer(row: Prediction) -> str:
     if row.answer is None:
         raise ValueError(f"question {row.id} has no answer to compare with.")
     if not row.choices:
-        raise ValueError(f"question {row.id} has no options; an open question needs a judge, a transcript --rule wer.")
+        raise ValueError(
+            f"question {row.id} has no options, so this rule cannot score it: open questions are rated by `falcon3-audio judge`, "
+            "transcripts by `falcon3-audio score --rule wer`, captions by `--rule cider-d`."
+        )
     return row.answer
 
 

@@ -30,7 +30,7 @@ from falcon3_audio.whole_files import write_json
 from .benchmarks import BENCHMARKS, title_of
 from .caption_metrics import CAPTION_METRICS, NOTE, caption_results, caption_score, mean_caption_score
 from .intervals import clip_numbers, mean_of_shares, share_interval
-from .judged import overall, read_judged
+from .judged import not_judged, overall, read_judged
 from .orders import ORDER, WORDING, consistency, published_id
 from .predictions import (
     ANSWERED,
@@ -359,10 +359,10 @@ def _run(options: argparse.Namespace) -> int:
     output = Path(options.output) if options.output else _beside(Path(predictions.path))
     write_json(output, result)
     print(f"score saved in {output}")
-    if result["coverage"] < 1 and not options.allow_incomplete:
+    if (result["coverage"] < 1 or not_judged(result)) and not options.allow_incomplete:
         raise ValueError(
-            "not every question has a reply, so this is not a score of the benchmark; with --allow-incomplete the "
-            "exit status is 0."
+            "not every question has a reply and, if it is open, a judgement, so this is not a score of the benchmark; "
+            "with --allow-incomplete the exit status is 0."
         )
     return 0
 

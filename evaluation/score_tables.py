@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .caption_metrics import CAPTION_METRICS
+from .judged import not_judged
 from .predictions import ANSWERED, FAILED, MISSING
+from .questions import some
 from .rules import Verdict
 from .word_errors import UNITS, WER
 
@@ -56,6 +58,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         for rule, found in result["overall"]["rules"].items():
             value = f"{percent(found['value'])} % {_limits(found)} of {found['n']} questions"
             console.print(f"with the open questions, by {rule} and the judge {judges}: {value}", soft_wrap=True)
+        if ids := not_judged(result):
+            console.print(f"{some(ids)} not rated by the judge count 0; `judge` asks again.", soft_wrap=True)
     if any(found["breakdowns"] for found in result["rules"].values()):
         console.print(_groups(result["rules"]))
     if result["baselines"]:

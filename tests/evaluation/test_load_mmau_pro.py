@@ -253,8 +253,12 @@ def test_rules_and_judge_make_one_number_and_models_are_compared(folder, capsys)
         score.score(read_predictions(other), "mmau-pro", judged=folder)
     lines = (judged / "judgements.jsonl").read_text()
     (judged / "judgements.jsonl").write_text(lines.replace('"score": 4.25', '"score": null', 1))
-    with pytest.raises(ValueError, match="1 open questions have no judgement, the first is 'b2'"):
-        score.score(read_predictions(path), "mmau-pro", judged=judged)
+    capsys.readouterr()
+    assert score.main([str(path), "--benchmark", "mmau-pro", "--judged", str(judged)]) == 1
+    said = capsys.readouterr()
+    assert "by mmau-pro and the judge m: 33.3 %" in said.out and "1 question (b2) not rated by the judge" in said.out
+    assert "not every question has a reply and, if it is open, a judgement" in said.err
+    assert score.main([str(path), "--benchmark", "mmau-pro", "--judged", str(judged), "--allow-incomplete"]) == 0
     files = read_predictions(path), read_predictions(other)
     with pytest.raises(ValueError, match="question b2 has no options"):
         compare(*files, rule="mmau-pro")
