@@ -30,6 +30,10 @@ _BEHIND_NUMBER = (
     rf"| ?[+%]| (?:percent|per cent|point|halves|{_FRACTION}s)(?![\w-])| (?:and|or) (?:an? )?{_FRACTION}"
     rf"|(?:,? | (?:and|point|plus|minus|times|by|almost) | ?(?:x|×|…|\.\.+) ?){_NUMBER}"
 )
+_WORDS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_SPELLED = {word: str(number) for number, word in enumerate(_WORDS, 2)}
+_SPELLED |= {digits: word for word, digits in _SPELLED.items()}
+_SMALL_NUMBER = re.compile(rf"(?<![\w.,:/'-])(?:\d+|{NUMBER_WORDS})(?![\w.,:/'-])")
 # "One" as a pronoun: "the second one", "one can hear".
 _BEFORE_ONE = (
     r"|(?:the \w+|th(?:e|is|at)|which|each|every|any|another|other|first|second|third|fourth|fifth|last|next) "
@@ -43,12 +47,14 @@ def named_options(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
     these.
     """
     spans: dict[tuple[int, int], set[str]] = {}
+    all_folded = set(map(fold, choices))
     for choice in set(choices):
         folded = fold(choice)
         if len(folded) > 1 or folded.isdigit():
-            for match in re.finditer(_pattern(folded), text):
-                is_another = match["before"] or match["behind"]
-                spans.setdefault(match.span(), set()).add(ANOTHER if is_another else choice)
+            for spelled in {folded} | ({_in_other_spelling(folded)} - all_folded):
+                for match in re.finditer(_pattern(spelled), text):
+                    is_another = match["before"] or match["behind"]
+                    spans.setdefault(match.span(), set()).add(ANOTHER if is_another else choice)
     outer: list[tuple[int, int]] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not outer or end > outer[-1][1]:  # else within the last one, which starts no later
@@ -56,6 +62,14 @@ def named_options(text: str, choices: Sequence[str]) -> tuple[set[str], str]:
     named = {choice for span in outer for choice in spans[span] - {ANOTHER} or {ANOTHER}}
     starts, ends = [start for start, _ in outer], [end for _, end in outer]
     return named, " ".join(text[end:start] for end, start in zip([0, *ends], [*starts, len(text)]))
+
+
+def _in_other_spelling(option: str) -> str:
+    """A folded option with "two" for 2, or 2 for "two", if it has only this number; "one" is too often a pronoun."""
+    numbers = _SMALL_NUMBER.findall(option)
+    if len(numbers) != 1 or numbers[0] not in _SPELLED:
+        return option
+    return _SMALL_NUMBER.sub(_SPELLED[numbers[0]], option)
 
 
 def _pattern(option: str) -> str:

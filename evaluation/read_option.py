@@ -13,7 +13,7 @@ from string import ascii_uppercase
 
 from .named_options import ANOTHER, named_options
 from .option_labels import are_numbered, without_labels
-from .spelling import KEY_WORDS, NUMBER_WORDS, fold, lower, plain
+from .spelling import KEY_WORDS, NUMBER_WORDS, fold, lower, one_spelling, plain
 from .unwrap_reply import NEGATION, unwrap
 
 
@@ -68,7 +68,15 @@ _TAIL = re.compile(
     re.IGNORECASE,
 )
 # What follows is a reason, in which any option can be named.
-_REASON = re.compile(r"(?:\b(?:because|since|due to|given that)\b|,\s*(?:as|for)\s|因为|因為)", re.IGNORECASE)
+_REASON = re.compile(
+    r"(?:\b(?:because|since|due to|given that)\b|,\s*(?:as|for)\s|因为|因為"
+    r"|\n\W{0,9}(?:explanation|reason(?:s|ing)?|justification|rationale)\s?:)",
+    re.IGNORECASE,
+)
+# "Yes, there is no dog".
+_YES_OR_NO = re.compile(r"\s?(yes|no)\s?(?:[,.;:!-]|\n)\s*(\S.*)", re.IGNORECASE | re.DOTALL)
+# Small models go on with a question of their own.
+_NEXT_QUESTION = re.compile(r"\n\W{0,9}(?:question|human|user)\s?:", re.IGNORECASE)
 _SECOND_THOUGHT = re.compile(
     r"\b(?:wait|actually|correction|sorry|hmm|on second thought|in fact|however|rather|instead|scratch that|mistake\w*|wrong|not (?:right|correct))\b|\bno[,.!]",
     re.IGNORECASE,
@@ -156,10 +164,14 @@ _NUMBER_LABEL = re.compile(
 # If options contain letters themselves, fewer can be labels: "(A) or (B)", "A. B", "B, maybe C".
 _FEWER = re.compile(r"\(([a-zA-Z])\)|\b(?:or|and|maybe)\s+([A-Z])\b|\b([A-Z])\W*$")
 _REJECTION = re.compile(
-    r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt(?:s|ed|ful)?|less likely|least likely)\b|不"
+    r"\b(?:wrong|incorrect|false|unlikely|impossible|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing) out|anything but|other than|hardly|scarcely|doubt(?:s|ed|ful)?|less likely|least likely"
+    r"|unable|lack(?:s|ed|ing)?|absen(?:t|ce)|devoid|refus\w+|upload\w*|please (?:provide|share|send|attach))\b|不"
 )
 # These give no answer; their "no" does not answer a yes-no question.
-_NO_ANSWER = re.compile(r"\bno (?:idea|clue|answer|opinion|response|information|way (?:to|of)|one (?:can|could))\b")
+_NO_ANSWER = re.compile(
+    r"\bno (?:idea|clue|answer|opinion|response|information|way (?:to|of)|one (?:can|could)|audio|(?:sound )?file|clip"
+    r"|recording|attachment|context|access|ability|mention|comment)\b"
+)
 # "Bm7", "F#:7/1", "A:maj(#11)/1", "Eb/G", and single letters.
 _CHORD = re.compile(r"[a-zA-Z]|[A-G][#b♯♭]?(?:maj|min|m|M|h?dim|aug|sus|add)?[\d#b()*,+]*(?:[:/]\S*)?")
 _LETTER_IN_OPTION = re.compile(rf"(?<![\w'])(?!(?:A|I)\s+(?!{KEY_WORDS}\b)\w)[A-Z](?![\w'])")
@@ -169,6 +181,9 @@ _LIST_MARK = re.compile(r"^(?:[-•>#]+\s+)+")
 def _resolve(reply: str, choices: Sequence[str], numbered: bool) -> str | None:
     option = _same(reply, choices)
     if option is not None:
+        return option
+    first, *more = _NEXT_QUESTION.split(reply, maxsplit=1)
+    if more and (option := _direct(first, choices)) is not None:
         return option
     text = unwrap(reply)
     if text is None:
@@ -189,7 +204,7 @@ def _says_no_answer(text: str, option: str, choices: Sequence[str]) -> bool:
 
 
 def _meant(text: str, choices: Sequence[str]) -> str | None:
-    option = _same_beside_label(text, choices)
+    option = _same_beside_label(text, choices) or _yes_or_no(text, choices)
     if option is not None:
         return option
     main = _without_reason(text, choices)
@@ -199,6 +214,24 @@ def _meant(text: str, choices: Sequence[str]) -> str | None:
             others = _letters(_MENTIONED, text, choices) - {option}
             return None if others else option
     return _together(text, choices)
+
+
+def _yes_or_no(text: str, choices: Sequence[str]) -> str | None:
+    """The "yes" or "no" that a reply begins with, if both are options and it does not come back to the other one."""
+    options = {fold(choice): choice for choice in choices}
+    found = _YES_OR_NO.match(text)
+    if found is None or not {"yes", "no"} <= options.keys() or _SECOND_THOUGHT.search(text):
+        return None
+    said, rest = found.group(1).lower(), found.group(2)
+    other = "no" if said == "yes" else "yes"
+    parts = map(fold, re.split(r"[,.;:!?\n]", rest))
+    return None if rest.lower().startswith(other) or other in parts else options[said]
+
+
+def _direct(text: str, choices: Sequence[str]) -> str | None:
+    """The option that a text is, or of which it is the label, without other words."""
+    label, rest = _split_label(text)
+    return _same_beside_label(text, choices) or (None if fold(rest) else _labelled(label, choices))
 
 
 def _same_beside_label(text: str, choices: Sequence[str]) -> str | None:
@@ -289,8 +322,11 @@ def _same(text: str, choices: Sequence[str]) -> str | None:
     if text.strip() in choices:
         return text.strip()
     folded = fold(text)
-    found = {choice for choice in choices if folded and fold(choice) == folded}
-    return found.pop() if len(found) == 1 else None
+    for spelled in (str, one_spelling):
+        found = {choice for choice in choices if folded and spelled(fold(choice)) == spelled(folded)}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
 
 
 def _split_label(text: str) -> tuple[str | None, str]:

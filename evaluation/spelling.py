@@ -40,6 +40,7 @@ _COMPARISONS = {">": "more than", "<": "less than", "~": "almost", "±": "plus o
     **dict.fromkeys((">=", "≥", "\\ge", "\\geq"), "at least"),
     **dict.fromkeys(("<=", "≤", "\\le", "\\leq"), "at most"),
 }
+_JOINED = re.compile(r"(?<=[^\W\d_])[-_](?=[^\W\d_])")
 _BARE_POINT = re.compile(r"(?<![\w.)\]}])\.(?=\d)")
 
 
@@ -64,9 +65,14 @@ def fold(text: str) -> str:
     return _ARTICLE.sub("", lower(text))
 
 
+def one_spelling(folded: str) -> str:
+    """A folded text with spaces for hyphens and underscores between letters, and without spaces after commas."""
+    return re.sub(r",\s+", ",", _JOINED.sub(" ", folded))
+
+
 def same_spelling(one: str, other: str) -> bool:
     """Whether texts are equal apart from outer white space and composed or decomposed Unicode letters."""
     return unicodedata.normalize("NFC", one.strip()) == unicodedata.normalize("NFC", other.strip())
 
 
-__all__ = ["KEY_WORDS", "NUMBER_WORDS", "OUTER", "fold", "lower", "plain", "same_spelling"]
+__all__ = ["KEY_WORDS", "NUMBER_WORDS", "OUTER", "fold", "lower", "one_spelling", "plain", "same_spelling"]

@@ -301,3 +301,62 @@ def test_pages_of_repetition_come_to_an_end(part, option):
     repeated = part * (200_000 // len(part))
     assert resolve("x " + repeated, SOUNDS) == option
     assert resolve(f"x {repeated} y.", SOUNDS) == option
+
+
+@pytest.mark.parametrize(
+    "reply, option",
+    [
+        *(("I'm sorry, but there is no audio attached.", None), ("No audio was provided.", None)),
+        *(("Since no clip is given, I cannot tell.", None), ("I'm unable to hear it; no file was attached", None)),
+        *(("Yes\n\nThere is no pause.", "Yes"), ("The answer is Yes. There is no pause.", "Yes")),
+        *(("Yes, there is no dog.", "Yes"), ("No, there is no dog.", "No"), ("There is no dog in it.", "No")),
+        *(("Yes or no? I hear no dog.", None), ("Yes, no wait, No.", None), ("Yes. No.", None), ("No, yes.", None)),
+    ],
+)
+def test_yes_and_no(reply, option):
+    assert resolve(reply, YES_NO) == resolve(reply, YES_NO[::-1]) == option
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *("I'm unable to hear any music in this clip.", "The clip lacks music.", "Music is absent."),
+        *("Please upload the music so I can analyze it.", "I am unable to process speech."),
+    ],
+)
+def test_options_in_refusals_are_not_answers(reply):
+    assert resolve(reply, ("Speech", "Music", "Silence")) is None
+
+
+@pytest.mark.parametrize("said", ["B", "(B)", "**B**", "Answer: B", "Cat", "B. Cat"])
+@pytest.mark.parametrize("heading", ["Explanation:", "**Reasoning:**", "Justification :", "### Rationale:", "Reason:"])
+def test_explanations_under_a_heading_are_reasons(said, heading):
+    assert resolve(f"{said}\n\n{heading} a meow, not a dog or a cow.", ANIMALS) == "Cat"
+    assert resolve(f"{heading} The dog is far away.\nAnswer: {said.removeprefix('Answer: ')}", ANIMALS) == "Cat"
+
+
+def test_a_question_that_a_model_asks_itself_is_not_answered():
+    assert resolve("B\n\nQuestion: What is it?\nAnswer: A", ANIMALS) == "Cat"
+    assert resolve("Question: What is it?\nAnswer: A", ANIMALS) == "Dog"
+    assert resolve("Let me see.\n\nQuestion: What is it?\nAnswer: A", ANIMALS) == "Dog"
+
+
+@pytest.mark.parametrize(
+    "reply, choices, option",
+    [
+        ("There are two speakers.", NUMBERS, "2"),
+        ("There are 3 speakers.", ("Two speakers", "Three speakers"), "Three speakers"),
+        ("I hear it three times", ("2 times", "3 times"), "3 times"),
+        ("It is the one with the bark", NUMBERS, None),
+        ("more than two speakers", NUMBERS, None),
+        ("twenty two", NUMBERS, None),
+        ("2", ("two", "2"), "2"),
+        ("Hip hop", ("Hip-hop", "Jazz"), "Hip-hop"),
+        ("sea_waves", ("Sea waves", "Rain"), "Sea waves"),
+        ("[1.2, 2.5]", ("[1.2,2.5]", "[0.5,1.2]"), "[1.2,2.5]"),
+        ("re sign", ("resign", "re-sign"), "re-sign"),
+        ("5 degrees", ("-5 degrees", "10 degrees"), None),
+    ],
+)
+def test_numbers_and_hyphens_in_another_spelling(reply, choices, option):
+    assert resolve(reply, choices) == option
