@@ -120,9 +120,9 @@ def answered_turns(history: list[dict[str, Any]]) -> list[Turn]:
     """
     turns, asked = [], None
     for message in history:
-        text = "\n".join(item["text"] for item in message["content"] if item["type"] == "text")
+        text = _text(message)
         if message["role"] == "user":
-            asked = Turn(text, tuple(_path(item["file"]) for item in message["content"] if item["type"] == "file"))
+            asked = Turn(text, _files(message))
         elif asked is not None and (message.get("metadata") or {}).get("title") != NOT_ANSWERED and text.strip():
             turns.append(asked._replace(answer=text.strip()))
             asked = None
@@ -134,7 +134,7 @@ def was_unheard(history: list[dict[str, Any]]) -> bool:
     unheard = False
     for message in history:
         if message["role"] == "user":
-            unheard = unheard or any(item["type"] == "file" for item in message["content"])
+            unheard = unheard or bool(_files(message))
         elif answered_turns([{"role": "user", "content": []}, message]):
             unheard = False
     return unheard
@@ -146,6 +146,24 @@ def name_of(model: str) -> str:
         return model
     path = Path(model).resolve()
     return path.parent.name if path.name == "model" else root_of(path).name
+
+
+def _text(message: dict[str, Any]) -> str:
+    return "\n".join(item["text"] for item in _items(message) if item["type"] == "text")
+
+
+def _files(message: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(_path(item["file"]) for item in _items(message) if item["type"] == "file")
+
+
+def _items(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The content of a message as the page gives it; through the API it is a string, or a list of strings and paths."""
+    content = message["content"]
+    for item in [content] if isinstance(content, str) else content:
+        if isinstance(item, str):
+            yield {"type": "text", "text": item}
+        else:
+            yield item if "type" in item else {"type": "file", "file": item}
 
 
 def _path(file: Any) -> str:

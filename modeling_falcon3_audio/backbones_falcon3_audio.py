@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, Aut
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
 
 from .releases_falcon3_audio import CACHE
 
@@ -117,7 +117,7 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any]):
 
 
 def _load_whisper(audio: str | PreTrainedModel) -> PreTrainedModel:
-    config = _config_of(audio)
+    config = config_of(audio)
     if config.model_type != "whisper":
         raise ValueError(
             f"The audio backbone must be a Whisper model, got {_name_of(audio)} of type {config.model_type!r}. Use "
@@ -145,8 +145,26 @@ def _load(auto_class: Any, name: str | os.PathLike, part: str = "") -> PreTraine
     return model
 
 
-def _config_of(backbone: str | PreTrainedModel) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(backbone) if isinstance(backbone, NAME) else backbone.config
+def config_of(backbone: str | PreTrainedModel) -> PreTrainedConfig:
+    """
+    The config of a backbone, loaded if it is given by name.
+
+    Raises a `ValueError` for a folder without a model, and for a model whose code is not part of transformers.
+    """
+    if not isinstance(backbone, NAME):
+        return backbone.config
+    if os.path.isdir(backbone) and CONFIG_NAME not in os.listdir(backbone):
+        if ADAPTER_CONFIG_NAME in os.listdir(backbone):
+            raise ValueError(f"{_name_of(backbone)} is an adapter: merge it into its model first, and give that.")
+        raise ValueError(f"{_name_of(backbone)} holds no model: there is no {CONFIG_NAME}. Save the model there.")
+    try:
+        return AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{_name_of(backbone)} needs code that is not part of transformers. Choose a model whose family is."
+        ) from error
 
 
 def _name_of(backbone: str | PreTrainedModel) -> str:
@@ -168,7 +186,7 @@ def _check_not_quantised(backbone: str | PreTrainedModel, config: PreTrainedConf
 
 def _check_text_config(text: str | PreTrainedModel):
     """Checks that need only the config, before weights are loaded."""
-    config = _config_of(text)
+    config = config_of(text)
     if config.get_text_config() is not config:
         raise ValueError(
             f"{_name_of(text)} of type {config.model_type!r} takes more than text; the text backbone must be a "
@@ -243,7 +261,7 @@ def _find_audio_token_id(text: str | PreTrainedModel, audio_token: str | None) -
         from falcon3_audio.processing import choose_audio_token, load_tokenizer
     except ImportError as error:
         raise ImportError(f"Choosing the placeholder token needs the falcon3-audio package. {remedy}") from error
-    return choose_audio_token(load_tokenizer(name), _config_of(text).get_text_config().vocab_size, audio_token)[1]
+    return choose_audio_token(load_tokenizer(name), config_of(text).get_text_config().vocab_size, audio_token)[1]
 
 
-__all__ = ["Backbones", "combine_backbones", "load_composed"]
+__all__ = ["Backbones", "combine_backbones", "config_of", "load_composed"]

@@ -8,12 +8,15 @@ Only the projector is new; the folder holds model, processor and code, and loads
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers.utils import logging
 
+from .backbones_falcon3_audio import config_of
 from .configuration_falcon3_audio import PRESETS, get_preset
 from .modeling_falcon3_audio import Falcon3AudioForConditionalGeneration
 from .processing import Falcon3AudioProcessor
@@ -24,6 +27,19 @@ from .whole_files import check_new_folder, whole_folder
 logger = logging.get_logger(__name__)
 
 
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """Raises a `ValueError` for a chat template that fails."""
+    try:
+        yield
+    except TemplateError as error:
+        raise ValueError(
+            f"The chat template cannot render a question and its answer ({error}). Choose another text backbone, or set "
+            "another `chat_template` in its tokenizer."
+        ) from error
+
+
+@_template_errors()
 def compose(
     audio: str,
     text: str,
@@ -42,8 +58,8 @@ def compose(
     and processor.
 
     The folder appears complete or not at all: files are written to a folder next to it, which is then renamed. Raises
-    a `FileExistsError` if `output` already contains anything, the errors of `from_backbones`, and a
-    `jinja2.TemplateError` if the chat template cannot render a question and its answer.
+    a `FileExistsError` if `output` already contains anything, the errors of `from_backbones`, and a `ValueError` if
+    the chat template cannot render a question about audio and its answer.
     """
     output = Path(output)
     check_new_folder(output)
@@ -53,7 +69,10 @@ def compose(
         "trailing_silence": trailing_silence,
         "read_trailing_silence": read_trailing_silence,
     }
-    processor = Falcon3AudioProcessor.from_backbones(audio, text, audio_token=audio_token, **shared)
+    config_of(audio)  # first: it says best what is wrong with a folder
+    vocab_size = config_of(text).get_text_config().vocab_size
+    processor = Falcon3AudioProcessor.from_backbones(audio, text, audio_token, vocab_size, **shared)
+    _check_audio_is_asked_about(processor)
     model = Falcon3AudioForConditionalGeneration.from_backbones(
         audio,
         text,
@@ -81,6 +100,24 @@ def compose(
     return output
 
 
+def _check_audio_is_asked_about(processor: Falcon3AudioProcessor):
+    """Raises a `ValueError` unless the placeholder is in a prompt exactly once for a clip."""
+    content = [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": "A question?"}]
+    answer = {"role": "assistant", "content": "An answer."}
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}, answer])
+    found = prompt.count(processor.audio_token)
+    if found == 0:
+        raise ValueError(
+            "The chat template leaves out what the user says if that is a string, not a list, or rewrites it, so prompts would "
+            "hold no audio. Choose another text backbone, or set another `chat_template` in its tokenizer."
+        )
+    if found > 1:
+        raise ValueError(
+            f"`audio_token` must be a token that no prompt contains, got {processor.audio_token!r}, which the chat "
+            "template writes. Choose another one."
+        )
+
+
 def _end_answers(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor):
     """
     Makes generation stop at the tokens that end an answer in training: the one that the chat template puts after an
@@ -103,6 +140,7 @@ def _end_answers(model: Falcon3AudioForConditionalGeneration, processor: Falcon3
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
+@_template_errors()
 def check_answers_can_be_learned(processor: Falcon3AudioProcessor):
     """Raises a `ValueError` if training could not tell the answer from the rest of a rendered chat."""
     if not processor.tokenizer.is_fast:
@@ -180,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not (audio and text):
         parser.error("give --audio and --text, or --preset")
     others = {name: value for name, value in vars(options).items() if name not in ("preset", "audio", "text")}
-    with user_errors(parser.prog, TemplateError, explain=lambda error: _as_typed(error, options)) as end:
+    with user_errors(parser.prog, explain=lambda error: _as_typed(error, options)) as end:
         compose(audio, text, **others)
     return end.status
 

@@ -25,9 +25,12 @@ from transformers.generation import (
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
+from transformers.utils import logging
 
 from .releases_falcon3_audio import CACHE
 
+
+logger = logging.get_logger(__name__)
 
 # Processors that change the logits of tokens because the prompt contains them.
 _READ_THE_PROMPT = (
@@ -111,6 +114,7 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
         model_kwargs.pop("audio_places", None)  # from a caller that uses this model as an assistant
         inputs_embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get(CACHE)
         held = 0 if cache is None else int(cache.get_seq_length())
+        self._warn_of_long_prompt(input_ids, inputs_embeds)
         if clips[0] is not None:
             if audio_embeds is not None:
                 raise ValueError("Specify at most one of `input_features` and `audio_embeds`.")
@@ -137,6 +141,16 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
             model_kwargs["audio_places"] = places.repeat_interleave(expand_size, dim=0)
             model_kwargs["clips"] = clips  # for an assistant
         return input_ids, model_kwargs
+
+    def _warn_of_long_prompt(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None):
+        """transformers' reminder looks for the number of positions in `config`, where it is not."""
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        tokens = max(given.shape[1] for given in (input_ids, inputs_embeds) if given is not None)
+        if positions and tokens > positions:
+            logger.warning_once(
+                f"A prompt has {tokens} tokens of text and audio, but this language model was made for {positions} "
+                "positions: its answer can be wrong. Use fewer or shorter clips or texts."
+            )
 
     def _refuse_audio(self, input_ids: torch.Tensor | None, inputs_embeds: Any, audio_embeds: torch.Tensor):
         """Raises the forward's error for audio that does not match, with the numbers of the prompts as given."""
@@ -172,10 +186,11 @@ class Falcon3AudioGenerationMixin(GenerationMixin):
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
         token = self.config.audio_token_id
+        device = kwargs.get("device")  # that of the inputs: with offloaded weights, the model's is "meta"
         if self.config.audio_token_is_embedded:
             # First, before samplers choose from the best tokens. The generation config that `from_backbones` makes
             # says the same, but not that of a model resized later, nor a caller's own.
-            return LogitsProcessorList([SuppressTokensLogitsProcessor([token], device=self.device), *processors])
+            return LogitsProcessorList([SuppressTokensLogitsProcessor([token], device=device), *processors])
         return LogitsProcessorList(
             WithPlaceholder(processor, token) if isinstance(processor, _READ_THE_PROMPT) else processor
             for processor in processors

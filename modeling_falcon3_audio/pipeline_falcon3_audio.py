@@ -24,12 +24,13 @@ from .audio_cache_falcon3_audio import AudioCache, digests
 from .pipeline_inputs_falcon3_audio import (
     Request,
     check_batch_size,
-    each,
     in_batches,
     is_audio,
     is_begun,
     is_many,
     make_request,
+    make_requests,
+    naming_input,
     pair,
     with_answer,
 )
@@ -130,10 +131,10 @@ class AudioTextToTextPipeline(Pipeline):
 
         Args:
             audio: A clip (path, URL, bytes, array, tensor, dict with `array` and `sampling_rate`, tuple of an array
-                and its rate); a list of clips, one prompt for each (a batch); or a list of lists, where each inner
-                list goes into one prompt. Or a chat or list of chats (messages as dicts; Falcon3-Audio's processor
-                takes objects as well); or dicts with `audio`, `text` and `sampling_rate`, as a list, dataset, stream
-                or generator. A row of these is read when its answer is requested.
+                and its rate, row of a data set with `audio`); a list of clips, one prompt for each (a batch); or a
+                list of lists, where each inner list goes into one prompt. Or a chat or list of chats (messages as
+                dicts; Falcon3-Audio's processor takes objects as well); or dicts with `audio`, `text` and
+                `sampling_rate`, as a list, dataset, stream or generator, read when the answer is requested.
             text (`str`, list of `str`, or chats): The question. One question is asked about every clip of a list;
                 several questions about one clip each get their own answer.
             sampling_rate (`int`, *optional*): Sampling rate of arrays, in Hz. Files contain their own.
@@ -159,11 +160,12 @@ class AudioTextToTextPipeline(Pipeline):
         plain = getattr(self.processor, "plain_messages", _messages)
         # How to read an item that is neither a chat nor a dict with `audio` and `text`.
         bare = "text" if audio is None else "audio"
+        how = (bare, sampling_rate, plain)
         if not is_many(rows):
-            return super().__call__(make_request(rows, bare, sampling_rate, plain), **kwargs)
+            return super().__call__(make_request(rows, *how), **kwargs)
         if isinstance(rows, Sized) and len(rows) == 0:
             raise ValueError("Got no input: the list of inputs is empty.")
-        requests = (make_request(row, bare, sampling_rate, plain) for row in each(rows))
+        requests = make_requests(rows, *how)
         return super().__call__(list(requests) if isinstance(rows, (list, tuple)) else requests, **kwargs)
 
     def _sanitize_parameters(
@@ -233,19 +235,20 @@ class AudioTextToTextPipeline(Pipeline):
             raise ValueError(
                 "Prompts are padded on the left, since answers continue after the last token; omit `padding_side`."
             )
-        self._check_sampling_rates(requests)
         go_on = continues.pop()
-        inputs = self.processor.apply_chat_template(
-            [request.messages for request in requests],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=not go_on,
-            continue_final_message=go_on,
-            # Answers continue after the last token, and some models' tokenizers pad on the right.
-            processor_kwargs={"padding": True, "padding_side": "left"} | (processor_kwargs or {}),
-            **template,
-        )
+        with naming_input(requests):
+            self._check_sampling_rates(requests)
+            inputs = self.processor.apply_chat_template(
+                [request.messages for request in requests],
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=not go_on,
+                continue_final_message=go_on,
+                # Answers continue after the last token, and some models' tokenizers pad on the right.
+                processor_kwargs={"padding": True, "padding_side": "left"} | (processor_kwargs or {}),
+                **template,
+            )
         has_audio = self._audio_cache is not None and "input_features" in inputs
         clips = digests(inputs["input_features"], inputs["input_features_mask"]) if has_audio else None
         return {"requests": requests, "go_on": go_on, "inputs": dict(inputs.to(dtype=self.dtype)), "clips": clips}

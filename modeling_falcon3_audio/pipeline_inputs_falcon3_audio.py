@@ -5,8 +5,10 @@ Datasets, streams and generators stay lazy: a row is read when its answer is req
 checkpoint.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
@@ -22,9 +24,13 @@ SOURCES = ("audio", "path", "url")  # keys of an audio item
 
 @dataclass(frozen=True)
 class Request:
-    """One chat to answer. A separate class, since a list of messages would be taken for a batch."""
+    """
+    One chat to answer. A separate class, since a list of messages would be taken for a batch. `number` is that of the
+    input in errors, if there are several.
+    """
 
     messages: list[dict[str, Any]]
+    number: int | None = None
 
 
 def is_many(value: Any) -> bool:
@@ -44,9 +50,11 @@ def each(rows: Any) -> Iterator[Any]:
 def pair(audio: Any, text: Any) -> Any:
     """
     Pairs clips with questions: one row, or several rows, which can share one clip or one question. Several rows are a
-    list if everything was given as lists, otherwise they are read one by one.
+    list if everything was given as lists, otherwise they are read one by one. A clip can be the row of a data set that
+    has it under `audio`.
 
-    Raises a `ValueError` if a chat is given with a clip or a text, or if clips and questions do not match.
+    Raises a `ValueError` if a chat is given with a clip or a text, if clips and questions do not match, and for a row
+    with its own text.
     """
     if audio is None or text is None:
         return text if audio is None else audio
@@ -70,7 +78,9 @@ def _rows(clips: Iterator[Any], texts: Iterator[Any]) -> Iterator[dict[str, Any]
             if not isinstance(clips, repeat):
                 raise ValueError(f"Got only {number} texts but more clips; they must match.")
             return
-        yield _row(clip, text)
+        with _named(number):
+            row = _row(clip, text)
+        yield row
     if not endless and next(texts, ended) is not ended:
         raise ValueError("Got more texts than clips; they must match. Pass one text to ask it about all clips.")
 
@@ -78,12 +88,48 @@ def _rows(clips: Iterator[Any], texts: Iterator[Any]) -> Iterator[dict[str, Any]
 def _row(audio: Any, text: Any) -> dict[str, Any]:
     if _is_chat(audio) or _is_chat(text):
         raise ValueError("A chat contains its own audio; pass either a chat, or `audio` and `text`.")
-    if audio is None or text is None:
+    row = audio if isinstance(audio, dict) and "audio" in audio else {"audio": audio}
+    if row["audio"] is None or text is None:
         raise ValueError(
-            f"One of the {'clips' if audio is None else 'texts'} is None. Omit it, or pass a dict that says so: "
+            f"One of the {'clips' if row['audio'] is None else 'texts'} is None. Omit it, or pass a dict that says so: "
             "{'audio': None, 'text': ...}."
         )
-    return {"audio": audio, "text": text}
+    if row.get("text") is not None:
+        raise ValueError(
+            f"Got `text` for a row with its own 'text', {row['text']!r:.200}. Pass the rows without `text` to ask their "
+            "own questions, or rename the column."
+        )
+    return row | {"text": text}
+
+
+def make_requests(rows: Any, *how: Any) -> Iterator[Request]:
+    """The numbered requests of several inputs; `how` is as for `make_request`, whose errors name the input."""
+    for number, row in enumerate(each(rows)):
+        with _named(number):
+            request = make_request(row, *how)
+        yield replace(request, number=number)
+
+
+@contextmanager
+def _named(number: int) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.args = (f"Input {number}: {error}",)
+        raise
+
+
+@contextmanager
+def naming_input(requests: Sequence[Request]) -> Iterator[None]:
+    """Makes errors of the processor say which of several inputs they are about, as far as they tell."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        found = re.match(r"Conversation (\d+): ", str(error))
+        if requests[0].number is not None and (found or len(requests) == 1):
+            number = requests[int(found[1]) if found else 0].number
+            error.args = (f"Input {number}: {str(error)[found.end() if found else 0 :]}",)
+        raise
 
 
 def make_request(item: Any, bare: str, sampling_rate: int | None, plain: Callable[[Any], list]) -> Request:
@@ -275,6 +321,8 @@ __all__ = [
     "is_begun",
     "is_many",
     "make_request",
+    "make_requests",
+    "naming_input",
     "pair",
     "with_answer",
 ]

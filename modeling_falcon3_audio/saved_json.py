@@ -23,7 +23,7 @@ def readable_json(folder: str | Path) -> Iterator[None]:
 
     Raises:
         `ValueError`: if `folder` is a file, if one of its JSON files contains no JSON object, or if transformers fails
-            on the contents of one.
+            on the contents of one, or misses a processor.
         `OSError`: if there is no such folder, and no such model on the Hub, whose client does not name it.
     """
     if Path(folder).is_file():
@@ -34,6 +34,10 @@ def readable_json(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, AttributeError, TypeError, IndexError, StrictDataclassError) as error:
+        if "is not an instance of `ProcessorMixin`" in str(error):  # but a tokenizer, for example
+            raise ValueError(
+                f"{folder} has no processor, which an audio-language model needs; it is probably a model of text alone."
+            ) from error
         raise ValueError(
             f"{folder} cannot be loaded: one of its JSON files has unexpected contents, or this release of transformers "
             f"does not take them ({error!r:.200})."

@@ -28,7 +28,8 @@ _AFTER_AUDIO = re.compile(
     rb"NAME|AUTH|\(c\) |ANNO|COMT|MARK|INST|APPL|info|strg|mark|free|uuid|midi"
 )
 _MATROSKA = b"\x1aE\xdf\xa3"
-# Names of the parts of Matroska (RFC 9559) that can be outermost, or inside those of unknown size: segments, clusters.
+_NESTED = (b"\x18S\x80g", b"\x1fC\xb6u")  # segments, clusters
+# Names of the parts of Matroska (RFC 9559) that can be outermost, in segments or in clusters.
 _ELEMENT = re.compile(
     rb"\x1aE\xdf\xa3|\x18S\x80g|\x11M\x9bt|\x15I\xa9f|\x16T\xaek|\x1fC\xb6u|\x1cS\xbbk|\x19A\xa4i|\x10C\xa7p|\x12T\xc3g|"
     rb"[\xec\xbf\xe7\xa7\xab\xa3\xa0\xaf]|XT"
@@ -175,7 +176,10 @@ def _box(data: bytes, at: int) -> tuple[bytes, int] | None:
 
 
 def _element(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """Matroska (RFC 8794): name and size, whose length its leading zeros give. All bits set: the size is unknown."""
+    """
+    Matroska (RFC 8794): name and size, whose length its leading zeros give. All bits set: the size is unknown. Of a
+    segment or cluster, the first part inside is next: FFmpeg skips damaged ones, and the audio then has a gap.
+    """
     title = _ELEMENT.match(data, at)
     size_at = title.end() if title else len(data)
     if size_at >= len(data):
@@ -183,7 +187,8 @@ def _element(data: bytes, at: int) -> tuple[bytes, int] | None:
     start = size_at + 9 - data[size_at].bit_length()
     most = (1 << 7 * (start - size_at)) - 1
     size = int.from_bytes(data[size_at:start], "big") & most
-    return data[at:size_at], start if size == most else start + size  # of unknown size, the first part inside is next
+    is_nested = data[at:size_at] in _NESTED and (size == most or start + size <= len(data))
+    return data[at:size_at], start if is_nested else start + size
 
 
 def _chunk(data: bytes, at: int) -> tuple[bytes, int] | None:

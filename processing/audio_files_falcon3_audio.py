@@ -11,6 +11,7 @@ file. Saved with every checkpoint.
 import io
 import os
 import re
+from collections import defaultdict
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -55,7 +56,7 @@ _CAN_BE_ENDLESS = re.compile(rb"RIF[FX]|RF64|FORM....AIF|caff|\.snd|dns\.|fLaC|\
 # Formats that give the length of their audio. For others (Amiga's SVX, Matlab's, Psion's) and for G.72x in AU,
 # libsndfile uses the file's size, so half a file would pass as complete, and an endless one would never end.
 _CHECKED = {*CHUNKED, "AU", "FLAC", "MP3", "NIST", "OGG"}
-# How much longer than its audio a container can be: encoder delay, and video that ends later.
+# How much earlier than announced a file can end: encoder delay.
 DURATION_TOLERANCE = 0.5  # seconds
 
 
@@ -301,16 +302,14 @@ def _decode_with_ffmpeg(data: bytes, name: str, error: Any, max_seconds: float |
         try:
             # Without playlists and similar formats, which open other files.
             with av.open(io.BytesIO(data), options={"format_whitelist": _OF_FFMPEG}) as container:
-                samples, rate, is_damaged, decoded = _first_sound(container, max_seconds)
-                promised, kind = _promised_seconds(container), container.format.name
+                samples, rate, is_damaged, decoded, ends = _first_sound(container, max_seconds)
+                (promised, end), kind = _announced_and_actual_end(container, ends), container.format.name
         except (av.FFmpegError, ValueError, IndexError) as reason:
             problem = f"PyAV, which reads other formats, reports: {str(reason)[:300]}"
         else:
             _check_seconds(len(samples) / rate, max_seconds, name)
-            if len(samples) / rate < promised - DURATION_TOLERANCE:
-                raise ValueError(
-                    f"{name} is truncated: it announces {promised:.1f} s and holds {len(samples) / rate:.1f} s."
-                )
+            if end < promised - DURATION_TOLERANCE:
+                raise ValueError(f"{name} is truncated: it announces {promised:.1f} s and holds {end:.1f} s.")
             if is_damaged:
                 raise ValueError(f"{name} is truncated or damaged: FFmpeg reports a part of the audio as incomplete.")
             check_container(kind, data, decoded, name)
@@ -321,16 +320,23 @@ def _decode_with_ffmpeg(data: bytes, name: str, error: Any, max_seconds: float |
     ) from error
 
 
-def _first_sound(container: Any, max_seconds: float | None) -> tuple[np.ndarray, int, bool, int]:
+def _first_sound(container: Any, max_seconds: float | None) -> tuple[np.ndarray, int, bool, int, dict[int, float]]:
     """
-    Samples and rate of the first audio stream, whether a part of it is incomplete, and where its last packet ends.
+    Samples and rate of the first audio stream, whether a part of it is incomplete, where its last packet ends, and the
+    time in seconds at which each stream ends: audio can start late and have gaps.
 
     Reads up to slightly more than `max_seconds`, to show that it is longer.
     """
+    if not container.streams.audio:
+        raise ValueError("it contains no audio")
     stream = container.streams.audio[0]
     floats = av.AudioResampler(format="fltp")
+    ends: dict[int, float] = defaultdict(float)
     parts, count, is_damaged, end = [], 0, False, 0
-    for packet in container.demux(stream):
+    for packet in container.demux():
+        _note_end(ends, packet)
+        if packet.stream.index != stream.index:
+            continue
         is_damaged |= packet.is_corrupt
         end = end if packet.pos is None else packet.pos + packet.size
         for frame in packet.decode():
@@ -341,15 +347,24 @@ def _first_sound(container: Any, max_seconds: float | None) -> tuple[np.ndarray,
             break
     if not parts:
         raise ValueError("it contains no audio")
-    return np.concatenate(parts, axis=1).T, stream.rate, is_damaged, end
+    ends[stream.index] = max(ends[stream.index], count / stream.rate)  # not all packets have times
+    return np.concatenate(parts, axis=1).T, stream.rate, is_damaged, end, ends
 
 
-def _promised_seconds(container: Any) -> float:
-    """The announced duration; 0 if there is none, as in browser recordings."""
+def _note_end(ends: dict[int, float], packet: Any):
+    if packet.pts is not None:
+        seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        ends[packet.stream.index] = max(ends[packet.stream.index], seconds)
+
+
+def _announced_and_actual_end(container: Any, ends: dict[int, float]) -> tuple[float, float]:
+    """Of the first audio stream, or of the file where only that is announced. 0 if nothing is (browser recordings)."""
     stream = container.streams.audio[0]
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base
+    if stream.duration is None:
+        return (container.duration or 0) / av.time_base, max(ends.values())
+    # In ASF, the duration of a stream is that of the file.
+    end = max(ends.values()) if container.format.name == "asf" else ends[stream.index]
+    return float(stream.duration * stream.time_base), end
 
 
 if soundfile is not None:

@@ -147,6 +147,15 @@ def load_item(item: dict, sampling_rate: int | None, message: int, unread: Colle
     return {"type": "audio", "audio": load_audio(sources[0], rate, name, unread=others)}
 
 
+def _prepare(number: int, conversation: Any, *how: Any) -> list:
+    """One conversation of a batch."""
+    try:
+        return prepare_messages(conversation, *how)
+    except (TypeError, ValueError) as error:
+        error.args = (f"Conversation {number}: {error}",)
+        raise
+
+
 def prepare_messages(
     conversation: Any,
     audio_token: str,
@@ -160,13 +169,14 @@ def prepare_messages(
     `unread` are arguments of the call that are not read. With `any_items`, content items can be other than text and
     audio, for a template that supports them.
 
-    Raises a `ValueError` that names the message for anything that a template would silently ignore.
+    Raises a `ValueError` that names the conversation, if there are several, and the message for anything that a
+    template would silently ignore.
     """
     if isinstance(conversation, (list, tuple)) and conversation and is_conversation(conversation[0]):
-        return [
-            prepare_messages(messages, audio_token, sampling_rate, load, any_items, unread)
-            for messages in conversation
-        ]
+        how = (audio_token, sampling_rate, load, any_items, unread)
+        if len(conversation) == 1:
+            return [prepare_messages(conversation[0], *how)]
+        return [_prepare(number, messages, *how) for number, messages in enumerate(conversation)]
     conversation = plain_messages(conversation)
     if len(conversation) == 0:
         raise ValueError("The conversation is empty; give at least one message.")

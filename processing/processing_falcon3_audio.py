@@ -164,11 +164,11 @@ class Falcon3AudioProcessor(ProcessorMixin):
         without an embedding row, an `audio_token` that text can contain, and several chat templates without a default.
         """
         if isinstance(text, (str, os.PathLike)) and vocab_size is None:
-            vocab_size = AutoConfig.from_pretrained(text).get_text_config().vocab_size
+            vocab_size = AutoConfig.from_pretrained(text, trust_remote_code=False).get_text_config().vocab_size
         text = load_tokenizer(text)
         audio = whisper_feature_extractor(audio)
         token, _ = choose_audio_token(text, vocab_size, audio_token)
-        template = chat_template or own_chat_template(text)
+        template = own_chat_template(text, chat_template)
         return cls(audio, text, chat_template=make_chat_template(template, token), audio_token=token, **options)
 
     @property

@@ -6,6 +6,7 @@ The language model is never resized, whichever placeholder is used, and its own 
 default.
 """
 
+import json
 import os
 import re
 from contextlib import AbstractContextManager
@@ -53,9 +54,9 @@ def load_tokenizer(text):
     """
     The language model's tokenizer (loaded by name, or as given), set up to pad on the left, as generation needs.
 
-    Raises a `ValueError` for one without an end token.
+    Raises a `ValueError` for one that cannot be loaded, and for one without an end token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(text) if isinstance(text, (str, os.PathLike)) else text
+    tokenizer = _load(text) if isinstance(text, (str, os.PathLike)) else text
     if tokenizer.eos_token is None:
         raise ValueError(
             f"The tokenizer{_of(tokenizer)} has no end token (eos_token is None), so answers could never end. Set the "
@@ -67,6 +68,21 @@ def load_tokenizer(text):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _load(name: str | os.PathLike):
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"The tokenizer of {name} needs code that is not part of transformers. Choose a language model whose "
+                "tokenizer is."
+            ) from error
+        raise ValueError(
+            f"{name} holds no tokenizer, or one that cannot be loaded. Save the language model's tokenizer there. "
+            f"transformers says: {error}"
+        ) from error
 
 
 def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: str | None = None) -> tuple[str, int]:
@@ -100,13 +116,14 @@ def choose_audio_token(tokenizer, vocab_size: int | None = None, audio_token: st
         slots = [name for name in free if _UNUSED_TOKEN.search(name) and not _is_in_text(tokenizer, name)]
         token = max(slots, key=added.__getitem__, default=NEW_AUDIO_TOKEN)
     if token not in added:
-        tokenizer.add_tokens([token], special_tokens=True)
+        _add_token(tokenizer, token)
     return token, tokenizer.convert_tokens_to_ids(token)
 
 
 def _is_in_use(tokenizer, token: str) -> bool:
     """Whether a token marks beginnings, ends or padding, or appears in the chat template."""
-    named = {str(name) for name in tokenizer.special_tokens_map.values() if not isinstance(name, (list, tuple))}
+    # The class lists these; an instance adds the tokens of other inputs (text-only Gemma 3 names one for images).
+    named = (getattr(tokenizer, name) for name in type(tokenizer).SPECIAL_TOKENS_ATTRIBUTES)
     return token in named or token in str(tokenizer.chat_template)
 
 
@@ -157,27 +174,45 @@ def _check_audio_token(tokenizer, token: str):
     )
 
 
+def _add_token(tokenizer, token: str):
+    """
+    Adds a special token behind all others. If ids have gaps (as in Phi-4-mini), `tokenizers` loads an added token with the
+    number of tokens as its id, which can be another token's, unless the vocabulary has it too.
+    """
+    ids = tokenizer.get_vocab().values()
+    behind = 1 + max(ids)
+    if tokenizer.is_fast and behind > len(ids):
+        backend = tokenizer.backend_tokenizer
+        state = json.loads(backend.to_str())
+        if not isinstance(state["model"].get("vocab"), dict):
+            raise ValueError(
+                f"The tokenizer{_of(tokenizer)} has gaps in its ids, so a new token would have another id once it is saved "
+                "and loaded. Give a special token that is in no prompt as `audio_token`."
+            )
+        state["model"]["vocab"][token] = behind
+        backend.model = type(backend).from_str(json.dumps(state)).model
+    tokenizer.add_tokens([token], special_tokens=True)
+
+
 def _of(tokenizer) -> str:
     return f" of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
 
 
-def own_chat_template(tokenizer) -> str:
+def own_chat_template(tokenizer, given: str | None = None) -> str:
     """
-    The language model's chat template, without thoughts by default; Falcon3's format, with a warning, if the tokenizer
-    has none. A tokenizer without Falcon3's tokens reads that as ordinary text; it starts as the tokenizer starts every text.
+    The language model's chat template: the `given` one, or the tokenizer's, without thoughts by default; Falcon3's
+    format, with a warning, if the tokenizer has none. A tokenizer without Falcon3's tokens reads that as ordinary text; it
+    starts as the tokenizer starts every text. Of a tokenizer's several templates only this one is kept: the others know
+    no audio.
 
     Raises a `ValueError` for several templates without a "default" one.
     """
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        if "default" not in template:
-            raise ValueError(
-                f"The tokenizer{_of(tokenizer)} has chat templates for {', '.join(template)}, but no default. Set "
-                "`tokenizer.chat_template` to the one to use, and save the tokenizer."
-            )
-        template = template["default"]
-    if template is not None:
-        return _without_thoughts(template, tokenizer)
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = given or _default_template(tokenizer)
+    if given:
+        return given
+    if tokenizer.chat_template is not None:
+        return _without_thoughts(tokenizer.chat_template, tokenizer)
     logger.warning(
         f"The tokenizer{_of(tokenizer)} has no chat template, as is usual for a language model without instruction "
         "tuning. Prompts use Falcon3's format, which it has to learn in training; an instruction-tuned version of "
@@ -185,6 +220,21 @@ def own_chat_template(tokenizer) -> str:
     )
     begins_texts = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{ bos_token }}" * begins_texts + FALCON3_CHAT_TEMPLATE
+
+
+def _default_template(tokenizer) -> str:
+    templates = tokenizer.chat_template
+    if "default" not in templates:
+        raise ValueError(
+            f"The tokenizer{_of(tokenizer)} has chat templates for {', '.join(templates)}, but no default. Set "
+            "`tokenizer.chat_template` to the one to use, and save the tokenizer."
+        )
+    others = ", ".join(name for name in templates if name != "default")
+    logger.warning(
+        f"The tokenizer{_of(tokenizer)} has several chat templates. Prompts use the default one; the others ({others}) are "
+        "left out. To use another, set `tokenizer.chat_template` to it, and save the tokenizer."
+    )
+    return templates["default"]
 
 
 def _without_thoughts(template: str, tokenizer) -> str:

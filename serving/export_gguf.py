@@ -100,6 +100,7 @@ def export_gguf(model: str, output: str | Path, llm_type: str = "f16", converter
     with readable_json(model):
         loaded: Falcon3AudioForConditionalGeneration = AutoModelForMultimodalLM.from_pretrained(model, dtype="auto")
         processor: Falcon3AudioProcessor = AutoProcessor.from_pretrained(model)
+    _check_placeholder(loaded, processor)
     name = Path(os.path.abspath(model)).name
     matrix_type = "f16" if llm_type == "q8_0" else llm_type
     with whole_folder(output) as folder:
@@ -168,7 +169,9 @@ def save_language_model(
     causal.generation_config = model.generation_config
     causal.save_pretrained(folder)
     tokenizer = processor.tokenizer
-    tokenizer.chat_template = language_model_template(processor.chat_template)
+    template = processor.chat_template
+    # In a dictionary if the checkpoint was saved with the language model's other templates.
+    tokenizer.chat_template = language_model_template(template["default"] if isinstance(template, dict) else template)
     tokenizer.save_pretrained(folder)
     if not model.config.audio_token_is_embedded:  # llama.cpp expects as many tokens as embedding rows
         _forget_token(folder, processor.audio_token)
@@ -176,13 +179,21 @@ def save_language_model(
 
 def _forget_token(folder: Path, token: str) -> None:
     """Removes an added token from a saved tokenizer, for which tokenizers have no method."""
-    for name, key in (("tokenizer.json", "added_tokens"), ("tokenizer_config.json", "extra_special_tokens")):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         path = folder / name
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        kept = [
-            entry for entry in saved.get(key, []) if token not in (entry, isinstance(entry, dict) and entry["content"])
-        ]
-        path.write_text(json.dumps(saved | {key: kept}, indent=2, ensure_ascii=False), encoding="utf-8")
+        saved = _without(json.loads(path.read_text(encoding="utf-8")), token)
+        path.write_text(json.dumps(saved, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _without(saved: Any, token: str) -> Any:
+    """A tokenizer's JSON without entries for a token, such as the name that the tokenizer gives it."""
+
+    def is_kept(entry: Any) -> bool:
+        return token not in (entry, isinstance(entry, dict) and entry.get("content"))
+
+    if isinstance(saved, dict):
+        return {key: _without(entry, token) for key, entry in saved.items() if is_kept(entry)}
+    return [_without(entry, token) for entry in saved if is_kept(entry)] if isinstance(saved, list) else saved
 
 
 def language_model_template(template: str) -> str:
@@ -243,6 +254,16 @@ def _check(model: str) -> None:
         raise ValueError(
             f"The encoder's window has {encoder.max_source_positions} positions; llama.cpp's has {WINDOW_POSITIONS}."
         )
+
+
+def _check_placeholder(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor) -> None:
+    if model.config.audio_token_is_embedded or processor.tokenizer.is_fast:
+        return
+    raise ValueError(
+        f"The placeholder {processor.audio_token!r} has no row in the embedding, and llama.cpp needs a tokenizer without it. "
+        f"It cannot be removed from a {type(processor.tokenizer).__name__}, which has no tokenizer.json. Serve the "
+        "checkpoint with `falcon3-audio serve`."
+    )
 
 
 def _command(converter: Path, folder: Path, name: str, llm_type: str) -> list[str]:

@@ -78,13 +78,16 @@ class AudioReader:
         return clips
 
     def read_file(self, data: bytes, param: str) -> np.ndarray:
-        """Samples of a file, as `read_all` gives them. Raises a `RefusedRequest` about `param`."""
+        """
+        Samples of a file, as `read_all` gives them, that the model hears in parts: `max_total` does not apply. Raises a
+        `RefusedRequest` about `param`.
+        """
         try:
-            return self._decode(data, "The file", before=0)
+            return self._decode(data, "The file", before=None)
         except ValueError as error:
             raise RefusedRequest(str(error), param) from error
 
-    def _decode(self, data: bytes, name: str, before: float) -> np.ndarray:
+    def _decode(self, data: bytes, name: str, before: float | None) -> np.ndarray:
         with self._decoding:
             self._check_length(data, name, before)
             clip = load_audio(data, name=name, max_seconds=self.max_seconds)
@@ -136,7 +139,7 @@ class AudioReader:
                     raise TimeoutError(f"it took more than {FETCH_TIMEOUT:g} s")
         return bytes(data)
 
-    def _check_length(self, data: bytes, name: str, before: float) -> None:
+    def _check_length(self, data: bytes, name: str, before: float | None) -> None:
         announced = announced_length(io.BytesIO(data))
         if announced is None:
             return
@@ -146,7 +149,8 @@ class AudioReader:
         else:
             if frames / rate > self.max_seconds:
                 raise ValueError(
-                    f"{name} is {frames / rate:.1f} s long; a clip can have {self.max_seconds:g} s at most."
+                    f"{name} is {frames / rate:.1f} s long; a clip can have {self.max_seconds:g} s at most. Send it in "
+                    "parts."
                 )
             self._check_total(frames / rate, name, before)
         most = self.max_seconds * MAX_VALUES_PER_SECOND
@@ -155,8 +159,8 @@ class AudioReader:
                 f"{name} has {frames} samples in {channels} channels, together more than {most:.0f}. Resample it."
             )
 
-    def _check_total(self, seconds: float, name: str, before: float) -> None:
-        if before + seconds > self._max_total:
+    def _check_total(self, seconds: float, name: str, before: float | None) -> None:
+        if before is not None and before + seconds > self._max_total:
             raise ValueError(
                 f"{name} is {seconds:.1f} s long, after {before:.1f} s of earlier clips; the model's context holds "
                 f"{self._max_total:g} s of audio."

@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -37,6 +38,30 @@ def with_ffmpeg(
                 out.mux(stream.encode(part))
             out.mux(stream.encode(None))
         return path.read_bytes()
+
+
+def with_pictures(
+    container: str, codec: str, pictures: str = "", late: float = 0.0, pause: float = 0.0, rate: int = RATE
+) -> bytes:
+    """2 s of noise, `late` and with a `pause` in the middle (seconds), next to 5 s of pictures if their codec is given."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        sound = out.add_stream(codec, rate=rate, bit_rate=128_000)
+        if pictures:
+            shown = out.add_stream(pictures, rate=5)
+            shown.width, shown.height, shown.pix_fmt = 32, 32, "yuv420p"
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 4 * rate)).astype(np.float32)  # mono would be doubled
+        frame = av.AudioFrame.from_ndarray(noise, format="flt", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        for packet in [*sound.encode(frame), *sound.encode(None)]:
+            half = packet.pts * packet.time_base >= 1
+            packet.pts = packet.dts = packet.pts + round((late + half * pause) / packet.time_base)
+            out.mux(packet)
+        for number in range(25 if pictures else 0):
+            out.mux(shown.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")))
+        if pictures:
+            out.mux(shown.encode(None))
+    return file.getvalue()
 
 
 def flac_of_a_stream(samples: np.ndarray, rate: int = RATE) -> bytes:

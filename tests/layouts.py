@@ -121,17 +121,15 @@ def llama3():
     return begin_with(tokenizer)
 
 
-def gemma():
+def gemma(**named: str):
     unused = [f"<unused{number}>" for number in range(6)]
     first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *unused, "<start_of_turn>", "<end_of_turn>"]
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return sentencepiece_like(first, False, [], GEMMA, **names)
+    return sentencepiece_like(first, False, special(*named.values()), GEMMA, **names, **named)
 
 
 def gemma3():
-    tokenizer = gemma()
-    tokenizer.add_tokens(special("<image_soft_token>"))
-    return tokenizer
+    return gemma(image_token="<image_soft_token>")
 
 
 def mistral():

@@ -19,6 +19,7 @@ import soundfile
 import torch
 import yaml
 from ffmpeg_files import RATE, STEREO, flac_of_a_stream, with_ffmpeg
+from gradio_client import Client, handle_file
 from packaging.requirements import Requirement
 from tiny import SAMPLING_RATE, question, tokenized, tone
 
@@ -311,6 +312,26 @@ def test_after_a_refused_clip_nothing_older_is_shown_or_answered(assistant, clip
     *_, (said, _) = chat.respond({"text": "Is it high?", "files": []}, history, "", 12, 0)
     assert said == answer(assistant, assistant.prepare([*app.answered_turns(history), Turn("Is it high?")]))
     assert not app.was_unheard(history) and app.was_unheard([*history, user("Stopped", clips[0]), bot("")])
+
+
+def test_a_chat_goes_on_through_the_api(assistant, clips):
+    page = app.build_page(assistant, "a model", [], concurrency=1)
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
+    try:
+        client = Client(url, verbose=False)
+        asked = [("What?", clips[:1]), ("Sure?", []), ("", []), ("And this?", clips[1:])]
+        messages = [{"text": text, "files": [*map(handle_file, paths)]} for text, paths in asked]
+        said = [client.predict(message, "", 12, 0, api_name="/chat")[0] for message in messages]
+    finally:
+        page.close()
+    turns = []
+    for (text, paths), heard in zip(asked, said):
+        if not text:
+            assert "question is empty" in str(heard)
+            continue
+        turns.append(Turn(text, tuple(paths)))
+        assert heard == answer(assistant, assistant.prepare(turns)).strip()
+        turns[-1] = turns[-1]._replace(answer=heard)
 
 
 def test_the_page_names_the_checkpoint_and_not_its_place(tmp_path):

@@ -1,5 +1,7 @@
 """Models composed from backbones, and backbones that do not fit."""
 
+import builtins
+import json
 import shutil
 
 import pytest
@@ -17,7 +19,7 @@ from transformers import (
     T5Config,
 )
 
-from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 
 
 @pytest.mark.parametrize("num_mel_bins", [80, 128])
@@ -193,3 +195,31 @@ def test_backbones_whose_files_lack_weights_are_refused(backbone_folders, tmp_pa
     save_file(renamed, tmp_path / "renamed" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="renamed' has no weights for .* such as encoder.*others, such as module."):
         compose(str(tmp_path / "renamed"), text)
+
+
+def test_folders_without_a_model_are_named(backbone_folders, tmp_path):
+    audio, text = backbone_folders
+    compose = Falcon3AudioForConditionalGeneration.from_backbones
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="lora' holds no model: there is no config.json"):
+        compose(audio, str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    for backbones in ((audio, str(folder)), (str(folder), text)):
+        with pytest.raises(ValueError, match="lora' is an adapter: merge it into its model first"):
+            compose(*backbones)
+
+
+def test_models_with_code_of_their_own_are_refused(backbone_folders, tmp_path, monkeypatch):
+    """Without transformers' question whether to run that code: the composed model could not."""
+    audio, text = backbone_folders
+    monkeypatch.setattr(builtins, "input", lambda question: pytest.fail(question))
+    shutil.copytree(text, tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MyConfig"}}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    for backbones in ((audio, str(tmp_path / "own")), (str(tmp_path / "own"), text)):
+        with pytest.raises(ValueError, match="own' needs code that is not part of transformers. Choose a model whose"):
+            Falcon3AudioForConditionalGeneration.from_backbones(*backbones)
+    with pytest.raises(ValueError, match="custom code"):
+        Falcon3AudioProcessor.from_backbones(audio, str(tmp_path / "own"))

@@ -1,5 +1,7 @@
 """`falcon3-audio compose`: backbones in, a checkpoint out, or a clear one-line error."""
 
+import copy
+
 import pytest
 import torch
 from tiny import FALCON3_TEMPLATE, make_llm, make_tokenizer, question, tone
@@ -109,6 +111,45 @@ def test_a_chat_template_without_an_end_token_is_named(backbone_folders, tmp_pat
     make_tokenizer(template=template).save_pretrained(tmp_path / "text")
     compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "model")
     assert "puts no end token after an answer" in caplog.text
+
+
+SYSTEM_NEEDED = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('A system message is required.') }}{% endif %}"
+)
+TAKES_LISTS = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+HIDDEN_USE = "{{ '>>UNUSED' + '_1<<' }}"
+THINKING_NEEDED = "{% if enable_thinking %}{% endif %}" + SYSTEM_NEEDED
+CANNOT_RENDER = (
+    r"cannot render a question and its answer \(A system message is required\.\). Choose another text backbone"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (SYSTEM_NEEDED, CANNOT_RENDER),
+        (THINKING_NEEDED, CANNOT_RENDER),
+        (TAKES_LISTS, "The chat template leaves out what the user says if that is a string, not a list"),
+        (HIDDEN_USE + FALCON3_TEMPLATE, "`audio_token` must be a token that no prompt contains, got '>>UNUSED_1<<'"),
+    ],
+    ids=["raises", "raises with thoughts", "lists", "placeholder"],
+)
+def test_a_chat_template_that_cannot_ask_about_audio_is_refused(template, message, backbone_folders, tmp_path):
+    make_llm().save_pretrained(tmp_path / "text")
+    make_tokenizer(template=template).save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match=message):
+        compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_whose_chat_template_fails_cannot_be_trained(processor):
+    processor = copy.copy(processor)
+    processor.chat_template = SYSTEM_NEEDED
+    with pytest.raises(ValueError, match=CANNOT_RENDER):
+        check_answers_can_be_learned(processor)
 
 
 def test_tokens_in_front_of_an_answer_do_not_end_it(backbone_folders, tmp_path):

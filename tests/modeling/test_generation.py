@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny import answer, make_llm, make_whisper, prompt, question, tone
 from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache, StaticCache
+from transformers.utils import logging
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration
 from falcon3_audio.generation_falcon3_audio import learned_positions
@@ -39,6 +41,34 @@ def test_learned_positions_are_not_exceeded():
         with pytest.raises(ValueError, match="got 41 tokens"):
             model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, eos_token_id=299)
     assert learned_positions(make_llm("llama").model) is None
+
+
+def test_a_prompt_that_is_longer_than_the_context_is_said(caplog):
+    llm = make_llm(max_position_embeddings=40)
+    model = Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(), llm, audio_token_id=1).eval()
+    for given in ("input_ids", "inputs_embeds"):
+        for tokens, warnings in ((40, 0), (41, 1)):
+            caplog.clear()
+            logging.get_logger().warning_once.cache_clear()
+            ids = torch.full((2, tokens), 5)
+            prompts = {given: ids if given == "input_ids" else model.get_input_embeddings()(ids)}
+            for _ in range(2):
+                model.generate(**prompts, max_new_tokens=1, do_sample=False)
+            said = [record.message for record in caplog.records if "positions" in record.message]
+            assert len(said) == warnings
+            assert all("has 41 tokens of text and audio" in text and "for 40 positions" in text for text in said)
+
+
+@pytest.mark.parametrize("token", [1, 300], ids=["embedded", "beyond the vocabulary"])
+def test_weights_that_are_offloaded_give_the_same_answer(token):
+    model = Falcon3AudioForConditionalGeneration.from_backbones(
+        make_whisper(), make_llm(), audio_token_id=token
+    ).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 5, 6, 7]])}
+    expected = answer(model, inputs)
+    offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+    assert offloaded.device.type == "meta"
+    assert torch.equal(answer(offloaded, inputs), expected)
 
 
 def test_greedy_generation_is_the_argmax_of_the_full_forward(model, processor):

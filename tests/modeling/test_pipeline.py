@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from datasets import Dataset
+from datasets import Audio, Dataset
 from pipeline_calls import CLIPS, about, by_hand, texts
 from tiny import question, tone
 from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
@@ -287,6 +287,29 @@ def test_a_column_of_a_dataset(pipe, files):
 
 
 # Other kinds of rows.
+
+
+def test_rows_of_a_dataset_with_one_question(pipe, files):
+    paths = Dataset.from_dict({"audio": [files["a"], files["b"]], "label": [1, 2]})
+    encoded = paths.cast_column("audio", Audio(decode=False))
+    samples = [{"array": CLIPS[name], "sampling_rate": 16_000, "path": None} for name in "ab"]
+    decoded = [{"audio": clip, "path": files["c"], "text": None} for clip in samples]
+    wanted = [about(pipe, "a"), about(pipe, "b")]
+    for rows in (
+        paths,
+        encoded,
+        encoded.remove_columns("label"),
+        list(encoded),
+        encoded.to_iterable_dataset(),
+        decoded,
+    ):
+        assert texts(pipe(rows, text="What?", batch_size=2)) == wanted
+        assert pipe(next(iter(rows)), text="What?")[0]["generated_text"] == wanted[0]
+    assert texts(pipe(encoded, text=["What?", "Why?"])) == [wanted[0], about(pipe, "b", "Why?")]
+    with pytest.raises(ValueError, match="Input 0: Got `text` for a row with its own 'text', 'Why[?]'"):
+        list(pipe(paths.add_column("text", ["Why?", None]), text="What?"))
+    with pytest.raises(ValueError, match="One of the clips is None"):
+        pipe({"audio": None, "label": 1}, text="What?")
 
 
 def test_streams_of_datasets(pipe, files):

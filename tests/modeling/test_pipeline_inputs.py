@@ -7,6 +7,7 @@ from pipeline_calls import texts
 from tiny import tone
 
 from falcon3_audio import pipeline_inputs_falcon3_audio as pipeline_inputs
+from falcon3_audio.processing import UnreadableAudioError
 from falcon3_audio.processing.audio_inputs_falcon3_audio import could_be_rate, is_list_of_clips, is_with_rate
 
 
@@ -144,3 +145,26 @@ def test_what_could_be_a_rate_is_what_the_processor_takes_for_one():
     for value in (*rates, *others):
         wanted = any(value is rate for rate in rates)
         assert could_be_rate(value) == pipeline_inputs._could_be_rate(value) == wanted, value
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_errors_say_which_of_several_inputs_they_are_about(pipe, batch_size):
+    """One in a batch with others, one alone, one that is no request."""
+    good, empty = (CLIP, 16_000), (CLIP[:0], 16_000)
+    for place in (1, 4):
+        clips = [good] * place + [empty] + [good] * (4 - place)
+        with pytest.raises(UnreadableAudioError, match=f"^Input {place}: The audio in message 0 is empty"):
+            pipe(clips, text="What?", batch_size=batch_size)
+        rows = [{"audio": clip, "text": "What?"} for clip in clips]
+        with pytest.raises(UnreadableAudioError, match=f"^Input {place}: The audio in message 0 is empty"):
+            list(pipe(iter(rows), batch_size=batch_size))
+        rows[place] = {"audio": 5, "text": "What?"}
+        with pytest.raises(TypeError, match=f"^Input {place}: The audio in message 0 is a int"):
+            pipe(rows, batch_size=batch_size)
+        rows[place] = {"audio": None, "text": None}
+        with pytest.raises(ValueError, match=f"^Input {place}: One of the inputs is None"):
+            pipe(rows, batch_size=batch_size)
+        with pytest.raises(ValueError, match=f"^Input {place}: One of the clips is None"):
+            pipe([*clips[:place], None, *clips[place + 1 :]], text="What?")
+    with pytest.raises(UnreadableAudioError, match="^The audio in message 0 is empty"):
+        pipe(empty, text="What?")

@@ -1,15 +1,17 @@
 """Which token becomes the placeholder, and tokens that cannot."""
 
+import builtins
 import copy
+import json
 import re
 
 import pytest
 from chat_templates import PLAIN, QWEN, SPECIAL, chat_tokenizer, make_with
-from tiny import audio_tokens, make_processor, make_tokenizer, tone
-from transformers import WhisperFeatureExtractor
+from tiny import audio_tokens, make_llm, make_processor, make_tokenizer, tone
+from transformers import AutoTokenizer, WhisperFeatureExtractor
 
 from falcon3_audio import Falcon3AudioProcessor
-from falcon3_audio.processing import choose_audio_token
+from falcon3_audio.processing import choose_audio_token, load_tokenizer
 
 
 SECOND = 16_000
@@ -111,6 +113,33 @@ def test_tokens_without_a_row_are_refused():
         make_processor(tokenizer, vocab_size=280)
 
 
+def test_a_token_that_the_tokenizer_names_for_another_input_can_be_the_placeholder():
+    """As Gemma 3's for images: the language model reads only text."""
+    tokenizer = make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>", image_token="<image>")
+    assert choose_audio_token(copy.deepcopy(tokenizer), 280) == ("<image>", 280)
+    assert choose_audio_token(tokenizer, 280, audio_token="<image>") == ("<image>", 280)
+
+
+@pytest.mark.parametrize("rows", [320, 311, None])
+def test_ids_with_gaps_stay_as_they_are(tmp_path, rows):
+    """As in Phi-4-mini, whose special tokens are behind gaps: `tokenizers` loads added tokens with other ids."""
+    make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    behind = {"<|user|>": 300, "<|assistant|>": 310}
+    saved["model"]["vocab"] |= behind
+    saved["added_tokens"] += [saved["added_tokens"][0] | {"id": behind[token], "content": token} for token in behind]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    tokenizer = make_with(AutoTokenizer.from_pretrained(tmp_path), chat_template="<|user|>" + PLAIN)
+    text = "What is <|user|> it?<|assistant|>"
+    before = tokenizer.encode(text)
+    assert choose_audio_token(tokenizer, rows) == ("<|audio|>", 311)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        assert one.encode(text) == before and one.encode(f"<|audio|>{text}") == [311, *before]
+        assert one.decode([311, *before]) == f"<|audio|>{text}"
+        assert choose_audio_token(one, rows) == ("<|audio|>", 311)
+
+
 @pytest.mark.parametrize("word", ["pancake", "unused", "<laugh>"])
 def test_a_word_that_was_added_is_no_placeholder(word):
     """Every text with it would be refused."""
@@ -127,3 +156,16 @@ def test_a_word_that_was_added_is_no_placeholder(word):
 def test_a_tokenizer_without_an_end_token_is_refused():
     with pytest.raises(ValueError, match="has no end token .* answers could never end. Set the token"):
         make_processor(make_tokenizer(["<|pad|>"], pad_token="<|pad|>"))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(builtins, "input", lambda question: pytest.fail(question))
+    make_llm().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} holds no tokenizer, .*Save the language model's tokenizer there"
+    ):
+        load_tokenizer(str(tmp_path))
+    own = {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["mine.MyTokenizer", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
+    with pytest.raises(ValueError, match=f"tokenizer of {tmp_path} needs code that is not part of transformers"):
+        load_tokenizer(str(tmp_path))

@@ -77,6 +77,14 @@ def test_what_is_no_folder_is_named(command, checkpoint, tmp_path, capsys):
         )
 
 
+def test_a_language_model_alone_is_no_broken_json(backbone_folders, capsys):
+    assert main(["serve", backbone_folders[1]]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(
+        f"falcon3-audio serve: {backbone_folders[1]} has no processor, which an audio-language model"
+    )
+
+
 def test_read_object(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}')
     assert read_object(tmp_path / "a.json") == {"a": 1}

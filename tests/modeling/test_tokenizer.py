@@ -8,7 +8,7 @@ import torch
 from chat_templates import GEMMA, LLAMA3, MISTRAL, PLAIN, QWEN, SPECIAL, chat_tokenizer, make_with
 from jinja2 import Environment, TemplateError
 from tiny import FALCON3_TEMPLATE, make_llm, make_processor, make_tokenizer, question, tokenized, tone
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 
 from falcon3_audio import Falcon3AudioProcessor
 from falcon3_audio.processing import tokenizer_falcon3_audio
@@ -146,10 +146,19 @@ def test_several_templates_without_a_default_are_named():
         make_processor(make_tokenizer(template={"tool_use": PLAIN, "rag": PLAIN}))
 
 
-def test_the_default_of_several_named_templates_is_taken():
-    tokenizer = make_tokenizer(template={"default": FALCON3_TEMPLATE, "tool_use": "tools!"})
-    wanted = make_tokenizer().apply_chat_template([{"role": "user", "content": "Hi?"}], tokenize=False)
-    assert make_processor(tokenizer).apply_chat_template([{"role": "user", "content": "Hi?"}]) == wanted
+@pytest.mark.parametrize("given", [None, PLAIN])
+def test_the_default_of_several_named_templates_is_taken(given, tmp_path, caplog):
+    """The others, which know no audio, are not saved: the tokenizer would use them for chats with tools."""
+    templates = {"default": FALCON3_TEMPLATE, "tool_use": "tools!"}
+    chat, tools = [{"role": "user", "content": "Hi?"}], [{"name": "play", "parameters": {}}]
+    wanted = make_tokenizer(template=given or FALCON3_TEMPLATE).apply_chat_template(chat, tokenize=False)
+    make_processor(make_tokenizer(template=templates), chat_template=given).save_pretrained(tmp_path)
+    assert ("the others (tool_use) are left out" in caplog.text) == (given is None)
+    processor, tokenizer = AutoProcessor.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert processor.chat_template == tokenizer.chat_template
+    for options in ({}, {"tools": tools}):
+        assert processor.apply_chat_template(chat, **options) == wanted
+        assert tokenizer.apply_chat_template(chat, tokenize=False, **options) == wanted
 
 
 # Labels.

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from ffmpeg_files import M4A, STEREO, with_ffmpeg
+from ffmpeg_files import M4A, STEREO, with_ffmpeg, with_pictures
 from ffmpeg_files import RATE as RATE_OF_M4A
 from sound_files import (
     ID3,
@@ -289,6 +289,43 @@ def test_a_list_of_other_files_opens_none_of_them(tmp_path, text, monkeypatch):
         load_audio(text.format(path).encode(), name="clip 7")
 
 
+PICTURES = {
+    "webm": ("libopus", "libvpx", 48_000),
+    "matroska": ("aac", "mpeg4", 44_100),
+    "mp4": ("aac", "mpeg4", 44_100),
+    "flv": ("aac", "flv", 44_100),
+    "asf": ("wmav2", "wmv2", 44_100),
+    "avi": ("mp2", "mpeg4", 44_100),
+}
+
+
+@pytest.mark.parametrize("container", PICTURES)
+def test_pictures_can_go_on_after_the_sound(container):
+    codec, pictures, rate = PICTURES[container]
+    data = with_pictures(container, codec, pictures, rate=rate)
+    assert abs(seconds(data) - 2) < 0.1
+    for part in (0.3, 0.7, 0.95):
+        with pytest.raises(ValueError, match="clip 7"):
+            decode_file(data[: int(len(data) * part)], "clip 7")
+
+
+@pytest.mark.parametrize("late, pause", [(3, 0), (0, 3)])
+@pytest.mark.parametrize("container", ["webm", "matroska", "mp4", "flv", "asf"])
+def test_sound_that_begins_late_or_pauses_is_whole(container, late, pause):
+    codec, pictures, rate = PICTURES[container]
+    for shown in ("", pictures):
+        assert abs(seconds(with_pictures(container, codec, shown, late, pause, rate)) - 2) < 0.1
+
+
+@pytest.mark.parametrize("container", ["webm", "avi"])
+def test_a_damaged_part_is_no_pause(container):
+    codec, _, rate = PICTURES[container]
+    data = with_pictures(container, codec, rate=rate)
+    half = len(data) // 2
+    with pytest.raises(ValueError, match="clip 7 is truncated"):
+        decode_file(data[:half] + bytes(len(data) // 3) + data[half + len(data) // 3 :], "clip 7")
+
+
 def test_a_file_with_pictures_alone(monkeypatch):
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as out:
@@ -297,7 +334,7 @@ def test_a_file_with_pictures_alone(monkeypatch):
         frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
         out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    with pytest.raises(ValueError, match="clip 7 cannot be decoded.*PyAV"):
+    with pytest.raises(ValueError, match="clip 7 cannot be decoded.*PyAV.* it contains no audio"):
         load_audio(file.getvalue(), name="clip 7")
 
 

@@ -9,6 +9,7 @@ import pydantic
 import pytest
 from tiny import question, tokenized, tone
 
+from falcon3_audio.processing import UnreadableAudioError
 from falcon3_audio.processing.messages_falcon3_audio import plain_messages
 
 
@@ -55,6 +56,17 @@ def test_a_batch_and_an_object_that_holds_a_conversation(processor):
     alone = tokenized(processor, CHAT)["input_ids"][0].tolist()
     assert tokenized(processor, chats)["input_ids"].tolist() == [alone] * 3
     assert tokenized(processor, chats[0])["input_ids"].tolist() == [alone]
+
+
+def test_errors_say_which_conversation_of_a_batch_they_are_about(processor):
+    empty = question(CLIP[:0], text="What?")
+    with pytest.raises(UnreadableAudioError, match="^Conversation 2: The audio in message 0 is empty"):
+        tokenized(processor, [CHAT, CHAT, empty])
+    with pytest.raises(ValueError, match="^Conversation 1: The conversation is empty"):
+        tokenized(processor, [CHAT, []])
+    for alone in (empty, [empty]):
+        with pytest.raises(UnreadableAudioError, match="^The audio in message 0 is empty"):
+            tokenized(processor, alone)
 
 
 def test_audio_is_not_copied_and_nothing_is_left_of_none():

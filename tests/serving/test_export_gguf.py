@@ -22,9 +22,9 @@ import pytest
 import soundfile
 import torch
 from layouts import LAYOUTS
-from tiny import FALCON3_TEMPLATE, SAMPLING_RATE, question, tokenized, tone
+from tiny import FALCON3_TEMPLATE, SAMPLING_RATE, make_llm, question, tokenized, tone
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer, ByT5Tokenizer
 
 from falcon3_audio import Falcon3AudioForConditionalGeneration, Falcon3AudioProcessor
 from falcon3_audio.compose import compose
@@ -245,6 +245,26 @@ def test_a_placeholder_beyond_the_vocabulary_is_left_out(backbone_folders, tmp_p
     chat = [{"role": "user", "content": "what is a dog?"}, {"role": "assistant", "content": "é <x>"}]
     assert saved.apply_chat_template(chat) == own.apply_chat_template(chat)
     assert saved.all_special_tokens == [token for token in own.all_special_tokens if token in saved.get_vocab()]
+
+
+def test_the_default_of_several_templates_is_exported(checkpoint, model, tmp_path):
+    """Some checkpoints were saved with the other templates of their language model."""
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.chat_template = {"default": processor.chat_template, "tool_use": "tools!"}
+    export_gguf.save_language_model(model, processor, tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == FALCON3_TEMPLATE
+
+
+def test_a_placeholder_that_cannot_be_left_out_is_refused(backbone_folders, tmp_path, capsys):
+    """A tokenizer without tokenizer.json has no list of its tokens to remove one from."""
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    make_llm(vocab_size=len(tokenizer), eos_token_id=1, pad_token_id=0).save_pretrained(tmp_path / "text")
+    tokenizer.save_pretrained(tmp_path / "text")
+    composed = compose(backbone_folders[0], str(tmp_path / "text"), tmp_path / "composed")
+    assert export_gguf.main([str(composed), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]  # after the loading progress
+    assert "cannot be removed from a ByT5Tokenizer, which has no tokenizer.json. Serve the checkpoint with" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"text", "composed"}, "nothing is written"
 
 
 def test_a_template_of_others_is_refused():

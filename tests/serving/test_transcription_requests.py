@@ -4,6 +4,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from ffmpeg_files import flac_of_a_stream
 from running_server import wav
 from tiny import SAMPLING_RATE, tone
 
@@ -137,6 +138,15 @@ def test_long_sound_is_cut_where_it_is_quiet(reader):
     np.testing.assert_array_equal(np.concatenate(pieces), load_audio(wav(61)))
     times = [(window.start, window.end) for window in transcription.windows]
     assert [end for _, end in times[:-1]] == [start for start, _ in times[1:]] and times[-1][1] == 61
+
+
+def test_sound_longer_than_the_context_is_heard_in_windows(processor):
+    audio = AudioReader(90, (), 2**23, max_total=40)
+    reader = TranscriptionReader(ChatReader("tiny", processor, 1000, 50, 3, audio), processor.window_samples)
+    for data in (wav(61), flac_of_a_stream(tone(61.0), SAMPLING_RATE)):
+        assert len(reader.read(form(data), KIND).windows) == 3
+    with pytest.raises(RefusedRequest, match=r"The file is 91.0 s long; .* 90 s at most\. Send it in parts\."):
+        reader.read(form(wav(91)), KIND)
 
 
 REFUSED = {
