@@ -3,7 +3,7 @@
 The plot shows exactly the features and the number of tokens that go into the prompt, taken from the processor. One
 token covers 40 ms (two encoder positions of 20 ms, unless the checkpoint pools differently). Lines mark tokens; in
 longer clips only every fifth, twenty-fifth and so on, to keep them apart. Dashed lines are the borders of Whisper's
-30 s windows.
+30 s windows. If the model also hears silence after a clip (`trailing_silence`, `pad_to_window`), it is part of the plot.
 
     draw(processor, [clip]).savefig("clip.png")
 """
@@ -34,15 +34,21 @@ def draw(processor: Falcon3AudioProcessor, clips: Sequence[Clip]) -> Figure:
     for axes, clip in zip(figure.subplots(len(clips), squeeze=False)[:, 0], clips):
         features, tokens = hear(processor, clip)
         _draw_features(axes, features)
-        _draw_grid(axes, clip, tokens, processor)
+        _draw_grid(axes, clip, features.shape[1] / FRAMES_PER_SECOND, tokens, processor)
     return figure
 
 
 def hear(processor: Falcon3AudioProcessor, clip: Clip) -> tuple[np.ndarray, int]:
-    """Log-mel frames of the clip, `(mel bands, frames)`, and the number of tokens that it has in a prompt."""
+    """
+    Log-mel frames of the clip, and of the silence after it that the language model reads, `(mel bands, frames)`, and the
+    number of tokens that both have in a prompt.
+    """
     inputs = processor(text=processor.audio_token, audio=clip.samples, sampling_rate=SAMPLING_RATE)
     frames = int(inputs["input_features_mask"][0].sum())
     tokens = int((inputs["input_ids"][0] == processor.audio_token_id).sum())
+    token_frames = processor.pooling_window * FRAMES_PER_SECOND // POSITIONS_PER_SECOND
+    if tokens * token_frames - frames >= token_frames:
+        frames = tokens * token_frames
     return np.asarray(inputs["input_features"][0][:, :frames]), tokens
 
 
@@ -73,7 +79,7 @@ def _draw_features(axes: Axes, features: np.ndarray):
     axes.spines[:].set_color(GREY)
 
 
-def _draw_grid(axes: Axes, clip: Clip, tokens: int, processor: Falcon3AudioProcessor):
+def _draw_grid(axes: Axes, clip: Clip, heard: float, tokens: int, processor: Falcon3AudioProcessor):
     token_seconds = processor.pooling_window / POSITIONS_PER_SECOND
     window_seconds = processor.window_samples / SAMPLING_RATE
     step = tokens_per_line(tokens)
@@ -81,7 +87,8 @@ def _draw_grid(axes: Axes, clip: Clip, tokens: int, processor: Falcon3AudioProce
         axes.axvline(time, color="white", alpha=0.25, linewidth=1.0)
     for time in np.arange(1, clip.seconds / window_seconds) * window_seconds:
         axes.axvline(time, color="white", linestyle="--", linewidth=1.5)
-    axes.set_xlim(0, clip.seconds)
+    silence = heard - clip.seconds if heard - clip.seconds >= token_seconds else 0
+    axes.set_xlim(0, clip.seconds + silence)
     scale = axes.secondary_xaxis(
         "top", functions=(lambda s: np.divide(s, token_seconds), lambda t: np.multiply(t, token_seconds))
     )
@@ -89,7 +96,7 @@ def _draw_grid(axes: Axes, clip: Clip, tokens: int, processor: Falcon3AudioProce
     scale.tick_params(colors=GREY)
     every = "token" if step == 1 else f"{step} tokens"
     axes.set_title(
-        f"{clip.name}: {clip.seconds:.2f} s, {tokens} tokens; a line every {every} ({1000 * step * token_seconds:g} ms)",
+        f"{clip.name}: {clip.seconds:.2f} s{f' and {silence:.2f} s of silence' if silence else ''}, {tokens} tokens; a line every {every} ({1000 * step * token_seconds:g} ms)",
         color=GREY,
         fontsize=10,
         parse_math=False,  # names may hold dollar signs

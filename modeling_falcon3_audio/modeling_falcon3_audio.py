@@ -36,10 +36,10 @@ from .shared_prefix_falcon3_audio import shared_prefix_mask
 
 
 # PEFT `target_modules` per tower. Bare names such as "q_proj" match Whisper's layers as well as the language model's.
-# Join two with "|" to train both. Covers decoders named like Llama's (Falcon3, Qwen, Gemma, Mistral, Phi-3, ...).
+# Join two with "|" to train both. Covers decoders named like Llama's (Falcon3, Qwen, Gemma, Mistral, Phi-3, Falcon-H1).
 LORA_TARGET_MODULES = {
     "audio_tower": r"model\.audio_tower\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|fc1|fc2)",
-    "language_model": r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
+    "language_model": r"model\.language_model\.layers\.\d+\.(self_attn|mlp|feed_forward)\.\w+_proj",
 }
 
 # What is not quantised in an 8-bit or 4-bit model (`llm_int8_skip_modules`, `modules_to_not_convert`). Full paths:

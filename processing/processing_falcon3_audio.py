@@ -267,7 +267,7 @@ class Falcon3AudioProcessor(ProcessorMixin):
     def _hear(self, audio: list[np.ndarray], **kwargs) -> dict[str, np.ndarray]:
         # Only `truncation` is read from the kwargs: it decides whether a clip over the limit is cut or refused, never
         # where it is cut. Padding and lengths apply only to the text.
-        refuse = kwargs.get("truncation", True) is False
+        refuse = kwargs.get("truncation", True) in (False, "do_not_truncate")
         clips = [self._limit(clip, f"audio {index}", refuse) for index, clip in enumerate(audio)]
         rows = [self._features(clip) for clip in clips]
         width = max(row.shape[1] for row in rows)

@@ -14,12 +14,14 @@ import torch
 from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from falcon3_audio import LORA_TARGET_MODULES
 
 from .arguments import AudioSFTConfig, LoraArguments
 
 
+logger = logging.get_logger(__name__)
 TOWERS = ("audio_tower", "language_model")
 PROJECTOR = "multi_modal_projector"
 # In the order of the optimizer's groups: `learning_rate` in the log is that of the first group without its own rate.
@@ -131,9 +133,11 @@ def _patterns(model: PreTrainedModel, arguments: LoraArguments, tower: str) -> l
         if not any(re.fullmatch(pattern, name) for name in linear):
             raise ValueError(
                 f"LoRA found no layers to adapt: nothing in the {tower} matches {pattern!r}. Its layers are "
-                f"{_layers(linear)}. Set lora_{tower} to `none`, or choose a model whose layers are named like "
-                "Llama's."
+                f"{_layers(linear)}. Name them with lora_target_modules (those of the other tower, too), set lora_{tower} to "
+                "`none`, or choose a model whose layers are named like Llama's."
             )
+        if choice == "all":
+            _warn_of_others(model, tower, [name for name in linear if not re.fullmatch(pattern, name)])
         return [pattern]
     named = [name for name in arguments.lora_target_modules if _is_in(name, linear)]
     everywhere = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -144,6 +148,23 @@ def _patterns(model: PreTrainedModel, arguments: LoraArguments, tower: str) -> l
             f"{_layers(linear)}. Name existing layers, or set lora_{tower} to `none`."
         )
     return [rf"model\.{tower}\.(?:.+\.)?(?:{'|'.join(map(re.escape, named))})"]
+
+
+def _warn_of_others(model: PreTrainedModel, tower: str, linear: Sequence[str]):
+    """Tells of layers that are neither attention nor a feed-forward layer by their name, such as experts and Mamba."""
+    layers = f"model.{tower}.layers."
+    experts = [
+        f"{name}.{weight}"
+        for name, module in model.named_modules()
+        for weight, value in module.named_parameters(recurse=False)
+        if value.dim() == 3 and not isinstance(module, nn.Conv1d)
+    ]
+    others = _layers(name for name in [*linear, *experts] if name.startswith(layers))
+    if others:
+        logger.warning(
+            f"lora_{tower}=all adapts attention and feed-forward layers. Without LoRA are {', '.join(others)}. To adapt other "
+            "linear layers, name all that should learn with lora_target_modules; PEFT cannot adapt experts in one tensor so."
+        )
 
 
 def _is_in(name: str, layers: Iterable[str]) -> bool:

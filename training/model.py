@@ -114,7 +114,9 @@ def load_model(
 def _check_composed(arguments: ModelArguments, processor: Falcon3AudioProcessor, config: PreTrainedConfig):
     found = {name: getattr(config, name, getattr(processor, name, None)) for name in COMPOSED}
     asked = {
-        name: getattr(arguments, name) for name, default in COMPOSED.items() if getattr(arguments, name) != default
+        name: getattr(arguments, name)
+        for name, default in COMPOSED.items()
+        if name in arguments.given or getattr(arguments, name) != default
     }
     differing = [f"{name}={asked[name]!r} but it has {found[name]!r}" for name in asked if asked[name] != found[name]]
     if differing:

@@ -27,6 +27,10 @@ COMPOSED = OF_COMPOSED | {"audio_token": None}
 
 @dataclass
 class ModelArguments:
+    """`given`: the names of options that a recipe or a command line gives, also with their default (not a field)."""
+
+    given = frozenset[str]()
+
     model: str | None = field(
         default=None,
         metadata={

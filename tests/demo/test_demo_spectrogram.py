@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from tiny import audio_tokens, question, tokenized, tone
+from tiny import audio_tokens, make_processor, question, tokenized, tone
 from transformers import WhisperFeatureExtractor
 
 from falcon3_audio.demo.conversation import Clip
@@ -44,6 +44,25 @@ def test_long_clips_have_wider_lines_and_borders_of_windows(processor):
     (scale,) = axes.child_axes
     axes.figure.draw_without_rendering()
     assert scale.get_xlim() == pytest.approx((0, 1625))
+
+
+@pytest.mark.parametrize(
+    "options, tokens, silence",
+    [
+        ({"trailing_silence": 1.0}, 55, 1.0),
+        ({"trailing_silence": 1.0, "read_trailing_silence": False}, 30, 0),
+        ({"pad_to_window": True}, 750, 28.8),
+    ],
+)
+def test_silence_that_the_model_hears_is_part_of_the_picture(options, tokens, silence):
+    processor = make_processor(**options)
+    (axes,) = draw(processor, [Clip("a.wav", tone(1.2))]).axes
+    assert axes.images[0].get_array().shape == (80, 120 + 100 * silence)
+    assert axes.images[0].get_extent()[1] == axes.get_xlim()[1] == pytest.approx(1.2 + silence)
+    said = f" and {silence:.2f} s of silence" if silence else ""
+    assert axes.get_title().startswith(f"a.wav: 1.20 s{said}, {tokens} tokens; ")
+    axes.figure.draw_without_rendering()
+    assert axes.child_axes[0].get_xlim() == pytest.approx((0, tokens))
 
 
 def test_lines_stay_apart():

@@ -8,14 +8,18 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
+from tiny import make_llm, make_whisper
 from torch import nn
-from training_runs import assistant, user
+from training_runs import assistant, parse, user
 
+from falcon3_audio import Falcon3AudioForConditionalGeneration
+from falcon3_audio.compose import compose
 from falcon3_audio.modeling_falcon3_audio_encoder import Falcon3AudioAttention
-from falcon3_audio.training.arguments import LoraArguments, ModelArguments
+from falcon3_audio.training.arguments import COMPOSED, LoraArguments, ModelArguments
 from falcon3_audio.training.collator import AudioChatCollator
 from falcon3_audio.training.learning import choose_trained_weights, count_parameters
 from falcon3_audio.training.model import load_model
+from falcon3_audio.training.run_folder import describe_recipe
 
 
 # Listed by hand: the linear layers in a layer of each tower, by choice.
@@ -228,3 +232,43 @@ def test_weights_that_cannot_be_read_are_named(load, checkpoint, tmp_path):
         (folder / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
     with pytest.raises(ValueError, match=f"weights in {folder} cannot be read"):
         load(model=str(folder))
+
+
+def test_options_that_are_given_count_also_with_their_default(backbone_folders, tmp_path):
+    """`--trailing_silence 0` for a model that was composed with a second of it."""
+    silent = str(tmp_path / "model")
+    compose(*backbone_folders, silent, trailing_silence=1.0)
+    options = ["--model", silent, "--train_data", "chats.jsonl", "--output_dir", str(tmp_path / "run")]
+    options += ["--bf16", "false"]
+    asked, *others = parse(*options)
+    load_model(asked, str(tmp_path / "run"), seed=0)
+    assert not COMPOSED.keys() & describe_recipe(asked, *others).keys()
+    asked, *_ = parse(*options, "--trailing-silence", "0", "--pooling_window=2")
+    with pytest.raises(ValueError, match=r"other options: trailing_silence=0.0 but it has 1.0\. Leave them out"):
+        load_model(asked, str(tmp_path / "run"), seed=0)
+
+
+@pytest.mark.parametrize(
+    "family, options, adapted, left_out",
+    [
+        ("llama", {}, 14, []),
+        (
+            "falcon_h1",
+            {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+            14,
+            ["mamba.in_proj", "mamba.out_proj"],
+        ),
+        ("mixtral", {"num_local_experts": 4}, 8, ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]),
+    ],
+)
+def test_layers_without_lora_are_named(family, options, adapted, left_out, caplog):
+    llm = make_llm(family, **options)
+    model = Falcon3AudioForConditionalGeneration.from_backbones(make_whisper(), llm, audio_token_id=1)
+    with caplog.at_level("WARNING"):
+        found = choose_trained_weights(model, LoraArguments())
+    layers = [name for name, _ in model.named_modules() if re.fullmatch(found.target_modules, name)]
+    assert sum("language_model" in name for name in layers) == adapted
+    said = [text for text in caplog.messages if "Without LoRA are" in text]
+    assert len(said) == bool(left_out)
+    for name in left_out:
+        assert f"model.language_model.layers.N.{name}" in said[0] and "convNd" not in said[0]
