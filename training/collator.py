@@ -35,6 +35,7 @@ logger = logging.get_logger(__name__)
 
 # Statistics in a batch; `AudioSFTTrainer` removes them before the model sees it.
 COUNTERS = ("num_shortened", "num_dropped", "num_bad_audio")
+MANY_DROPPED = 0.05  # a share of questions that a warning is worth
 QUESTIONS = "num_questions"
 # For evaluation: each example's number, and in batches which questions they have; see hearing.py.
 NUMBER = "number"
@@ -233,6 +234,18 @@ class AudioChatCollator:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
         } | (join_audio(rows) | _join_asked(asked))
+
+
+def newly_dropped(history: Sequence[dict[str, Any]], questions_of_a_step: int) -> list[str]:
+    """A warning if the log's last line is the first by which many questions did not fit into `max_length`."""
+    logged = [entry for entry in history if COUNTERS[1] in entry and entry["step"]]
+    shares = [entry[COUNTERS[1]] / (entry["step"] * questions_of_a_step) for entry in logged]
+    if not shares or shares[-1] <= MANY_DROPPED or max(shares[:-1], default=0) > MANY_DROPPED:
+        return []
+    return [
+        f"{shares[-1]:.0%} of the questions so far were left out: their clips are longer than the processor's max_audio_seconds, or "
+        "do not fit into max_length with an answer. Raise max_length, or split the clips."
+    ]
 
 
 def augmenting(collator: AudioChatCollator, options: dict[str, Any] | None, seed: int) -> AudioChatCollator:

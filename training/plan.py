@@ -3,15 +3,16 @@
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from datasets import Dataset
 
-from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND
+from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 from .arguments import LoraArguments
 from .augmentation import Augmentation
 from .best import whole_name
-from .collator import QUESTIONS
+from .collator import COUNTERS
 from .data.training_sets import describe_sets
 from .hearing import TRAINING_QUESTIONS
 from .learning import count_parameters, describe_parts, learning_rates
@@ -38,7 +39,10 @@ def describe_plan(trainer: AudioSFTTrainer, lora: LoraArguments, global_batch: i
     lines.append(("precision", _precision(trainer)))
     lines.append(("attention", _attention(trainer)))
     lines.append(("batch", _batch(trainer, global_batch)))
-    lines.append(("a step", _step(trainer, global_batch)))
+    estimate = estimate_step(trainer, global_batch)
+    lines.append(("a step", str(estimate)))
+    if estimate.dropped:
+        lines.append(("NOTE", _too_long(trainer, estimate)))
     if trainer.args.augmentation:
         options = Augmentation(**trainer.args.augmentation)
         lines.append(
@@ -63,12 +67,41 @@ def _batch(trainer: AudioSFTTrainer, global_batch: int) -> str:
     return f"{global_batch} questions: {each}, {times}"
 
 
-def _step(trainer: AudioSFTTrainer, global_batch: int) -> str:
-    tokens, seconds = estimate_example(trainer)
-    return (
-        f"about {tokens * global_batch:,.0f} tokens and {seconds * global_batch / 3600:.3f} h of audio "
-        f"(mean of the first {min(SAMPLE, len(trainer.sampler) or len(trainer.train_dataset))} questions)"
+@dataclass(frozen=True)
+class StepEstimate:
+    """
+    What a step has, going by the first questions.
+
+    Attributes:
+        tokens, hours: of text and audio, and of audio.
+        questions: how many were read, `dropped` ones among them.
+        dropped: how many are too long.
+    """
+
+    tokens: float
+    hours: float
+    questions: int
+    dropped: int
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.tokens:,.0f} tokens and {self.hours:.3f} h of audio (mean of the first {self.questions} "
+            "questions)"
+        )
+
+
+def _too_long(trainer: AudioSFTTrainer, estimate: StepEstimate) -> str:
+    """Raises a `ValueError` if all questions are too long."""
+    length, processor = trainer.args.max_length, trainer.processing_class
+    seconds = "" if length is None else f" ({length * processor.pooling_window / POSITIONS_PER_SECOND:.0f} s of audio)"
+    said = (
+        f"{estimate.dropped} of the first {estimate.questions} questions are left out: their clips are longer than "
+        f"max_audio_seconds={processor.max_audio_seconds:g} of the processor, or do not fit into max_length={length}{seconds} with an "
+        "answer. Raise max_length, or split the clips."
     )
+    if estimate.dropped == estimate.questions:
+        raise ValueError(said)
+    return said
 
 
 def _length(trainer: AudioSFTTrainer, global_batch: int, done: int) -> list[tuple[str, str]]:
@@ -84,16 +117,18 @@ def _length(trainer: AudioSFTTrainer, global_batch: int, done: int) -> list[tupl
     return [*lines, ("steps", f"{steps - done} to go of {steps}, {length}")]
 
 
-def estimate_example(trainer: AudioSFTTrainer) -> tuple[float, float]:
-    """Mean tokens and audio seconds per question, over the first training batches; at least `SAMPLE` questions."""
+def estimate_step(trainer: AudioSFTTrainer, global_batch: int) -> StepEstimate:
+    """From the first training batches; at least `SAMPLE` questions."""
     order: Iterator[int] = iter(trainer.sampler if trainer.stream is None else range(len(trainer.train_dataset)))
-    questions = tokens = frames = 0
-    while questions < SAMPLE and (indices := list(itertools.islice(order, trainer.args.train_batch_size))):
+    read = tokens = frames = dropped = 0
+    while read < SAMPLE and (indices := list(itertools.islice(order, trainer.args.train_batch_size))):
         batch = trainer.data_collator([trainer.train_dataset[index] for index in indices])
-        questions += int(batch[QUESTIONS])
+        read += len(indices)
+        dropped += int(batch[COUNTERS[1]])
         tokens += int(batch["attention_mask"].sum())
         frames += int(batch["input_features_mask"].sum())
-    return tokens / max(1, questions), frames / FRAMES_PER_SECOND / max(1, questions)
+    share = global_batch / max(1, read)
+    return StepEstimate(tokens * share, frames * share / FRAMES_PER_SECOND / 3600, read, dropped)
 
 
 def _hearing(trainer: AudioSFTTrainer) -> str:

@@ -32,7 +32,7 @@ from falcon3_audio.processing.audio_inputs_falcon3_audio import FRAMES_PER_SECON
 
 from .best import METRICS, EarlyStopping, check_metric, measured
 from .callbacks import EpochOrder, EvaluateAfterSaving, EvaluateAtTheEnd, LogTheEnd, TimeToGo
-from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting
+from .collator import ASKED, COUNTERS, IGNORED, QUESTIONS, augmenting, newly_dropped
 from .data.sampler import MixtureSampler, WithPass
 from .data.stream import TrainingStream
 from .distributed import broken_weights, reshard
@@ -330,7 +330,8 @@ class AudioSFTTrainer(SFTTrainer):
         super().log(logs, start_time)
         if self.is_in_train and self.is_world_process_zero():
             first_step = first_step_to_judge(self.args, self.state.max_steps)
-            for line in new_deafness(self.state.log_history, first_step):
+            history = self.state.log_history
+            for line in [*new_deafness(history, first_step), *newly_dropped(history, self._questions_of_a_step)]:
                 logger.warning(line)
 
     def _throughput(self) -> dict[str, Any]:

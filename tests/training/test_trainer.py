@@ -35,11 +35,11 @@ from falcon3_audio.training import sft
 from falcon3_audio.training import trainer as module
 from falcon3_audio.training.arguments import DataSource, LoraArguments
 from falcon3_audio.training.callbacks import EpochOrder
-from falcon3_audio.training.collator import AudioChatCollator
+from falcon3_audio.training.collator import AudioChatCollator, newly_dropped
 from falcon3_audio.training.data.sampler import MixtureSampler
 from falcon3_audio.training.data.training_sets import load_training_data
 from falcon3_audio.training.loss_curve import plot_loss
-from falcon3_audio.training.plan import describe_plan, estimate_example
+from falcon3_audio.training.plan import describe_plan, estimate_step
 from falcon3_audio.training.trainer import AudioSFTTrainer
 
 
@@ -263,24 +263,46 @@ def test_the_plan_is_what_will_happen(finished_run, monkeypatch):
         assert "every epoch, on 21 questions of eval_data" in describe_plan(
             finished_run, LoraArguments(), global_batch=4, done=2
         )
-    assert "NOTE" not in lines
+    dropped = int(lines["NOTE"].split()[0])
+    assert lines["NOTE"].startswith(
+        f"{dropped} of the first 15 questions are left out: their clips are longer than max_audio"
+    )
     monkeypatch.setattr(finished_run.args, "warmup_steps", 6)
     assert "all 6 step(s) are warm-up" in describe_plan(finished_run, LoraArguments(), global_batch=4, done=2)
-    tokens, seconds = estimate_example(finished_run)
-    assert lines["a step"].startswith(f"about {tokens * 4:,.0f} tokens and {seconds * 4 / 3600:.3f} h")
+    estimate = estimate_step(finished_run, 4)
+    assert estimate.dropped == dropped
+    assert lines["a step"].startswith(f"about {estimate.tokens:,.0f} tokens and {estimate.hours:.3f} h")
 
 
-def test_the_estimate_of_an_example_is_the_mean_of_what_comes_first(finished_run):
+def test_the_estimate_of_a_step_is_the_mean_of_what_comes_first(finished_run):
     """Here over a whole epoch: 15 questions, two of which share a clip of the second set."""
     dataset, collator = finished_run.train_dataset, finished_run.data_collator
     order = list(finished_run.sampler)
     batches = [collator([dataset[index] for index in order[start : start + 2]]) for start in range(0, 15, 2)]
     assert any("segment_ids" in batch for batch in batches)
-    kept = sum(int(batch["num_questions"]) for batch in batches)
-    assert kept == 15 - sum(int(batch["num_dropped"]) for batch in batches)
-    tokens, seconds = estimate_example(finished_run)
-    assert tokens == pytest.approx(sum(int(batch["attention_mask"].sum()) for batch in batches) / kept)
-    assert seconds == pytest.approx(sum(int(batch["input_features_mask"].sum()) for batch in batches) / 100 / kept)
+    dropped = sum(int(batch["num_dropped"]) for batch in batches)
+    assert sum(int(batch["num_questions"]) for batch in batches) == 15 - dropped
+    found = estimate_step(finished_run, 30)
+    assert (found.questions, found.dropped) == (15, dropped)
+    assert found.tokens == pytest.approx(2 * sum(int(batch["attention_mask"].sum()) for batch in batches))
+    frames = sum(int(batch["input_features_mask"].sum()) for batch in batches)
+    assert found.hours == pytest.approx(2 * frames / 100 / 3600)
+
+
+def test_questions_that_are_all_too_long_are_an_error_before_the_first_step(finished_run, monkeypatch):
+    monkeypatch.setattr(finished_run.data_collator, "max_length", 5)
+    monkeypatch.setattr(finished_run.args, "max_length", 5)
+    with pytest.raises(
+        ValueError, match=r"^15 of the first 15 questions .* max_length=5 \(0 s of audio\) .*Raise max_len"
+    ):
+        describe_plan(finished_run, LoraArguments(), global_batch=4, done=2)
+
+
+def test_many_questions_that_are_left_out_are_told_once():
+    history = [{"step": step, "num_dropped": dropped} for step, dropped in ((10, 2), (20, 3), (30, 7), (40, 9))]
+    told = [newly_dropped([*history[:count], {"step": 40, "eval_loss": 1.0}], 4) for count in range(5)]
+    assert [len(lines) for lines in told] == [0, 0, 0, 1, 0]
+    assert told[3][0].startswith("6% of the questions so far were left out") and "Raise max_length" in told[3][0]
 
 
 def test_four_bits_leave_what_is_trained_in_float32(start, tmp_path):
