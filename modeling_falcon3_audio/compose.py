@@ -151,7 +151,7 @@ def check_answers_can_be_learned(processor: Falcon3AudioProcessor):
     question = [{"role": "user", "content": "A question?"}]
     answered = [*question, {"role": "assistant", "content": "An answer."}]
     try:
-        processor.apply_chat_template(
+        inputs = processor.apply_chat_template(
             answered, tokenize=True, return_dict=True, processor_kwargs={"return_labels": True}
         )
     except ValueError as error:
@@ -161,6 +161,13 @@ def check_answers_can_be_learned(processor: Falcon3AudioProcessor):
             "templates of reasoning models do, so an answer to learn cannot be found. Choose another text backbone, "
             "or set another `chat_template` in its tokenizer."
         ) from error
+    learned = processor.decode(inputs["labels"][inputs["labels"] >= 0], skip_special_tokens=True)
+    if learned.strip() != "An answer.":
+        raise ValueError(
+            f"the chat template puts more into an answer than its text: {learned!r} would be learned and said for 'An "
+            "answer.' (as with gpt-oss, whose answers begin with the name of a channel). Choose another text backbone, or set "
+            "another `chat_template` in its tokenizer."
+        )
 
 
 def _report(model: Falcon3AudioForConditionalGeneration, processor: Falcon3AudioProcessor, output: Path):

@@ -15,10 +15,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         `OSError`: if the file cannot be read.
-        `ValueError`: if it is not YAML, not a mapping, or has a key twice.
+        `ValueError`: if it is not UTF-8, not YAML, not a mapping, or has a key twice.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        with open(path, encoding="utf-8") as file:  # whose name is in errors
+            content = yaml.load(file, _UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). Save the file as UTF-8.") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -33,9 +36,10 @@ class _UniqueKeys(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]
         keys = [self.construct_object(key) for key in scalars]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        twice = next((number for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
-            raise yaml.composer.ComposerError(None, None, f"{twice!r} is given twice", node.start_mark)
+            where = scalars[twice].start_mark
+            raise yaml.composer.ComposerError(None, None, f"{keys[twice]!r} is given twice", where)
         return node
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import FALCON3_TEMPLATE, make_llm, make_tokenizer, question, tone
+from tiny import FALCON3_TEMPLATE, make_llm, make_processor, make_tokenizer, question, tone
 from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -84,6 +84,17 @@ def test_a_model_whose_answers_cannot_be_learned_is_named(backbone_folders, tmp_
         check_answers_can_be_learned(AutoProcessor.from_pretrained(tmp_path / "model"))
     compose(*backbone_folders, tmp_path / "other")
     check_answers_can_be_learned(AutoProcessor.from_pretrained(tmp_path / "other"))
+
+
+def test_a_model_whose_answers_would_begin_with_a_channel_is_named(tmp_path):
+    """As gpt-oss: its prompts end before the header of an answer, of which only the special tokens are not shown."""
+    template = FALCON3_TEMPLATE.replace(
+        "{{ '<|assistant|>\n' + message", "{{ '<|assistant|>\n<|channel|>final<|message|>' + message"
+    )
+    special = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|channel|>", "<|message|>"]
+    processor = make_processor(make_tokenizer(special, template, eos_token="<|endoftext|>"), vocab_size=400)
+    with pytest.raises(ValueError, match="more into an answer than its text: 'finalAn answer.' would be learned"):
+        check_answers_can_be_learned(processor)
 
 
 def test_errors_name_options_as_they_are_typed(backbone_folders, tmp_path, capsys):
