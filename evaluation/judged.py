@@ -65,9 +65,8 @@ def overall(
 
     unanswered = {row.id for row in rows if row.is_open and row.status != ANSWERED}
     missing = [row.id for row in rows if row.is_open and shares.get(row.id) is None and row.id not in unanswered]
-    scores = (
-        {name: float(value) for name, value in right.items()} | shares | dict.fromkeys([*unanswered, *missing], 0.0)
-    )
+    unrated = dict.fromkeys([*unanswered, *missing], 0.0)
+    scores = {**{name: float(value) for name, value in right.items()}, **shares, **unrated}
     values = [scores[row.id] for row in rows]
     return {"n": len(rows), "not_judged": missing, **asdict(mean(np.array(values), np.array(clips)))}
 

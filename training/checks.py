@@ -1,6 +1,7 @@
 """Checks for combinations of options that are each valid on their own."""
 
 import sys
+from pathlib import Path
 
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
@@ -27,6 +28,8 @@ def check_push(training: TrainingArguments):
 def check_together(data: DataArguments, training: TrainingArguments):
     """Raises a `ValueError` for options that would silently be ignored, or do something other than the recipe says."""
     check_ignored(data, training)
+    if Path(str(training.output_dir)).is_file():
+        raise ValueError(f"output_dir must be a folder, but {training.output_dir} is a file. Give another output_dir.")
     if training.n_gpu > 1:
         # transformers would use DataParallel: larger batches than requested, and audio separated from its text.
         raise ValueError(
@@ -66,7 +69,10 @@ def check_streaming(data: DataArguments, training: TrainingArguments):
 
 
 def check_ignored(data: DataArguments, training: TrainingArguments):
-    """Raises a `ValueError` for `eval_data` or `eval_generate` that would never be used, and epochs next to `max_steps`."""
+    """
+    Raises a `ValueError` for `eval_data` or `eval_generate` that would never be used, an evaluation without data, epochs
+    next to `max_steps`, and a run without steps.
+    """
     if getattr(training, "eval_generate", 0) and not data.eval_data:
         raise ValueError(
             "eval_generate runs the model on held-out questions, and there are none: give eval_data, or leave it out."
@@ -76,6 +82,15 @@ def check_ignored(data: DataArguments, training: TrainingArguments):
         raise ValueError(
             f"max_steps={training.max_steps} sets how long to train, so num_train_epochs="
             f"{training.num_train_epochs:g} would be ignored: leave it out{by_epochs}."
+        )
+    if training.max_steps <= 0 and training.num_train_epochs <= 0:
+        raise ValueError(
+            f"num_train_epochs must be above 0, got {training.num_train_epochs:g}: the run would train nothing."
+        )
+    if not data.eval_data and training.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy is `{IntervalStrategy(training.eval_strategy).value}`, but there is nothing to evaluate: "
+            "give eval_data, or leave out eval_strategy."
         )
     if data.eval_data and training.eval_strategy == "no":
         raise ValueError(

@@ -25,8 +25,10 @@ from .data.chats import (
     clips_of,
     fill_in,
 )
+from .data.formats import SEGMENT
 from .data.json_features import check_texts_are_kept
 from .data.open_dataset import open_dataset
+from .data.signs_of_sound import is_given
 from .data.sources import DataSource
 
 
@@ -137,6 +139,8 @@ def _place(item: dict[str, Any]) -> Path | None:
 def _as_chats(row: Mapping[str, Any], sound: bool | str, folder: Path) -> dict[str, list[dict[str, Any]]]:
     prompt, clips = _chat(row["prompt"], "user"), clips_of(row)
     check_all_is_read(row, prompt, READ)
+    if is_given(row.get(SEGMENT[0])):
+        raise ValueError(f"the row has `{SEGMENT[0]}`, which is not read in preferences. Cut the file")
     if sound:
         check_sound_is_read(row, prompt, clips, READ)
     prompt = fill_in(prompt, clips, folder, tags=bool(sound))

@@ -12,16 +12,18 @@ import difflib
 import itertools
 import sys
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from trl import TrlParser
 
+from falcon3_audio.processing import UnreadableAudioError
 from falcon3_audio.user_errors import user_errors
 from falcon3_audio.yaml_files import read_yaml
 
 from .callbacks import EXIT_CODE, Terminated
-from .model_arguments import check_type
+from .model_arguments import ModelArguments, check_type
 from .recipe_help import help_text
 from .run_folder import explain, is_write_failure
 
@@ -29,6 +31,9 @@ from .run_folder import explain, is_write_failure
 EXTENDS = "extends"
 # Alternative ways of giving the same thing: the model, and the length of a run.
 ALTERNATIVES = ((("model",), ("audio_model", "text_model")), (("max_steps",), ("num_train_epochs",)))
+
+SKIP = "on_bad_audio"  # the option
+HOW_TO_SKIP = f"Add --{SKIP} skip to train without such clips; `falcon3-audio check-data` lists all of them."
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -83,12 +88,23 @@ def parse_options(options: Sequence[Any], arguments: list[str] | None, prog: str
         print(help_text(options, recipe, config, given.help_all), end="")
         config.exit()
     check_numbers(recipe, options)
-    parser = TrlParser(options, prog=prog, add_help=False)
+    parser = _Parser(options, prog=prog, add_help=False)
     parser.set_defaults_with_config(**override(recipe, _alternatives(rest, prog)))
     *parsed, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if left:
         raise ValueError(f"Unknown options: {' '.join(left)}. `{prog} --help-all` lists all.")
+    said = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
+    for group in parsed:
+        if isinstance(group, ModelArguments):
+            group.given = frozenset({*recipe, *said})
     return tuple(parsed)
+
+
+class _Parser(TrlParser):
+    """Raises a `ValueError` for a wrong value, instead of printing all options."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}. `{self.prog} --help-all` lists all options.")
 
 
 def option_names(options: Sequence[Any]) -> list[str]:
@@ -127,7 +143,8 @@ def _alternatives(arguments: list[str], prog: str) -> dict[str, str]:
 def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: list[str] | None, prog: str) -> int:
     """Calls `train` with a recipe's options; returns the exit code: 1 and a stderr line for errors users can fix."""
     goes_on = "Run the same command again to resume from the last checkpoint, if there is one."
-    with user_errors(prog, FloatingPointError, goes_on=goes_on, explain=explain) as end:
+    advice = HOW_TO_SKIP if SKIP in option_names(options) else ""
+    with user_errors(prog, FloatingPointError, goes_on=goes_on, explain=partial(_explain, advice=advice)) as end:
         try:
             train(*parse_options(options, arguments, prog))
         except Terminated as error:
@@ -138,3 +155,9 @@ def run_recipe(train: Callable[..., Any], options: Sequence[Any], arguments: lis
                 raise
             raise OSError(explain(error)) from error
     return end.status
+
+
+def _explain(error: Exception, advice: str) -> str:
+    """The message about an error that stopped a run, with `advice` if it is a clip that cannot be read."""
+    message = explain(error)
+    return f"{message.removesuffix('.')}. {advice}" if advice and isinstance(error, UnreadableAudioError) else message

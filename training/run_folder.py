@@ -26,10 +26,12 @@ from falcon3_audio.whole_files import whole_file
 from falcon3_audio.yaml_files import read_yaml
 
 from .data.sources import DataSource
+from .model_arguments import COMPOSED
 
 
 RECIPE = "recipe.yaml"
 DATA_SHA256 = "data_sha256"  # key in RECIPE, see data_digests.py
+EXAMPLES = "examples"  # likewise: how many each set has, or all together
 STATE = "trainer_state.json"
 # Options of trainers that do not affect the result: they control execution, logging, saving and the Hub, or have no
 # effect here. All others are recorded, also those that a later release of transformers or TRL adds.
@@ -81,6 +83,8 @@ def describe_recipe(*options: Any) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
     for group in groups:
         recipe |= dataclasses.asdict(group)
+    if recipe.get("model"):  # which was composed with its own
+        recipe = {name: value for name, value in recipe.items() if name not in COMPOSED}
     recipe |= {name: getattr(training, name) for name in _deciding(training)}
     recipe["global_batch_size"] = (
         training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -202,7 +206,7 @@ def _check_unchanged(
     Args:
         assumed: options that were not recorded, so that `before` has their defaults.
     """
-    known = (*MAY_CHANGE, DATA_SHA256)
+    known = (*MAY_CHANGE, DATA_SHA256, EXAMPLES)
     changed = [name for name in recipe if name not in known and before.get(name) != recipe[name]]
     if changed:
         differences = ", ".join(f"{name}: {before.get(name)!r} -> {recipe[name]!r}" for name in changed)
@@ -218,6 +222,16 @@ def _check_unchanged(
         if unsure:
             advice += f" {RECIPE} there lacks {unsure}; if the run was started with the value given now, add it."
         raise ValueError(f"{folder} holds a run that was started with other options ({differences}). {advice}")
+    edited = _edited(before, recipe)
+    if edited:
+        raise ValueError(
+            f"{', '.join(edited)} changed since the run in {folder} was started, so it would resume with other data. "
+            "Restore the original data; or start over: give another output_dir, or remove that folder."
+        )
+
+
+def _edited(before: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    """The sets whose files, or else whose numbers of examples, changed since a run of the same sets was started."""
     recorded = before.get(DATA_SHA256) or {}
     edited = [
         source["path"]
@@ -225,11 +239,13 @@ def _check_unchanged(
         for source, was, now in zip(recipe[option], recorded.get(option, ()), digests)
         if was != now
     ]
-    if edited:
-        raise ValueError(
-            f"{', '.join(edited)} changed since the run in {folder} was started, so it would resume with other data. "
-            "Restore the original data; or start over: give another output_dir, or remove that folder."
-        )
+    was, now = before.get(EXAMPLES), recipe.get(EXAMPLES)
+    if edited or was == now:
+        return edited
+    paths = [source["path"] for source in recipe["train_data"]]
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now) == len(paths):
+        return [path for path, *counts in zip(paths, was, now) if counts[0] != counts[1]]
+    return paths
 
 
 def _check_place_of_base(folder: Path, before: dict[str, Any], recipe: dict[str, Any]):

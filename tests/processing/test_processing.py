@@ -197,7 +197,9 @@ def test_the_limit_itself_is_heard_without_a_warning(caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize("kwargs", [{"truncation": False}, {"truncation": "do_not_truncate"}, {"audio_kwargs": {"truncation": False}}])
+@pytest.mark.parametrize(
+    "kwargs", [{"truncation": False}, {"truncation": "do_not_truncate"}, {"audio_kwargs": {"truncation": False}}]
+)
 def test_what_is_over_the_limit_can_be_refused(kwargs):
     processor, clip = make_processor(max_audio_seconds=2), SOUND[: int(3.2 * SECOND)]
     with pytest.raises(ValueError, match=r"audio 0 is 3\.2 s long, over the limit of 2 s.*Split it"):

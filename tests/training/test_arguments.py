@@ -3,7 +3,8 @@
 import pytest
 from training_runs import parse, write_recipe
 
-from falcon3_audio.training import sft
+from falcon3_audio.processing import UnreadableAudioError
+from falcon3_audio.training import grpo, sft
 from falcon3_audio.training.arguments import AudioSFTConfig, DataSource
 from falcon3_audio.training.checks import check_together
 
@@ -101,6 +102,14 @@ def test_a_recipe_extends_another(read, tmp_path):
     ("line", "options", "message"),
     [
         ((), {"lora_rank": 4}, "recipe.yaml has options that do not exist: --lora_rank"),
+        *(
+            (
+                line,
+                options,
+                "argument --learning_rate/--learning-rate: invalid float value: 'fast'. `falcon3-audio train",
+            )
+            for line, options in ((("--learning_rate", "fast"), {}), ((), {"learning_rate": "fast"}))
+        ),
         (("--lora_rank", "4"), {}, "Unknown options: --lora_rank 4"),
         ((), {"extends": "gone.yaml"}, "gone.yaml"),
         ((), {"train_data": []}, "There is no training data"),
@@ -137,6 +146,11 @@ def test_a_recipe_extends_another(read, tmp_path):
             "`columns` of a has sentence; a column can be audio, messages, .*duration. The column's own name comes second",
         ),
         ((), {"train_data": [{"path": ""}]}, "needs a `path`"),
+        *(
+            ((), {option: [{"path": "a", "split": split}]}, "`split` of a must be a text such as train, got ")
+            for option in ("train_data", "eval_data")
+            for split in (None, "", 7, ["train"])
+        ),
         ((), {"eval_data": [{"path": "a", "weight": 2}]}, "`eval_data` are scored once, in full"),
         *(
             ((), {"train_data": [{"path": "a", "streaming": given}]}, "`streaming` of a must be true or false, got")
@@ -254,14 +268,35 @@ def test_mistakes_are_one_clear_line(read, tmp_path, capsys, line, options, mess
     ("text", "message"),
     [
         ("a: b: c", "recipe.yaml is not valid YAML"),
-        ("a: 1\na: 2", "'a' is given twice"),
+        ("b: 1\na: {c: 1, d: 2, c: 3}", "'c' is given twice in \"{path}\", line 2, column 17"),
+        ("a: 1\na: 2", "'a' is given twice in \"{path}\", line 2, column 1"),
         ("- a", "must be a YAML mapping, got list"),
+        ("a: \u00fc", "{path} is not UTF-8 ("),
     ],
 )
 def test_a_recipe_that_is_none(tmp_path, capsys, text, message):
-    (tmp_path / "recipe.yaml").write_text(text)
-    assert sft.main(["--config", str(tmp_path / "recipe.yaml")]) == 1
-    assert message in capsys.readouterr().err
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="latin-1")
+    assert sft.main(["--config", str(path)]) == 1
+    assert message.format(path=path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [
+        (sft, " Add --on_bad_audio skip to train without such clips; `falcon3-audio check-data` lists all of them."),
+        (grpo, ""),
+    ],
+)
+def test_a_clip_that_cannot_be_read_can_be_skipped(program, advice, tmp_path, capsys, monkeypatch):
+    def train(*options):
+        raise UnreadableAudioError("some.jsonl, row 3: the audio is damaged.")
+
+    monkeypatch.setattr(program, "train", train)
+    recipe = write_recipe(tmp_path / "recipe.yaml", output_dir=str(tmp_path / "run"), **NEEDED)
+    assert program.main(["--config", recipe]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f": some.jsonl, row 3: the audio is damaged.{advice}\n")
 
 
 def test_the_global_batch_sets_the_accumulation(read):

@@ -40,6 +40,27 @@ def test_epochs_beside_steps(tmp_path, trainer, source, advice):
         assert str(error.value).endswith(f"would be ignored: {advice}")
 
 
+@pytest.mark.parametrize("trainer", [AudioSFTConfig, AudioGRPOConfig, AudioDPOConfig])
+def test_a_run_that_would_do_nothing_of_what_it_says(tmp_path, trainer):
+    def options(folder="run", **given):
+        return trainer(output_dir=str(tmp_path / folder), bf16=False, **given)
+
+    data, held_out = DataArguments(["some.jsonl"]), DataArguments(["some.jsonl"], ["other.jsonl"])
+    check_ignored(held_out, options(eval_strategy="epoch"))
+    check_ignored(data, options(max_steps=0))  # as -1: by epochs
+    for epochs in (0, -1):
+        with pytest.raises(ValueError, match=f"^num_train_epochs must be above 0, got {epochs}: the run would train"):
+            check_ignored(data, options(num_train_epochs=epochs))
+    for strategy in ("steps", "epoch"):
+        with pytest.raises(
+            ValueError, match=f"^eval_strategy is `{strategy}`, but there is nothing to evaluate: give"
+        ):
+            check_ignored(data, options(eval_strategy=strategy, eval_steps=2))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="^output_dir must be a folder, but .*/file is a file. Give another"):
+        check_together(data, options("file"))
+
+
 @pytest.mark.parametrize("tower", ["audio_tower", "language_model"])
 def test_a_rate_for_a_frozen_tower(tmp_path, tower):
     training = AudioSFTConfig(output_dir=str(tmp_path), bf16=False, **{f"{tower}_learning_rate": 1e-5})

@@ -165,6 +165,16 @@ def test_a_manifest_names_the_segment_that_is_heard(dog_and_bell):
             examples[number]
 
 
+def test_a_duration_of_zero_is_named(dog_and_bell):
+    """In a row with a clip; one without has nothing to hear anyway."""
+    rows = [{"audio_filepath": clip, "duration": 0, "query": "?", "response": "a"} for clip in ("dog.wav", None)]
+    path = write_jsonl(dog_and_bell / "manifest.json", rows)
+    examples, _ = load_training_data([DataSource(str(path), sound="some")])
+    with pytest.raises(ValueError, match="row 0: its `duration` is 0 seconds, so there is nothing to hear. Leave the"):
+        examples[0]
+    assert examples[1]["messages"][-1]["content"] == [{"type": "text", "text": "a"}]
+
+
 @pytest.mark.parametrize("duration", ["-1", "-1.0", ""])
 def test_a_duration_of_minus_one_goes_to_the_end(dog_and_bell, duration):
     (dog_and_bell / "set.csv").write_text(

@@ -225,6 +225,10 @@ def test_texts_alone(dog_and_bell):
             "`system` must",
         ),
         ({"query": "?", "response": ""}, "has no text to learn"),
+        (
+            {"prompt": [{"role": "user", "content": "?"}], "completion": [{"role": "assistant", "content": "a"}]},
+            "its `query` must be a text, got .*Write a chat, with its answer, into `messages`",
+        ),
         ({"query": "?", "response": None}, "its `response` is missing. Leave the row out"),
         ({"query": "?", "response": "a", "history": ["?", "a"]}, "`history` must be a list of pairs"),
         ({"query": "?", "response": "a", "history": [["?", None]]}, "`history` must be a list of pairs"),

@@ -93,6 +93,16 @@ def test_several_sets_follow_each_other(clips, tmp_path):
             {"sound": "some"},
             "`chosen` must be a text or one assistant message",
         ),
+        (
+            {"prompt": "?", "chosen": "a", "rejected": "b", "audio": "a.wav", "offset": 0.1, "duration": 0.25},
+            {},
+            "row 0: the row has `offset`, which is not read in preferences. Cut the file",
+        ),
+        (
+            {"prompt": [user(heard("a.wav") | {"start": 0.1}, TEXT)], "chosen": "a", "rejected": "b"},
+            {},
+            "row 0: a clip has `start`: 0.1, which is not read there. Cut the file, or move",
+        ),
         ({"prompt": "?", "chosen": "a", "rejected": "b", "images": ["a.png"]}, {"sound": "some"}, "'images', which is not read"),
         *(
             (

@@ -30,6 +30,10 @@ TURNS = [{"role": "user", "content": "Hi"}]
             *("queries and responses", ["question", "answer"], ["audio"], 0),
         ),
         (
+            {"audio": "a.wav", "prompt": "?", "completion": "a"},
+            *("queries and responses", ["prompt", "completion"], ["audio"], 0),
+        ),
+        (
             {"audios": ["a.wav"], "instruction": "?", "output": "a", "system": "b", "input": "c", "id": 1},
             *("instructions and outputs", ["instruction", "output", "input", "system"], ["audios"], 1),
         ),
@@ -131,6 +135,19 @@ def test_a_set_in_no_format_is_told_the_nearest(row, nearest, lacks, proposed):
         (
             {"audio": "a.wav", "text": "a", "instruction": "b"},
             *({}, "`columns: {query: instruction, response: text}` into its entry; .* `columns: {text: text}`"),
+        ),
+        *(
+            (
+                {"audio": "a.wav", "text": "a"} | others,
+                {},
+                f"If `{asked}` is the question, write `columns: {{query: {asked}, response: {said}}}` into its entry; "
+                "if only `text` should be read, `columns: {text: text}`",
+            )
+            for others, asked, said in (
+                ({"prompt": "b"}, "prompt", "text"),
+                *(({name: "b"}, "text", name) for name in ("response", "answer", "completion", "output")),
+                ({"answer": "b", "instruction": "c"}, "instruction", "answer"),
+            )
         ),
         ({"audio": "a.wav", "query": "a", "question": "b", "response": "c"}, {}, "`columns: {query: question}`"),
         ({"audio": "a.wav", "my: text": "a"}, {}, re.escape("`columns: {text: 'my: text'}`")),

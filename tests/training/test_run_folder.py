@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from training_runs import files_up_to, parse
 from transformers import TrainerState
 
-from falcon3_audio.training.arguments import AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
+from falcon3_audio.training.arguments import COMPOSED, AudioSFTConfig, DataArguments, LoraArguments, ModelArguments
 from falcon3_audio.training.dpo import AudioDPOConfig
 from falcon3_audio.training.grpo import AudioGRPOConfig
 from falcon3_audio.training.run_folder import (
@@ -195,7 +195,7 @@ def test_runs_of_earlier_versions_resume(trainer, given, tmp_path):
         *FORMERLY_OF[trainer],
     }
     before = {name: value for name, value in now.items() if name in names}
-    assert len(before) < len(now) and names - before.keys() <= {*FORMERLY}
+    assert len(before) < len(now) and names - before.keys() <= {*FORMERLY, *COMPOSED}
     assert with_defaults(before, now, options) == now
 
     def resume(**changed):
@@ -309,6 +309,16 @@ def test_other_data_in_files_of_the_same_name_are_not_gone_on_with(trained_with,
         f"{path} changed since the run in {run} was started, so it would resume with other data."
     )
     assert "Restore the original data; or start over: give another output_dir" in str(error.value)
+    first, *others = trained_with["examples"]
+    shorter = trained_with | {"examples": [first - 1, *others]}
+    for now, names in (
+        (shorter, trained_with["train_data"][0]["path"]),  # a set without a digest
+        (shorter | {DATA_SHA256: edited[DATA_SHA256]}, path),
+        (trained_with | {"examples": 7}, ", ".join(source["path"] for source in trained_with["train_data"])),
+    ):
+        with pytest.raises(ValueError) as error:
+            start_or_go_on(run, now)
+        assert str(error.value).startswith(f"{names} changed since the run in {run} was started")
     for path in (*run.glob("checkpoint-*"), run / "trainer_state.json"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert start_or_go_on(run, edited) is None  # nothing has been trained yet

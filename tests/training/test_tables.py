@@ -56,6 +56,18 @@ def test_quotes_in_tables_with_tabs(rows, text, expected):
         ("a,b,a\nx,y,z\n", ",", "table, line 1: the columns a appear twice"),
         ("a;b\nx;y\n", ",", "table, line 1: its columns are separated by a semicolon; expected a comma"),
         ("a,b\nx,y\n", "\t", "table, line 1: its columns are separated by a comma; expected a tab"),
+        *(
+            (
+                text,
+                ",",
+                "table, line 1: its columns are separated by a vertical bar; expected a comma .* in its first line",
+            )
+            for text in ("audio|text\na.wav|a, b\n", "LJ1|a dog|a dog\n", "LJ1|One, two|One, two\nLJ2|a|a\n")
+        ),
+        *(
+            (f"{name},a,a\nb.wav,b,b\n", ",", f"table, line 1: the first line must name .* file name '{name}'. Add a")
+            for name in ("a.wav", "c/d.MP3", "e.flac")
+        ),
         ("a\tb\nx\n", "\t", "table, line 2: expected 2 fields"),
     ],
 )
@@ -67,6 +79,10 @@ def test_what_is_no_table_is_named(rows, text, delimiter, message):
 def test_other_encodings_are_named(rows):
     with pytest.raises(ValueError, match="table, line 2: this is not UTF-8. Save the file as UTF-8"):
         rows("a,b\n\u00fc,y\n", encoding="latin-1")
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        for text in ("a,b\nx,y\n", "a,b\n\u00fc\u4e16,y\n"):
+            with pytest.raises(ValueError, match="line [12]: this is UTF-16, not UTF-8. .*: iconv -f UTF-16 -t UTF-8"):
+                rows(text, encoding=encoding)
 
 
 class Counted:

@@ -169,6 +169,42 @@ def test_clips_without_a_place_or_under_other_names_are_errors(read, row, messag
             read(good, row)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user(heard("0.wav"), TEXT), assistant("a")]},
+        {"query": "<audio>0.wav</audio>What?", "response": "a"},
+        {
+            "conversations": [
+                {"from": "user", "value": "<audio>0.wav</audio>?"},
+                {"from": "assistant", "value": "a"},
+            ]
+        },
+        {"messages": [user(heard("0.wav"), ITEM), assistant("a")], "audio": "1.wav"},
+    ],
+)
+@pytest.mark.parametrize("times", [{"offset": 0.1, "duration": 0.1}, {"offset": 0.0}])
+def test_times_of_a_clip_in_a_chat_are_not_passed_over(read, row, times):
+    names = ", ".join(f"`{name}`" for name in times)
+    with pytest.raises(ValueError, match=rf"row 0: the row has times \({names}\), which select a part of clips in"):
+        read(row | times)
+    with pytest.raises(ValueError, match=r"row 0: the row has times \(`begin`\), which select a part"):
+        read(row | {"begin": 0.1}, columns={"offset": "begin"})
+    (example,) = read(row | {"duration": 0.1})  # which only says how long the clip is
+    assert "0.wav" in str(example["messages"])
+
+
+@pytest.mark.parametrize("time", ["offset", "start", "start_time", "begin_time", "end", "end_time"])
+def test_times_inside_a_clip_are_not_passed_over(read, time):
+    said = f"row 0: a clip has `{time}`: 0.1, which is not read there. Cut the file, or move"
+    answer = assistant("a")
+    with pytest.raises(ValueError, match=said):
+        read({"messages": [user({**heard("0.wav"), time: 0.1, "duration": 0.1}, TEXT), answer]})
+    with pytest.raises(ValueError, match=said):
+        read({"messages": [user(ITEM, TEXT), answer], "audio": {"path": "0.wav", time: 0.1}})
+    read({"messages": [user({**heard("0.wav"), time: None, "duration": 0.3}, TEXT), answer]})
+
+
 def test_other_keys_of_rows_with_sound_may_have_any_name(read, clip_folder):
     asked, alone = read(
         {"messages": [user(heard("0.wav")), assistant("a")], "audio_seconds": 0.3, "file_name": "original.mp3"},

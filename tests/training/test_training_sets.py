@@ -225,6 +225,13 @@ def test_a_folder_of_files_and_the_splits_of_a_saved_set(clip_folder, tmp_path):
     assert sources(example)[0] == ("test", [f"{tmp_path}/splits/a.wav"])
 
 
+def test_a_weight_that_leaves_nothing_of_a_set_is_an_error_that_names_it(clip_folder):
+    path = write_jsonl(clip_folder / "set.jsonl", [{"audio": "0.wav", "text": "a"}] * 3)
+    assert load_training_data([DataSource(str(path), weight=0.2)])[1] == [3]
+    with pytest.raises(ValueError, match="^.*/set.jsonl has 3 examples and the weight 0.1, .* Raise the weight"):
+        load_training_data([DataSource(str(path)), DataSource(str(path), weight=0.1)])
+
+
 def test_sets_that_cannot_be_read_are_named(tmp_path):
     def said(name):
         with pytest.raises(ValueError) as error:
@@ -234,6 +241,17 @@ def test_sets_that_cannot_be_read_are_named(tmp_path):
 
     (tmp_path / "broken.jsonl").write_text('{"messages": [}\n')
     assert re.search("JSON parse error in .*broken.jsonl.*: Expecting value", said("broken.jsonl"))
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        for name, text in (
+            ("lines", '{"audio": "a.wav"}\n{"audio": "b.wav"}\n'),
+            ("list", '[\n{"audio": "\u00fc"}\n]\n'),
+        ):
+            (tmp_path / f"{name}-{encoding}.json").write_text(text, encoding=encoding)
+            assert "this is UTF-16, not UTF-8. Save the file as UTF-8" in said(f"{name}-{encoding}.json")
+    (tmp_path / "zeros.jsonl").write_bytes(b'{"messages": []}\n' + bytes(20))  # as after a power failure
+    assert re.search("JSON parse error in .*zeros.jsonl, line 2", said("zeros.jsonl"))
+    (tmp_path / "latin.jsonl").write_text('{"text": "\u00fc"}\n', encoding="latin-1")
+    assert "latin.jsonl: this is not UTF-8. Save" in said("latin.jsonl")
     (tmp_path / "twice.jsonl").write_text('{"messages": []}\n{"audio": "a.wav", "messages": [], "audio": "b.wav"}\n')
     assert "twice.jsonl, line 2: the key 'audio' appears twice in one object" in said("twice.jsonl")
     (tmp_path / "numbers.jsonl").write_text('{"messages": []}\n\n7\n')

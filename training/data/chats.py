@@ -27,10 +27,18 @@ NOT_READ = {
     **dict.fromkeys(("image", "images", "video", "videos"), "Only audio and text are supported; leave the row out"),
 }
 NOT_LEARNED = ("loss", "weight", "train")
+# Of a clip in a chat. A `duration` without one of them only says how long the clip is, as in columns.
+TIMES = ("offset", "start", "start_time", "begin_time", "end", "end_time")
 READ = (
     "Clips are read from the row's `audio` or `audios`, and from `audio`, `path` or `url` of audio items in `messages`; rename "
     "the key, or name a column of clips in the set's entry, `columns: {audio: NAME}`. In a text-only set "
     "(`sound: false` in the entry) it can stay"
+)
+
+
+MOVE = (
+    "Cut the file, or move the clip to the column `audio`, and its times to `offset` and `duration` (in seconds; not "
+    "in preferences)"
 )
 
 
@@ -90,7 +98,7 @@ def fill_in(
 
     Raises:
         `ValueError`: if it is not a chat, an answer has no text, a clip is a number, clips do not match their places,
-            a text has a tag that is not read, or a path fits two files.
+            a text has a tag that is not read, an audio item has a time, or a path fits two files.
     """
     _check_chat(messages)
     check_answers(messages)
@@ -113,6 +121,7 @@ def fill_in(
     for item, clip in zip(empty, clips):
         item["audio"] = clip
     for item in places:
+        _check_is_whole(item)
         _resolve(item, folder, elsewhere)
     for message, content in zip(filled, items):
         message["content"] = content
@@ -177,6 +186,18 @@ def check_all_is_read(example: Mapping[str, Any], messages: Any, read: Collectio
                 f"message {number} has `{marks[0]}`: {message[marks[0]]!r}, which is not read: every answer of a chat "
                 "is learned. Remove the mark to learn it, or put the answer into the text of the question after it"
             )
+
+
+def check_times_are_used(messages: Any, times: Collection[str]):
+    """
+    Raises a `ValueError` if a row has times, but a clip in its chat: they select a part of clips in columns. `times`
+    are the columns that hold them.
+    """
+    if times and any(_has_source(item) for item in audio_items(messages)):
+        raise ValueError(
+            f"the row has times ({', '.join(f'`{name}`' for name in times)}), which select a part of clips in columns, "
+            f"but it has a clip inside its chat. {MOVE}"
+        )
 
 
 def check_has_sound(messages: Sequence[dict[str, Any]], wanted: bool | str):
@@ -293,6 +314,16 @@ def _beside_the_content(messages: Any) -> Iterator[dict[str, Any]]:
             yield {key: value for key, value in item.items() if key not in ("type", "text")}
         elif not _has_source(item):
             yield {key: value for key, value in item.items() if key not in ("type", *SOURCE_KEYS)}
+
+
+def _check_is_whole(item: dict[str, Any]):
+    """Raises a `ValueError` for an audio item, or the object with its path, that selects a part of the clip."""
+    for place in (item, item.get("audio")):
+        if not isinstance(place, dict):
+            continue
+        time = next((name for name in TIMES if is_given(place.get(name))), None)
+        if time:
+            raise ValueError(f"a clip has `{time}`: {place[time]!r:.100}, which is not read there. {MOVE}")
 
 
 def _has_source(item: dict[str, Any]) -> bool:

@@ -21,8 +21,8 @@ KNOWN = {
     "messages": ("messages",),
     "questions": ("questions",),
     "conversations": ("conversations",),
-    "query": ("query", "question"),
-    "response": ("response", "answer"),
+    "query": ("query", "question", "prompt"),
+    "response": ("response", "answer", "completion"),
     "instruction": ("instruction",),
     "input": ("input",),
     "output": ("output",),
@@ -111,3 +111,5 @@ FORMATS = (
 OF_QUESTIONS = tuple(
     column for layout in FORMATS if not layout.answers for name in layout.needs for column in KNOWN[name]
 )
+# Those of them with answers.
+OF_ANSWERS = (*KNOWN["response"], *KNOWN["output"])

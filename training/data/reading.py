@@ -19,7 +19,7 @@ import yaml
 from datasets import Audio, ClassLabel, Dataset
 
 from .chats import clips_of
-from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_QUESTIONS, SEGMENT, Format
+from .formats import AUDIO, FORMATS, KNOWN, MANIFEST, OF_ANSWERS, OF_QUESTIONS, SEGMENT, Format
 from .json_features import OF_LISTS
 from .options import listed
 from .segments import Segment
@@ -95,11 +95,20 @@ class Reading:
 
         Raises a `ValueError` if two columns have clips, a required clip is missing, or a time is invalid.
         """
-        offset, duration = (_seconds(row, name, self.columns.get(name)) for name in SEGMENT)
+        offset, duration = self._times(row)
         clips = clips_of(row, self.clips)
         if not clips and self.format.answers:
             raise ValueError(f"the row has no audio: {' and '.join(self.clips)} is empty. Leave the row out")
+        if clips and duration == 0:
+            raise ValueError(
+                f"its `{self.columns['duration']}` is 0 seconds, so there is nothing to hear. Leave the row out, or "
+                "write -1 to hear the file up to its end"
+            )
         return clips if offset is duration is None else [_segment(clip, offset or 0.0, duration) for clip in clips]
+
+    def times_of(self, row: Mapping[str, Any]) -> list[str]:
+        """The columns in which a row has an offset or a duration. Raises a `ValueError` if a time is invalid."""
+        return [self.columns[name] for name, time in zip(SEGMENT, self._times(row)) if time is not None]
 
     def __str__(self) -> str:
         what = f"{self.format.name} ({', '.join(self.read)})"
@@ -107,6 +116,9 @@ class Reading:
             return what
         one = f"one of {len(self.prompts)} prompts, such as " if len(self.prompts) > 1 else ""
         return f"{what}, asked {one}{self.prompts[0]!r}{' (the default of `prompt`)' if self.is_default else ''}"
+
+    def _times(self, row: Mapping[str, Any]) -> list[float | None]:
+        return [_seconds(row, name, self.columns.get(name)) for name in SEGMENT]
 
     def _check_all_is_read(self, row: Mapping[str, Any]):
         left = next((name for name in self.format.options if name not in self.read and is_given(row.get(name))), None)
@@ -193,19 +205,21 @@ def _has_place(layout: Format, given: Mapping[str, str]) -> bool:
 
 
 def _check_answers(answers: Sequence[tuple[str, ...]], fitting: Sequence[Format], names: Sequence[str]):
-    """Raises a `ValueError` if another column of a set could be the answer to learn."""
+    """Raises a `ValueError` if another column of a set could be the answer to learn, or be part of a question."""
     ways = [_as_entry({layout.needs[0]: column}) for layout, found in zip(fitting, answers) for column in found]
     if len(ways) > 1:
         raise ValueError(
             f"has the columns {', '.join(names)}, of which several could be the answer. Write into its entry "
             f"which one is: {' or '.join(ways)}"
         )
-    questions = [column for column in OF_QUESTIONS if column in names]
-    if questions:
-        both = _as_entry({"query": questions[0], "response": answers[0][0]})
+    others = [column for column in OF_QUESTIONS if column in names]
+    if others:
+        query = next((column for column in others if column not in OF_ANSWERS), answers[0][0])
+        response = next((column for column in others if column in OF_ANSWERS), answers[0][0])
         raise ValueError(
-            f"has the columns {', '.join(names)}. If `{questions[0]}` is the question, write {both} into its entry; "
-            f"if it should not be read, {ways[0]}"
+            f"has the columns {', '.join(names)}. If `{query}` is the question, write "
+            f"{_as_entry({'query': query, 'response': response})} into its entry; if only `{answers[0][0]}` should be "
+            f"read, {ways[0]}"
         )
 
 

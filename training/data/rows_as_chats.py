@@ -58,6 +58,10 @@ def conversations(held: Held, _: str) -> Messages:
 
 def query(held: Held, _: str) -> Messages:
     """`query` and `response`, with earlier turns in `history`."""
+    if isinstance(held["query"], list):  # as TRL writes a chat in `prompt`
+        raise ValueError(
+            f"its `query` must be a text, got {held['query']!r:.100}. Write a chat, with its answer, into `messages`"
+        )
     return _exchange(held, _text(held, "query"), "response")
 
 

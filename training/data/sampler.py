@@ -51,6 +51,17 @@ class WithPass(Dataset):
         return [example | {PASS: place.turn} for place, example in zip(places, self.examples.__getitems__(places))]
 
 
+def examples_per_epoch(size: int, weight: float, name: str) -> int:
+    """The examples of a set in an epoch. Raises a `ValueError` that names the set if there are none."""
+    count = round(weight * size)
+    if count < 1:
+        raise ValueError(
+            f"{name} has {size} examples and the weight {weight}, which gives {count} examples per epoch; an epoch "
+            "needs at least one. Raise the weight or leave the set out."
+        )
+    return count
+
+
 class MixtureSampler(Sampler[int]):
     """
     Indices into several concatenated sets (each a `Place`), each set as often as its weight says, all shuffled
@@ -82,15 +93,12 @@ class MixtureSampler(Sampler[int]):
         self._size = sum(self.sizes)
         self.clips = clips
         self.questions_per_row = 1 if clips is None else questions_per_row
-        self.counts = [round(weight * size) for weight, size in zip(weights, sizes)]
+        self.counts = [
+            examples_per_epoch(size, weight, f"Training set {number}")
+            for number, (size, weight) in enumerate(zip(sizes, weights))
+        ]
         self.step_size = step_size or sum(self.counts)
         self.batch_size = batch_size or self.step_size
-        for number, (size, count) in enumerate(zip(self.sizes, self.counts)):
-            if count < 1:
-                raise ValueError(
-                    f"Training set {number} has {size} examples and the weight {weights[number]}, which gives "
-                    f"{count} examples per epoch; an epoch needs at least one. Raise the weight or leave the set out."
-                )
 
     def set_epoch(self, epoch: int):
         """Called by the trainer at the beginning of each epoch."""

@@ -41,6 +41,8 @@ class DataSource:
     def __post_init__(self):
         if not self.path or not isinstance(self.path, str):
             raise ValueError(f"A data source needs a `path` (a folder, a file or a Hub id), got {self.path!r}.")
+        if not self.split or not isinstance(self.split, str):
+            raise ValueError(f"`split` of {self.path} must be a text such as train, got {self.split!r}.")
         if type(self.weight) not in (int, float) or not 0 < self.weight < math.inf:
             raise ValueError(
                 f"The weight of {self.path} must be a number above 0, got {self.weight!r}; to train without it, leave "

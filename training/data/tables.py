@@ -14,12 +14,13 @@ from itertools import chain, islice
 from typing import Literal
 
 from .files import open_file
+from .signs_of_sound import SOUND_FILE
 
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by the ending of a file
 LOOKED_AT = 10_000  # lines, from the first with a quote on, that decide whether quotes enclose fields
-NOT_UTF8 = "this is not UTF-8. Save the file as UTF-8 (in Excel: CSV UTF-8), or convert it: iconv -f CP1252 -t UTF-8 OLD > NEW"
-OTHERS = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
+BAR = "|"
+OTHERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", BAR: "a vertical bar"}
 
 
 def read_table(file: str | os.PathLike, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -38,9 +39,23 @@ def read_table(file: str | os.PathLike, delimiter: str) -> Iterator[tuple[str, d
                 if fields:
                     yield f"line {reader.line_num}", _row(names, fields)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file}, line {_undecodable(file)}: {NOT_UTF8}") from error
+            raise ValueError(f"{file}, {_undecodable(file)}") from error
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{file}, line {max(1, reader.line_num)}: {error}") from error
+
+
+def is_utf16(data: bytes) -> bool:
+    """Whether the start of a text file, or of one of its lines, looks like UTF-16."""
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:2].count(0) == 1
+
+
+def not_utf8(utf16: bool) -> str:
+    """The error message about a file in another encoding."""
+    what, encoding = ("UTF-16, not UTF-8", "UTF-16") if utf16 else ("not UTF-8", "CP1252")
+    return (
+        f"this is {what}. Save the file as UTF-8 (in Excel: CSV UTF-8), or convert it: iconv -f {encoding} -t UTF-8 "
+        "OLD > NEW"
+    )
 
 
 def _quoted(lines: Iterator[str]) -> Iterator[str]:
@@ -83,29 +98,42 @@ def _enclose(line: str) -> str:
     return "\t".join(f'"{field}"' for field in fields) + line[len(text) :] if text else line
 
 
-def _undecodable(file: str | os.PathLike) -> int:
-    """The line of the first byte that is not UTF-8. (The csv reader's line number is too low: decoding is ahead.)"""
+def _undecodable(file: str | os.PathLike) -> str:
+    """
+    The line of the first byte that is not UTF-8, and the error message. (The csv reader's line number is too low:
+    decoding is ahead.)
+    """
     with open_file(file) as content:
         data = content.read()
     try:
         data.decode("utf-8-sig")
+        start = 0
     except UnicodeDecodeError as error:
-        return data.count(b"\n", 0, error.start) + 1
-    return 1
+        start = error.start
+    line = data.count(b"\n", 0, start) + 1
+    return f"line {line}: {not_utf8(is_utf16(data))}"
 
 
 def _names(fields: list[str], delimiter: str) -> list[str]:
-    names = [name.strip() for name in fields]
-    twice = {name for name in names if name and names.count(name) > 1}
-    if twice:
-        raise ValueError(f"the columns {', '.join(sorted(twice))} appear twice")
-    other = next((one for one in OTHERS if len(names) == 1 and one in names[0]), None)
+    names, header = [name.strip() for name in fields], "".join(fields)
+    if is_utf16(header.encode()):
+        raise ValueError(not_utf8(utf16=True))
+    other = next((one for one in OTHERS if one in header and (len(names) == 1 or one == BAR)), None)
     if other:
         raise ValueError(
             f"its columns are separated by {OTHERS[other]}; expected "
             f"{OTHERS.get(delimiter, repr(delimiter))} in a file with this ending "
-            f"({', '.join(f'{OTHERS[mark]} in {ending}' for ending, mark in DELIMITERS.items())})"
+            f"({', '.join(f'{OTHERS[mark]} in {ending}' for ending, mark in DELIMITERS.items())}), and the names of "
+            "the columns in its first line"
         )
+    clip = next((name for name in names if SOUND_FILE.search(name)), None)
+    if clip:
+        raise ValueError(
+            f"the first line must name the columns, but it has the file name {clip!r}. Add a line of names"
+        )
+    twice = {name for name in names if name and names.count(name) > 1}
+    if twice:
+        raise ValueError(f"the columns {', '.join(sorted(twice))} appear twice")
     return names
 
 

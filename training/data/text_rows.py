@@ -21,7 +21,7 @@ from datasets.data_files import DataFilesDict
 from falcon3_audio.strict_json import parse_json
 
 from .files import open_file
-from .tables import NOT_UTF8, read_table
+from .tables import is_utf16, not_utf8, read_table
 from .tars import read_tar
 
 
@@ -191,9 +191,10 @@ def _is_json(text: bytes) -> bool:
 def _parse(text: bytes, place: str) -> Any:
     try:
         return parse_json(text.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: {NOT_UTF8}") from error
     except ValueError as error:
+        utf16 = is_utf16(text)  # of which ASCII is valid UTF-8
+        if utf16 or isinstance(error, UnicodeDecodeError):
+            raise ValueError(f"{place}: {not_utf8(utf16)}") from error
         raise ValueError(f"JSON parse error in {place}: {error}") from error
 
 

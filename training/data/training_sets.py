@@ -16,11 +16,20 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, LargeList, List
 
-from .chats import audio_items, check_all_is_read, check_has_sound, check_is_answered, check_sound_is_read, fill_in
+from .chats import (
+    audio_items,
+    check_all_is_read,
+    check_has_sound,
+    check_is_answered,
+    check_sound_is_read,
+    check_times_are_used,
+    fill_in,
+)
 from .formats import AUDIO, SEGMENT
 from .json_features import check_texts_are_kept
 from .open_dataset import open_dataset, other_folders
 from .reading import Reading, choose
+from .sampler import examples_per_epoch
 from .sources import DataSource
 
 
@@ -32,8 +41,8 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
     All examples of some sets, concatenated in the given order, and how many each set has (for the sampler).
 
     Raises:
-        `ValueError`: if a set cannot be found or read, is empty, is in no known format, or has no audio and is not
-            declared as text-only. Invalid rows raise one when they are read.
+        `ValueError`: if a set cannot be found or read, is empty, is in no known format, has no audio and is not
+            declared as text-only, or has too small a weight. Invalid rows raise one when they are read.
     """
     streamed = next((source for source in sources if source.streaming), None)
     if streamed is not None:
@@ -41,7 +50,10 @@ def load_training_data(sources: Sequence[DataSource]) -> tuple[Dataset, list[int
             f"{streamed} has `streaming: true`, but only `train_data` of `falcon3-audio train` can be streamed; leave "
             "out `streaming`."
         )
-    return index_sets([_open(source) for source in sources])
+    examples, sizes = index_sets([_open(source) for source in sources])
+    for source, size in zip(sources, sizes):
+        examples_per_epoch(size, source.weight, str(source))
+    return examples, sizes
 
 
 def index_sets(sets: Sequence["OpenSet"]) -> tuple[Dataset, list[int]]:
@@ -211,6 +223,7 @@ def _as_messages(
 ) -> list[dict[str, Any]]:
     chat, clips = reading.chat(example, row, part), reading.clips_of(example)
     check_all_is_read(example, chat, reading.read)
+    check_times_are_used(chat, reading.times_of(example))
     if sound:
         check_sound_is_read(example, chat, clips, reading.read)
     messages = fill_in(chat, clips, folder, tags=bool(sound), elsewhere=reading.elsewhere)
