@@ -124,6 +124,8 @@ def with_defaults(before: dict[str, Any], now: dict[str, Any], options: Sequence
     sources = {
         name: _source_defaults(before[name], now.get(name)) for name in ("train_data", "eval_data") if name in before
     }
+    # Earlier versions recorded these also for a model that was composed before.
+    before = {name: value for name, value in before.items() if name in now or name not in COMPOSED}
     return json.loads(json.dumps(defaults, default=str)) | before | sources
 
 
