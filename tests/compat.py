@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE_TESTS = [
     "tests/modeling/test_modeling.py", "tests/modeling/test_backbones.py", "tests/modeling/test_generation.py", "tests/modeling/test_modeling_encoder.py",
     "tests/modeling/test_shared_prefix.py", "tests/modeling/test_any_to_any.py", "tests/modeling/test_pipeline_options.py", "tests/processing/test_processing.py",
+    "tests/processing/test_chats.py", "tests/processing/test_sampling_rates.py",
     "tests/processing/test_messages.py", "tests/modeling/test_pipeline.py", "tests/modeling/test_prompt_cache.py", "tests/modeling/test_common_beginnings.py",
     "tests/modeling/test_generation_settings.py", "tests/modeling/test_releases.py", "tests/training/test_trainer.py", "tests/training/test_merge.py",
 ]
