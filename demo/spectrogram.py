@@ -95,8 +95,9 @@ def _draw_grid(axes: Axes, clip: Clip, heard: float, tokens: int, processor: Fal
     scale.set_xlabel("audio tokens", color=GREY)
     scale.tick_params(colors=GREY)
     every = "token" if step == 1 else f"{step} tokens"
+    length = f"{clip.seconds:.2f} s" + (f" and {silence:.2f} s of silence" if silence else "")
     axes.set_title(
-        f"{clip.name}: {clip.seconds:.2f} s{f' and {silence:.2f} s of silence' if silence else ''}, {tokens} tokens; a line every {every} ({1000 * step * token_seconds:g} ms)",
+        f"{clip.name}: {length}, {tokens} tokens; a line every {every} ({1000 * step * token_seconds:g} ms)",
         color=GREY,
         fontsize=10,
         parse_math=False,  # names may hold dollar signs

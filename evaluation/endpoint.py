@@ -126,8 +126,8 @@ class Endpoint:
                     **fields,
                 )
             except openai.BadRequestError as error:
-                refused = next((name for name in REFUSED if name in fields and name == _param(error)), None)
-                if refused is None:
+                refused = _param(error)
+                if refused not in REFUSED or refused not in fields:
                     raise
                 self._renamed[refused] = REFUSED[refused]
 
@@ -141,12 +141,10 @@ class Endpoint:
             raise self._error(EndpointFailed, f"sent no chat completion: {got}")
         finish_reason = getattr(choice, "finish_reason", None)
         text = _text_of(message)
-        if text is None and finish_reason in WITHOUT_TEXT:
-            text = ""
-        if text is None:
+        if text is None and finish_reason not in WITHOUT_TEXT:
             raise self._error(EndpointError, f"answered without text: finish_reason {finish_reason!r}, {message}")
         usage = completion.usage.model_dump() if hasattr(completion.usage, "model_dump") else None
-        return Reply(text, completion.model or self.model, finish_reason, usage, dict(self._renamed) or None)
+        return Reply(text or "", completion.model or self.model, finish_reason, usage, dict(self._renamed) or None)
 
     def _connection_error(self, error: openai.APIConnectionError) -> EndpointError:
         # By name, since the client has changed its HTTP library (httpx, httpx2).

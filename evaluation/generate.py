@@ -248,9 +248,9 @@ def _ask_what_is_left(share: Sequence[list[Item]], answerer: Answerer, journal: 
     with tqdm(total=total, initial=total - asked, unit="question", disable=None) as bar:
 
         def work(batch: list[Item]):
-            heard = {item.question.id: digests.of(item) for item in batch}
+            found = {item.question.id: digests.of(item) for item in batch}
             for outcomes in answerer.answer(batch):
-                journal.append({"outcomes": [outcome | heard[outcome["id"]] for outcome in outcomes]})
+                journal.append({"outcomes": [outcome | found[outcome["id"]] for outcome in outcomes]})
                 bar.update(len(outcomes))
                 failures.check(outcomes)
 

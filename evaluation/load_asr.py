@@ -31,7 +31,8 @@ def load_asr(path: str | Path, audio_root: Path | None = None, on_error: OnError
     """
     A question for each recording, with the transcript as its answer, in the groups `split`, `dataset` and `language`.
 
-    If several recordings have the same id, the id is the file's name and the place there. The split is the row's own, or else the name of its file without "-00000-of-00001", or of LibriSpeech's folder.
+    If several recordings have the same id, the id is the file's name and the place there. The split is the row's own,
+    or else the name of its file without "-00000-of-00001", or of LibriSpeech's folder.
 
     Args:
         path: a folder of LibriSpeech or of one of its splits; a parquet, JSON or JSON lines file, or a folder of those.

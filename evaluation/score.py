@@ -303,8 +303,9 @@ def _errors(rule: str, rows: Sequence[Prediction], spelling: str | None) -> list
     references = [row.answer or "" for row in rows]
     hypotheses = [without_thoughts(row.reply or "") for row in rows]
     try:
-        english, other = normalizer(read_spelling(spelling) if spelling else None), other_normalizer(rule != WER)
-        normalizers = [english if rule == WER and is_english(row.groups.get("language")) else other for row in rows]
+        other = other_normalizer(split_letters=rule != WER)
+        english = normalizer(read_spelling(spelling) if spelling else None) if rule == WER else other
+        normalizers = [english if is_english(row.groups.get("language")) else other for row in rows]
         found = count_word_errors(references, hypotheses, normalizers)
     except ImportError as error:
         raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[eval]'") from error

@@ -2,12 +2,12 @@
 
 "wer" uses Whisper's English normaliser, and for rows of another `language` Whisper's normaliser for all others. "cer" is
 for scripts without spaces, and counts Unicode grapheme clusters, without white space, after the latter, which treats
-vowel signs and tone marks (Thai, Hindi) as punctuation, as published numbers do. The rate is the corpus's: all errors over all reference words, so clips weigh as
-much as their words; references of which the normaliser leaves nothing ("Uh.") have no rate, so their rows are left out
-and counted. The English one also converts British to American spelling, with a list that comes with Whisper's
-tokenizers (`normalizer.json`), not with transformers. Without it, "colour" for "color" is an error, and rates are
-slightly above published ones: give the file, or the folder or Hub id of a Whisper
-(`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
+vowel signs and tone marks (Thai, Hindi) as punctuation, as published numbers do. The rate is the corpus's: all errors
+over all reference words, so clips weigh as much as their words; references of which the normaliser leaves nothing
+("Uh.") have no rate, so their rows are left out and counted. The English one also converts British to American
+spelling, with a list that comes with Whisper's tokenizers (`normalizer.json`), not with transformers. Without it,
+"colour" for "color" is an error, and rates are slightly above published ones: give the file, or the folder or Hub id of
+a Whisper (`falcon3-audio score ... --rule wer --spelling openai/whisper-small.en`).
 Run: `count_word_errors(references, hypotheses, normalizer(read_spelling("openai/whisper-small.en")))`
 """
 

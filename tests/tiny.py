@@ -7,12 +7,14 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
+    StaticCache,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
 
 from falcon3_audio import Falcon3AudioProcessor
+from falcon3_audio.releases_falcon3_audio import CACHE
 
 
 SAMPLING_RATE = 16_000
@@ -101,3 +103,23 @@ def answer(model, inputs, **options):
     """Greedy new tokens, eight per prompt."""
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False} | options
     return model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+
+
+def decode_compiled(model, inputs, steps: int = 3) -> tuple[list[int], int]:
+    """
+    Greedy tokens after one prompt, all but the first by a compiled model, one each step into a static cache, and how many
+    graphs that took. A break in the graph is an error.
+    """
+    from torch._dynamo.testing import CompileCounter  # takes a second, and every test imports this module
+
+    length = inputs["input_ids"].shape[1]
+    cache = StaticCache(config=model.config.text_config, max_cache_len=length + steps + 5)
+    graphs = CompileCounter()
+    decode = torch.compile(model, backend=graphs, fullgraph=True)
+    with torch.no_grad():
+        tokens = [model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)]
+        for step in range(steps):
+            positions = torch.tensor([[length + step]])
+            logits = decode(tokens[-1], **{CACHE: cache}, position_ids=positions).logits
+            tokens.append(logits[:, -1:].argmax(-1))
+    return [int(token) for token in tokens], graphs.frame_count

@@ -35,7 +35,6 @@ READ = (
     "(`sound: false` in the entry) it can stay"
 )
 
-
 MOVE = (
     "Cut the file, or move the clip to the column `audio`, and its times to `offset` and `duration` (in seconds; not "
     "in preferences)"

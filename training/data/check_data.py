@@ -4,10 +4,10 @@
     falcon3-audio check-data clips.csv --columns audio=path,text=sentence --prompt "Write down what is said."
     falcon3-audio check-data owner/large --first 1000    # for a set that is too large to load
 
-Takes the same sets as `train_data`. Prints how each set is read, its contents and what any run leaves out (what does not
-fit into its `max_length` is in its own plan), and up to three of its examples. Every chat is built and every clip decoded, once, in parallel; nothing is written. The first
-50 rows that would stop a run are listed, one per line (rows are counted from 0, without a table's header), and the
-exit code is then 1.
+Takes the same sets as `train_data`. Prints how each set is read, its contents and what any run leaves out (what does
+not fit into a run's `max_length` is in its own plan), and up to three of its examples. Every chat is built and every
+clip decoded, once, in parallel; nothing is written. The first 50 rows that would stop a run are listed, one per line
+(rows are counted from 0, without a table's header), and the exit code is then 1.
 """
 
 import argparse
