@@ -50,15 +50,11 @@ from .submission import write_submission
 from .unwrap_reply import without_thoughts
 from .word_errors import (
     UNITS,
-    WER,
     WordErrors,
     count_word_errors,
     error_rate,
-    is_english,
     mean_rate,
-    normalizer,
-    other_normalizer,
-    read_spelling,
+    normalizers_of,
 )
 
 
@@ -303,9 +299,7 @@ def _errors(rule: str, rows: Sequence[Prediction], spelling: str | None) -> list
     references = [row.answer or "" for row in rows]
     hypotheses = [without_thoughts(row.reply or "") for row in rows]
     try:
-        other = other_normalizer(split_letters=rule != WER)
-        english = normalizer(read_spelling(spelling) if spelling else None) if rule == WER else other
-        normalizers = [english if is_english(row.groups.get("language")) else other for row in rows]
+        normalizers = normalizers_of(rule, [row.groups.get("language") for row in rows], spelling)
         found = count_word_errors(references, hypotheses, normalizers)
     except ImportError as error:
         raise ValueError(f"--rule {rule} needs {error.name}: pip install 'falcon3-audio[eval]'") from error

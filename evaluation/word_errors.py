@@ -75,6 +75,22 @@ def is_english(language: str | None) -> bool:
     return language is None or re.split(r"[-_ (]", language.strip().lower())[0] in ("en", "eng", "english")
 
 
+def normalizers_of(rule: str, languages: Sequence[str | None], spelling: str | None) -> list[Callable[[str], str]]:
+    """
+    The normaliser of each row.
+
+    Args:
+        rule: a key of `UNITS`.
+        languages: of the rows, as the set names them.
+        spelling: see `read_spelling`; for "wer".
+
+    Raises the errors of `read_spelling`.
+    """
+    other = other_normalizer(split_letters=rule == CER)
+    english = normalizer(read_spelling(spelling) if spelling else None) if rule == WER else other
+    return [english if is_english(language) else other for language in languages]
+
+
 def read_spelling(source: str) -> dict[str, str]:
     """
     The words that Whisper's normaliser replaces.

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -59,6 +60,17 @@ def converted_data_is_removed():
     yield
     if "falcon3-audio-tests-" in os.environ["HF_DATASETS_CACHE"]:
         shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def uvicorn_logs_as_before():
+    """A page of gradio turns off the access log of every uvicorn server in its process, and for good."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "uvicorn.error", "uvicorn.asgi")]
+    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
 
 
 @pytest.fixture
