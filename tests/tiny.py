@@ -113,7 +113,7 @@ def decode_compiled(model, inputs, steps: int = 3) -> tuple[list[int], int]:
     from torch._dynamo.testing import CompileCounter  # takes a second, and every test imports this module
 
     length = inputs["input_ids"].shape[1]
-    cache = StaticCache(config=model.config.text_config, max_cache_len=length + steps + 5)
+    cache = StaticCache(config=model.config.text_config, max_cache_len=length + steps)
     graphs = CompileCounter()
     decode = torch.compile(model, backend=graphs, fullgraph=True)
     with torch.no_grad():
