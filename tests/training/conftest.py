@@ -2,12 +2,14 @@
 
 import pytest
 import soundfile
+from open_asqa_source import write_source
 from tiny import SAMPLING_RATE, tone
 from training_runs import asked, write_clips, write_jsonl
 
 from falcon3_audio.training import sft
 from falcon3_audio.training.data.sources import DataSource
 from falcon3_audio.training.data.training_sets import load_training_data
+from falcon3_audio.training.prepare import open_asqa, open_asqa_rows
 
 
 @pytest.fixture
@@ -71,3 +73,20 @@ def clips(tmp_path_factory):
 def questions(clips):
     """One clip, several, none, and a different length."""
     return [asked("One?", clips[0]), asked("Two of them?", clips[1], clips[2]), asked("Hi"), asked("?", clips[2])]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Open-ASQA's rows.json, with the audio folders that `open_asqa_source.roots_of` names."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write_source(folder)
+    return folder
+
+
+@pytest.fixture
+def small_buckets(monkeypatch):
+    """Several buckets and shards from a few rows."""
+    monkeypatch.setattr(open_asqa_rows, "BUCKET_BYTES", 2000)
+    monkeypatch.setattr(open_asqa_rows, "BUFFER_BYTES", 1000)
+    monkeypatch.setattr(open_asqa, "SHARD_CLIPS", 2)
