@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.cache_utils import DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -240,7 +241,9 @@ def _works_from_embeddings(language_model: PreTrainedModel, head: torch.nn.Modul
     ids = torch.arange(4, device=language_model.device)[None]
     embeddings = language_model.get_input_embeddings()(ids)
     expected = language_model(input_ids=ids, use_cache=False).logits
-    outputs = language_model.base_model(inputs_embeds=embeddings, use_cache=True)
+    # The cache that `generate` makes for the composed model. Some families generate only with a class of their own.
+    cache = DynamicCache(config=language_model.config.get_text_config(decoder=True))
+    outputs = language_model.base_model(inputs_embeds=embeddings, use_cache=True, **{CACHE: cache})
     language_model.base_model(inputs_embeds=embeddings.flip(-1))  # embeddings that belong to no token
     # Since 5.24 purely recurrent models return their states under this name; older releases cannot generate with them.
     layers = getattr(getattr(outputs, CACHE, None), "layers", [])

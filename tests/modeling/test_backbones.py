@@ -138,6 +138,8 @@ def test_backbones_that_do_not_fit_are_named(backbone_folders, tmp_path):
         compose(audio, make_llm("phi"), audio_token_id=1)
     with pytest.raises(ValueError, match="FalconMambaForCausalLM (gives other logits, or no key-value|cannot be run)"):
         compose(audio, make_llm("falcon_mamba"), audio_token_id=1)
+    with pytest.raises(ValueError, match="MiniMaxForCausalLM cannot be run .*cache of its own"):
+        compose(audio, make_llm("minimax", num_local_experts=2), audio_token_id=1)
     with pytest.raises(ValueError, match="CohereForCausalLM changes its logits .*logit_scale=0.0625"):
         compose(audio, make_llm("cohere"), audio_token_id=1)
     with pytest.raises(ValueError, match="FalconH1ForCausalLM gives other logits"):
