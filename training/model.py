@@ -207,12 +207,15 @@ def check_loss(loss: torch.Tensor, step: int):
 def compile_layers(model: PreTrainedModel):
     """
     Marks the language model's layers to be compiled on their first call, for any number of tokens; in place, so that
-    names and checkpoints stay the same.
+    names and checkpoints stay the same. With `pad_to_window` also the encoder's, which then always get whole windows.
 
-    The encoder is not compiled: its operations depend on how many groups of similar lengths a batch has, so it would be
-    recompiled until dynamo gives up. For the same reason transformers' `torch_compile` is not used.
+    Without it the encoder is not compiled: its operations depend on how many groups of similar lengths a batch has, so
+    it would be recompiled until dynamo gives up. For the same reason transformers' `torch_compile` is not used.
     """
-    for layer in model.model.language_model.layers:
+    layers = [*model.model.language_model.layers]
+    if model.config.pad_to_window:
+        layers += model.model.audio_tower.layers
+    for layer in layers:
         layer.compile(dynamic=True)
 
 
